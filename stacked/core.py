@@ -1,0 +1,160 @@
+"""The nouns of Stacked: content digest, adapter, member, model group.
+
+Everything here is frozen and pure. It must not know files, networks, the engine or HTTP.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NewType
+
+from stacked.errors import GroupInvalid, KeyInvalid, KeyTooLong
+
+Digest = NewType("Digest", str)
+"""`sha256:` and 64 lower-case hex digits, over the files of an adapter that matter."""
+
+ModelId = NewType("ModelId", str)
+"""An OCID. Opaque, except that a digest-derived one carries the digest."""
+
+MAX_KEY_LENGTH = 32
+MAX_MEMBERS = 500
+
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+@-]*")
+_MODEL_ID = re.compile(r"ocid1\.[a-z0-9]+\.[A-Za-z0-9._-]+")
+
+
+def check_digest(text: str) -> Digest:
+    """Return `text` as a digest, or raise ValueError."""
+    if not _DIGEST.fullmatch(text):
+        raise ValueError(f"not a digest (sha256: and 64 hex digits): {text!r}")
+    return Digest(text)
+
+
+def short(digest: Digest) -> str:
+    """The first 12 hex digits: enough for people, never used as an identity."""
+    return digest.removeprefix("sha256:")[:12]
+
+
+def model_id_of(digest: Digest) -> ModelId:
+    """The model id of an adapter that was given none: the same content, the same id."""
+    return ModelId(f"ocid1.datasciencemodel.oc1..{digest.removeprefix('sha256:')[:60]}")
+
+
+def check_model_id(text: str) -> ModelId:
+    """Return `text` as a model id (an OCID), or raise ValueError."""
+    if len(text) > 255 or not _MODEL_ID.fullmatch(text):
+        raise ValueError(f"not an OCID (ocid1.<type>.<realm>.…): {text[:80]!r}")
+    return ModelId(text)
+
+
+def check_key(text: str) -> str:
+    """Return `text` if it may be an inference key, else raise KeyTooLong or KeyInvalid.
+
+    At most 32 characters (the limit of the service whose contract this is). Letters, digits and
+    `. _ : + @ -`, so that a key is safe in a header, a URL path and a metric label. A key may not
+    look like an OCID: it would be ambiguous with another member's model id.
+    """
+    if len(text) > MAX_KEY_LENGTH:
+        raise KeyTooLong(
+            f"inference key {text[:MAX_KEY_LENGTH]!r}… has {len(text)} characters; "
+            f"at most {MAX_KEY_LENGTH} are allowed"
+        )
+    if not _KEY.fullmatch(text):
+        raise KeyInvalid(
+            f"inference key {text!r} is not valid; use letters, digits and . _ : + @ -, "
+            "beginning with a letter or digit"
+        )
+    if text.startswith("ocid1."):
+        raise KeyInvalid(f"inference key {text!r} looks like an OCID; choose another key")
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter that passed every check and stands immutable in the store.
+
+    `rank` is the largest rank of any of its modules, `bytes` the size of its weights on disk.
+    """
+
+    digest: Digest
+    path: Path
+    rank: int
+    target_modules: tuple[str, ...]
+    bytes: int
+    base: str = ""
+    """What the adapter's own config calls its base; told to people, trusted by nobody."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One fine-tune of a group: a model id, the adapter that is its content, and a key."""
+
+    model_id: ModelId
+    adapter: Adapter
+    key: str | None = None
+
+    @property
+    def label(self) -> str:
+        """How answers, logs and metrics call this member: its key, else its model id."""
+        return self.key or self.model_id
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """The base model of a group: what the engine loads and how callers name it."""
+
+    model_id: ModelId
+    key: str
+    path: str
+    """A local directory, or a Hub id that vLLM resolves by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelGroup:
+    """An immutable group: one base and its fine-tunes. Raises GroupInvalid where it cannot be.
+
+    Two keys may name one model; one key names one model. A member may have no key: it is then
+    reached by its model id alone.
+    """
+
+    name: str
+    base: Base
+    members: tuple[Member, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.members) > MAX_MEMBERS:
+            raise GroupInvalid(
+                f"group {self.name!r} has {len(self.members)} members; "
+                f"at most {MAX_MEMBERS} are allowed"
+            )
+        seen = {self.base.key: "the base"}
+        digests: dict[ModelId, Digest] = {}
+        for member in self.members:
+            if member.model_id == self.base.model_id:
+                raise GroupInvalid(f"model id {member.model_id} is the base's; give it another id")
+            other = digests.setdefault(member.model_id, member.adapter.digest)
+            if other != member.adapter.digest:
+                raise GroupInvalid(
+                    f"model id {member.model_id} names two different adapters "
+                    f"({short(other)}, {short(member.adapter.digest)})"
+                )
+            if member.key is None:
+                continue
+            if member.key in seen:
+                raise GroupInvalid(
+                    f"inference key {member.key!r} is used twice in group {self.name!r} "
+                    f"({seen[member.key]} and {member.model_id}); keys are unique in a group"
+                )
+            seen[member.key] = member.model_id
+
+    def adapters(self) -> dict[Digest, Adapter]:
+        """The distinct adapters of the group, by digest, in order of first appearance."""
+        return {member.adapter.digest: member.adapter for member in self.members}
+
+    def __iter__(self) -> Iterator[Member]:
+        return iter(self.members)

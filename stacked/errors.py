@@ -1,0 +1,244 @@
+"""Every way Stacked can fail, one class a cause, each with a stable code and a sentence.
+
+    StackedError
+    ├── ConfigError
+    │   ├── ConfigInvalid          the file or environment says something impossible
+    │   ├── EngineOptionInvalid    vLLM has no such option, or not with such a value
+    │   └── GroupInvalid           keys or ids of a group clash
+    ├── SetupError
+    │   ├── EngineNotInstalled     no vLLM here, or one outside the supported range
+    │   ├── BaseNotFound           neither a directory nor a Hub id nor a known name
+    │   └── PrepareFailed          a base could not be fetched or converted
+    ├── PlanError
+    │   └── GroupImpossible        the group cannot fit this machine; the arithmetic is shown
+    ├── AdapterError               an adapter that is refused, before the engine hears of it
+    │   ├── SourceNotFound         nothing stands where the source points
+    │   ├── SourceRefused          a scheme or place that may not be read
+    │   ├── SourceUnreachable      the network or a server said no
+    │   ├── ArchiveInvalid         not a zip or tar that can be read
+    │   ├── PathUnsafe             a link, an absolute or `..` path that leads out
+    │   ├── AdapterTooLarge        over the size, count or ratio limit
+    │   ├── FileMissing            adapter_config.json or the weights are not there
+    │   ├── PickleRefused          weights as a pickle, which can run code
+    │   ├── AdapterConfigInvalid   adapter_config.json is not what PEFT writes
+    │   ├── AdapterUnsupported     DoRA and others that this engine cannot serve, by name
+    │   ├── RankRefused            a rank that vLLM or this engine does not take
+    │   ├── WeightsInvalid         not a readable safetensors file, or cut short
+    │   ├── ModuleUnknown          a tensor for a module that this base does not have
+    │   ├── PairIncomplete         lora_A without lora_B, or the reverse
+    │   ├── ShapeMismatch          a tensor that does not fit its module
+    │   ├── ValueNotFinite         NaN or infinity in the weights
+    │   └── StoreDamaged           a stored copy no longer matches its digest
+    ├── RoutingError               which adapter a request means
+    │   ├── KeyUnknown, KeyTooLong, KeyInvalid
+    │   ├── KeyConflict            header and body, or two headers, name different models
+    │   ├── KeyDraining            being removed: old requests finish, new ones are refused
+    │   └── KeyInUse               an operation on a key or model that is already there
+    ├── RequestError               a request that is wrong before any model is asked
+    │   ├── BodyInvalid            not JSON, or not an object
+    │   ├── BodyTooLarge           over the payload limit
+    │   └── ParameterInvalid       a parameter of the wrong type or unknown
+    └── EngineError                the engine itself
+        ├── EngineStartFailed      it did not come up; the log is named
+        ├── EngineDead             it is gone
+        ├── EngineLoadFailed       it refused an adapter that passed our checks
+        ├── EngineBusy             no room now; try again
+        └── NotReady               starting or stopping
+
+No class here knows HTTP: status codes stand in one table in `stacked/api/errors.py`.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class StackedError(Exception):
+    """Base of all errors. `str(error)` is a sentence that says what to do."""
+
+    code: ClassVar[str] = "InternalError"
+
+    @classmethod
+    def tree(cls) -> list[type[StackedError]]:
+        """This class and every class below it."""
+        return [cls, *(sub for child in cls.__subclasses__() for sub in child.tree())]
+
+
+class ConfigError(StackedError):
+    code = "ConfigError"
+
+
+class ConfigInvalid(ConfigError):
+    code = "ConfigInvalid"
+
+
+class EngineOptionInvalid(ConfigError):
+    code = "EngineOptionInvalid"
+
+
+class GroupInvalid(ConfigError):
+    code = "GroupInvalid"
+
+
+class SetupError(StackedError):
+    code = "SetupError"
+
+
+class EngineNotInstalled(SetupError):
+    code = "EngineNotInstalled"
+
+
+class BaseNotFound(SetupError):
+    code = "BaseNotFound"
+
+
+class PrepareFailed(SetupError):
+    code = "PrepareFailed"
+
+
+class PlanError(StackedError):
+    code = "PlanError"
+
+
+class GroupImpossible(PlanError):
+    code = "GroupImpossible"
+
+
+class AdapterError(StackedError):
+    code = "AdapterError"
+
+
+class SourceNotFound(AdapterError):
+    code = "SourceNotFound"
+
+
+class SourceRefused(AdapterError):
+    code = "SourceRefused"
+
+
+class SourceUnreachable(AdapterError):
+    code = "SourceUnreachable"
+
+
+class ArchiveInvalid(AdapterError):
+    code = "ArchiveInvalid"
+
+
+class PathUnsafe(AdapterError):
+    code = "PathUnsafe"
+
+
+class AdapterTooLarge(AdapterError):
+    code = "AdapterTooLarge"
+
+
+class FileMissing(AdapterError):
+    code = "FileMissing"
+
+
+class PickleRefused(AdapterError):
+    code = "PickleRefused"
+
+
+class AdapterConfigInvalid(AdapterError):
+    code = "AdapterConfigInvalid"
+
+
+class AdapterUnsupported(AdapterError):
+    code = "AdapterUnsupported"
+
+
+class RankRefused(AdapterError):
+    code = "RankRefused"
+
+
+class WeightsInvalid(AdapterError):
+    code = "WeightsInvalid"
+
+
+class ModuleUnknown(AdapterError):
+    code = "ModuleUnknown"
+
+
+class PairIncomplete(AdapterError):
+    code = "PairIncomplete"
+
+
+class ShapeMismatch(AdapterError):
+    code = "ShapeMismatch"
+
+
+class ValueNotFinite(AdapterError):
+    code = "ValueNotFinite"
+
+
+class StoreDamaged(AdapterError):
+    code = "StoreDamaged"
+
+
+class RoutingError(StackedError):
+    code = "RoutingError"
+
+
+class KeyUnknown(RoutingError):
+    code = "KeyUnknown"
+
+
+class KeyTooLong(RoutingError):
+    code = "KeyTooLong"
+
+
+class KeyInvalid(RoutingError):
+    code = "KeyInvalid"
+
+
+class KeyConflict(RoutingError):
+    code = "KeyConflict"
+
+
+class KeyDraining(RoutingError):
+    code = "KeyDraining"
+
+
+class KeyInUse(RoutingError):
+    code = "KeyInUse"
+
+
+class RequestError(StackedError):
+    code = "RequestError"
+
+
+class BodyInvalid(RequestError):
+    code = "BodyInvalid"
+
+
+class BodyTooLarge(RequestError):
+    code = "BodyTooLarge"
+
+
+class ParameterInvalid(RequestError):
+    code = "ParameterInvalid"
+
+
+class EngineError(StackedError):
+    code = "EngineError"
+
+
+class EngineStartFailed(EngineError):
+    code = "EngineStartFailed"
+
+
+class EngineDead(EngineError):
+    code = "EngineDead"
+
+
+class EngineLoadFailed(EngineError):
+    code = "EngineLoadFailed"
+
+
+class EngineBusy(EngineError):
+    code = "EngineBusy"
+
+
+class NotReady(EngineError):
+    code = "NotReady"

@@ -1,0 +1,4 @@
+"""Adapters on disk: sources, checks, and immutable content-addressed copies.
+
+It must not know the engine, groups or HTTP.
+"""
