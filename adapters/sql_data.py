@@ -52,6 +52,7 @@ VALUES_HELD = {
     "label": "archived purple wooden annual classic delayed approved spicy round vintage empty pink",
 }
 
+Pair = tuple[str, str]  # a question and its SQL
 Condition = tuple[str, str]  # as the question says it, as SQL says it
 COMPARE = {
     ">": ("above", "over", "greater than", "more than"),
@@ -77,7 +78,10 @@ class Table:
 
     @property
     def name(self) -> str:
-        return self.singular + "s" if not self.singular.endswith("y") else self.singular[:-1] + "ies"
+        """The table's name in SQL: the plural."""
+        if self.singular.endswith("y"):
+            return self.singular[:-1] + "ies"
+        return self.singular + ("es" if self.singular.endswith("ch") else "s")
 
 
 class Writer:
@@ -200,9 +204,6 @@ class Writer:
             f"SELECT {left.name}.{column} FROM {left.name} JOIN {many} "
             f"ON {left.name}.{one}_id = {many}.id WHERE {many}.{where}"
         )
-
-
-Pair = tuple[str, str]
 
 
 def say(name: str) -> str:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NewType
+from typing import NewType, Protocol
 
 from stacked.errors import GroupInvalid, KeyInvalid, KeyTooLong
 
@@ -158,3 +158,21 @@ class ModelGroup:
 
     def __iter__(self) -> Iterator[Member]:
         return iter(self.members)
+
+
+class Progress(Protocol):
+    """Who is told what long work is doing: a terminal, a log, or nobody."""
+
+    def step(self, text: str) -> None:
+        """The work before is done; this begins."""
+
+    def note(self, text: str) -> None:
+        """Something worth a line that is not a step: a plan, a warning."""
+
+
+class Silent:
+    """The Progress of callers that do not want to be told."""
+
+    def step(self, text: str) -> None: ...
+
+    def note(self, text: str) -> None: ...

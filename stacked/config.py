@@ -1,0 +1,192 @@
+"""One YAML file to one frozen, validated tree; unknown keys are refused with their place.
+
+It must not know what is on disk or live: a path is made absolute here, and looked at elsewhere.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from stacked.core import check_key, check_model_id
+from stacked.errors import ConfigInvalid, StackedError
+
+PredictEndpoint = Literal["/v1/completions", "/v1/chat/completions"]
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://")
+
+
+def _as_value_error(check: Any) -> Any:
+    """Our own errors as ValueError, so that pydantic adds the key path to the sentence."""
+
+    def checked(text: str) -> str:
+        try:
+            return str(check(text))
+        except StackedError as error:
+            raise ValueError(str(error)) from error
+
+    return checked
+
+
+Key = Annotated[str, AfterValidator(_as_value_error(check_key))]
+Ocid = Annotated[str, AfterValidator(_as_value_error(check_model_id))]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class BaseConfig(_Frozen):
+    """The base model: a directory, a Hub id, or a name that `stacked prepare` knows."""
+
+    model: str = Field(min_length=1)
+    key: Key = "base"
+    id: Ocid | None = None
+
+
+class MemberConfig(_Frozen):
+    """One fine-tune. Without `id`, the model id is derived from the content digest."""
+
+    source: str = Field(min_length=1)
+    key: Key | None = None
+    id: Ocid | None = None
+
+
+class GroupConfig(_Frozen):
+    name: str = Field(default="default", min_length=1, max_length=255)
+    members: tuple[MemberConfig, ...] = ()
+    metadata: dict[str, str] = {}
+
+
+class ServerConfig(_Frozen):
+    host: str = "127.0.0.1"
+    port: int = Field(default=8080, ge=0, le=65535)
+    health_port: int | None = Field(default=None, ge=1, le=65535)
+    """Where `/health` answers too, when the platform probes another port."""
+    predict_endpoint: PredictEndpoint | None = None
+    """What `/predict` means; None: `messages` in the body means chat, else completions."""
+    max_body_bytes: int = Field(default=10 * 1024 * 1024, ge=1024)
+    drain_seconds: float = Field(default=300, ge=0)
+    """How long requests may finish on a removed adapter or at shutdown before they are ended."""
+    runtime_updates: bool | None = None
+    """Whether HTTP callers may load and remove adapters; None: only on a loopback address."""
+    adapter_roots: tuple[str, ...] = ()
+    """Local directories from which HTTP callers may load adapters."""
+    remote_adapters: bool = False
+    """Whether HTTP callers may load adapters from the Hub and from http(s) addresses."""
+
+
+class Config(_Frozen):
+    """The whole file. `engine` holds vLLM's own option names and is checked by vLLM's parser."""
+
+    base: BaseConfig
+    group: GroupConfig = GroupConfig()
+    engine: dict[str, Any] = {}
+    server: ServerConfig = ServerConfig()
+
+
+def load(path: Path) -> Config:
+    """Read, check and return the file's tree, its relative paths made absolute.
+
+    Raises ConfigInvalid with the file, the key path and what was expected there.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigInvalid(f"{path}: cannot be read ({error})") from error
+    try:
+        tree = yaml.load(text, _UniqueKeys)
+    except yaml.YAMLError as error:
+        raise ConfigInvalid(f"{path}: not valid YAML: {error}") from error
+    return parse(tree, where=str(path), directory=path.resolve().parent)
+
+
+def parse(tree: object, *, where: str, directory: Path) -> Config:
+    """Check a tree that came from `where`; paths in it are relative to `directory`."""
+    if not isinstance(tree, dict):
+        raise ConfigInvalid(f"{where}: expected a mapping with base, group, engine, server")
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigInvalid(_sentences(where, error)) from error
+    members = tuple(
+        member.model_copy(update={"source": resolve_path(member.source, directory)})
+        for member in config.group.members
+    )
+    roots = tuple(str((directory / root).resolve()) for root in config.server.adapter_roots)
+    return config.model_copy(
+        update={
+            "base": config.base.model_copy(
+                update={"model": resolve_path(config.base.model, directory)}
+            ),
+            "group": config.group.model_copy(update={"members": members}),
+            "server": config.server.model_copy(update={"adapter_roots": roots}),
+        }
+    )
+
+
+def resolve_path(text: str, directory: Path) -> str:
+    """Make a path absolute against `directory`; leave URLs, Hub ids and known names as they are.
+
+    What begins with `.`, `/` or `~`, or has more than one slash, is a path. A single word or
+    `org/name` is left to the reader, which tries a directory of that name first.
+    """
+    if _SCHEME.match(text):
+        return text
+    path = Path(text).expanduser()
+    if path.is_absolute():
+        return str(path)
+    looks_like_name = _HUB_ID.fullmatch(text) or "/" not in text
+    if looks_like_name and not text.startswith(".") and not (directory / path).exists():
+        return text
+    return str((directory / path).resolve())
+
+
+def _sentences(where: str, error: ValidationError) -> str:
+    lines = []
+    for issue in error.errors(include_url=False):
+        place = "".join(
+            f"[{part}]" if isinstance(part, int) else f".{part}" for part in issue["loc"]
+        ).lstrip(".")
+        if issue["type"] == "extra_forbidden":
+            said = f"unknown key; expected one of: {', '.join(_siblings(issue['loc']))}"
+        else:
+            said = issue["msg"].removeprefix("Value error, ")
+            if not isinstance(issue["input"], dict):
+                said += f" (got {str(issue['input'])[:80]!r})"
+        lines.append(f"{where}: {place or 'file'}: {said}")
+    return "\n".join(lines)
+
+
+def _siblings(location: tuple[int | str, ...]) -> list[str]:
+    """The keys that are known where an unknown one was found."""
+    models: dict[str, type[_Frozen]] = {
+        "base": BaseConfig,
+        "group": GroupConfig,
+        "server": ServerConfig,
+    }
+    if "members" in location:
+        return list(MemberConfig.model_fields)
+    found = models.get(str(location[0])) if len(location) > 1 else Config
+    return list((found or Config).model_fields)
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML lets a later key silently replace an earlier one; here that is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, Hashable) and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} stands twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
