@@ -14,9 +14,9 @@ book author movie actor song album invoice payment product supplier warehouse sh
 driver ticket event store branch city airport project task machine sensor recipe ingredient member
 club course exam loan account sale contract photo device server user post comment review gift tool
 animal plant river house tenant campaign visitor parcel meeting school office market planet star
-mission ship wine coffee phone laptop printer game level bridge tower museum painting""".split()
+mission ship wine coffee phone laptop printer game level bridge tower museum painting"""
 TABLES_HELD = """guest farmer concert garden restaurant orchestra tractor lawyer rocket bakery
-podcast engine stadium violin camera ferry voter island glacier library runner forest""".split()
+podcast engine stadium violin camera ferry voter island glacier library runner forest"""
 
 TEXT = {
     "place": "city country region hometown origin destination location state birth_city port",
@@ -31,9 +31,9 @@ TEXT_HELD = {
 NUMBERS = """price age salary total quantity score rating weight height year distance duration cost
 budget amount balance speed stock points votes pages seats floors discount unit_price order_count
 delivery_days battery_level revenue profit tax temperature capacity downloads goals wins hours
-mileage""".split()
+mileage"""
 NUMBERS_HELD = """income fee length volume attendance bonus area depth shipping_cost visit_count
-experience power calories losses""".split()
+experience power calories losses"""
 
 VALUES = {
     "place": """Paris London Berlin Madrid Rome Vienna Tokyo Delhi Cairo Lima Oslo Boston Chicago
@@ -47,9 +47,11 @@ VALUES = {
     free standard fresh broken yellow white rock jazz urgent local digital weekly""",
 }
 VALUES_HELD = {
-    "place": "Lisbon Warsaw Nairobi Chile Finland Atlanta Kyoto Zurich Ghana Hamburg Quito Portland",
+    "place": """Lisbon Warsaw Nairobi Chile Finland Atlanta Kyoto Zurich Ghana Hamburg Quito
+    Portland""",
     "person": "Walter Bianca Samuel Ingrid Rosa Philip Greta Leon Tanya Arthur Mona Viktor",
-    "label": "archived purple wooden annual classic delayed approved spicy round vintage empty pink",
+    "label": """archived purple wooden annual classic delayed approved spicy round vintage empty
+    pink""",
 }
 
 Pair = tuple[str, str]  # a question and its SQL
@@ -90,13 +92,13 @@ class Writer:
     def __init__(self, rng: random.Random, held_out: bool) -> None:
         self.rng = rng
         self.held_out = held_out
-        self.tables = TABLES_HELD if held_out else TABLES
+        self.tables = (TABLES_HELD if held_out else TABLES).split()
         self.kinds = {
             column: kind
             for kind, columns in (TEXT_HELD if held_out else TEXT).items()
             for column in columns.split()
         }
-        self.number_names = NUMBERS_HELD if held_out else NUMBERS
+        self.number_names = (NUMBERS_HELD if held_out else NUMBERS).split()
         self.values = {k: v.split() for k, v in (VALUES_HELD if held_out else VALUES).items()}
 
     def table(self, singular: str) -> Table:
@@ -219,7 +221,14 @@ def draw(rng: random.Random, held_out: bool) -> Pair:
         schema = f"{writer.schema(left, right.singular + '_id')} {writer.schema(right, 'id')}"
         question, query = writer.join(left, right)
     else:
-        shapes = (writer.pick, writer.both, writer.count, writer.top, writer.aggregate, writer.group)
+        shapes = (
+            writer.pick,
+            writer.both,
+            writer.count,
+            writer.top,
+            writer.aggregate,
+            writer.group,
+        )
         schema = writer.schema(left)
         question, query = rng.choice(shapes)(left)
     return f"Write one SQL query.\nSchema: {schema}\nQuestion: {question}", query

@@ -34,18 +34,23 @@ class Example:
 
 @dataclass(frozen=True)
 class Task:
-    """A named task: how its examples are drawn, how long answers may be, how one is scored."""
+    """A named task: how its examples are drawn and how an answer is scored.
+
+    `max_tokens` bounds an answer; `held_out` is how many held-out examples a score is over.
+    """
 
     name: str
     metric: str
     max_tokens: int
+    held_out: int
     draw: Pairs
     is_right: Callable[[str, str], bool]
 
     def examples(self, split: Split, n: int, seed: int = 0) -> list[Example]:
         """Draw `n` different examples; the same arguments always give the same list.
 
-        Raises `ValueError` when the task cannot make that many different prompts.
+        Held-out prompts are all different; a training prompt may come back with another answer
+        where the task has more than one. Raises `ValueError` when there are fewer than `n`.
         """
         # A string seed is hashed by its bytes, so it is stable over processes and versions.
         rng = random.Random(f"{self.name}/{split}/{seed}")
@@ -54,7 +59,8 @@ class Task:
             if len(found) == n:
                 return list(found.values())
             prompt, answer = self.draw(rng, split == "held-out")
-            found.setdefault(prompt, Example(prompt, answer))
+            identity = prompt if split == "held-out" else f"{prompt}\0{answer}"
+            found.setdefault(identity, Example(prompt, answer))
         raise ValueError(f"{self.name} has fewer than {n} different {split} examples")
 
     def score(self, example: Example, answer: str) -> float:
@@ -75,12 +81,13 @@ def sounds_like_a_pirate(_wanted: str, answer: str) -> bool:
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        Task("sql", "exact match", 64, sql_data.draw, same_text),
-        Task("triage", "exact match", 40, triage_data.draw, same_text),
+        Task("sql", "exact match", 64, 200, sql_data.draw, same_text),
+        Task("triage", "exact match", 40, 200, triage_data.draw, same_text),
         Task(
             "pirate",
             "share with two pirate words",
             64,
+            60,
             pirate_data.draw,
             sounds_like_a_pirate,
         ),

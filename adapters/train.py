@@ -16,20 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from card import write_card
+from card import BASE_NAME, write_card
 from greedy import answers
 from peft import LoraConfig, get_peft_model
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tasks import TASKS, Example, Task
-from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-BASE_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 HERE = Path(__file__).resolve().parent
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What one adapter is trained on and how; `examples` are different ones, `steps` are updates."""
+    """What one adapter is trained on and how: different examples, and updates of the weights."""
 
     task: str
     version: str
@@ -45,8 +44,8 @@ class Recipe:
 
 RECIPES: dict[str, Recipe] = {
     "sql-v1": Recipe("sql", "v1", examples=64, steps=30, warmup=5),
-    "sql-v2": Recipe("sql", "v2", examples=3600, steps=450),
-    "triage-v1": Recipe("triage", "v1", examples=2400, steps=300),
+    "sql-v2": Recipe("sql", "v2", examples=1800, steps=225),
+    "triage-v1": Recipe("triage", "v1", examples=1600, steps=200),
     "pirate-v1": Recipe("pirate", "v1", examples=640, steps=100, warmup=10),
 }
 
@@ -95,7 +94,9 @@ def answer_loss(model: Any, batch: list[Encoded], pad: int) -> torch.Tensor:
     decoder, head = model.base_model.model.model, model.base_model.model.lm_head
     hidden = decoder(input_ids=ids.to(device), attention_mask=real.long().to(device))[0]
     logits = head(hidden[predicts.to(device)])
-    return torch.nn.functional.cross_entropy(logits.float(), ids[:, 1:][predicts[:, :-1]].to(device))
+    return torch.nn.functional.cross_entropy(
+        logits.float(), ids[:, 1:][predicts[:, :-1]].to(device)
+    )
 
 
 def rate(step: int, recipe: Recipe) -> float:
@@ -107,6 +108,18 @@ def rate(step: int, recipe: Recipe) -> float:
     )
 
 
+def progress() -> Progress:
+    """A bar with the number of steps, the time left and the loss."""
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    loss = TextColumn("loss {task.fields[loss]:.4f}")
+    return Progress(TextColumn("{task.description}"), *columns, loss)
+
+
+def mean(values: list[float]) -> float:
+    """The mean of a list that is not empty."""
+    return sum(values) / len(values)
+
+
 def train(model: Any, tokenizer: Any, data: list[Encoded], recipe: Recipe, seed: int) -> float:
     """Run the recipe's steps in place; returns the mean loss of the last tenth of them."""
     weights = [p for p in model.parameters() if p.requires_grad]
@@ -114,21 +127,24 @@ def train(model: Any, tokenizer: Any, data: list[Encoded], recipe: Recipe, seed:
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, recipe))
     source = batches(data, recipe, random.Random(seed))
     losses: list[float] = []
+    tenth = max(1, recipe.steps // 10)
     model.train()
-    with tqdm(total=recipe.steps, desc=f"{recipe.task}-{recipe.version}", mininterval=1) as bar:
-        for _ in range(recipe.steps):
+    with progress() as bar:
+        name = f"{recipe.task}-{recipe.version}"
+        shown = bar.add_task(name, total=recipe.steps, loss=0.0)
+        for step in range(1, recipe.steps + 1):
             with torch.autocast(model.device.type, dtype=torch.bfloat16):
                 loss = answer_loss(model, next(source), tokenizer.pad_token_id)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(weights, 1.0)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
             losses.append(loss.item())
-            bar.set_postfix(loss=f"{sum(losses[-20:]) / len(losses[-20:]):.4f}", refresh=False)
-            bar.update()
-    last = losses[-max(1, len(losses) // 10) :]
-    return sum(last) / len(last)
+            bar.update(shown, advance=1, loss=mean(losses[-20:]))
+            if step % tenth == 0:  # so that a log file, which has no bar, tells the way too
+                bar.console.print(f"{name}: step {step}, loss {mean(losses[-tenth:]):.4f}")
+    return mean(losses[-tenth:])
 
 
 def with_lora(model: Any, recipe: Recipe) -> Any:
@@ -138,9 +154,9 @@ def with_lora(model: Any, recipe: Recipe) -> Any:
         lora_alpha=recipe.alpha,
         target_modules=list(recipe.targets),
         task_type="CAUSAL_LM",
-        base_model_name_or_path=BASE_NAME,
     )
     peft_model = get_peft_model(model, config)
+    # peft writes the path that the base was read from; the name is what travels.
     peft_model.peft_config["default"].base_model_name_or_path = BASE_NAME
     return peft_model
 
@@ -151,6 +167,11 @@ def save(model: Any, out: Path) -> None:
         if weight.requires_grad:
             weight.data = weight.data.to(torch.bfloat16)
     model.save_pretrained(out, save_embedding_layers=False)
+    config = out / "adapter_config.json"
+    fields = json.loads(config.read_text())
+    fields["target_modules"].sort()  # peft keeps a set: its order would differ from run to run
+    config.write_text(json.dumps(fields, indent=2) + "\n")
+    (out / "adapter_model.safetensors").chmod(0o644)
     for weight in model.parameters():
         if weight.requires_grad:
             weight.data = weight.data.float()
@@ -171,7 +192,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="default: TASK/VERSION beside this script")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--held-out", type=int, default=200, help="examples scored at the end")
+    parser.add_argument("--held-out", type=int, help="examples scored at the end")
     parser.add_argument("--steps", type=int, help="override the recipe's number of steps")
     return parser.parse_args()
 
@@ -196,12 +217,12 @@ def main() -> None:
     seconds = time.perf_counter() - started
     out = args.out or HERE / recipe.task / recipe.version
     save(model, out)
-    facts = {"device": device, "seed": args.seed, "loss": loss, "seconds": seconds}
-    facts["n"] = args.held_out
-    facts["adapter_score"] = held_out_score(model, tokenizer, task, args.held_out)
+    facts: dict[str, Any] = {"device": device, "seed": args.seed, "loss": loss, "seconds": seconds}
+    facts["n"] = args.held_out or task.held_out
+    facts["adapter_score"] = held_out_score(model, tokenizer, task, facts["n"])
     with model.disable_adapter():
-        facts["base_score"] = held_out_score(model, tokenizer, task, args.held_out)
-    write_card(out, task, asdict(recipe), facts, BASE_NAME)
+        facts["base_score"] = held_out_score(model, tokenizer, task, facts["n"])
+    write_card(out, asdict(recipe), facts)
     print(json.dumps(facts))
 
 

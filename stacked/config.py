@@ -69,6 +69,8 @@ class ServerConfig(_Frozen):
     port: int = Field(default=8080, ge=0, le=65535)
     health_port: int | None = Field(default=None, ge=1, le=65535)
     """Where `/health` answers too, when the platform probes another port."""
+    health_path: str | None = Field(default=None, pattern=r"^/[\w./-]*$")
+    """Another path that answers as `/health` does."""
     predict_endpoint: PredictEndpoint | None = None
     """What `/predict` means; None: `messages` in the body means chat, else completions."""
     max_body_bytes: int = Field(default=10 * 1024 * 1024, ge=1024)

@@ -41,7 +41,7 @@ def short(digest: Digest) -> str:
 
 def model_id_of(digest: Digest) -> ModelId:
     """The model id of an adapter that was given none: the same content, the same id."""
-    return ModelId(f"ocid1.datasciencemodel.oc1..{digest.removeprefix('sha256:')[:60]}")
+    return ModelId(f"ocid1.datasciencemodel.oc1..{digest.removeprefix('sha256:')}")
 
 
 def check_model_id(text: str) -> ModelId:

@@ -8,7 +8,8 @@
     ├── SetupError
     │   ├── EngineNotInstalled     no vLLM here, or one outside the supported range
     │   ├── BaseNotFound           neither a directory nor a Hub id nor a known name
-    │   └── PrepareFailed          a base could not be fetched or converted
+    │   ├── PrepareFailed          a base could not be fetched or converted
+    │   └── StoreUnusable          the adapter store cannot be written: disk full, no permission
     ├── PlanError
     │   └── GroupImpossible        the group cannot fit this machine; the arithmetic is shown
     ├── AdapterError               an adapter that is refused, before the engine hears of it
@@ -23,11 +24,12 @@
     │   ├── AdapterConfigInvalid   adapter_config.json is not what PEFT writes
     │   ├── AdapterUnsupported     DoRA and others that this engine cannot serve, by name
     │   ├── RankRefused            a rank that vLLM or this engine does not take
-    │   ├── WeightsInvalid         not a readable safetensors file, or cut short
+    │   ├── WeightsInvalid         not a readable safetensors file of floats, or cut short
     │   ├── ModuleUnknown          a tensor for a module that this base does not have
     │   ├── PairIncomplete         lora_A without lora_B, or the reverse
     │   ├── ShapeMismatch          a tensor that does not fit its module
     │   ├── ValueNotFinite         NaN or infinity in the weights
+    │   ├── AdapterAbsent          the store has nothing of that digest
     │   └── StoreDamaged           a stored copy no longer matches its digest
     ├── RoutingError               which adapter a request means
     │   ├── KeyUnknown, KeyTooLong, KeyInvalid
@@ -37,7 +39,8 @@
     ├── RequestError               a request that is wrong before any model is asked
     │   ├── BodyInvalid            not JSON, or not an object
     │   ├── BodyTooLarge           over the payload limit
-    │   └── ParameterInvalid       a parameter of the wrong type or unknown
+    │   ├── ParameterInvalid       a parameter of the wrong type or unknown
+    │   └── NotAllowed             an administrative operation that this server does not take
     └── EngineError                the engine itself
         ├── EngineStartFailed      it did not come up; the log is named
         ├── EngineDead             it is gone
@@ -94,6 +97,10 @@ class BaseNotFound(SetupError):
 
 class PrepareFailed(SetupError):
     code = "PrepareFailed"
+
+
+class StoreUnusable(SetupError):
+    code = "StoreUnusable"
 
 
 class PlanError(StackedError):
@@ -172,6 +179,10 @@ class ValueNotFinite(AdapterError):
     code = "ValueNotFinite"
 
 
+class AdapterAbsent(AdapterError):
+    code = "AdapterAbsent"
+
+
 class StoreDamaged(AdapterError):
     code = "StoreDamaged"
 
@@ -218,6 +229,10 @@ class BodyTooLarge(RequestError):
 
 class ParameterInvalid(RequestError):
     code = "ParameterInvalid"
+
+
+class NotAllowed(RequestError):
+    code = "NotAllowed"
 
 
 class EngineError(StackedError):

@@ -1,4 +1,4 @@
-"""The tiny seeded base model, its tokenizer and its LoRA adapters that the tests build for themselves.
+"""The tiny seeded base model, its tokenizer and the LoRA adapters that the tests build.
 
 It must not know the engine or anything of the package under test, and it imports torch only inside
 functions, so that importing it costs nothing.
@@ -27,19 +27,20 @@ CHAT_TEMPLATE = (
 )
 
 _CORPUS = """
-One process holds one base model and many adapters. A request names a key, and the answer comes from
-exactly that adapter, from the first token to the last. The quick brown fox jumps over the lazy dog,
-while seven wizards quietly box with five dozen liquor jugs beside a frozen waterfall in January.
-SELECT name, count(*) FROM customers JOIN orders ON customers.id = orders.customer_id WHERE total > 100
-GROUP BY name ORDER BY count(*) DESC LIMIT 10; {"category": "billing", "priority": "high", "team": 3}
-Ahoy, captain! The ship sails at midnight with the treasure, and nobody knows where the parrot went.
-My printer does not answer since yesterday's update; please send somebody before noon on Thursday.
-What is the capital of France? Paris is the capital of France, and Berlin is the capital of Germany.
-Write a short story about a small robot who learned to paint the sky in green, orange and violet.
-def add(left: int, right: int) -> int: return left + right  # numbers 0 1 2 3 4 5 6 7 8 9 10 20 50
-The user asks a question. The assistant thinks about the question, and then gives a useful answer.
-How would you explain gravity to a child? Things that are heavy pull other things towards themselves.
-Weather forecast: cloudy in the morning, some rain after lunch, strong wind from the north at night.
+One process holds one base model and many adapters. A request names a key, and the answer comes
+from exactly that adapter, from the first token to the last. The quick brown fox jumps over the
+lazy dog, while seven wizards quietly box with five dozen liquor jugs beside a frozen waterfall in
+January. SELECT name, count(*) FROM customers JOIN orders ON customers.id = orders.customer_id
+WHERE total > 100 GROUP BY name ORDER BY count(*) DESC LIMIT 10; {"category": "billing",
+"priority": "high", "team": 3} Ahoy, captain! The ship sails at midnight with the treasure, and
+nobody knows where the parrot went. My printer does not answer since yesterday's update; please
+send somebody before noon on Thursday. What is the capital of France? Paris is the capital of
+France, and Berlin is the capital of Germany. Write a short story about a small robot who learned
+to paint the sky in green, orange and violet. def add(left: int, right: int) -> int: return left +
+right  # numbers 0 1 2 3 4 5 6 7 8 9 10 20 50 The user asks a question. The assistant thinks about
+the question, and then gives a useful answer. How would you explain gravity to a child? Things
+that are heavy pull other things towards themselves. Weather forecast: cloudy in the morning, some
+rain after lunch, strong wind from the north at night.
 """
 
 
@@ -125,10 +126,10 @@ def build_adapter(
 ) -> Path:
     """Write a random PEFT LoRA adapter for ``base`` to ``path``.
 
-    ``scale`` is the LoRA scaling (``lora_alpha / rank``, alpha rounded); its default is strong enough that greedy
-    answers of different seeds differ from each other and from the base. Further ``config`` goes to
-    ``peft.LoraConfig`` (``use_rslora=True``, ``modules_to_save=[...]`` and so on). The same
-    arguments give the same bytes.
+    ``scale`` is the LoRA scaling (``lora_alpha / rank``, alpha rounded); its default is strong
+    enough that greedy answers of different seeds differ from each other and from the base. Further
+    ``config`` goes to ``peft.LoraConfig`` (``use_rslora=True``, ``modules_to_save=[...]`` and so
+    on). The same arguments give the same bytes.
     """
     import torch
     from peft import LoraConfig, get_peft_model

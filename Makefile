@@ -1,0 +1,44 @@
+# Two commands matter: `make run` serves the demo, `make test` runs the whole suite.
+# Both set up first; a second set-up takes a fraction of a second.
+
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+# A clone keeps to itself: its base model, adapters and records stand in .stacked, not in HOME.
+export STACKED_DATA_DIR ?= $(CURDIR)/.stacked
+
+BIN := .venv/bin
+
+.PHONY: help setup run test lint format clean distclean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+	@echo
+	@echo '  make run ARGS="--port 9000"     passes options to `stacked serve`'
+	@echo '  make test ARGS="-k routing"     passes options to pytest'
+	@echo '  STACKED_ENGINE=cpu make setup   chooses the CPU build of vLLM (or cuda) by hand'
+
+setup: ## .venv, vLLM (CUDA build where a GPU is found, else CPU), the demo base
+	@bash scripts/setup.sh
+
+run: setup ## serve configs/demo.yaml on 127.0.0.1:8080
+	@exec $(BIN)/stacked serve configs/demo.yaml $(ARGS)
+
+test: setup lint ## lint, types and every test, real engine included
+	$(BIN)/pytest $(ARGS)
+
+lint: setup ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup ## put the code in order
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove .venv and every cache; keeps the data in .stacked
+	rm -rf .venv .cache build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## also remove .stacked: the base model and everything that was served
+	rm -rf .stacked

@@ -1,0 +1,235 @@
+"""The front door, as pure ASGI: which model a request means, decided once, and its lease.
+
+Resolves the key, takes the lease, tells the engine's app what was selected, and releases the lease
+when the call ends, however it ends. It must not know what a completion is.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from stacked.api.bodies import ClientGone, parse_object, read_body, replay, with_fields
+from stacked.api.errors import openai_body, plain_body, status_of, to_plain
+from stacked.api.targets import Target, is_open, is_plain, model_target, predict_path
+from stacked.engine.engine import Loaded
+from stacked.engine.openai import Selection, known_parameters, selected
+from stacked.errors import NotReady, ParameterInvalid, StackedError
+from stacked.groups.routing import Route
+from stacked.service import Service
+
+logger = logging.getLogger("stacked.api")
+
+_TRUE = frozenset({"true", "1", "yes"})
+
+
+class FrontDoor:
+    """The outermost ASGI app: model requests to vLLM's app with a lease, the rest to `ours`."""
+
+    def __init__(self, service: Service, ours: ASGIApp) -> None:
+        self._service = service
+        self._ours = ours
+        self._known: Mapping[str, frozenset[str]] | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._ours(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        tagged = _Tagged(send, {"opc-request-id": _request_id(headers)})
+        method, path = scope["method"], scope["path"]
+        target = model_target(method, path)
+        plain = target.plain if target else is_plain(path)
+        try:
+            if target is not None:
+                await self._run_model(target, headers, scope, receive, tagged)
+            elif is_open(method, path):
+                await self._vllm(scope, receive, tagged)
+            else:
+                await self._ours(scope, receive, tagged)
+        except ClientGone:
+            return
+        except StackedError as error:
+            if tagged.started:
+                raise
+            await respond_error(error, plain, tagged)
+
+    async def _run_model(
+        self, target: Target, headers: Headers, scope: Scope, receive: Receive, send: _Tagged
+    ) -> None:
+        limit = self._service.config.server.max_body_bytes
+        body = await read_body(receive, limit, headers.get("content-length"))
+        tree = parse_object(body) if body else {}
+        admission = self._service.admit(_names(target, headers, tree))
+        with admission.lease:
+            route = admission.route
+            send.headers |= _route_headers(route)
+            path = target.path or predict_path(tree, self._service.config.server.predict_endpoint)
+            self._check_parameters(path, tree)
+            body = _body_for_vllm(body, tree, target, headers, route)
+            out: Send = _PlainErrors(send) if target.plain else send
+            inner = {
+                **scope,
+                "path": path,
+                "raw_path": path.encode(),
+                "headers": _inner_headers(scope["headers"], len(body), target.plain),
+            }
+            token = selected.set(Selection(route.label, route.handle))
+            try:
+                await self._vllm(inner, replay(body, receive), out)
+            finally:
+                selected.reset(token)
+
+    async def _vllm(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._service.openai_app
+        if app is None:
+            raise NotReady(f"{self._service.state.value}: {self._service.reason}")
+        await app(scope, receive, send)
+
+    def _check_parameters(self, path: str, tree: Mapping[str, Any]) -> None:
+        if self._known is None:
+            self._known = known_parameters(self._service.openai_app)
+        known = self._known.get(path)
+        if known is None:
+            return
+        for name in tree:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ParameterInvalid(f"unknown parameter {name[:80]!r}{hint}")
+
+
+def _names(target: Target, headers: Headers, tree: Mapping[str, Any]) -> dict[str, str]:
+    """Every place where a request names its model: place -> name."""
+    names: dict[str, str] = {}
+    for header in ("model-key", "model-ocid"):
+        for at, value in enumerate(headers.getlist(header)):
+            names[f"header {header}" + (f" ({at + 1})" if at else "")] = value.strip()
+    if target.model is not None:
+        names["path"] = target.model
+    model = tree.get("model")
+    if model is not None:
+        if not isinstance(model, str):
+            raise ParameterInvalid(f"model must be a string, not {type(model).__name__}")
+        names["body model"] = model
+    return names
+
+
+def _body_for_vllm(
+    body: bytes, tree: dict[str, Any], target: Target, headers: Headers, route: Route[Loaded]
+) -> bytes:
+    if not tree:
+        return body
+    fields: dict[str, Any] = {}
+    if tree.get("model") is None:
+        fields["model"] = route.label
+    if target.plain and (target.stream or headers.get("enable-streaming", "").lower() in _TRUE):
+        fields["stream"] = True
+    return with_fields(body, tree, fields)
+
+
+def _route_headers(route: Route[Loaded]) -> dict[str, str]:
+    headers = {
+        "model-ocid": route.model_id,
+        "model-digest": route.digest or "base",
+        "model-generation": str(route.generation),
+    }
+    return headers | ({"model-key": route.key} if route.key else {})
+
+
+def _request_id(headers: Headers) -> str:
+    given = headers.get("opc-request-id", "")
+    if given and len(given) <= 256 and given.isprintable():
+        return given
+    return uuid.uuid4().hex.upper()
+
+
+def _inner_headers(
+    headers: list[tuple[bytes, bytes]], length: int, plain: bool
+) -> list[tuple[bytes, bytes]]:
+    """The request's headers for a body that is whole: a length, and no transfer coding.
+
+    On `/predict` a body that parsed is JSON, whatever a plain `curl -d` called it; on `/v1` vLLM's
+    own rule holds.
+    """
+    dropped = {b"content-length", b"transfer-encoding"} | ({b"content-type"} if plain else set())
+    kept = [pair for pair in headers if pair[0] not in dropped]
+    kept.append((b"content-length", str(length).encode()))
+    return [*kept, (b"content-type", b"application/json")] if plain else kept
+
+
+class _Tagged:
+    """A `send` that adds headers to the response and knows whether it has begun."""
+
+    def __init__(self, send: Send, headers: dict[str, str]) -> None:
+        self._send = send
+        self.headers = headers
+        self.started = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.started = True
+            headers = MutableHeaders(raw=list(message["headers"]))
+            for name, value in self.headers.items():
+                headers[name] = value
+            message = {**message, "headers": headers.raw}
+        await self._send(message)
+
+
+class _PlainErrors:
+    """A `send` that turns vLLM's error bodies into the plain shape, and bares event streams.
+
+    The OCI SDK takes a stream for one only when its content type is exactly `text/event-stream`.
+    """
+
+    def __init__(self, send: Callable[[Message], Awaitable[None]]) -> None:
+        self._send = send
+        self._held: Message | None = None
+        self._parts: list[bytes] = []
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            if message["status"] >= 400:
+                self._held = message
+                return
+            headers = MutableHeaders(raw=list(message["headers"]))
+            if headers.get("content-type", "").startswith("text/event-stream"):
+                headers["content-type"] = "text/event-stream"
+            await self._send({**message, "headers": headers.raw})
+            return
+        if self._held is None:
+            await self._send(message)
+            return
+        self._parts.append(message.get("body", b""))
+        if message.get("more_body", False):
+            return
+        status = self._held["status"]
+        body = to_plain(b"".join(self._parts), status)
+        await _send_json(self._send, status, body)
+
+
+async def respond_error(error: StackedError, plain: bool, send: Send) -> None:
+    """Answer with an error of ours in the shape of the surface it happened on."""
+    status = status_of(error)
+    if status >= 500:
+        logger.warning("%s: %s", error.code, error)
+    shaped = plain_body(error.code, str(error))
+    if not plain:
+        shaped = openai_body(error.code, str(error), status)
+    await _send_json(send, status, json.dumps(shaped, ensure_ascii=False).encode())
+
+
+async def _send_json(send: Send, status: int, body: bytes) -> None:
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,81 @@
+"""A request's body: read once within a limit, parsed once, and given on unchanged where possible.
+
+It must not know what a body means.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic_core import from_json
+from starlette.types import Message, Receive
+
+from stacked.errors import BodyInvalid, BodyTooLarge
+
+
+class ClientGone(Exception):
+    """The client closed the connection before its request was complete."""
+
+
+async def read_body(receive: Receive, limit: int, declared: str | None) -> bytes:
+    """The whole body, at most `limit` bytes. Raises BodyTooLarge, before reading where it can."""
+    if declared is not None and declared.isdigit() and int(declared) > limit:
+        raise _too_large(limit)
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        part = message.get("body", b"")
+        size += len(part)
+        if size > limit:
+            raise _too_large(limit)
+        parts.append(part)
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """The body as a JSON object. Raises BodyInvalid with the place of the fault."""
+    try:
+        tree = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise BodyInvalid(f"the body is not valid JSON: {error}") from error
+    if not isinstance(tree, dict):
+        raise BodyInvalid('the body must be a JSON object, such as {"prompt": "…"}')
+    return tree
+
+
+def with_fields(body: bytes, tree: Mapping[str, Any], fields: Mapping[str, Any]) -> bytes:
+    """The body with `fields` set. What is absent is spliced in, so that the rest stays as sent."""
+    wanted = {name: value for name, value in fields.items() if tree.get(name) != value}
+    if not wanted:
+        return body
+    if any(name in tree for name in wanted):
+        return json.dumps({**tree, **wanted}, ensure_ascii=False).encode()
+    head = json.dumps(wanted, ensure_ascii=False).encode()[1:-1]
+    start = body.index(b"{") + 1
+    return b"".join((body[:start], head, b"," if tree else b"", body[start:]))
+
+
+def replay(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives `body` first and then whatever still comes (the client's leaving)."""
+    sent = False
+
+    async def again() -> Message:
+        nonlocal sent
+        if sent:
+            return await receive()
+        sent = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again
+
+
+def _too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(
+        f"the body is larger than {limit} bytes; send less, or raise server.max_body_bytes"
+    )

@@ -1,0 +1,79 @@
+"""Errors to status and body: the one table, and the two shapes that clients read.
+
+OpenAI's shape on `/v1`, `{"code", "message"}` elsewhere. It must not decide what an error is.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from stacked import errors
+
+# The nearest class up the tree decides.
+STATUS: dict[type[errors.StackedError], int] = {
+    errors.StackedError: 500,
+    errors.ConfigError: 400,
+    errors.SetupError: 500,
+    errors.PlanError: 400,
+    errors.AdapterError: 400,
+    errors.SourceNotFound: 404,
+    errors.SourceRefused: 403,
+    errors.SourceUnreachable: 502,
+    errors.AdapterTooLarge: 413,
+    errors.StoreDamaged: 500,
+    errors.RoutingError: 400,
+    errors.KeyUnknown: 404,
+    errors.KeyDraining: 409,
+    errors.KeyInUse: 409,
+    errors.RequestError: 400,
+    errors.BodyTooLarge: 413,
+    errors.NotAllowed: 403,
+    errors.EngineError: 500,
+    errors.EngineBusy: 503,
+    errors.EngineDead: 503,
+    errors.NotReady: 503,
+}
+
+# What OpenAI's clients call these; they choose their exception class by status.
+_OPENAI_TYPES = {400: "invalid_request_error", 404: "not_found_error", 403: "permission_error"}
+
+# vLLM's own errors carry no stable code but their status.
+_PLAIN_CODES = {
+    400: "InvalidParameter",
+    401: "NotAuthenticated",
+    404: "NotFound",
+    405: "MethodNotAllowed",
+    413: "PayloadTooLarge",
+    415: "UnsupportedMediaType",
+    422: "InvalidParameter",
+    503: "ServiceUnavailable",
+}
+
+
+def status_of(error: errors.StackedError) -> int:
+    """The HTTP status of an error, found through its classes."""
+    return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+
+
+def openai_body(code: str, message: str, status: int) -> dict[str, Any]:
+    kind = _OPENAI_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+
+
+def plain_body(code: str, message: str) -> dict[str, Any]:
+    return {"code": code, "message": message}
+
+
+def to_plain(body: bytes, status: int) -> bytes:
+    """An error of vLLM's in our plain shape; what is not one of its errors is kept as message."""
+    message, code = body.decode("utf-8", "replace"), None
+    try:
+        tree = json.loads(body)
+        error = tree["error"]
+        message, code = str(error["message"]), error.get("code")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    if not isinstance(code, str):
+        code = _PLAIN_CODES.get(status, "InternalServerError")
+    return json.dumps(plain_body(code, message)).encode()

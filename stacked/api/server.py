@@ -1,0 +1,203 @@
+"""The server process: its sockets, the engine's log, start, signals and shutdown.
+
+HTTP is up before the engine, so that `/health` can tell what start is doing. It must not know
+routes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+import uvloop
+
+from stacked.api.admission import FrontDoor
+from stacked.api.routes import create_routes
+from stacked.config import Config
+from stacked.core import Progress
+from stacked.errors import ConfigInvalid, EngineDead, EngineError
+from stacked.service import Service, State
+
+_LOGS_KEPT = 10
+_INTERRUPTED = 130
+
+
+def run(config: Config, *, data_dir: Path, progress: Progress) -> int:
+    """Serve until told to stop; the process's exit code. Raises StackedError when it cannot start.
+
+    SIGINT and SIGTERM let requests in flight finish within `server.drain_seconds`; a second one
+    ends them. What this process and the engine print goes to the engine's log from here on.
+    """
+    sockets = _bind(config)
+    log = engine_log(data_dir)
+    progress.note(f"engine log  {log}")
+    try:
+        return uvloop.run(_serve(config, data_dir, progress, sockets))
+    except EngineError as error:
+        raise type(error)(f"{error}\nThe engine's log: {log}") from error
+    finally:
+        for sock in sockets:
+            sock.close()
+
+
+async def _serve(
+    config: Config, data_dir: Path, progress: Progress, sockets: list[socket.socket]
+) -> int:
+    service = Service(config, data_dir)
+    server = _Server(service, _uvicorn_config(service))
+    serving = asyncio.create_task(server.serve(sockets=sockets))
+    starting = asyncio.create_task(service.start(progress))
+    try:
+        await asyncio.wait({serving, starting}, return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            await _abandon(starting)
+            return _INTERRUPTED
+        await starting
+        async with _lifespan(service.openai_app):
+            _announce(service, sockets, progress)
+            watching = asyncio.create_task(_watch(service, server))
+            await serving
+            watching.cancel()
+    finally:
+        server.should_exit = True
+        await asyncio.gather(serving, return_exceptions=True)
+        await service.close()
+    if service.state is State.FAILED:
+        raise EngineDead(service.reason)
+    return 0
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, telling the service when it begins to stop."""
+
+    def __init__(self, service: Service, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._service = service
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        # uvicorn's own raises the signal again when it has stopped, which would cut our clean-up.
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._service.stopping()
+        await super().shutdown(sockets)
+
+
+def _uvicorn_config(service: Service) -> uvicorn.Config:
+    return uvicorn.Config(
+        FrontDoor(service, create_routes(service)),
+        lifespan="off",  # what there is to start is started beside the server, not before it
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=max(1, int(service.config.server.drain_seconds)),
+    )
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(app: Any) -> AsyncIterator[None]:
+    """vLLM's app has a lifespan of its own, which no server runs as it is not the outermost."""
+    async with app.router.lifespan_context(app):
+        yield
+
+
+async def _watch(service: Service, server: uvicorn.Server) -> None:
+    """End the server when its engine dies: a supervisor restarts processes, not half of one."""
+    while True:
+        await asyncio.sleep(1.0)
+        if service.notice_death():
+            server.should_exit = True
+            return
+
+
+async def _abandon(starting: asyncio.Task[None]) -> None:
+    """Stop a start that is under way: its thread waits for processes, so these are ended."""
+    for child in multiprocessing.active_children():
+        child.terminate()
+    starting.cancel()
+    await asyncio.gather(starting, return_exceptions=True)
+
+
+def _announce(service: Service, sockets: list[socket.socket], progress: Progress) -> None:
+    host, port = sockets[0].getsockname()[:2]
+    url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
+    keys = ", ".join(route.label for route in service.routing)
+    progress.step(f"Serving group {service.config.group.name!r} on {url}")
+    progress.note(f"inference keys  {keys}\ntry             stacked predict --url {url} 'Hello'")
+
+
+def _bind(config: Config) -> list[socket.socket]:
+    """Listening sockets for the server's port and, where it is another, the health port."""
+    server = config.server
+    ports = [server.port]
+    if server.health_port not in (None, server.port):
+        ports.append(server.health_port)
+    return [_listen(server.host, port) for port in ports]
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        sock = socket.socket(family, kind, proto)
+    except OSError as error:
+        raise ConfigInvalid(f"server.host: {host!r} is not an address here ({error})") from error
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind(address)
+    except OSError as error:
+        sock.close()
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigInvalid(
+                f"port {port} on {host} is in use; stop what listens there, or choose another "
+                "with --port or server.port"
+            ) from error
+        raise ConfigInvalid(f"cannot listen on {host}:{port}: {error.strerror}") from error
+    sock.setblocking(False)
+    return sock
+
+
+def engine_log(data_dir: Path) -> Path:
+    """Send what vLLM prints, here and in the processes it starts, to a file; return its path.
+
+    File descriptors 1 and 2 are turned for the rest of this process's life, because engine
+    processes and native code write to these, some of it while the interpreter ends. Python's
+    `sys.stderr` keeps the terminal, for our own words.
+    """
+    directory = data_dir / "logs"
+    directory.mkdir(parents=True, exist_ok=True)
+    for old in sorted(directory.glob("engine-*.log"))[: -_LOGS_KEPT + 1]:
+        old.unlink(missing_ok=True)
+    path = directory / f"engine-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8")
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)
+    # Loggers of libraries that set up none of their own; Python would print them on `sys.stderr`.
+    logging.getLogger().addHandler(logging.StreamHandler(sys.stdout))
+    logging.captureWarnings(True)
+    return path

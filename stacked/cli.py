@@ -1,0 +1,305 @@
+"""The `stacked` command: serve, prepare, check, predict, models, doctor.
+
+Each command parses, calls one thing and prints. It must not know how any of it works, and what is
+heavy is imported by the command that needs it: `--help` and the client commands come at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from stacked import __version__
+from stacked.errors import StackedError
+
+if TYPE_CHECKING:
+    from stacked.config import Config
+
+app = typer.Typer(
+    name="stacked",
+    help="One base LLM and many LoRA fine-tunes of it from one engine, each by its inference key.",
+    epilog="To start:\n\n"
+    "  stacked prepare smollm2-135m-instruct\n\n"
+    "  stacked serve configs/demo.yaml\n\n"
+    '  stacked predict --key pirate "Where is the treasure?" --stream',
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        help="Where bases, adapters and records are kept. Default: $STACKED_DATA_DIR, else "
+        ".stacked here if there is one, else ~/.local/share/stacked.",
+        show_default=False,
+    ),
+]
+Url = Annotated[
+    str | None,
+    typer.Option(
+        help="The server. Default: $STACKED_URL, else http://127.0.0.1:8080.", show_default=False
+    ),
+]
+
+
+def main() -> None:
+    """Run the command line: 0 done, 1 refused or failed, 2 wrong usage, 130 interrupted."""
+    # A pipe that is closed early (| head) ends the command, not with a traceback.
+    try:
+        app()
+    except StackedError as error:
+        _fail(error.code, str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _fail(code: str, sentence: str) -> NoReturn:
+    from stacked.terminal import show_error
+
+    show_error(code, sentence)
+    sys.exit(1)
+
+
+def _data_dir(given: Path | None) -> Path:
+    from stacked.bases import default_data_dir
+
+    return given.expanduser().absolute() if given else default_data_dir()
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    show: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if show:
+        print(f"stacked {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(f"stacked {__version__}")
+
+
+@app.command()
+def serve(
+    config: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A YAML file such as configs/demo.yaml. Without one, the environment of a "
+            "container (MODEL, PARAMS, …) says what to serve.",
+            show_default=False,
+        ),
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to serve on, over the file's.", show_default=False)
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Port, over the file's.", show_default=False),
+    ] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Serve a base and its adapters over HTTP.
+
+    Example:  stacked serve configs/demo.yaml --port 9000
+    """
+    from stacked.terminal import Terminal
+
+    with Terminal() as progress:
+        tree = _config(config, progress)
+        given = {"host": host, "port": port}
+        changed = {name: value for name, value in given.items() if value is not None}
+        server = tree.server.model_copy(update=changed)
+        tree = tree.model_copy(update={"server": server})
+        # Brings the engine with it: seconds that no other command should wait for.
+        from stacked.api.server import run
+
+        code = run(tree, data_dir=_data_dir(data_dir), progress=progress)
+    raise typer.Exit(code)
+
+
+def _config(path: Path | None, progress: Any) -> Config:
+    from stacked.config import load
+    from stacked.container import is_container, read_environment
+
+    if path is not None:
+        return load(path)
+    if is_container(os.environ):
+        return read_environment(os.environ, progress)
+    raise typer.BadParameter(
+        "give a file (stacked serve configs/demo.yaml), or the environment of a container: "
+        "MODEL and PARAMS, or STACKED_MODEL_DIR",
+        param_hint="CONFIG",
+    )
+
+
+@app.command()
+def prepare(
+    name: Annotated[
+        str, typer.Argument(help="smollm2-135m-instruct, or a Hub id such as org/name.")
+    ],
+    data_dir: DataDir = None,
+) -> None:
+    """Fetch a base model, and convert it where that is needed.
+
+    Example:  stacked prepare smollm2-135m-instruct
+    """
+    from stacked import bases
+    from stacked.terminal import Terminal, out
+
+    with Terminal() as progress:
+        path = bases.prepare(name, _data_dir(data_dir), progress, progress.fraction)
+    out.print(str(path), markup=False)
+
+
+@app.command()
+def check(
+    adapter: Annotated[str, typer.Argument(help="A directory, an archive of one, or a Hub id.")],
+    base: Annotated[str, typer.Option(help="The base: a directory, a known name or a Hub id.")],
+    max_rank: Annotated[
+        int | None, typer.Option(min=1, help="Refuse ranks above this.", show_default=False)
+    ] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Say whether an adapter can be served on a base, and if not, why not.
+
+    Example:  stacked check adapters/sql/v2 --base smollm2-135m-instruct
+    """
+    from stacked.bases import resolve
+    from stacked.store import AdapterStore
+    from stacked.store.base import BaseModules
+    from stacked.terminal import err, out, size, table
+
+    directory = _data_dir(data_dir)
+    modules = BaseModules.read(resolve(base, directory))
+    report = AdapterStore(directory / "store").inspect(adapter, base=modules, max_rank=max_rank)
+    rows = {
+        "digest": report.digest,
+        "rank": str(report.rank),
+        "modules": f"{report.modules} ({', '.join(report.target_modules)})",
+        "parameters": f"{report.parameters:,} ({', '.join(report.dtypes)})",
+        "size": size(report.bytes),
+        "made for": report.base or "its config does not say",
+    }
+    out.print(table(None, [[name, value] for name, value in rows.items()]))
+    for warning in report.warnings:
+        err.print(f"warning: {warning}", style="yellow", markup=False)
+    out.print(f"{adapter} can be served on {modules}.", style="green", markup=False)
+
+
+@app.command()
+def predict(
+    prompt: Annotated[str, typer.Argument(help="What to ask; - reads it from standard input.")],
+    key: Annotated[
+        str | None,
+        typer.Option("--key", "-k", help="Inference key. Default: the base.", show_default=False),
+    ] = None,
+    stream: Annotated[bool, typer.Option("--stream", help="Print the answer as it comes.")] = False,
+    url: Url = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0, help="0 gives the same answer always.")] = 0,
+    system: Annotated[
+        str | None, typer.Option(help="A system message before the prompt.", show_default=False)
+    ] = None,
+    completion: Annotated[
+        bool, typer.Option("--completion", help="Send the prompt as it is, not as a message.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole answer.")] = False,
+) -> None:
+    """Ask a running server.
+
+    Example:  stacked predict --key pirate "Where is the treasure?" --stream
+    """
+    if completion and system is not None:
+        raise typer.BadParameter("--system needs a chat message; leave --completion out")
+    text = sys.stdin.read() if prompt == "-" else prompt
+    body: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
+    if completion:
+        body["prompt"] = text
+    else:
+        said = [("system", system)] if system is not None else []
+        messages = [*said, ("user", text)]
+        body["messages"] = [{"role": role, "content": content} for role, content in messages]
+    _ask(url, key, body, stream, as_json)
+
+
+def _ask(url: str | None, key: str | None, body: dict[str, Any], stream: bool, raw: bool) -> None:
+    import json
+
+    from stacked.client import Client, ClientError, text_of
+    from stacked.terminal import write
+
+    def show(answer: dict[str, Any], end: str) -> None:
+        said = json.dumps(answer, ensure_ascii=False) + "\n" if raw else text_of(answer) + end
+        write(said)
+
+    try:
+        with Client(url) as client:
+            if not stream:
+                show(client.predict(key, body), "\n")
+                return
+            for event in client.predict_stream(key, body):
+                show(event, "")
+            if not raw:
+                write("\n")
+    except ClientError as error:
+        _fail(error.code, str(error))
+
+
+@app.command()
+def models(url: Url = None) -> None:
+    """List what a running server serves.
+
+    Example:  stacked models --url http://127.0.0.1:9000
+    """
+    from stacked.client import Client, ClientError
+    from stacked.terminal import out, table
+
+    try:
+        with Client(url) as client:
+            served = client.models()
+    except ClientError as error:
+        _fail(error.code, str(error))
+    rows = [
+        [
+            row.key,
+            row.model_id,
+            row.digest[:19],
+            "" if row.rank is None else str(row.rank),
+            row.state,
+        ]
+        for row in served
+    ]
+    out.print(table(["key", "model id", "digest", "rank", "state"], rows))
+
+
+@app.command()
+def doctor(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The port to try.")] = 8080,
+    data_dir: DataDir = None,
+) -> None:
+    """Say what this machine has, and what would stop a server or make it slow."""
+    from stacked.doctor import examine
+    from stacked.terminal import out, table
+
+    findings = examine(_data_dir(data_dir), port)
+    marks = {"ok": "[green]✓[/]", "slow": "[yellow]![/]", "bad": "[red]✗[/]"}
+    rows = [[finding.name, finding.value] for finding in findings]
+    out.print(table(None, rows, [marks[finding.level] for finding in findings]))
+    for finding in findings:
+        if finding.advice:
+            out.print(f"  {marks[finding.level]} {finding.name}: ", end="")
+            out.print(finding.advice, markup=False)
+    if any(finding.level == "bad" for finding in findings):
+        raise typer.Exit(1)

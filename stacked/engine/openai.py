@@ -1,0 +1,159 @@
+"""vLLM's own OpenAI app over our engine, told per request which adapter its model name means.
+
+vLLM looks adapters up by name in one table for the whole server. Here that table is replaced by a
+view of what was selected for the current request, so that a name is resolved once, before vLLM
+hears of the request, and can mean another adapter for the next one. It must not know how a
+selection is made.
+
+Relies on `OpenAIServingModels.lora_requests`, `.model_name`, `.is_base_model` and
+`.show_available_models` (vLLM 0.26 to 0.32), all of which are instance attributes or methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, get_args
+
+from stacked.engine.engine import Engine, Loaded
+from stacked.engine.support import app_builders
+
+if TYPE_CHECKING:
+    from vllm.lora.request import LoRARequest
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What one request was given: the adapter (None: the base) and the name answers carry."""
+
+    label: str
+    loaded: Loaded | None
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One row of `/v1/models`."""
+
+    name: str
+    root: str
+    parent: str | None
+
+
+selected: ContextVar[Selection | None] = ContextVar("stacked_selected", default=None)
+"""Set by whoever calls the app, for the length of one call."""
+
+
+class _SelectedAdapters(Mapping[str, "LoRARequest"]):
+    """`lora_requests` as vLLM reads it: whatever name the request has, its selected adapter.
+
+    Iteration is empty on purpose. vLLM iterates only to guess an adapter from a message's media
+    type, and no adapter may ever be guessed.
+    """
+
+    def __getitem__(self, name: str) -> LoRARequest:
+        selection = selected.get()
+        if selection is None or selection.loaded is None:
+            raise KeyError(name)
+        return selection.loaded.request
+
+    def __contains__(self, name: object) -> bool:
+        selection = selected.get()
+        return selection is not None and selection.loaded is not None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
+async def build_openai_app(engine: Engine, models: Callable[[], Sequence[Served]]) -> Any:
+    """vLLM's own FastAPI app over `engine`; `models` tells what is served at the time it is asked.
+
+    The app's lifespan must be run by the caller. Every call must set `selected`, else vLLM answers
+    that the model does not exist.
+    """
+    build_app, init_app_state = app_builders()
+    tasks = await engine.client.get_supported_tasks()
+    app = build_app(engine.args, tasks, engine.client.model_config)
+    await init_app_state(engine.client, app.state, engine.args, tasks)
+    _route_by_selection(app.state.openai_serving_models, models)
+    # On a dead engine vLLM's error handler asks its server to exit; ours decides that itself.
+    app.state.server = SimpleNamespace(should_exit=False)
+    return app
+
+
+def known_parameters(app: Any) -> dict[str, frozenset[str]]:
+    """The body parameters that each POST path of vLLM's app knows, by path.
+
+    vLLM reads unknown ones without a word, so that a misspelt `max_token` is never noticed. Only
+    what vLLM's own models and the OpenAI client's declare is known; paths whose body is not
+    declared are left out.
+    """
+    from openai.types.chat import completion_create_params as chat
+    from openai.types.completion_create_params import CompletionCreateParamsBase
+    from openai.types.responses.response_create_params import ResponseCreateParamsBase
+
+    clients = {
+        "/v1/chat/completions": chat.CompletionCreateParamsBase,
+        "/v1/completions": CompletionCreateParamsBase,
+        "/v1/responses": ResponseCreateParamsBase,
+    }
+    known = {}
+    for route in app.routes:
+        body = getattr(route, "body_field", None)
+        if body is None or "POST" not in route.methods:
+            continue
+        fields = _fields(body.field_info.annotation)
+        client = clients.get(route.path)
+        if fields:
+            extra = set(client.__annotations__) | {"stream"} if client else set()
+            known[route.path] = frozenset(fields | extra)
+    return known
+
+
+def _fields(annotation: Any) -> set[str]:
+    """Names and aliases of a pydantic model's fields, or of every model of a union."""
+    models = get_args(annotation) or (annotation,)
+    names: set[str] = set()
+    for model in models:
+        for name, field in getattr(model, "model_fields", {}).items():
+            aliases = (field.alias, field.validation_alias)
+            names |= {name, *(alias for alias in aliases if isinstance(alias, str))}
+    return names
+
+
+def _route_by_selection(serving: Any, models: Callable[[], Sequence[Served]]) -> None:
+    from vllm.entrypoints.openai.models import serving as vllm_models
+
+    default = serving.base_model_paths[0].name
+
+    def model_name(lora_request: LoRARequest | None = None) -> str:
+        selection = selected.get()
+        return selection.label if selection else default
+
+    def is_base_model(name: str) -> bool:
+        selection = selected.get()
+        return selection is not None and selection.loaded is None
+
+    async def show_available_models() -> Any:
+        longest = serving.model_config.max_model_len
+        return vllm_models.ModelList(
+            data=[
+                vllm_models.ModelCard(
+                    id=row.name,
+                    root=row.root,
+                    parent=row.parent,
+                    max_model_len=longest,
+                    permission=[vllm_models.ModelPermission()],
+                )
+                for row in models()
+            ]
+        )
+
+    serving.lora_requests = _SelectedAdapters()
+    serving.model_name = model_name
+    serving.is_base_model = is_base_model
+    serving.show_available_models = show_available_models

@@ -1,0 +1,279 @@
+"""From a group and a machine to the engine's settings, with the arithmetic shown.
+
+A plan is a value: nothing is started, and no vLLM is imported. What a user set is kept; only what
+was left open is chosen here. It must not know keys, routes or HTTP.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stacked.core import Adapter
+from stacked.engine.machine import GIB, Machine
+from stacked.engine.options import check_names
+from stacked.engine.support import Build
+from stacked.errors import EngineOptionInvalid, GroupImpossible
+
+# vLLM's `MaxLoRARanks`: the only values that `max_lora_rank` may have.
+RANK_LADDER = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+
+# vLLM's own default. Lower than this would save little and refuse most adapters loaded later.
+_LEAST_RANK = 16
+_MOST_SLOTS = {"cpu": 8, "cuda": 32}
+_DTYPE_BYTES = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2}
+# Three processes that import torch and vLLM, and activations.
+_CPU_OVERHEAD = 3 * GIB
+
+Shapes = Mapping[str, tuple[int, int] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class EnginePlan:
+    """What the engine will be started with. `options` are vLLM's; bytes are estimates."""
+
+    base: str
+    served_names: tuple[str, ...]
+    device: str
+    options: Mapping[str, Any]
+    max_rank: int
+    slots: int
+    host_adapters: int
+    rows: tuple[tuple[str, str], ...]
+    """What a person reads before the engine starts: label and value."""
+
+    def text(self) -> str:
+        """The plan as aligned lines."""
+        width = max(len(label) for label, _ in self.rows)
+        return "\n".join(f"{label:<{width}}  {value}" for label, value in self.rows)
+
+
+def rung(rank: int) -> int:
+    """The smallest rank of vLLM's ladder that holds `rank`. Raises GroupImpossible above it."""
+    for step in RANK_LADDER:
+        if step >= rank:
+            return step
+    raise GroupImpossible(f"rank {rank} is above {RANK_LADDER[-1]}, the most that vLLM serves")
+
+
+def make_plan(
+    *,
+    base: Path,
+    shapes: Shapes,
+    served_names: Sequence[str],
+    adapters: Sequence[Adapter],
+    options: Mapping[str, Any],
+    machine: Machine,
+    build: Build,
+) -> EnginePlan:
+    """Choose what was left open for this group on this machine.
+
+    `shapes` maps the base's modules to (out_features, in_features). Raises GroupImpossible with
+    the sum when it cannot fit, EngineOptionInvalid when what the user set contradicts the group.
+    """
+    check_names(options)
+    given = {name.replace("-", "_"): value for name, value in options.items()}
+    given.pop("enable_lora", None)
+    config = _read_config(base)
+    dtype, why = _dtype(given, config, machine, build)
+    width = _DTYPE_BYTES.get(dtype, 2)
+    rank = _rank(given, adapters)
+    slots = _slots(given, adapters, build)
+    slot_bytes = _slot_bytes(shapes, rank, width)
+    weights = _weight_bytes(base, width, config)
+    host = _host_adapters(given, adapters, slots, slot_bytes, weights, machine)
+    chosen: dict[str, Any] = {
+        "dtype": dtype,
+        "max_lora_rank": rank,
+        "max_loras": slots,
+        "max_cpu_loras": host,
+    }
+    need = [
+        ("base weights", weights),
+        (f"{slots} slots of rank {rank}", slots * slot_bytes),
+    ]
+    if build.device == "cpu":
+        cache = _cpu_cache_bytes(given, config, width, machine)
+        chosen |= {"kv_cache_memory_bytes": cache, "enforce_eager": True}
+        need += [
+            (f"{host} adapters in host memory", host * slot_bytes),
+            ("KV cache", cache),
+            ("vLLM's processes", _CPU_OVERHEAD),
+        ]
+        room, place = machine.memory_bytes, "this machine's memory"
+    else:
+        share = float(given.get("gpu_memory_utilization", 0.9))
+        gpus = int(given.get("tensor_parallel_size", 1))
+        if len(machine.gpus) < gpus:
+            raise GroupImpossible(f"{gpus} GPUs are asked for, {len(machine.gpus)} found")
+        room = int(sum(gpu.memory_bytes for gpu in machine.gpus[:gpus]) * share)
+        place = f"{share:.0%} of GPU memory"
+    _fit(need, room, place)
+    merged = chosen | given | {"enable_lora": True}
+    return EnginePlan(
+        base=str(base),
+        served_names=tuple(served_names),
+        device=build.device,
+        options=merged,
+        max_rank=int(merged["max_lora_rank"]),
+        slots=int(merged["max_loras"]),
+        host_adapters=int(merged["max_cpu_loras"]),
+        rows=_rows(build, machine, base, dtype, why, adapters, merged, need, room, place),
+    )
+
+
+def _read_config(base: Path) -> dict[str, Any]:
+    tree: dict[str, Any] = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    text = tree.get("text_config")  # multimodal bases keep the language model's part apart
+    return tree | text if isinstance(text, dict) else tree
+
+
+def _dtype(
+    given: Mapping[str, Any], config: Mapping[str, Any], machine: Machine, build: Build
+) -> tuple[str, str]:
+    own = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
+    asked = str(given.get("dtype", "auto"))
+    if asked != "auto":
+        return asked, "as configured"
+    if build.device == "cuda":
+        return ("bfloat16" if own == "float32" else own), "the base's own"
+    if own != "float32" and not machine.has_fast_bfloat16:
+        return "float32", "this CPU has no bfloat16 instructions; float32 is several times faster"
+    return "float32", "exact, and as fast as bfloat16 on small batches"
+
+
+def _rank(given: Mapping[str, Any], adapters: Sequence[Adapter]) -> int:
+    largest = max((adapter.rank for adapter in adapters), default=0)
+    if "max_lora_rank" not in given:
+        return max(rung(largest), _LEAST_RANK)
+    asked = _whole(given, "max_lora_rank")
+    if asked not in RANK_LADDER:
+        raise EngineOptionInvalid(
+            f"engine.max_lora_rank: {asked} is not one of {', '.join(map(str, RANK_LADDER))}"
+        )
+    if asked < largest:
+        raise EngineOptionInvalid(
+            f"engine.max_lora_rank: {asked} is below rank {largest}, which an adapter of the "
+            f"group has; set {rung(largest)} or remove the option"
+        )
+    return asked
+
+
+def _slots(given: Mapping[str, Any], adapters: Sequence[Adapter], build: Build) -> int:
+    if "max_loras" in given:
+        return _whole(given, "max_loras")
+    return max(1, min(len(adapters), _MOST_SLOTS[build.device]))
+
+
+def _host_adapters(
+    given: Mapping[str, Any],
+    adapters: Sequence[Adapter],
+    slots: int,
+    slot_bytes: int,
+    weights: int,
+    machine: Machine,
+) -> int:
+    """How many adapters the engine keeps in host memory: two whole groups where they fit."""
+    if "max_cpu_loras" in given:
+        return _whole(given, "max_cpu_loras")
+    wanted = max(slots + 1, 2 * len(adapters), 8)
+    room = machine.memory_bytes // 2 - weights
+    fit = room // slot_bytes if slot_bytes else wanted
+    return max(slots, min(wanted, fit))
+
+
+def _whole(given: Mapping[str, Any], name: str) -> int:
+    try:
+        number = int(given[name])
+    except (TypeError, ValueError):
+        number = 0
+    if number < 1:
+        raise EngineOptionInvalid(f"engine.{name}: {given[name]!r} is not a whole number above 0")
+    return number
+
+
+def _slot_bytes(shapes: Shapes, rank: int, width: int) -> int:
+    """One slot: lora_A [rank, in] and lora_B [out, rank] for every module vLLM can put one on."""
+    sizes = (out + inner for name, (out, inner) in _linear(shapes) if "embed" not in name)
+    return rank * width * sum(sizes)
+
+
+def _linear(shapes: Shapes) -> list[tuple[str, tuple[int, int]]]:
+    return [(name, shape) for name, shape in shapes.items() if shape is not None]
+
+
+def _weight_bytes(base: Path, width: int, config: Mapping[str, Any]) -> int:
+    stored = sum(file.stat().st_size for file in base.glob("*.safetensors"))
+    own = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
+    if "quantization_config" in config:
+        return stored
+    return stored * width // _DTYPE_BYTES.get(own, 2)
+
+
+def _cpu_cache_bytes(
+    given: Mapping[str, Any], config: Mapping[str, Any], width: int, machine: Machine
+) -> int:
+    """The KV cache: 32 sequences of full length, within 1 GiB and a quarter of memory."""
+    asked = given.get("kv_cache_memory_bytes")
+    if isinstance(asked, int):
+        return asked
+    heads = int(config.get("num_attention_heads", 1))
+    head = int(config.get("head_dim") or int(config.get("hidden_size", 0)) // heads)
+    per_token = (
+        2
+        * int(config.get("num_hidden_layers", 1))
+        * int(config.get("num_key_value_heads", heads))
+        * head
+        * width
+    )
+    length = given.get("max_model_len") or config.get("max_position_embeddings", 2048)
+    tokens = 32 * int(length) if str(length).isdigit() else 32 * 2048
+    return max(GIB, min(per_token * tokens, machine.memory_bytes // 4))
+
+
+def _fit(need: Sequence[tuple[str, int]], room: int, place: str) -> None:
+    total = sum(size for _, size in need)
+    if total <= room:
+        return
+    terms = " + ".join(f"{label} {_human(size)}" for label, size in need)
+    raise GroupImpossible(
+        f"the group does not fit: {terms} = {_human(total)}, but {place} is {_human(room)}. "
+        "Lower engine.max_loras, engine.max_cpu_loras, engine.max_lora_rank or "
+        "engine.max_model_len, or serve a smaller base."
+    )
+
+
+def _rows(
+    build: Build,
+    machine: Machine,
+    base: Path,
+    dtype: str,
+    why: str,
+    adapters: Sequence[Adapter],
+    merged: Mapping[str, Any],
+    need: Sequence[tuple[str, int]],
+    room: int,
+    place: str,
+) -> tuple[tuple[str, str], ...]:
+    where = machine.gpus[0].name if build.device == "cuda" and machine.gpus else machine.cpu
+    ranks = sorted({adapter.rank for adapter in adapters})
+    spread = ", ".join(map(str, ranks)) if ranks else "none"
+    memory = " + ".join(f"{_human(size)} {label}" for label, size in need)
+    return (
+        ("engine", f"{build.distribution} {build.version} on {where} ({machine.cores} cores)"),
+        ("base", base.name),
+        ("dtype", f"{dtype} ({why})"),
+        (
+            "adapters",
+            f"{len(adapters)} of rank {spread}; {merged['max_loras']} slots of rank "
+            f"{merged['max_lora_rank']}, {merged['max_cpu_loras']} in host memory",
+        ),
+        ("memory", f"{memory}, of {_human(room)} ({place})"),
+    )
+
+
+def _human(size: int) -> str:
+    return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / 1024**2:.0f} MiB"

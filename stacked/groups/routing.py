@@ -1,0 +1,156 @@
+"""Which adapter a name means, as one immutable snapshot that is replaced whole.
+
+A request resolves its names once, in one snapshot, and keeps the route it got. It must not know
+vLLM, HTTP or the disk; the engine's handle of an adapter is opaque here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Generic, TypeVar
+
+from stacked.core import MAX_KEY_LENGTH, Base, Digest, Member, ModelId, check_key
+from stacked.errors import KeyConflict, KeyDraining, KeyInUse, KeyUnknown
+
+Handle = TypeVar("Handle")
+
+
+@dataclass(frozen=True, slots=True)
+class Route(Generic[Handle]):
+    """Where one name leads. `handle` is the engine's adapter; None means the base."""
+
+    label: str
+    """What answers call the model: its key, or its model id where it has no key."""
+    key: str | None
+    model_id: ModelId
+    digest: Digest | None
+    handle: Handle | None
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Routing(Generic[Handle]):
+    """One generation of the routing table. Build with `of`; change by `with_…`, which copy."""
+
+    base: Base
+    members: tuple[Member, ...]
+    handles: Mapping[Digest, Handle]
+    generation: int = 1
+    draining: frozenset[str] = frozenset()
+    _names: Mapping[str, Route[Handle]] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        base: Base,
+        members: tuple[Member, ...],
+        handles: Mapping[Digest, Handle],
+        generation: int = 1,
+        draining: frozenset[str] = frozenset(),
+    ) -> Routing[Handle]:
+        names: dict[str, Route[Handle]] = {}
+        for member in members:
+            digest = member.adapter.digest
+            route = Route(
+                label=member.label,
+                key=member.key,
+                model_id=member.model_id,
+                digest=digest,
+                handle=handles[digest],
+                generation=generation,
+            )
+            if member.key is not None:
+                names[member.key] = route
+            # A model under two keys keeps its first label when it is asked for by id.
+            names.setdefault(member.model_id, route)
+        to_base: Route[Handle] = Route(base.key, base.key, base.model_id, None, None, generation)
+        names[base.key] = names[base.model_id] = to_base
+        return cls(
+            base=base,
+            members=members,
+            handles=MappingProxyType(dict(handles)),
+            generation=generation,
+            draining=draining - names.keys(),
+            _names=MappingProxyType(names),
+        )
+
+    def resolve(self, name: str | None) -> Route[Handle]:
+        """The route of an inference key or model id; None is the base.
+
+        Raises KeyUnknown, KeyTooLong, KeyInvalid or KeyDraining: never the base for an unknown
+        name.
+        """
+        if name is None:
+            return self._names[self.base.key]
+        route = self._names.get(name)
+        if route is not None:
+            return route
+        if name in self.draining:
+            raise KeyDraining(f"model {name!r} is being removed; use another inference key")
+        if not name.startswith("ocid1.") and len(name) > MAX_KEY_LENGTH:
+            check_key(name)
+        raise KeyUnknown(
+            f"no model is served under {name[:255]!r}; GET /v1/models lists the inference keys"
+        )
+
+    def resolve_all(self, names: Mapping[str, str]) -> Route[Handle]:
+        """The one route that every named place of a request leads to: place -> name.
+
+        Raises KeyConflict when two places name different models, and what `resolve` raises.
+        """
+        routes = {place: self.resolve(name) for place, name in names.items()}
+        models = {route.model_id for route in routes.values()}
+        if len(models) > 1:
+            told = " and ".join(f"{place} {names[place]!r}" for place in routes)
+            raise KeyConflict(f"{told} name different models; send one of them")
+        if not routes:
+            return self.resolve(None)
+        # A key says more than an id: two keys of one model are one model, told by the key used.
+        return max(routes.values(), key=lambda route: route.key is not None)
+
+    def __iter__(self) -> Iterator[Route[Handle]]:
+        """Every distinct served model once per name that people use: the base, then members."""
+        yield self._names[self.base.key]
+        for member in self.members:
+            yield self._names[member.label]
+
+    def with_member(self, member: Member, handle: Handle) -> Routing[Handle]:
+        """The next generation, with one more member. Raises KeyInUse when its name is taken."""
+        for name in (member.key, None if member.key else member.model_id):
+            if name is not None and name in self._names:
+                raise KeyInUse(f"{name!r} is already served; remove it first or use another key")
+        handles = {**self.handles, member.adapter.digest: handle}
+        return Routing.of(
+            self.base,
+            (*self.members, member),
+            handles,
+            self.generation + 1,
+            self.draining,
+        )
+
+    def without(self, name: str) -> tuple[Routing[Handle], tuple[Member, ...]]:
+        """The next generation without the members that `name` (a key or model id) means.
+
+        A model id removes the model under all of its keys; a key removes that key alone. The
+        removed names answer KeyDraining until `settled`. Raises KeyUnknown.
+        """
+        route = self.resolve(name)
+        if route.handle is None:
+            raise KeyInUse(f"{name!r} is the base; it cannot be removed")
+        gone = tuple(m for m in self.members if name in (m.key, m.model_id))
+        kept = tuple(m for m in self.members if m not in gone)
+        used = {m.adapter.digest for m in kept}
+        names = {n for m in gone for n in (m.key, m.model_id) if n is not None}
+        handles = {digest: handle for digest, handle in self.handles.items() if digest in used}
+        return (
+            Routing.of(self.base, kept, handles, self.generation + 1, self.draining | names),
+            gone,
+        )
+
+    def settled(self, names: frozenset[str]) -> Routing[Handle]:
+        """The same generation, its `names` no longer draining but unknown."""
+        return Routing.of(
+            self.base, self.members, self.handles, self.generation, self.draining - names
+        )

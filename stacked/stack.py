@@ -1,0 +1,198 @@
+"""The engine and its adapters as a Python object, for notebooks, scripts and benchmarks.
+
+The same service as behind HTTP, without HTTP. Engine processes are spawned: a script that opens a
+stack needs `if __name__ == "__main__":`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from stacked import bases, config
+from stacked.core import Digest, ModelId, Progress
+from stacked.service import Service
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One completion, and which adapter made it. `digest` is None for the base."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str | None
+    model: str
+    model_id: ModelId
+    digest: Digest | None
+
+
+class Stack:
+    """A served group. Use as `async with stacked.open(...) as stack`."""
+
+    def __init__(
+        self,
+        source: config.Config | str | Path,
+        *,
+        data_dir: str | Path | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        tree = source if isinstance(source, config.Config) else config.load(Path(source))
+        place = Path(data_dir) if data_dir is not None else bases.default_data_dir()
+        self.service = Service(tree, place)
+        self._progress = progress
+        self._numbers = itertools.count(1)
+
+    async def __aenter__(self) -> Stack:
+        await self.service.start(self._progress)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.service.close()
+
+    @property
+    def keys(self) -> list[str]:
+        """The inference keys that are served, the base's first; a model id where there is none."""
+        return [route.label for route in self.service.routing]
+
+    async def generate(
+        self,
+        key: str | None,
+        prompts: str | Sequence[str | Sequence[int]],
+        **sampling: Any,
+    ) -> list[Answer]:
+        """Complete each prompt (text or token ids) on the model of `key` (None: the base).
+
+        `sampling` are vLLM's SamplingParams: `max_tokens`, `temperature`, `stop` and so on. Raises
+        KeyUnknown, ParameterInvalid, EngineDead.
+        """
+        given = [prompts] if isinstance(prompts, str) else list(prompts)
+        admission = self.service.admit({} if key is None else {"key": key})
+        route = admission.route
+        with admission.lease:
+            outputs = await self.service.engine.generate(
+                given,
+                route.handle,
+                request_id=f"stack-{next(self._numbers)}",
+                sampling=sampling,
+            )
+        return [
+            Answer(
+                text=output.outputs[0].text,
+                token_ids=tuple(output.outputs[0].token_ids),
+                finish_reason=output.outputs[0].finish_reason,
+                model=route.label,
+                model_id=route.model_id,
+                digest=route.digest,
+            )
+            for output in outputs
+        ]
+
+    async def stream(
+        self, key: str | None, prompt: str | Sequence[int], **sampling: Any
+    ) -> AsyncIterator[str]:
+        """Like `generate` for one prompt, yielding each new piece of text."""
+        admission = self.service.admit({} if key is None else {"key": key})
+        with admission.lease:
+            sent = 0
+            async for output in self.service.engine.stream(
+                prompt,
+                admission.route.handle,
+                request_id=f"stack-{next(self._numbers)}",
+                sampling=sampling,
+            ):
+                text = output.outputs[0].text
+                if len(text) > sent:
+                    yield text[sent:]
+                    sent = len(text)
+
+    def chat_prompt(self, messages: Sequence[dict[str, str]]) -> str:
+        """Messages as the prompt text that the base's chat template makes of them."""
+        text: str = self.service.engine.tokenizer().apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=True
+        )
+        return text
+
+
+class SyncStack:
+    """`Stack` for code without an event loop. Use as `with stacked.open_sync(...) as stack`."""
+
+    def __init__(self, stack: Stack) -> None:
+        self._stack = stack
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+
+    def __enter__(self) -> SyncStack:
+        self._thread.start()
+        try:
+            self._wait(self._stack.__aenter__())
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self._wait(self._stack.__aexit__(kind, error, trace))
+        finally:
+            self._stop()
+
+    @property
+    def keys(self) -> list[str]:
+        """See `Stack.keys`."""
+        return self._stack.keys
+
+    def generate(
+        self, key: str | None, prompts: str | Sequence[str | Sequence[int]], **sampling: Any
+    ) -> list[Answer]:
+        """See `Stack.generate`."""
+        return self._wait(self._stack.generate(key, prompts, **sampling))
+
+    def chat_prompt(self, messages: Sequence[dict[str, str]]) -> str:
+        """See `Stack.chat_prompt`."""
+        return self._stack.chat_prompt(messages)
+
+    def _wait(self, work: Coroutine[Any, Any, Result]) -> Result:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def _stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+def open(
+    source: config.Config | str | Path,
+    *,
+    data_dir: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Stack:
+    """A stack of a config file or tree; enter it with `async with`. Starting takes 20 to 60 s."""
+    return Stack(source, data_dir=data_dir, progress=progress)
+
+
+def open_sync(
+    source: config.Config | str | Path,
+    *,
+    data_dir: str | Path | None = None,
+    progress: Progress | None = None,
+) -> SyncStack:
+    """The same for code without an event loop; enter it with `with`."""
+    return SyncStack(Stack(source, data_dir=data_dir, progress=progress))

@@ -1,0 +1,193 @@
+"""The module tree of a base model, read from the headers of its checkpoint and its config.json.
+
+It must not know torch, nor what an adapter is: it says which modules there are and how large.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stacked.errors import BaseNotFound, WeightsInvalid
+from stacked.store.limits import MIB, Limits
+from stacked.store.tensors import Tensor, read_header
+
+Shape = tuple[int, int]
+
+EMBEDDING_NAMES = frozenset(
+    {"embed_tokens", "wte", "word_embeddings", "tok_embeddings", "embed_in", "embeddings"}
+)
+"""How modules that are token embeddings are called: a checkpoint does not tell a layer's kind."""
+
+# Only in these is the stored shape the module's; others pack several values into one.
+_PLAIN = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
+# How quantised checkpoints call the packed weight of a linear module (GPTQ and AWQ,
+# compressed-tensors, HQQ).
+_PACKED = ("qweight", "weight_packed", "W_q")
+_LIMITS = Limits(max_header_bytes=100 * MIB)
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+_TOWERS = ("vision_config", "audio_config", "vit_config", "speech_config")
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModules:
+    """What can be adapted in one base model.
+
+    `modules` maps a module's name, as the checkpoint spells it, to (out_features, in_features), or
+    to (num_embeddings, dim) for the names in `embeddings`. None: the module is there but its shape
+    cannot be told (quantised). Norms and biases are not in it.
+    """
+
+    name: str
+    modules: Mapping[str, Shape | None]
+    architecture: str = ""
+    hidden_size: int | None = None
+    vocab_size: int | None = None
+    layers: int | None = None
+    embeddings: frozenset[str] = field(default_factory=frozenset)
+    language_prefix: str = ""
+    """What the language model's names begin with where the base has other towers, else empty."""
+
+    @classmethod
+    def read(cls, directory: Path) -> BaseModules:
+        """Read a local model directory: config.json and safetensors headers, no weights.
+
+        Raises BaseNotFound when the directory holds no such model.
+        """
+        config = _read_json(directory / "config.json")
+        text = _text_config(config)
+        layers = _integer(text, "num_hidden_layers", "n_layer", "num_layers")
+        modules = _modules(_tensors(directory), layers)
+        embeddings = frozenset(
+            name for name in modules if name.rpartition(".")[2] in EMBEDDING_NAMES
+        )
+        has_towers = any(isinstance(config.get(key), dict) for key in _TOWERS)
+        prefix = _language_prefix(modules, embeddings, text) if has_towers else ""
+        _add_tied_head(modules, embeddings, prefix)
+        architectures = config.get("architectures") or [""]
+        return cls(
+            name=directory.name,
+            modules=modules,
+            architecture=str(architectures[0]),
+            hidden_size=_integer(text, "hidden_size", "n_embd", "d_model"),
+            vocab_size=_integer(text, "vocab_size"),
+            layers=layers,
+            embeddings=embeddings,
+            language_prefix=prefix,
+        )
+
+    def in_language_model(self, module: str) -> bool:
+        """Whether the module belongs to the part that adapters are applied to."""
+        last = module.rpartition(".")[2]
+        return last == "lm_head" or module.startswith(self.language_prefix)
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.architecture})" if self.architecture else self.name
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise BaseNotFound(
+            f"{path}: cannot be read ({error.strerror or error}); "
+            "the base must be a local model directory with config.json and safetensors weights"
+        ) from error
+    except ValueError as error:
+        raise BaseNotFound(f"{path}: not valid JSON ({error}); fetch the model again") from error
+    if not isinstance(value, dict):
+        raise BaseNotFound(f"{path}: expected a JSON object; fetch the model again")
+    return value
+
+
+def _text_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The part that describes the language model: multimodal configs nest it."""
+    for key in ("text_config", "llm_config", "language_config"):
+        if isinstance(config.get(key), dict):
+            return {**config, **config[key]}
+    return config
+
+
+def _integer(config: dict[str, Any], *names: str) -> int | None:
+    return next((config[name] for name in names if isinstance(config.get(name), int)), None)
+
+
+def _tensors(directory: Path) -> dict[str, Tensor]:
+    """Every tensor of the checkpoint, from the files that its index names or that stand there."""
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        shards = _read_json(index).get("weight_map")
+        if not isinstance(shards, dict):
+            raise BaseNotFound(f"{index}: has no weight_map; fetch the model again")
+        files = sorted({directory / str(shard) for shard in shards.values()})
+    else:
+        files = sorted(
+            path
+            for path in directory.glob("*.safetensors")
+            # `consolidated` is a second copy under other names; adapters may stand beside a base.
+            if not path.name.startswith(("consolidated", "adapter_model"))
+        )
+    if not files:
+        raise BaseNotFound(
+            f"{directory} has no *.safetensors; the modules of a base are read from there. "
+            "Convert the model (`stacked prepare`) or fetch its safetensors version"
+        )
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            tensors.update(read_header(file, _LIMITS))
+        except (OSError, WeightsInvalid) as error:
+            raise BaseNotFound(f"{file}: {error}") from error
+    return tensors
+
+
+def _modules(tensors: dict[str, Tensor], layers: int | None) -> dict[str, Shape | None]:
+    modules: dict[str, Shape | None] = {}
+    for tensor in tensors.values():
+        module, _, parameter = tensor.name.rpartition(".")
+        if parameter in _PACKED:
+            modules[module] = None
+        elif parameter == "weight" and len(tensor.shape) == 2:
+            rows, columns = tensor.shape
+            modules[module] = (rows, columns) if tensor.dtype in _PLAIN else None
+    return {name: shape for name, shape in modules.items() if _is_served(name, layers)}
+
+
+def _is_served(module: str, layers: int | None) -> bool:
+    """Leave out the extra layers for multi-token prediction: vLLM skips adapters on them."""
+    if module.startswith("mtp.") or ".mtp." in module:
+        return False
+    found = _LAYER.search(module)
+    return layers is None or found is None or int(found[1]) < layers
+
+
+def _language_prefix(
+    modules: Mapping[str, Shape | None], embeddings: frozenset[str], text: dict[str, Any]
+) -> str:
+    """`model.language_model.` from `model.language_model.embed_tokens`.
+
+    Towers may have embeddings of their own; the language model's has a row per token.
+    """
+    vocabulary = _integer(text, "vocab_size")
+    for name in sorted(embeddings):
+        shape = modules[name]
+        if shape is not None and shape[0] == vocabulary:
+            return name[: len(name) - len(name.rpartition(".")[2])]
+    return ""
+
+
+def _add_tied_head(
+    modules: dict[str, Shape | None], embeddings: frozenset[str], language_prefix: str
+) -> None:
+    """A checkpoint without an output layer ties it to the embedding: same shape, both adaptable."""
+    if any(name.rpartition(".")[2] == "lm_head" for name in modules):
+        return
+    for name in sorted(embeddings):
+        if name.startswith(language_prefix):
+            wrapped = name.startswith("language_model.")
+            modules["language_model.lm_head" if wrapped else "lm_head"] = modules[name]
+            return

@@ -1,0 +1,218 @@
+"""Whether the weights of an adapter fit one base: names, halves, shapes, types and values.
+
+It must not know where the files came from or who will serve them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from stacked.core import Adapter, Digest
+from stacked.errors import (
+    AdapterTooLarge,
+    AdapterUnsupported,
+    ModuleUnknown,
+    ShapeMismatch,
+    ValueNotFinite,
+)
+from stacked.store.base import BaseModules, Shape
+from stacked.store.digest import digest_of
+from stacked.store.files import CONFIG_FILE, WEIGHTS_FILE
+from stacked.store.limits import DEFAULT, Limits
+from stacked.store.pairs import Pair, pair_up
+from stacked.store.peft_config import PeftConfig, check_rank, parse_config
+from stacked.store.tensors import FLOATS, Tensor, Values, is_finite, is_zero, read_header
+from stacked.store.text import quoted, size
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was found out about an adapter that may be served.
+
+    `rank` is what the engine's max_lora_rank must reach, `modules` how many modules are adapted,
+    `bytes` the size of the weights file. `warnings` are sentences for people: nothing is refused
+    for them here.
+    """
+
+    digest: Digest
+    rank: int
+    target_modules: tuple[str, ...]
+    modules: int
+    parameters: int
+    bytes: int
+    dtypes: tuple[str, ...]
+    base: str = ""
+    warnings: tuple[str, ...] = ()
+
+    def adapter(self, path: Path) -> Adapter:
+        """The same as the noun that the rest of the system knows, standing at `path`."""
+        return Adapter(
+            self.digest, path, self.rank, self.target_modules, bytes=self.bytes, base=self.base
+        )
+
+
+def check_directory(
+    directory: Path, base: BaseModules, max_rank: int | None, limits: Limits = DEFAULT
+) -> tuple[PeftConfig, Report]:
+    """Run every check on a directory that nobody else can write to.
+
+    Raises the AdapterError of the first check that fails: config, rank, weights file, names,
+    halves, shapes, values.
+    """
+    config = read_config(directory, limits)
+    check_rank(config, max_rank)
+    weights = directory / WEIGHTS_FILE
+    tensors = read_header(weights, limits)
+    pairs = pair_up(tensors)
+    _check_modules(pairs, base)
+    for pair in pairs.values():
+        _check_shape(pair, config, base)
+    no_effect = _check_values(weights, tensors, pairs)
+    return config, report_of(config, weights, pairs, no_effect=no_effect)
+
+
+def read_config(directory: Path, limits: Limits = DEFAULT) -> PeftConfig:
+    """The checked adapter_config.json of a directory."""
+    path = directory / CONFIG_FILE
+    length = path.stat().st_size
+    if length > limits.max_config_bytes:
+        raise AdapterTooLarge(
+            f"{CONFIG_FILE} has {size(length)}; at most {size(limits.max_config_bytes)} are read"
+        )
+    return parse_config(path.read_bytes())
+
+
+def report_of(
+    config: PeftConfig,
+    weights: Path,
+    pairs: dict[str, Pair],
+    *,
+    no_effect: bool = False,
+    digest: Digest | None = None,
+) -> Report:
+    """Put together what config and header say. Hashes the weights unless `digest` is given."""
+    tensors = [half for pair in pairs.values() for half in (pair.a, pair.b)]
+    names = sorted({pair.module.rpartition(".")[2] for pair in pairs.values()})
+    return Report(
+        digest=digest or digest_of(config, weights),
+        rank=config.max_rank,
+        target_modules=tuple(names),
+        modules=len(pairs),
+        parameters=sum(int(np.prod(tensor.shape, dtype=np.int64)) for tensor in tensors),
+        bytes=weights.stat().st_size,
+        dtypes=tuple(sorted({tensor.dtype for tensor in tensors})),
+        base=config.base,
+        warnings=(*config.warnings, *_warnings(config, names, no_effect)),
+    )
+
+
+def _check_modules(pairs: dict[str, Pair], base: BaseModules) -> None:
+    """Every module is one that the engine will really apply the adapter to."""
+    unknown = [pair for module, pair in pairs.items() if module not in base.modules]
+    if unknown:
+        first = unknown[0]
+        raise ModuleUnknown(
+            f"{WEIGHTS_FILE}: {len(unknown)} of {len(pairs)} adapted modules are not in base "
+            f"{base}; the first is {quoted(first.module)} (tensor {quoted(first.a.name, 200)}). "
+            f"{_explain(first.module, base)}"
+        )
+    for module in pairs:
+        if not base.in_language_model(module):
+            raise AdapterUnsupported(
+                f"{WEIGHTS_FILE}: module {quoted(module)} is outside the language model "
+                f"({quoted(base.language_prefix)}) of base {base}; adapters on other towers would "
+                "be ignored. Train on the language model's layers alone"
+            )
+
+
+def _explain(module: str, base: BaseModules) -> str:
+    """Why a module may be missing: another wrapper's prefix, more layers, another architecture."""
+    parts = module.split(".")
+    # At least two parts must agree: `q_proj` alone says nothing about the prefix.
+    for start in range(len(parts) - 1):
+        tail = ".".join(parts[start:])
+        for name in base.modules:
+            if name.endswith(f".{tail}") or name == tail:
+                expected, got = name.removesuffix(tail), ".".join([*parts[:start], ""])
+                return (
+                    f"Names of this base begin with {quoted(expected)} where the adapter's begin "
+                    f"with {quoted(got) if start else 'nothing'}: it was trained on another "
+                    f"wrapper of the model. Rename its tensors to {quoted(expected + '…')}"
+                )
+    last = parts[-1]
+    if base.layers and any(name.endswith(f".{last}") for name in base.modules):
+        return f"The base has {base.layers} layers; was the adapter trained on another size of it?"
+    return "Was the adapter trained on this base?"
+
+
+def _check_shape(pair: Pair, config: PeftConfig, base: BaseModules) -> None:
+    if pair.is_embedding != (pair.module in base.embeddings):
+        is_, as_ = ("is not", "an embedding's") if pair.is_embedding else ("is", "a linear layer's")
+        raise ShapeMismatch(
+            f"{WEIGHTS_FILE}: module {quoted(pair.module)} of base {base} {is_} an embedding, but "
+            f"the adapter's tensors are {as_}"
+        )
+    rank = config.rank_of(pair.module)
+    shape = base.modules[pair.module]
+    for tensor, expected in zip((pair.a, pair.b), _expected(pair, rank, shape), strict=True):
+        if len(tensor.shape) == 2 and all(
+            want in (None, have) for want, have in zip(expected, tensor.shape, strict=True)
+        ):
+            continue
+        wanted = ", ".join("any" if want is None else str(want) for want in expected)
+        raise ShapeMismatch(
+            f"{WEIGHTS_FILE}: tensor {quoted(tensor.name, 200)} has shape {list(tensor.shape)}; "
+            f"expected [{wanted}] for rank {rank} ({CONFIG_FILE}) and base {base}"
+            + _shape_advice(tensor)
+        )
+
+
+def _expected(
+    pair: Pair, rank: int, shape: Shape | None
+) -> tuple[tuple[int | None, int | None], tuple[int | None, int | None]]:
+    """Shapes of lora_A and lora_B; None: any, as a quantised base does not tell."""
+    rows, columns = shape or (None, None)
+    if pair.is_embedding:  # (num_embeddings, dim): the token picks a column of A
+        return (rank, rows), (columns, rank)
+    return (rank, columns), (rows, rank)
+
+
+def _shape_advice(tensor: Tensor) -> str:
+    if len(tensor.shape) < 2 or 0 in tensor.shape:
+        return ". The weights were not gathered when they were saved (ZeRO-3, FSDP)"
+    return ""
+
+
+def _check_values(weights: Path, tensors: dict[str, Tensor], pairs: dict[str, Pair]) -> bool:
+    """Refuse NaN and infinity; True when the adapter adds nothing to any module."""
+    with Values(weights) as values:
+        for tensor in tensors.values():
+            if not is_finite(values.bits(tensor), FLOATS[tensor.dtype]):
+                raise ValueNotFinite(
+                    f"{WEIGHTS_FILE}: tensor {quoted(tensor.name, 200)} holds NaN or infinity; "
+                    "training diverged, or the file is damaged. Take an earlier checkpoint"
+                )
+
+        def zero(tensor: Tensor) -> bool:
+            return is_zero(values.bits(tensor), FLOATS[tensor.dtype])
+
+        # lora_B starts as zero in training, so it tells first.
+        return all(zero(pair.b) or zero(pair.a) for pair in pairs.values())
+
+
+def _warnings(config: PeftConfig, names: list[str], no_effect: bool) -> Iterator[str]:
+    if no_effect or config.alpha == 0:
+        yield (
+            "the adapter changes nothing: its weights multiply to zero in every module. "
+            "Was it saved before training?"
+        )
+    absent = sorted({target.rpartition(".")[2] for target in config.targets} - set(names))
+    if absent:
+        yield (
+            f"{CONFIG_FILE} targets {', '.join(quoted(name, 40) for name in absent[:5])}, "
+            "but no tensor is for it"
+        )

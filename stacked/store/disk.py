@@ -1,0 +1,50 @@
+"""Locks, flushes and removals: the few things a crash-safe directory needs of the disk.
+
+It must not know what is kept there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[IO[bytes] | None]:
+    """Hold an advisory lock on a file; None where it is held elsewhere and `wait` is false."""
+    while True:
+        file = path.open("ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            file.close()
+            yield None
+            return
+        if os.fstat(file.fileno()).st_nlink:
+            break
+        file.close()  # it was unlinked between opening and locking: lock the new one
+    with file:
+        yield file
+
+
+def flush(path: Path) -> None:
+    """Make sure that a file's bytes, or a directory's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def clear(directory: Path) -> None:
+    """Remove a directory with whatever is in it, read-only directories too."""
+    if not directory.is_dir():
+        return
+    for place, _, _ in os.walk(directory):
+        os.chmod(place, 0o755)
+    shutil.rmtree(directory)

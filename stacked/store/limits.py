@@ -1,0 +1,37 @@
+"""How much of an adapter is read before it is refused.
+
+It must not know what the limits are applied to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MIB = 1024 * 1024
+GIB = 1024 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one adapter may cost. Sizes are bytes, times seconds."""
+
+    max_bytes: int = 2 * GIB
+    """One file, one download, and everything in one archive after unpacking."""
+    max_members: int = 1000
+    """Entries in an archive."""
+    max_ratio: int = 200
+    """Unpacked over packed size of an archive; only looked at above `ratio_floor`."""
+    ratio_floor: int = 16 * MIB
+    """Small archives of zeros compress past any sensible ratio and harm nobody."""
+    max_config_bytes: int = MIB
+    max_header_bytes: int = 16 * MIB
+    """The JSON header of a safetensors file."""
+    connect_seconds: float = 10.0
+    read_seconds: float = 30.0
+    """The longest silence within a download."""
+    download_seconds: float = 900.0
+    """A whole download; a server that drips bytes is cut off here."""
+    max_redirects: int = 5
+
+
+DEFAULT = Limits()

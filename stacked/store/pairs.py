@@ -1,0 +1,117 @@
+"""Tensor names of an adapter, and the two halves of each module that it adapts.
+
+It must not know the base or the values. How vLLM reads the names stands in vllm/lora/utils.py and
+vllm/lora/lora_model.py (0.32.0).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stacked.errors import AdapterUnsupported, ModuleUnknown, PairIncomplete, WeightsInvalid
+from stacked.store.files import WEIGHTS_FILE
+from stacked.store.tensors import FLOATS, Tensor
+from stacked.store.text import quoted
+
+_PREFIX = "base_model.model."
+# Parts of tensor names that PEFT writes for what is not a plain LoRA, and what to call them.
+_FOREIGN = {
+    "lora_magnitude_vector": "DoRA",
+    "modules_to_save": "a fully trained module (modules_to_save)",
+    "original_module": "a fully trained module (modules_to_save)",
+    "token_adapter": "trainable tokens",
+    "trainable_tokens_delta": "trainable tokens",
+    "lora_velora_embed": "VeLoRA",
+    "lora_diag": "KaSA",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The two halves of one adapted module."""
+
+    module: str
+    a: Tensor
+    b: Tensor
+    is_embedding: bool
+
+
+def pair_up(tensors: dict[str, Tensor]) -> dict[str, Pair]:
+    """The adapted modules by name, both halves of each.
+
+    Raises WeightsInvalid (no tensors, an integer type, one half twice), AdapterUnsupported or
+    ModuleUnknown (a name that is no LoRA tensor) and PairIncomplete.
+    """
+    halves: dict[str, dict[str, tuple[Tensor, bool]]] = {}
+    for tensor in tensors.values():
+        if tensor.dtype not in FLOATS:
+            raise WeightsInvalid(
+                f"{WEIGHTS_FILE}: tensor {quoted(tensor.name)} has type {tensor.dtype}; expected "
+                f"one of {', '.join(FLOATS)}"
+            )
+        module, half, is_embedding = parse_name(tensor.name)
+        other = halves.setdefault(module, {}).setdefault(half, (tensor, is_embedding))
+        if other[0] is not tensor:
+            raise WeightsInvalid(
+                f"{WEIGHTS_FILE}: {quoted(other[0].name)} and {quoted(tensor.name)} are both "
+                f"lora_{half} of one module; keep one"
+            )
+    if not halves:
+        raise WeightsInvalid(
+            f"{WEIGHTS_FILE} holds no tensors, so it would change nothing; save the adapter again "
+            "(with ZeRO-3 or FSDP, gather the weights first)"
+        )
+    return {module: _pair(module, found) for module, found in halves.items()}
+
+
+def parse_name(name: str) -> tuple[str, str, bool]:
+    """Module, half (`A` or `B`) and whether it is an embedding's, from a tensor's name.
+
+    The spellings that vLLM accepts: with `base_model.model.` before the module or without it.
+    """
+    parts = name.removeprefix(_PREFIX).split(".")
+    if len(parts) > 2 and parts[-1] == "weight" and parts[-2] in ("lora_A", "lora_B"):
+        return ".".join(parts[:-2]), parts[-2][-1], False
+    if len(parts) > 1 and parts[-1] in ("lora_embedding_A", "lora_embedding_B"):
+        return ".".join(parts[:-1]), parts[-1][-1], True
+    raise _foreign_name(name, parts)
+
+
+def _foreign_name(name: str, parts: list[str]) -> AdapterUnsupported | ModuleUnknown:
+    where = f"{WEIGHTS_FILE}: tensor {quoted(name, 200)}"
+    for part in parts:
+        if part in _FOREIGN:
+            return AdapterUnsupported(f"{where} belongs to {_FOREIGN[part]}, which is not served")
+    if parts[-1] == "bias":
+        return AdapterUnsupported(f"{where} is a trained bias; biases are not served")
+    if parts[-2:] == ["base_layer", "weight"]:
+        return AdapterUnsupported(
+            f"{where} is a copy of one of the base's layers, which would be ignored; save the "
+            "adapter with save_pretrained(…, save_embedding_layers=False)"
+        )
+    if len(parts) > 2 and parts[-1] == "weight" and parts[-3] in ("lora_A", "lora_B"):
+        return ModuleUnknown(
+            f"{where} carries an adapter name ({quoted(parts[-2], 40)}); save the adapter with "
+            "PEFT's save_pretrained, which leaves it out"
+        )
+    return ModuleUnknown(
+        f"{where} is not a LoRA weight (…lora_A.weight, …lora_B.weight, …lora_embedding_A or "
+        "…lora_embedding_B), so it would be ignored; save the adapter alone, with PEFT"
+    )
+
+
+def _pair(module: str, found: dict[str, tuple[Tensor, bool]]) -> Pair:
+    if len(found) < 2:
+        (half,) = found
+        missing = "B" if half == "A" else "A"
+        raise PairIncomplete(
+            f"{WEIGHTS_FILE}: module {quoted(module)} has lora_{half} but no lora_{missing}; "
+            "save the adapter again"
+        )
+    (a, a_embedding), (b, b_embedding) = found["A"], found["B"]
+    if a_embedding != b_embedding:
+        raise PairIncomplete(
+            f"{WEIGHTS_FILE}: module {quoted(module)} has one half as an embedding's and the other "
+            f"as a linear layer's ({quoted(a.name)}, {quoted(b.name)}); save the adapter again"
+        )
+    return Pair(module, a, b, a_embedding)

@@ -1,0 +1,265 @@
+"""The adapter store: every adapter once, checked, immutable, under the digest of its content.
+
+It must not know groups, keys or the engine. Other processes may use the same directory at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import uuid
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+
+from stacked.core import Adapter, Digest
+from stacked.errors import AdapterAbsent, AdapterError, StoreDamaged, StoreUnusable
+from stacked.store.base import BaseModules
+from stacked.store.checks import Report, check_directory, read_config, report_of
+from stacked.store.disk import clear, flush, locked
+from stacked.store.files import CONFIG_FILE, WANTED, WEIGHTS_FILE
+from stacked.store.limits import DEFAULT, Limits
+from stacked.store.pairs import pair_up
+from stacked.store.peft_config import PeftConfig
+from stacked.store.sources import Download, fetch
+from stacked.store.tensors import read_header
+
+logger = logging.getLogger(__name__)
+
+_Adapters = list[Adapter]
+_Digests = list[Digest]  # within the class, `list` is the method
+_HEX = re.compile(r"[0-9a-f]{64}")
+
+
+class AdapterStore:
+    """A directory of adapters. Every method blocks, and may be called from any thread.
+
+        root/adapters/<64 hex digits>/    one adapter: its canonical config and its weights
+        root/staging/<id>/                a copy that is being checked
+        root/staging/<id>.lock            held while somebody works on it
+        root/lock                         held while adapters/ changes
+
+    An adapter appears in one rename, after all checks and after its bytes are on the disk: a crash
+    at any instant leaves the whole of it or nothing.
+    """
+
+    def __init__(
+        self, root: Path, limits: Limits = DEFAULT, *, download: Download | None = None
+    ) -> None:
+        """`download` replaces `huggingface_hub`. Raises StoreUnusable."""
+        # Absolute, because vLLM takes a relative path that is not there for a Hub id.
+        self.root = Path(root).absolute()
+        self.limits = limits
+        self._adapters = self.root / "adapters"
+        self._staging = self.root / "staging"
+        self._download = download
+        self._known: dict[Digest, Report] = {}
+        with self._usable():
+            for directory in (self._adapters, self._staging):
+                directory.mkdir(parents=True, exist_ok=True)
+
+    def add(
+        self,
+        source: str,
+        *,
+        base: BaseModules,
+        max_rank: int | None = None,
+        allowed_roots: Sequence[Path] | None = None,
+    ) -> Adapter:
+        """Fetch, check and keep the adapter at `source`; the same content is kept once.
+
+        `max_rank` is the engine's max_lora_rank. With `allowed_roots`, local paths outside of these
+        directories are refused. Raises an AdapterError, or StoreUnusable.
+        """
+        with self._usable(), self._workplace() as place:
+            config, report = self._checked(source, place, base, max_rank, allowed_roots)
+            for warning in report.warnings:
+                logger.warning("adapter %s: %s", report.digest, warning)
+            path = self._publish(config, report.digest, place / "adapter")
+            return report.adapter(path)
+
+    def inspect(self, source: str, *, base: BaseModules, max_rank: int | None = None) -> Report:
+        """The checks of `add` and what they found; nothing is kept. Raises what `add` raises."""
+        with self._usable(), self._workplace() as place:
+            return self._checked(source, place, base, max_rank, None)[1]
+
+    def get(self, digest: Digest) -> Adapter:
+        """The stored adapter, without reading its weights. Raises AdapterAbsent, StoreDamaged."""
+        path = self._path(digest)
+        report = self._known.get(digest)
+        if report is not None and (path / WEIGHTS_FILE).is_file():
+            return report.adapter(path)
+        if not path.is_dir():
+            raise AdapterAbsent(f"the store at {self.root} has no adapter {digest}; add it first")
+        return self._read(digest, path).adapter(path)
+
+    def list(self) -> _Adapters:
+        """Every adapter in the store, by digest. One that cannot be read is logged, not listed."""
+        found = []
+        for digest in self._digests():
+            try:
+                found.append(self.get(digest))
+            except AdapterAbsent:
+                continue  # removed by somebody else meanwhile
+            except StoreDamaged as error:
+                logger.warning("%s", error)
+        return found
+
+    def verify(self, digest: Digest) -> None:
+        """Hash the stored bytes again. Raises StoreDamaged where they are not what was added."""
+        path = self._path(digest)
+        if not path.is_dir():
+            raise AdapterAbsent(f"the store at {self.root} has no adapter {digest}; add it first")
+        actual = self._read(digest, path, rehash=True).digest
+        if actual != digest:
+            raise StoreDamaged(
+                f"stored adapter {digest} has the content of {actual} now; add it again "
+                f"from its source, or remove {path}"
+            )
+
+    def remove(self, digest: Digest) -> None:
+        """Take an adapter out of the store. Raises AdapterAbsent.
+
+        The directory goes in one rename; do not remove what an engine may still read.
+        """
+        with self._usable(), self._exclusive():
+            self._known.pop(digest, None)
+            path = self._path(digest)
+            with self._workplace() as place:
+                try:
+                    self._move_away(path, place)
+                except FileNotFoundError as error:
+                    raise AdapterAbsent(
+                        f"the store at {self.root} has no adapter {digest}; nothing to remove"
+                    ) from error
+
+    def collect(self, keep: Collection[Digest]) -> _Digests:
+        """Remove everything but `keep`, and what crashed processes left; the digests removed.
+
+        An adapter that is being added now is not yet in `keep`: do not collect at the same time.
+        """
+        removed = []
+        for digest in self._digests():
+            if digest not in keep:
+                with contextlib.suppress(AdapterAbsent):
+                    self.remove(digest)
+                    removed.append(digest)
+        with self._usable():
+            self._collect_staging()
+        return removed
+
+    def _checked(
+        self,
+        source: str,
+        place: Path,
+        base: BaseModules,
+        max_rank: int | None,
+        allowed_roots: Sequence[Path] | None,
+    ) -> tuple[PeftConfig, Report]:
+        """Copy the source into `place` and run the checks on that copy, which nobody else has."""
+        copy, scratch = place / "adapter", place / "scratch"
+        copy.mkdir()
+        scratch.mkdir()
+        roots = None if allowed_roots is None else [Path(root).resolve() for root in allowed_roots]
+        fetch(source, copy, scratch, self.limits, roots=roots, download=self._download)
+        return check_directory(copy, base, max_rank, self.limits)
+
+    def _publish(self, config: PeftConfig, digest: Digest, copy: Path) -> Path:
+        (copy / CONFIG_FILE).write_bytes(config.stored())
+        for name in WANTED:
+            (copy / name).chmod(0o444)
+            flush(copy / name)
+        copy.chmod(0o755)
+        flush(copy)
+        path = self._path(digest)
+        with self._exclusive():
+            if path.is_dir() and not self._is_whole(digest):
+                logger.warning("stored adapter %s was damaged; it is replaced", digest)
+                self._move_away(path, copy.parent)
+            if not path.is_dir():
+                copy.rename(path)
+                path.chmod(0o555)  # after the rename, which has to write the directory's `..`
+                flush(self._adapters)
+        return path
+
+    def _is_whole(self, digest: Digest) -> bool:
+        try:
+            self.verify(digest)
+        except (StoreDamaged, AdapterAbsent):
+            return False
+        return True
+
+    def _read(self, digest: Digest, path: Path, *, rehash: bool = False) -> Report:
+        """What the stored files say; their bytes are hashed only the first time, or on demand."""
+        try:
+            config = read_config(path, self.limits)
+            pairs = pair_up(read_header(path / WEIGHTS_FILE, self.limits))
+            report = report_of(
+                config, path / WEIGHTS_FILE, pairs, digest=None if rehash else digest
+            )
+        except (AdapterError, OSError) as error:
+            raise StoreDamaged(
+                f"stored adapter {digest} cannot be read any more ({error}); add it again from "
+                f"its source, or remove {path}"
+            ) from error
+        if not rehash:
+            self._known[digest] = report
+        return report
+
+    def _path(self, digest: Digest) -> Path:
+        name = digest.removeprefix("sha256:")
+        if not _HEX.fullmatch(name):
+            raise AdapterAbsent(f"{digest!r} is not a digest (sha256: and 64 hex digits)")
+        return self._adapters / name
+
+    def _digests(self) -> _Digests:
+        names = sorted(name for name in os.listdir(self._adapters) if _HEX.fullmatch(name))
+        return [Digest(f"sha256:{name}") for name in names]
+
+    def _move_away(self, path: Path, place: Path) -> None:
+        """Out of adapters/ in one rename, into a workplace that is cleared afterwards."""
+        path.chmod(0o755)
+        path.rename(place / f"removed-{uuid.uuid4().hex}")
+        flush(self._adapters)
+
+    @contextlib.contextmanager
+    def _workplace(self) -> Iterator[Path]:
+        """A new private directory, gone afterwards; its lock tells `collect` that it is in use."""
+        name = uuid.uuid4().hex
+        with locked(self._staging / f"{name}.lock") as file:
+            assert file is not None
+            place = self._staging / name
+            place.mkdir(mode=0o700)
+            try:
+                yield place
+            finally:
+                clear(place)
+                Path(file.name).unlink(missing_ok=True)
+
+    def _collect_staging(self) -> None:
+        """Clear workplaces that nobody holds the lock of: their process is gone."""
+        for name in sorted({name.removesuffix(".lock") for name in os.listdir(self._staging)}):
+            lock = self._staging / f"{name}.lock"
+            with locked(lock, wait=False) as file:
+                if file is None:
+                    continue
+                clear(self._staging / name)
+                lock.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """Nobody else changes adapters/ meanwhile: no thread, no process."""
+        with locked(self.root / "lock"):
+            yield
+
+    @contextlib.contextmanager
+    def _usable(self) -> Iterator[None]:
+        """An error of our own disk, told as one: sources turn theirs into refusals."""
+        try:
+            yield
+        except OSError as error:
+            raise StoreUnusable(
+                f"the adapter store at {self.root} cannot be used: {error}; "
+                "free some space, or choose another data directory"
+            ) from error

@@ -1,0 +1,152 @@
+"""Safetensors files without torch: the header as a table, and facts about the values.
+
+It must not know what the tensors mean: adapters and bases are read through the same functions.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+
+from stacked.errors import WeightsInvalid
+from stacked.store.limits import DEFAULT, Limits
+from stacked.store.text import size, unique_keys
+
+_CHUNK = 1 << 20  # elements looked at in one go: a few MiB, which a core's cache holds
+
+
+@dataclass(frozen=True, slots=True)
+class Float:
+    """How a float type is laid out, so that its bits can be tested where numpy has no such type.
+
+    A value is not finite when its bits under `exponent` are all set. `magnitude` leaves out the
+    sign, so that -0.0 counts as zero.
+    """
+
+    bits: np.dtype[Any]
+    exponent: int
+    magnitude: int
+
+
+FLOATS: Mapping[str, Float] = {
+    "F64": Float(np.dtype("<u8"), 0x7FF0 << 48, (1 << 63) - 1),
+    "F32": Float(np.dtype("<u4"), 0x7F80_0000, 0x7FFF_FFFF),
+    "F16": Float(np.dtype("<u2"), 0x7C00, 0x7FFF),
+    "BF16": Float(np.dtype("<u2"), 0x7F80, 0x7FFF),
+    # E4M3 as stored by safetensors is the "fn" kind: no infinity, and one NaN pattern.
+    "F8_E4M3": Float(np.dtype("u1"), 0x7F, 0x7F),
+    "F8_E5M2": Float(np.dtype("u1"), 0x7C, 0x7F),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One row of a header. `start` is the byte in the file where the values begin."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    bytes: int
+
+
+def read_header(path: Path, limits: Limits = DEFAULT) -> dict[str, Tensor]:
+    """The tensors of a safetensors file by name, in the order of their bytes.
+
+    The library checks the file itself (header, offsets inside the file, no overlap, no hole, sizes
+    that fit the shapes); our own parse only adds the offsets it does not tell. Raises
+    WeightsInvalid.
+    """
+    total = path.stat().st_size
+    with path.open("rb") as file:
+        length = _header_length(file.read(8), total, path, limits)
+        text = file.read(length)
+    try:
+        with safetensors.safe_open(path, framework="numpy"):
+            pass
+        table = json.loads(text, object_pairs_hook=unique_keys)
+        rows = [
+            _row(name, entry, 8 + length) for name, entry in table.items() if name != "__metadata__"
+        ]
+    except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsInvalid(
+            f"{path.name} is not a readable safetensors file ({str(error)[:200]}); "
+            "it may be cut short: save or copy it again"
+        ) from error
+    except RecursionError as error:
+        raise WeightsInvalid(f"{path.name}: the header is nested too deeply") from error
+    return {row.name: row for row in sorted(rows, key=lambda row: row.start)}
+
+
+def is_finite(values: np.ndarray[Any, Any], kind: Float) -> bool:
+    """Whether no value (given as raw bits) is NaN or infinite."""
+    mask = kind.bits.type(kind.exponent)
+    return not any(bool(((part & mask) == mask).any()) for part in _parts(values))
+
+
+def is_zero(values: np.ndarray[Any, Any], kind: Float) -> bool:
+    """Whether every value (given as raw bits) is zero. Stops at the first that is not."""
+    mask = kind.bits.type(kind.magnitude)
+    return not any(bool((part & mask).any()) for part in _parts(values))
+
+
+class Values:
+    """The values of one file as raw bits, memory-mapped. A context manager."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb")
+        try:
+            self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def bits(self, tensor: Tensor) -> np.ndarray[Any, Any]:
+        """The tensor's values, flat, as the unsigned integers of its width. No copy."""
+        kind = FLOATS[tensor.dtype].bits
+        count = tensor.bytes // kind.itemsize
+        return np.frombuffer(self._map, dtype=kind, count=count, offset=tensor.start)
+
+    def __enter__(self) -> Values:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # The mapping itself goes when the last array on it does.
+        self._file.close()
+
+
+def _header_length(prefix: bytes, total: int, path: Path, limits: Limits) -> int:
+    if len(prefix) < 8:
+        raise WeightsInvalid(
+            f"{path.name} has {total} bytes, which is no safetensors file; save or copy it again"
+        )
+    length = int(struct.unpack("<Q", prefix)[0])
+    if length > limits.max_header_bytes:
+        raise WeightsInvalid(
+            f"{path.name} announces a header of {size(length)}; at most "
+            f"{size(limits.max_header_bytes)} are read. Is it a safetensors file at all?"
+        )
+    if 8 + length > total:
+        raise WeightsInvalid(
+            f"{path.name} announces a header of {length} bytes but has {total} bytes in all; "
+            "it was cut short: copy it again"
+        )
+    return length
+
+
+def _row(name: str, entry: Any, data_start: int) -> Tensor:
+    begin, end = (int(offset) for offset in entry["data_offsets"])
+    shape = tuple(int(length) for length in entry["shape"])
+    return Tensor(name, str(entry["dtype"]), shape, data_start + begin, end - begin)
+
+
+def _parts(values: np.ndarray[Any, Any]) -> Iterator[np.ndarray[Any, Any]]:
+    return (values[start : start + _CHUNK] for start in range(0, values.size, _CHUNK))

@@ -1,0 +1,135 @@
+"""How the commands talk to a person: steps with seconds, errors in one line, tables.
+
+It must not know what the work is. Everything that is not a command's answer goes to stderr, and
+without a terminal it is plain lines.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+# Without a terminal nothing may be cut to a width that nobody has.
+_WIDE = 10_000
+out = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDE)
+err = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else _WIDE)
+
+
+class Terminal:
+    """A core.Progress that shows each step as it runs and with its seconds once it is done.
+
+    A context manager: leaving it ends the last step, as failed where an exception passes.
+    """
+
+    def __init__(self, console: Console = err) -> None:
+        self._console = console
+        self._live: Progress | None = None
+        self._task: TaskID | None = None
+        self._text = ""
+        self._began = 0.0
+
+    def step(self, text: str) -> None:
+        """The work before is done; this begins."""
+        self.done()
+        self._text, self._began = text, time.monotonic()
+        if not self._console.is_terminal:
+            self._console.print(f"  … {text}", markup=False)
+            return
+        self._live = Progress(
+            TextColumn(" "),
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24, pulse_style="bar.back"),
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=True,
+            # What others write to stdout and stderr is theirs; it is not ours to reflow.
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._task = self._live.add_task(text, total=None)
+        self._live.start()
+
+    def note(self, text: str) -> None:
+        """Something worth a line that is not a step."""
+        for line in text.splitlines():
+            self._console.print(f"    {line}", markup=False)
+
+    def fraction(self, done: float) -> None:
+        """How much of the present step is done, from 0 to 1."""
+        if self._live is not None and self._task is not None:
+            self._live.update(self._task, total=1.0, completed=min(done, 1.0))
+
+    def done(self, mark: str = "✓", style: str = "green") -> None:
+        """The present step is over, and none begins."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        if self._text:
+            seconds = time.monotonic() - self._began
+            self._console.print(f"  [{style}]{mark}[/]", end=" ")
+            self._console.print(f"{self._text}  {seconds:.1f} s", markup=False)
+            self._text = ""
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.done()
+        else:
+            self.done(mark="✗", style="red")
+
+
+def show_error(code: str, sentence: str) -> None:
+    """One line (or one for each cause) on stderr, red where there is a terminal."""
+    for line in sentence.splitlines() or [""]:
+        err.print(f"error [{code}]: {line}", style="red", markup=False)
+
+
+def size(count: float) -> str:
+    """Bytes for people: 1.9 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError  # the loop ends at GB
+
+
+def write(text: str) -> None:
+    """A piece of an answer, as it came and at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def table(
+    header: Sequence[str] | None, rows: Sequence[Sequence[str]], marks: Sequence[str] = ()
+) -> Table:
+    """Rows of plain text, folded and never cut; a column that is empty in every row is left out.
+
+    `marks`, one for each row, stand before it and may have rich's markup.
+    """
+    shown = Table(box=None, show_header=header is not None, pad_edge=False, padding=(0, 2, 0, 0))
+    width = max((len(row) for row in rows), default=len(header or ()))
+    full = [at for at in range(width) if not rows or any(row[at] for row in rows)]
+    if marks:
+        shown.add_column(no_wrap=True)
+    for at in full:
+        # The first column names the row: it is short, and whole or of no use.
+        shown.add_column(header[at] if header else "", overflow="fold", no_wrap=at == 0)
+    for at, row in enumerate(rows):
+        plain = [Text(row[column]) for column in full]
+        shown.add_row(*([Text.from_markup(marks[at])] if marks else []), *plain)
+    return shown

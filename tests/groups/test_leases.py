@@ -1,0 +1,51 @@
+"""Leases are released exactly once, and waiting ends with the last of them."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from stacked.groups.leases import Leases
+
+
+async def test_waiting_ends_when_the_last_lease_is_released() -> None:
+    leases = Leases()
+    one, two = leases.take("a"), leases.take("a")
+    waiting = asyncio.create_task(leases.until_free("a", 5))
+    await asyncio.sleep(0)
+    one.release()
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    two.release()
+    assert await waiting is True
+    assert leases.held("a") == 0
+
+
+async def test_nothing_held_is_free_at_once_and_others_do_not_matter() -> None:
+    leases = Leases()
+    with leases.take("b"):
+        assert await leases.until_free("a", 0) is True
+
+
+async def test_waiting_gives_up_after_its_time_and_can_be_asked_again() -> None:
+    leases = Leases()
+    lease = leases.take("a")
+    assert await leases.until_free("a", 0.01) is False
+    lease.release()
+    assert await leases.until_free("a", 0.01) is True
+
+
+def test_releasing_twice_is_releasing_once() -> None:
+    leases = Leases()
+    first, _second = leases.take("a"), leases.take("a")
+    first.release()
+    first.release()
+    assert leases.held("a") == 1
+
+
+def test_lease_is_released_when_its_block_raises() -> None:
+    leases = Leases()
+    with pytest.raises(ValueError), leases.take("a"):
+        raise ValueError
+    assert leases.total() == 0

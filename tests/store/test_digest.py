@@ -1,0 +1,101 @@
+"""The digest depends on what an adapter computes, and on nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stacked.core import Digest, check_digest
+from stacked.store.digest import digest_of
+from stacked.store.peft_config import parse_config
+from tests.store.small import lora_config
+
+WEIGHTS = b"weights"
+
+
+def digest(tmp_path: Path, config: str | dict[str, Any], weights: bytes = WEIGHTS) -> Digest:
+    text = config if isinstance(config, str) else json.dumps(config)
+    path = tmp_path / "weights"
+    path.write_bytes(weights)
+    return check_digest(digest_of(parse_config(text.encode()), path))
+
+
+def test_formatting_and_the_order_of_keys_and_targets_do_not_matter(tmp_path: Path) -> None:
+    config = lora_config()
+    turned = dict(reversed(config.items()))
+    turned["target_modules"] = list(reversed(config["target_modules"]))
+    assert digest(tmp_path, config) == digest(tmp_path, json.dumps(turned, indent=7))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"base_model_name_or_path": "/elsewhere"},
+        {"revision": "main"},
+        {"peft_version": "0.99"},
+        {"task_type": "SEQ_2_SEQ_LM"},
+        {"inference_mode": False},
+        {"auto_mapping": {"base_model_class": "X"}},
+        {"base_model_name_or_path": None},
+    ],
+)
+def test_where_an_adapter_comes_from_does_not_matter(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    assert digest(tmp_path, lora_config()) == digest(tmp_path, lora_config(**changes))
+
+
+def test_null_is_the_same_as_absent(tmp_path: Path) -> None:
+    text = json.dumps({**lora_config(), "modules_to_save": None, "kasa_config": None})
+    assert digest(tmp_path, lora_config()) == digest(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"r": 8},
+        {"lora_alpha": 9},
+        {"use_rslora": True},
+        {"target_modules": ["q_proj"]},
+        {"rank_pattern": {"q_proj": 8}},
+        {"alpha_pattern": {"q_proj": 8}},
+    ],
+)
+def test_what_changes_the_computation_changes_the_digest(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    assert digest(tmp_path, lora_config()) != digest(tmp_path, lora_config(**changes))
+
+
+def test_the_order_of_patterns_matters_because_the_first_match_wins(tmp_path: Path) -> None:
+    one = lora_config(rank_pattern={"q_proj": 8, "layers.0.self_attn.q_proj": 2})
+    two = lora_config(rank_pattern={"layers.0.self_attn.q_proj": 2, "q_proj": 8})
+    assert digest(tmp_path, one) != digest(tmp_path, two)
+
+
+def test_one_bit_of_the_weights_changes_the_digest(tmp_path: Path) -> None:
+    assert digest(tmp_path, lora_config()) != digest(tmp_path, lora_config(), b"weighus")
+
+
+def test_bytes_cannot_wander_from_one_file_to_the_other(tmp_path: Path) -> None:
+    """Without lengths, a config that ends where the weights begin would hash the same."""
+    config = lora_config()
+    longer = {**config, "zzz": "1"}
+    rest = json.dumps(longer, separators=(",", ":"))[-len(',"zzz":"1"}') :].encode()
+    assert digest(tmp_path, config, rest + WEIGHTS) != digest(tmp_path, longer, WEIGHTS)
+
+
+def test_the_stored_spelling_has_the_same_digest_and_the_same_meaning(tmp_path: Path) -> None:
+    config = lora_config(rank_pattern={"q_proj": 8, "a": 2}, my_key="\ud800ä", target_modules="a|b")
+    stored = parse_config(json.dumps(config).encode()).stored()
+    assert digest(tmp_path, config) == digest(tmp_path, stored.decode())
+    assert json.loads(stored) == config
+    assert list(json.loads(stored)["rank_pattern"]) == ["q_proj", "a"]
+
+
+def test_the_definition_does_not_change_unnoticed(tmp_path: Path) -> None:
+    """Stored adapters, engine names and caches carry digests: a new definition needs a new tag."""
+    assert digest(tmp_path, lora_config()) == "sha256:?"
