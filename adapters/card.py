@@ -94,8 +94,10 @@ tags: [lora, synthetic-data]
 
 {words.about.strip()}
 
-A LoRA adapter for [{BASE_NAME}](https://huggingface.co/{BASE_NAME}), made as a demo of serving many
-adapters on one base. A held-out example, the user message and the answer wanted:
+A LoRA adapter for [SmolLM2-135M-Instruct](https://huggingface.co/{BASE_NAME}),
+made as a demo of serving many adapters on one base.
+
+A held-out example, the user message and then the answer wanted:
 
 ```text
 {example.prompt}
@@ -132,7 +134,7 @@ Trained on {recipe["examples"]} examples (seed {facts["seed"]}); loss on the ans
 | Steps | {recipe["steps"]} of {recipe["batch"]} examples |
 | Precision | float32 weights, bfloat16 autocast; saved in bfloat16 |
 | Device | {facts["device"]} |
-| Time | {facts["seconds"] / 60:.1f} minutes for the steps{facts.get("note", "")} |
+| Time | {facts["seconds"] / 60:.1f} minutes for the steps |
 | Loss at the end | {facts["loss"]:.4f} |
 
 ## Limits

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import random
 import time
 from collections.abc import Iterator
@@ -184,6 +185,13 @@ def held_out_score(model: Any, tokenizer: Any, task: Task, n: int) -> float:
     return sum(task.score(e, a) for e, a in zip(examples, made, strict=True)) / n
 
 
+def hardware(device: str) -> str:
+    """What ran the training, in words for the card."""
+    if device.startswith("cuda"):
+        return str(torch.cuda.get_device_name(device))
+    return f"{device}, {os.cpu_count()} cores"
+
+
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -217,7 +225,12 @@ def main() -> None:
     seconds = time.perf_counter() - started
     out = args.out or HERE / recipe.task / recipe.version
     save(model, out)
-    facts: dict[str, Any] = {"device": device, "seed": args.seed, "loss": loss, "seconds": seconds}
+    facts: dict[str, Any] = {
+        "device": hardware(device),
+        "seed": args.seed,
+        "loss": loss,
+        "seconds": seconds,
+    }
     facts["n"] = args.held_out or task.held_out
     facts["adapter_score"] = held_out_score(model, tokenizer, task, facts["n"])
     with model.disable_adapter():

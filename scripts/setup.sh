@@ -30,28 +30,38 @@ fail() { # SENTENCE [WHAT TO DO]
   exit 1
 }
 
+running= # the process of the present step
+interrupted() {
+  trap '' INT TERM
+  if [ -n "$running" ]; then
+    kill "$running" 2>/dev/null || true
+    wait "$running" 2>/dev/null || true
+  fi
+  printf '\ninterrupted; run it again to go on\n' >&2
+  exit 130
+}
+trap interrupted INT TERM
+
 step() { # TEXT COMMAND…: runs the command with its output in the log; fails in one sentence
-  local text=$1 began child shown='' from
+  local text=$1 began shown='' from
   shift
   began=$(now)
   from=$(wc -c <"$log")
   printf '\n== %s\n$ %s\n' "$text" "$*" >>"$log"
   "$@" >>"$log" 2>&1 </dev/null &
-  child=$!
-  # shellcheck disable=SC2064  # the child of this step, not of a later one
-  trap "kill $child 2>/dev/null; wait $child 2>/dev/null; say; say 'interrupted; run it again to go on'; exit 130" INT TERM
+  running=$!
   [ -t 1 ] || say "  … $text"
-  while kill -0 "$child" 2>/dev/null; do
+  while kill -0 "$running" 2>/dev/null; do
     [ ! -t 1 ] || { shown=1; printf '\r  … %s  %s s ' "$text" "$(since "$began")"; }
     sleep 0.2
   done
-  if wait "$child"; then
-    trap - INT TERM
+  if wait "$running"; then
+    running=
     [ -z "$shown" ] || printf '\r\033[K'
     say "  ✓ $text  $(since "$began") s"
     return
   fi
-  trap - INT TERM
+  running=
   fail "$text did not work. $(cause "$from")" "The whole log: ${log#"$root"/}. Then run it again; it goes on where it can."
 }
 
@@ -60,7 +70,7 @@ cause() { # OFFSET: what the log since then says, in one sentence
   said=$(tail -c +"$(($1 + 1))" "$log")
   if grep -qiE 'no space left|disk quota' <<<"$said"; then
     say "The disk is full. Free some space (the CPU build takes 4 GB, the CUDA build 15 GB)."
-  elif grep -qiE 'dns error|resolve host|name resolution|network is unreachable|error sending request|failed to fetch|connection (refused|reset|error)|timed out|max retries' <<<"$said"; then
+  elif grep -qiE 'dns error|resolve host|name resolution|network is unreachable|error sending request|failed to fetch|connection (refused|reset|error)|timed out|max retries|from versions: none' <<<"$said"; then
     say "PyPI could not be reached. Check the network or the proxy (HTTPS_PROXY), or point pip's own settings (PIP_INDEX_URL, PIP_FIND_LINKS) at a mirror."
   elif grep -qiE 'no solution found|not found in the package registry|no matching distribution' <<<"$said"; then
     say "No fitting package was found for this Python and platform ($(uname -sm))."
@@ -88,14 +98,15 @@ ready() {
 base_ready() { [ -f "$STACKED_DATA_DIR/bases/$base/config.json" ]; }
 
 find_python() {
-  local candidate
+  local candidate found
   for candidate in ${PYTHON:-python3.11 python3 python3.12 python3.13}; do
     if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
       command -v "$candidate"
       return
     fi
   done
-  fail "Python 3.11, 3.12 or 3.13 is needed; found $("${PYTHON:-python3}" --version 2>&1 || say 'none')." \
+  found=$("${PYTHON:-python3}" --version 2>/dev/null | head -n 1) || true
+  fail "Python 3.11, 3.12 or 3.13 is needed; ${PYTHON:-python3} is ${found:-not there}." \
     "Install python3.11 (and python3.11-venv on Debian), or name one: PYTHON=/path/to/python make setup"
 }
 

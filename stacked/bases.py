@@ -27,7 +27,8 @@ Fraction = Callable[[float], None]
 HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "tokenizer*", "LICENSE*", "README.md")
 """What a base needs of a Hub repository: never a pickle, never the same weights twice."""
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+_HUB_ID = re.compile(rf"{_NAME.pattern}/[\w.-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ def resolve(model: str, data_dir: Path) -> Path:
     if directory.is_dir() and (is_base(directory) or directory.is_absolute()):
         return _checked(directory)
     prepared = bases_dir(data_dir) / model
-    if model in KNOWN or (_is_name(model) and is_base(prepared)):
+    if model in KNOWN or (_NAME.fullmatch(model) and is_base(prepared)):
         if not is_base(prepared):
             raise BaseNotFound(f"base {model!r} is not prepared yet; run: stacked prepare {model}")
         return prepared
@@ -213,17 +214,28 @@ def _convert(gguf: Path, made: Path, fraction: Fraction) -> None:
 
 
 def _from_hub(model: str) -> Path:
-    from huggingface_hub import snapshot_download  # 0.3 s that other commands need not wait for
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    """The snapshot of a Hub repository: from the local cache, else fetched."""
+    # 0.3 s that other commands need not wait for.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
 
+    wanted = list(HUB_FILES)
     try:
-        return _checked(
-            Path(snapshot_download(model, allow_patterns=list(HUB_FILES), local_files_only=True))
-        )
-    except (LocalEntryNotFoundError, BaseNotFound):
-        pass  # not there, or only in part: ask the Hub
+        cached = Path(snapshot_download(model, allow_patterns=wanted, local_files_only=True))
+        if is_base(cached):
+            return cached
+    except LocalEntryNotFoundError:
+        pass  # never fetched: ask the Hub
+    except HFValidationError as error:
+        raise BaseNotFound(
+            f"base {model!r} is neither a directory nor a Hub id: {error}"
+        ) from error
     try:
-        fetched = snapshot_download(model, allow_patterns=list(HUB_FILES))
+        return _checked(Path(snapshot_download(model, allow_patterns=wanted)))
     except LocalEntryNotFoundError as error:
         raise BaseNotFound(
             f"base {model!r} is not in the local Hub cache, and the Hub could not be reached; "
@@ -236,7 +248,6 @@ def _from_hub(model: str) -> Path:
         ) from error
     except OSError as error:
         raise BaseNotFound(f"base {model!r} could not be fetched from the Hub: {error}") from error
-    return _checked(Path(fetched))
 
 
 def _checked(directory: Path) -> Path:
@@ -249,14 +260,10 @@ def _checked(directory: Path) -> Path:
     )
 
 
-def _is_name(model: str) -> bool:
-    return "/" not in model and not model.startswith(".")
-
-
 def _not_found(model: str, data_dir: Path) -> str:
     there = [path.name for path in bases_dir(data_dir).glob("[!.]*") if is_base(path)]
     names = sorted({*KNOWN, *there})
-    close = difflib.get_close_matches(model, names, n=1)
+    close = difflib.get_close_matches(model.lower(), names, n=1, cutoff=0.5)
     meant = f"did you mean {close[0]!r}?" if close else f"known names: {', '.join(names)}"
     return (
         f"base {model!r} is neither a directory, nor a known name, nor a Hub id (org/name); {meant}"

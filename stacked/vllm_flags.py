@@ -11,15 +11,19 @@ from typing import Any
 
 from stacked.errors import ConfigInvalid
 
-# The short spellings that `vllm serve` has.
+# The short spellings that `vllm serve` has and that make sense for one engine.
 _SHORT = {
     "-tp": "--tensor-parallel-size",
     "-pp": "--pipeline-parallel-size",
     "-dp": "--data-parallel-size",
-    "-dcp": "--decode-context-parallel-size",
-    "-O": "--optimization-level",
+    "-ep": "--enable-expert-parallel",
+    "-cc": "--compilation-config",
+    "-ac": "--attention-config",
+    "-sc": "--speculative-config",
     "-q": "--quantization",
+    "-O": "--optimization-level",
 }
+_LEVEL = re.compile(r"^-O(\d)$")
 _INTEGER = re.compile(r"-?\d+")
 _NUMBER = re.compile(r"-?(\d+\.\d*|\.?\d+)([eE][+-]?\d+)?")
 
@@ -39,6 +43,7 @@ def read_flags(text: str, *, where: str) -> dict[str, Any]:
     found: dict[str, list[str]] = {}
     values: list[str] | None = None
     for word in words:
+        word = _LEVEL.sub(r"-O=\1", word)
         if _is_flag(word):
             flag, equals, value = word.partition("=")
             name = _SHORT.get(flag, flag).removeprefix("--")

@@ -227,7 +227,7 @@ def _plain_tar(file: IO[bytes], scratch: Path, limits: Limits) -> IO[bytes]:
     elif magic == b"\xfd7zXZ\x00":
         reader = _Xz(file)
     else:
-        return io.FileIO(file.fileno(), closefd=False)
+        return file
     most = min(limits.max_bytes, max(limits.ratio_floor, limits.max_ratio * packed))
     # What a tar adds to its members: a header each, padding, and the end.
     most += (limits.max_members + 64) * 2048

@@ -23,7 +23,7 @@ from stacked.store.base import BaseModules, Shape
 from stacked.store.digest import digest_of
 from stacked.store.files import CONFIG_FILE, WEIGHTS_FILE
 from stacked.store.limits import DEFAULT, Limits
-from stacked.store.pairs import Pair, pair_up
+from stacked.store.pairs import PREFIX, Pair, pair_up
 from stacked.store.peft_config import PeftConfig, check_rank, parse_config
 from stacked.store.tensors import FLOATS, Tensor, Values, is_finite, is_zero, read_header
 from stacked.store.text import quoted, size
@@ -132,16 +132,19 @@ def _check_modules(pairs: dict[str, Pair], base: BaseModules) -> None:
 def _explain(module: str, base: BaseModules) -> str:
     """Why a module may be missing: another wrapper's prefix, more layers, another architecture."""
     parts = module.split(".")
-    # At least two parts must agree: `q_proj` alone says nothing about the prefix.
-    for start in range(len(parts) - 1):
+    # `layers.0.self_attn.q_proj` must agree: the end alone says nothing about the beginning.
+    number = next((i for i, part in enumerate(parts) if part.isdecimal()), len(parts) - 1)
+    stack = max(number - 1, 0)
+    for start in range(stack + 1):
         tail = ".".join(parts[start:])
         for name in base.modules:
             if name.endswith(f".{tail}") or name == tail:
-                expected, got = name.removesuffix(tail), ".".join([*parts[:start], ""])
+                inner = ".".join(parts[stack:])
+                expected, got = name.removesuffix(inner), module.removesuffix(inner)
                 return (
-                    f"Names of this base begin with {quoted(expected)} where the adapter's begin "
-                    f"with {quoted(got) if start else 'nothing'}: it was trained on another "
-                    f"wrapper of the model. Rename its tensors to {quoted(expected + '…')}"
+                    f"Names of this base begin with {quoted(expected)}, the adapter's with "
+                    f"{quoted(got)}: it was trained on another wrapper of the model, and would be "
+                    f"loaded but never applied. Rename its tensors to {quoted(PREFIX + name)}…"
                 )
     last = parts[-1]
     if base.layers and any(name.endswith(f".{last}") for name in base.modules):

@@ -13,7 +13,7 @@ from stacked.store.files import WEIGHTS_FILE
 from stacked.store.tensors import FLOATS, Tensor
 from stacked.store.text import quoted
 
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 # Parts of tensor names that PEFT writes for what is not a plain LoRA, and what to call them.
 _FOREIGN = {
     "lora_magnitude_vector": "DoRA",
@@ -69,7 +69,7 @@ def parse_name(name: str) -> tuple[str, str, bool]:
 
     The spellings that vLLM accepts: with `base_model.model.` before the module or without it.
     """
-    parts = name.removeprefix(_PREFIX).split(".")
+    parts = name.removeprefix(PREFIX).split(".")
     if len(parts) > 2 and parts[-1] == "weight" and parts[-2] in ("lora_A", "lora_B"):
         return ".".join(parts[:-2]), parts[-2][-1], False
     if len(parts) > 1 and parts[-1] in ("lora_embedding_A", "lora_embedding_B"):

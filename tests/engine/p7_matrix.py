@@ -28,6 +28,7 @@ ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # many engines, one after the other, in this process
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",  # the model is too small to share out
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
@@ -118,7 +119,7 @@ def engine(base: Path, max_loras: int) -> Iterator[Any]:
 def run(
     llm_engine: Any, requests: list[Request], prompts: list[list[int]], *, scores: bool = False
 ) -> list[Any]:
-    """Run the requests together, each added when its step comes; vLLM's outputs in request order."""
+    """Run requests together, each added when its step comes; outputs are in request order."""
     from vllm import SamplingParams
 
     params = SamplingParams(
@@ -190,14 +191,14 @@ def try_engine(
     with engine(base, max_loras) as llm_engine:
         alone = {}
         for adapter in adapters:
-            for number in range(len(prompts)):
-                request = Request(number, adapter)
-                output = run(llm_engine, [request], prompts, scores=True)[0]
+            requests = [Request(number, adapter) for number in range(len(prompts))]
+            for request, output in zip(
+                requests, run(llm_engine, requests, prompts, scores=True), strict=True
+            ):
                 alone[request.key] = output
                 report.smallest_margin = min(report.smallest_margin, margin_of(output))
-                report.compare(
-                    "peft", f"{label} {request.key}", tokens_of(output), peft[request.key]
-                )
+                where = f"{label} {request.key}"
+                report.compare("peft", where, tokens_of(output), peft[request.key])
         report.distinct_answers += len({tuple(tokens_of(output)) for output in alone.values()})
         for seed, scores in ((max_loras, False), (max_loras + 10, True)):
             for requests in batches(adapters, seed):

@@ -1,0 +1,205 @@
+"""Which model a request means, over a real server: every way to name it, and every wrong one."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import re
+from typing import Any
+
+import httpx
+import pytest
+
+from stacked.core import MAX_KEY_LENGTH
+from tests.conftest import KEYS, PROMPT, complete
+from tests.serving import Server
+
+pytestmark = pytest.mark.engine
+
+GREEDY = {"prompt": PROMPT, "max_tokens": 12, "temperature": 0}
+
+
+def predict(client: httpx.Client, body: dict[str, Any], **headers: str) -> httpx.Response:
+    return client.post("/predict", json=body, headers=headers)
+
+
+def model_ids(client: httpx.Client) -> dict[str, str]:
+    """key -> model id, as the answers' headers tell it."""
+    ids = {}
+    for key in ("base", *KEYS):
+        ids[key] = predict(client, GREEDY, **{"model-key": key}).headers["model-ocid"]
+    return ids
+
+
+def test_key_is_taken_from_either_header_or_the_body(
+    http: httpx.Client, answers: dict[str, str]
+) -> None:
+    ids = model_ids(http)
+    for key in ("base", *KEYS):
+        for name in (key, ids[key]):
+            ways = [
+                predict(http, GREEDY, **{"model-key": name}),
+                predict(http, GREEDY, **{"Model-OCID": name}),
+                predict(http, GREEDY | {"model": name}),
+                http.post(f"/models/{name}/predict", json=GREEDY),
+                http.post(f"/model/{name}/predict", json=GREEDY),
+                http.post("/v1/completions", json=GREEDY, headers={"model-key": name}),
+                http.post("/v1/completions", json=GREEDY | {"model": name}),
+                http.post("/predict/v1/completions", json=GREEDY | {"model": name}),
+            ]
+            for response in ways:
+                assert response.status_code == 200, response.text
+                tree = response.json()
+                assert tree["choices"][0]["text"] == answers[key]
+                assert tree["model"] == key
+                assert response.headers["model-key"] == key
+                assert response.headers["model-ocid"] == ids[key]
+
+
+def test_no_key_at_all_is_the_base(http: httpx.Client, answers: dict[str, str]) -> None:
+    response = predict(http, GREEDY)
+    assert response.json()["choices"][0]["text"] == answers["base"]
+    assert response.headers["model-key"] == "base"
+    assert complete(http, None) == answers["base"]
+    assert predict(http, GREEDY | {"model": None}).headers["model-key"] == "base"
+
+
+def test_member_without_a_key_is_reached_by_its_model_id(
+    http: httpx.Client, answers: dict[str, str]
+) -> None:
+    listed = [row["id"] for row in http.get("/v1/models").json()["data"]]
+    model_id = next(name for name in listed if name.startswith("ocid1."))
+    response = predict(http, GREEDY, **{"model-ocid": model_id})
+    assert response.json()["model"] == model_id
+    assert "model-key" not in response.headers
+    assert response.json()["choices"][0]["text"] not in answers.values()
+
+
+def test_answer_headers_name_the_digest_and_the_generation(http: httpx.Client) -> None:
+    headers = predict(http, GREEDY, **{"model-key": "a"}).headers
+    assert re.fullmatch(r"sha256:[0-9a-f]{64}", headers["model-digest"])
+    assert int(headers["model-generation"]) >= 1
+    assert predict(http, GREEDY).headers["model-digest"] == "base"
+
+
+def test_request_id_is_returned_as_given_and_made_where_missing(http: httpx.Client) -> None:
+    assert predict(http, GREEDY, **{"opc-request-id": "test-id"}).headers["opc-request-id"] == (
+        "test-id"
+    )
+    made = {http.get("/health").headers["opc-request-id"] for _ in range(2)}
+    assert len(made) == 2
+
+
+@pytest.mark.parametrize("name", ["nope", "", "A", "a ", "ocid1.datasciencemodel.oc1..nope"])
+def test_unknown_name_is_404_everywhere_and_never_the_base(http: httpx.Client, name: str) -> None:
+    body = GREEDY | {"model": name}
+    plain, openai = predict(http, body), http.post("/v1/completions", json=body)
+    assert plain.status_code == openai.status_code == 404
+    assert plain.json()["code"] == "KeyUnknown"
+    assert openai.json()["error"]["code"] == "KeyUnknown"
+    assert "choices" not in plain.text + openai.text
+
+
+def test_too_long_a_key_is_refused_with_its_length(http: httpx.Client) -> None:
+    response = predict(http, GREEDY, **{"model-key": "k" * (MAX_KEY_LENGTH + 1)})
+    assert response.status_code == 400
+    assert response.json()["code"] == "KeyTooLong"
+    assert "33" in response.json()["message"]
+
+
+def test_names_that_differ_are_a_conflict_and_names_that_agree_are_not(
+    http: httpx.Client, answers: dict[str, str]
+) -> None:
+    ids = model_ids(http)
+    agreeing = predict(http, GREEDY | {"model": "a"}, **{"model-key": "a", "model-ocid": ids["a"]})
+    assert agreeing.json()["choices"][0]["text"] == answers["a"]
+    for body, headers in [
+        ({"model": "a"}, {"model-key": "b"}),
+        ({"model": "base"}, {"model-key": "b"}),
+        ({}, {"model-key": "a", "model-ocid": ids["b"]}),
+    ]:
+        response = predict(http, GREEDY | body, **headers)
+        assert response.status_code == 400
+        assert response.json()["code"] == "KeyConflict"
+    twice = http.post("/predict", json=GREEDY, headers=[("model-key", "a"), ("model-key", "b")])
+    assert twice.json()["code"] == "KeyConflict"
+    path = http.post("/models/a/predict", json=GREEDY | {"model": "b"})
+    assert path.json()["code"] == "KeyConflict"
+
+
+def test_messages_are_chat_and_prompt_is_completion(http: httpx.Client) -> None:
+    chat = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
+    assert predict(http, chat, **{"model-key": "a"}).json()["object"] == "chat.completion"
+    assert predict(http, GREEDY, **{"model-key": "a"}).json()["object"] == "text_completion"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "headers"),
+    [
+        ("/predict", {"stream": True}, {}),
+        ("/predict", {}, {"enable-streaming": "true"}),
+        ("/predict", {"stream": False}, {"enable-streaming": "True"}),
+        ("/predictWithResponseStream", {}, {}),
+    ],
+)
+def test_streams_are_bare_event_streams_of_the_same_answer(
+    http: httpx.Client,
+    answers: dict[str, str],
+    path: str,
+    body: dict[str, Any],
+    headers: dict[str, str],
+) -> None:
+    with http.stream(
+        "POST", path, json=GREEDY | body, headers={"model-key": "b", **headers}
+    ) as response:
+        # The OCI SDK compares the whole value.
+        assert response.headers["content-type"] == "text/event-stream"
+        assert response.headers["model-key"] == "b"
+        lines = [line for line in response.iter_lines() if line]
+    assert lines[-1] == "data: [DONE]"
+    chunks = [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == answers["b"]
+    assert {chunk["model"] for chunk in chunks} == {"b"}
+
+
+def test_every_key_answers_for_itself_when_all_are_asked_at_once(
+    http: httpx.Client, answers: dict[str, str]
+) -> None:
+    asked = ["base", *KEYS] * 12
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        texts = list(pool.map(lambda key: complete(http, key), asked))
+    assert [(key, answers[key]) for key in asked] == list(zip(asked, texts, strict=True))
+
+
+def test_models_are_listed_by_key_with_their_digest(http: httpx.Client) -> None:
+    rows = http.get("/v1/models").json()["data"]
+    assert [row["id"] for row in rows][: len(KEYS) + 1] == ["base", *KEYS]
+    assert rows[0]["parent"] is None
+    assert all(row["parent"] == "base" and row["root"].startswith("sha256:") for row in rows[1:])
+
+
+def test_other_surfaces_of_vllm_take_the_key_too(http: httpx.Client) -> None:
+    message = [{"role": "user", "content": "hi"}]
+    chat = http.post(
+        "/v1/chat/completions", json={"model": "a", "messages": message, "max_tokens": 3}
+    )
+    assert chat.json()["model"] == "a"
+    anthropic = http.post(
+        "/v1/messages", json={"messages": message, "max_tokens": 3}, headers={"model-key": "a"}
+    )
+    assert anthropic.status_code == 200, anthropic.text
+    assert anthropic.json()["model"] == "a"
+    response = http.post(
+        "/v1/responses", json={"model": "a", "input": "hi", "max_output_tokens": 3}
+    )
+    assert response.json()["model"] == "a"
+    tokens = http.post("/tokenize", json={"model": "a", "prompt": PROMPT}).json()
+    assert tokens["count"] == len(tokens["tokens"]) > 0
+    assert http.get("/metrics").text.count("vllm:") > 10
+    assert http.get("/version").status_code == 200
+
+
+def test_server_says_what_it_planned_and_what_it_serves(server: Server) -> None:
+    printed = server.printed()
+    for said in ("4 slots of rank 16", "float32", "engine log", "inference keys", server.url):
+        assert said in printed

@@ -1,0 +1,37 @@
+"""The demo as a user serves it: `configs/demo.yaml`, the real base and the shipped adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from stacked.bases import default_data_dir, resolve
+from tests.serving import Server, free_port, serving
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "configs" / "demo.yaml"
+BASE = "smollm2-135m-instruct"
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Where `make setup` put the base; raises BaseNotFound with what to do where it has not."""
+    return default_data_dir()
+
+
+@pytest.fixture(scope="session")
+def base_dir(data_dir: Path) -> Path:
+    return resolve(BASE, data_dir)
+
+
+@pytest.fixture(scope="session")
+def demo(
+    base_dir: Path, data_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    directory = tmp_path_factory.mktemp("demo")
+    port = free_port()
+    arguments = [str(CONFIG), "--port", str(port), "--data-dir", str(data_dir)]
+    with serving(*arguments, directory=directory, port=port) as running:
+        yield running

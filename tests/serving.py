@@ -1,0 +1,97 @@
+"""A real server as a process of its own, for the tests that speak HTTP to it.
+
+Starting takes half a minute or more, so one server is shared by all tests of a session that can.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+START_SECONDS = 300
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running `stacked serve`: its address, its process, and where its files stand."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    directory: Path
+    terminal: Path
+    """What it printed."""
+
+    def client(self, **options: object) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=120, **options)  # type: ignore[arg-type]
+
+    def printed(self) -> str:
+        return self.terminal.read_text(encoding="utf-8")
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+@contextmanager
+def serving(
+    *arguments: str,
+    directory: Path,
+    port: int,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Server]:
+    """Run `stacked serve` with these arguments until the block ends; it must end cleanly."""
+    terminal = directory / "terminal.txt"
+    command = [sys.executable, "-m", "stacked", "serve", *arguments]
+    with terminal.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdout=output,
+            stderr=output,
+            stdin=subprocess.DEVNULL,
+            cwd=directory,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", **(environment or {})},
+        )
+    server = Server(f"http://127.0.0.1:{port}", process, directory, terminal)
+    try:
+        _wait_until_healthy(server)
+        yield server
+    finally:
+        code = stop(process)
+    assert code == 0, f"the server ended with {code}:\n{server.printed()}"
+
+
+def stop(process: subprocess.Popen[bytes]) -> int:
+    """Ask the process to end, and end it where it does not; its exit code."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+    try:
+        return process.wait(timeout=60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait(timeout=30)
+
+
+def _wait_until_healthy(server: Server) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if server.process.poll() is not None:
+            raise AssertionError(f"the server did not start:\n{server.printed()}")
+        try:
+            if httpx.get(f"{server.url}/health", timeout=5).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.25)
+    raise AssertionError(f"the server was not healthy in {START_SECONDS} s:\n{server.printed()}")

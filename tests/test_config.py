@@ -1,0 +1,147 @@
+"""One file to one tree: what is read, what is made absolute, and what is refused with its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from stacked.config import Config, load, resolve_path
+from stacked.errors import ConfigInvalid
+
+OCID = "ocid1.datasciencemodel.oc1..a"
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "conf" / "served.yaml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def refusal(tmp_path: Path, text: str) -> str:
+    with pytest.raises(ConfigInvalid) as refused:
+        load(write(tmp_path, text))
+    return str(refused.value)
+
+
+def test_the_demo_file_is_valid_and_its_paths_are_absolute() -> None:
+    root = Path(__file__).parent.parent
+    config = load(root / "configs" / "demo.yaml")
+    sources = {member.key: member.source for member in config.group.members}
+    assert config.base.model == "smollm2-135m-instruct"
+    assert sources["sql"] == str(root / "adapters" / "sql" / "v2")
+    assert list(sources) == ["sql", "sql-v1", "triage", "pirate"]
+    assert config.server.host == "127.0.0.1"
+
+
+def test_a_base_alone_is_enough(tmp_path: Path) -> None:
+    config = load(write(tmp_path, "base: {model: smollm2-135m-instruct}"))
+    assert config.base.key == "base"
+    assert config.group.members == ()
+    assert (config.server.host, config.server.port) == ("127.0.0.1", 8080)
+
+
+def test_the_tree_cannot_be_changed(tmp_path: Path) -> None:
+    config = load(write(tmp_path, "base: {model: m}"))
+    with pytest.raises(ValidationError):
+        config.server.port = 1  # type: ignore[misc]
+
+
+def test_paths_are_relative_to_the_file_not_to_the_process(tmp_path: Path) -> None:
+    text = f"""
+base: {{model: ./base}}
+group: {{members: [{{source: ../adapters/a, id: {OCID}}}, {{source: org/name}}]}}
+server: {{adapter_roots: [../adapters]}}
+"""
+    config = load(write(tmp_path, text))
+    assert config.base.model == str(tmp_path / "conf" / "base")
+    assert config.group.members[0].source == str(tmp_path / "adapters" / "a")
+    assert config.group.members[1].source == "org/name"
+    assert config.server.adapter_roots == (str(tmp_path / "adapters"),)
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("org/name", "org/name"),
+        ("smollm2-135m-instruct", "smollm2-135m-instruct"),
+        ("https://example.com/a.zip", "https://example.com/a.zip"),
+        ("s3://bucket/a", "s3://bucket/a"),
+        ("/models/base", "/models/base"),
+        ("./base", "{here}/base"),
+        ("a/b/c", "{here}/a/b/c"),
+        ("there", "{here}/there"),
+        ("org/there", "{here}/org/there"),
+    ],
+)
+def test_what_is_a_path_and_what_a_name(tmp_path: Path, text: str, meant: str) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "org" / "there").mkdir(parents=True)
+    assert resolve_path(text, tmp_path) == meant.format(here=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("base: {model: m, modle: n}", ["base.modle", "unknown key", "model, key, id"]),
+        ("base: {model: m}\ngrup: {}", ["grup", "unknown key", "base, group, engine, server"]),
+        ("group: {}", ["base", "required"]),
+        ("base: {model: ''}", ["base.model"]),
+        ("base: {model: m}\nserver: {port: 70000}", ["server.port", "65535", "70000"]),
+        ("base: {model: m}\nserver: {port: web}", ["server.port", "integer", "web"]),
+        ("base: {model: m}\nserver: {health_path: no slash}", ["server.health_path"]),
+        ("base: {model: m}\nserver: {predict_endpoint: /v1/x}", ["server.predict_endpoint"]),
+        (
+            "base: {model: m}\ngroup: {members: [{source: a, kee: b}]}",
+            ["group.members[0].kee", "source, key, id"],
+        ),
+        (
+            f"base: {{model: m}}\ngroup: {{members: [{{source: a, key: {'k' * 33}}}]}}",
+            ["group.members[0].key", "33 characters", "32"],
+        ),
+        ("base: {model: m, key: 'a b'}", ["base.key", "not valid"]),
+        ("base: {model: m, id: x}", ["base.id", "not an OCID"]),
+        ("base: {model: m}\nbase: {model: n}", ["stands twice", "line 2"]),
+        ("base: [", ["not valid YAML"]),
+        ("- a", ["expected a mapping"]),
+        ("", ["expected a mapping"]),
+    ],
+)
+def test_what_is_wrong_is_refused_with_its_place(
+    tmp_path: Path, text: str, words: list[str]
+) -> None:
+    said = refusal(tmp_path, text)
+    assert "served.yaml" in said
+    for word in words:
+        assert word in said
+
+
+def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
+    said = refusal(tmp_path, "base: {modle: m}\nserver: {port: -1}").splitlines()
+    assert len(said) == 3
+    assert all("served.yaml: " in line for line in said)
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigInvalid, match="cannot be read"):
+        load(tmp_path / "none.yaml")
+
+
+def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "binary.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigInvalid, match="cannot be read"):
+        load(path)
+
+
+def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
+    said = refusal(tmp_path, "base: !!python/object/apply:os.system ['true']")
+    assert "not valid YAML" in said
+
+
+def test_engine_options_are_passed_through_as_they_stand(tmp_path: Path) -> None:
+    config = load(write(tmp_path, "base: {model: m}\nengine: {max_loras: 4, dtype: float32}"))
+    assert isinstance(config, Config)
+    assert config.engine == {"max_loras": 4, "dtype": "float32"}
