@@ -26,7 +26,7 @@ from stacked.engine.support import require_build
 from stacked.errors import EngineDead, KeyInUse, NotReady, SourceRefused, StackedError
 from stacked.groups.leases import Lease, Leases
 from stacked.groups.routing import Route, Routing
-from stacked.store import AdapterStore, BaseModules
+from stacked.store import AdapterStore, BaseModules, is_remote
 
 
 class State(enum.Enum):
@@ -270,10 +270,10 @@ class Service:
         task.add_done_callback(self._background.discard)
 
     def _allowed(self, source: str) -> list[Path]:
-        remote = "://" in source and not source.startswith("file://")
-        if remote and not self.config.server.remote_adapters:
+        if is_remote(source) and not self.config.server.remote_adapters:
             raise SourceRefused(
-                f"{source}: adapters from other machines are off; set server.remote_adapters: true"
+                f"{source[:200]}: no such path here, and adapters from other machines are off; "
+                "set server.remote_adapters: true to allow them"
             )
         return [Path(root) for root in self.config.server.adapter_roots]
 

@@ -50,8 +50,9 @@ def serving(
     directory: Path,
     port: int,
     environment: Mapping[str, str] | None = None,
+    ends_with: int = 0,
 ) -> Iterator[Server]:
-    """Run `stacked serve` with these arguments until the block ends; it must end cleanly."""
+    """Run `stacked serve` with these arguments until the block ends; its exit code is checked."""
     terminal = directory / "terminal.txt"
     command = [sys.executable, "-m", "stacked", "serve", *arguments]
     with terminal.open("wb") as output:
@@ -69,7 +70,7 @@ def serving(
         yield server
     finally:
         code = stop(process)
-    assert code == 0, f"the server ended with {code}:\n{server.printed()}"
+    assert code == ends_with, f"the server ended with {code}:\n{server.printed()}"
 
 
 def stop(process: subprocess.Popen[bytes]) -> int:

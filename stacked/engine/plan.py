@@ -17,9 +17,7 @@ from stacked.engine.machine import GIB, Machine
 from stacked.engine.options import check_names
 from stacked.engine.support import Build
 from stacked.errors import EngineOptionInvalid, GroupImpossible
-
-# vLLM's `MaxLoRARanks`: the only values that `max_lora_rank` may have.
-RANK_LADDER = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+from stacked.store import RANK_LADDER, rung
 
 # vLLM's own default. Lower than this would save little and refuse most adapters loaded later.
 _LEAST_RANK = 16
@@ -27,6 +25,8 @@ _MOST_SLOTS = {"cpu": 8, "cuda": 32}
 _DTYPE_BYTES = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2}
 # Three processes that import torch and vLLM, and activations.
 _CPU_OVERHEAD = 3 * GIB
+# Of the memory that nothing else needs, what adapters may have.
+_HOST_SHARE = 0.75
 
 Shapes = Mapping[str, tuple[int, int] | None]
 
@@ -49,14 +49,6 @@ class EnginePlan:
         """The plan as aligned lines."""
         width = max(len(label) for label, _ in self.rows)
         return "\n".join(f"{label:<{width}}  {value}" for label, value in self.rows)
-
-
-def rung(rank: int) -> int:
-    """The smallest rank of vLLM's ladder that holds `rank`. Raises GroupImpossible above it."""
-    for step in RANK_LADDER:
-        if step >= rank:
-            return step
-    raise GroupImpossible(f"rank {rank} is above {RANK_LADDER[-1]}, the most that vLLM serves")
 
 
 def make_plan(
@@ -84,7 +76,9 @@ def make_plan(
     slots = _slots(given, adapters, build)
     slot_bytes = _slot_bytes(shapes, rank, width)
     weights = _weight_bytes(base, width, config)
-    host = _host_adapters(given, adapters, slots, slot_bytes, weights, machine)
+    cache = _cpu_cache_bytes(given, config, width, machine) if build.device == "cpu" else 0
+    taken = weights + slots * slot_bytes + cache + _CPU_OVERHEAD if build.device == "cpu" else 0
+    host = _host_adapters(given, adapters, slots, slot_bytes, machine.memory_bytes - taken)
     chosen: dict[str, Any] = {
         "dtype": dtype,
         "max_lora_rank": rank,
@@ -96,7 +90,6 @@ def make_plan(
         (f"{slots} slots of rank {rank}", slots * slot_bytes),
     ]
     if build.device == "cpu":
-        cache = _cpu_cache_bytes(given, config, width, machine)
         chosen |= {"kv_cache_memory_bytes": cache, "enforce_eager": True}
         need += [
             (f"{host} adapters in host memory", host * slot_bytes),
@@ -142,7 +135,7 @@ def _dtype(
         return ("bfloat16" if own == "float32" else own), "the base's own"
     if own != "float32" and not machine.has_fast_bfloat16:
         return "float32", "this CPU has no bfloat16 instructions; float32 is several times faster"
-    return "float32", "exact, and as fast as bfloat16 on small batches"
+    return "float32", "exact"
 
 
 def _rank(given: Mapping[str, Any], adapters: Sequence[Adapter]) -> int:
@@ -173,15 +166,16 @@ def _host_adapters(
     adapters: Sequence[Adapter],
     slots: int,
     slot_bytes: int,
-    weights: int,
-    machine: Machine,
+    room: int,
 ) -> int:
-    """How many adapters the engine keeps in host memory: two whole groups where they fit."""
+    """How many adapters the engine keeps in host memory: two whole groups where they fit.
+
+    Those that do not fit are read again from the store when they are next asked for.
+    """
     if "max_cpu_loras" in given:
         return _whole(given, "max_cpu_loras")
     wanted = max(slots + 1, 2 * len(adapters), 8)
-    room = machine.memory_bytes // 2 - weights
-    fit = room // slot_bytes if slot_bytes else wanted
+    fit = int(room * _HOST_SHARE) // slot_bytes if slot_bytes else wanted
     return max(slots, min(wanted, fit))
 
 

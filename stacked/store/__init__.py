@@ -4,6 +4,7 @@ from stacked.store.base import BaseModules
 from stacked.store.checks import Report
 from stacked.store.limits import Limits
 from stacked.store.peft_config import RANK_LADDER, rung
+from stacked.store.sources import is_remote
 from stacked.store.store import AdapterStore
 
-__all__ = ["RANK_LADDER", "AdapterStore", "BaseModules", "Limits", "Report", "rung"]
+__all__ = ["RANK_LADDER", "AdapterStore", "BaseModules", "Limits", "Report", "is_remote", "rung"]

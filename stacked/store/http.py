@@ -18,8 +18,6 @@ from stacked.store.text import quoted, size
 if TYPE_CHECKING:
     import httpx
 
-_CHUNK = 1 << 18
-
 
 def download(url: str, target: Path, limits: Limits) -> None:
     """Stream an address to a file; redirects are followed by hand, to see each of them."""
@@ -57,7 +55,8 @@ def _save(
             f"at most {size(limits.max_bytes)} are taken"
         )
     with target.open("xb") as file:
-        for chunk in _bounded(response.iter_raw(_CHUNK), url, limits, deadline):
+        # No chunk size: httpx would wait until one is full, however slowly the bytes drip.
+        for chunk in _bounded(response.iter_raw(), url, limits, deadline):
             file.write(chunk)
 
 

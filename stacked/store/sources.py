@@ -77,6 +77,14 @@ def fetch(
             raise SourceRefused(f"{other}:// is not a source that works; use {SCHEMES}")
 
 
+def is_remote(source: str) -> bool:
+    """Whether `fetch` would read this source from another machine."""
+    scheme = _SCHEME.match(source)
+    if scheme:
+        return scheme[1].lower() != "file"
+    return bool(source) and not (_is_path(source) or os.path.lexists(os.path.expanduser(source)))
+
+
 def parse_hub(source: str) -> HubRef:
     """`org/name[@revision]`, or `hf://org/name[@revision][/folder]`; a slash in a revision is %2F.
 

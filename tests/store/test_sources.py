@@ -306,7 +306,7 @@ def test_a_link_out_of_the_hub_cache_is_refused(
 @pytest.fixture
 def offline(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
     """huggingface_hub itself, on the fake cache, without a network."""
-    constants = pytest.importorskip("huggingface_hub").constants
+    constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub.root))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     return hub
@@ -340,7 +340,7 @@ def test_what_the_hub_says_becomes_a_refusal_of_ours(
     raised: str, error: type[AdapterError], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     huggingface_hub = pytest.importorskip("huggingface_hub")
-    kind = getattr(huggingface_hub.errors, raised)
+    kind = getattr(pytest.importorskip("huggingface_hub.errors"), raised)
 
     def fail(*_: object, **__: object) -> str:
         # Their constructors want an HTTP response; only the class matters here.
@@ -369,6 +369,7 @@ def server(answer: Handler) -> Iterator[str]:
             """Silent."""
 
     listening = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answering)
+    listening.block_on_close = False  # a handler may still be waiting when its test fails
     thread = threading.Thread(target=listening.serve_forever, args=(0.01,))
     thread.start()
     try:

@@ -1,0 +1,156 @@
+"""The server process: what it refuses before it starts, how it stops, and when its engine dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from tests.conftest import PROMPT, TinyModels
+from tests.serving import Server, free_port, serving, stop
+
+pytestmark = pytest.mark.engine
+
+
+def write_config(
+    directory: Path, models: TinyModels, port: int, engine: dict[str, object] | None = None
+) -> Path:
+    tree = {
+        "base": {"model": str(models.base)},
+        "group": {"members": [{"key": "a", "source": str(models.adapters["a"])}]},
+        "engine": {"max_model_len": 256, **(engine or {})},
+        "server": {"port": port, "drain_seconds": 5},
+    }
+    path = directory / "one.yaml"
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return path
+
+
+def run_serve(directory: Path, config: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "stacked", "serve", str(config), "--data-dir", "data"]
+    return subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=240)
+
+
+def test_port_in_use_is_said_before_anything_is_started(
+    tiny_models: TinyModels, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = run_serve(tmp_path, write_config(tmp_path, tiny_models, port))
+    assert done.returncode == 1
+    assert f"port {port}" in done.stderr
+    assert "Importing vLLM" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("engine", "said"),
+    [
+        ({"max_model_length": 64}, "did you mean max_model_len"),
+        ({"port": 1}, "server.port"),
+        ({"max_lora_rank": 1}, "rank 8"),
+        ({"max_loras": 500_000}, "does not fit"),
+    ],
+)
+def test_impossible_options_are_refused_before_the_engine_starts(
+    tiny_models: TinyModels, tmp_path: Path, engine: dict[str, object], said: str
+) -> None:
+    config = write_config(tmp_path, tiny_models, free_port(), engine)
+    done = run_serve(tmp_path, config)
+    assert done.returncode == 1
+    assert said in " ".join(done.stderr.split())
+    assert "loading the base" not in done.stderr
+
+
+def test_broken_member_is_named_before_the_engine_starts(
+    tiny_models: TinyModels, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path, tiny_models, free_port())
+    config.write_text(config.read_text().replace(str(tiny_models.adapters["a"]), "./missing"))
+    done = run_serve(tmp_path, config)
+    assert done.returncode == 1
+    assert "SourceNotFound" in done.stderr
+    assert "group.members[0] (a)" in " ".join(done.stderr.split())
+
+
+def test_interrupt_during_start_ends_it_soon(tiny_models: TinyModels, tmp_path: Path) -> None:
+    port = free_port()
+    config = write_config(tmp_path, tiny_models, port)
+    command = [sys.executable, "-m", "stacked", "serve", str(config), "--data-dir", "data"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE)
+    try:
+        health = _first_answer(f"http://127.0.0.1:{port}/health")
+        assert health.status_code == 503
+        assert health.json()["code"] == "NotReady"
+        early = httpx.post(f"http://127.0.0.1:{port}/predict", json={"prompt": "x"})
+        assert early.status_code == 503
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+    finally:
+        stop(process)
+
+
+def test_engine_that_dies_is_told_to_every_client_and_ends_the_server(
+    tiny_models: TinyModels, tmp_path: Path
+) -> None:
+    port = free_port()
+    config = write_config(tmp_path, tiny_models, port)
+    arguments = (str(config), "--data-dir", "data")
+    with serving(*arguments, directory=tmp_path, port=port, ends_with=1) as server:
+        status = _kill_engine_under_a_request(server)
+        assert server.process.wait(timeout=60) == 1
+    assert status >= 500
+    assert "EngineDead" in server.printed()
+    assert "engine-" in server.printed()  # the log's name
+
+
+def _kill_engine_under_a_request(server: Server) -> int:
+    """Kill the engine's processes while a request runs; the status that its client got."""
+    statuses: list[int] = []
+
+    def ask() -> None:
+        body = {"prompt": PROMPT, "max_tokens": 240, "ignore_eos": True}
+        statuses.append(httpx.post(f"{server.url}/predict", json=body, timeout=60).status_code)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    time.sleep(0.1)  # the request must have reached the engine; a late one is told the same
+    for child in _children(server.process.pid):
+        os.kill(child, signal.SIGKILL)
+    thread.join(timeout=60)
+    return statuses[0]
+
+
+def _children(parent: int) -> list[int]:
+    """The engine's processes: children of the server that are not Python's resource tracker."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            command = (entry / "cmdline").read_text()
+        except OSError:
+            continue
+        if int(fields[1]) == parent and "resource_tracker" not in command:
+            found.append(int(entry.name))
+    assert found, "the server has no engine process"
+    return found
+
+
+def _first_answer(url: str) -> httpx.Response:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            return httpx.get(url, timeout=5)
+        except httpx.TransportError:
+            time.sleep(0.1)
+    raise AssertionError(f"nothing answers at {url}")

