@@ -157,7 +157,8 @@ pip_setting() { # NAME: from the environment, else pip's configuration
   local place value
   for place in :env: install global; do
     value=$(sed -n "s/^$place\.$1='\(.*\)'\$/\1/p" <<<"$pip_settings")
-    [ -z "$value" ] || { say "${value//\\n/ }"; return; }
+    value=${value//\\n/ } # a list of several lines, which begins with a line's end
+    [ -z "$value" ] || { say "${value# }"; return; }
   done
 }
 

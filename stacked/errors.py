@@ -45,7 +45,6 @@
         ├── EngineStartFailed      it did not come up; the log is named
         ├── EngineDead             it is gone
         ├── EngineLoadFailed       it refused an adapter that passed our checks
-        ├── EngineBusy             no room now; try again
         └── NotReady               starting or stopping
 
 No class here knows HTTP: status codes stand in one table in `stacked/api/errors.py`.
@@ -249,10 +248,6 @@ class EngineDead(EngineError):
 
 class EngineLoadFailed(EngineError):
     code = "EngineLoadFailed"
-
-
-class EngineBusy(EngineError):
-    code = "EngineBusy"
 
 
 class NotReady(EngineError):

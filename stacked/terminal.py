@@ -50,6 +50,7 @@ class Terminal:
             TimeElapsedColumn(),
             console=self._console,
             transient=True,
+            refresh_per_second=4,  # a CPU that is busy answering has better things to do
             # What others write to stdout and stderr is theirs; it is not ours to reflow.
             redirect_stdout=False,
             redirect_stderr=False,

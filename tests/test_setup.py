@@ -202,21 +202,23 @@ def test_too_little_disk_is_refused_before_anything_is_downloaded(
 
 
 def test_pip_settings_are_passed_on_to_uv(clone: Clone, tmp_path: Path) -> None:
-    wheels = tmp_path / "wheels"
-    wheels.mkdir()
-    config = tmp_path / "pip.conf"
-    config.write_text(
-        f"[global]\nfind-links = {wheels} /no/such/place\n"
-        "index-url = https://mirror.example/simple\n",
-        encoding="utf-8",
-    )
-    script = 'pass_pip_settings_on python3; echo "$UV_FIND_LINKS $UV_DEFAULT_INDEX"'
-    done = clone.bash(script, PIP_CONFIG_FILE=str(config))
-    assert done.stdout.split() == [str(wheels), "https://mirror.example/simple"], done.stderr
-    own = clone.bash(
-        script, PIP_CONFIG_FILE=str(config), UV_DEFAULT_INDEX="mine", UV_FIND_LINKS="here"
-    )
-    assert own.stdout.split() == ["here", "mine"]
+    (tmp_path / "wheels").mkdir()
+    # As `pip config list` prints it; the environment counts over the files.
+    settings = f"""
+global.find-links='/a /b'
+:env:.find-links='{tmp_path}/wheels /no/such/place'
+global.index-url='https://mirror.example/simple'
+global.extra-index-url='\\nhttps://one.example\\nhttps://two.example'
+"""
+    path = program(tmp_path / "bin", "a-python", f"cat <<'end'{settings}end")
+    show = 'pass_pip_settings_on a-python; echo "$UV_FIND_LINKS|$UV_DEFAULT_INDEX|"$UV_INDEX'
+    assert clone.bash(show, PATH=path).stdout.strip().split("|") == [
+        f"{tmp_path}/wheels",
+        "https://mirror.example/simple",
+        "https://one.example https://two.example",
+    ]
+    own = clone.bash(show, PATH=path, UV_FIND_LINKS="a", UV_DEFAULT_INDEX="b", UV_INDEX="c")
+    assert own.stdout.strip() == "a|b|c"
 
 
 def test_torch_is_taken_from_find_links_only_where_it_is(clone: Clone, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ STATUS: dict[type[errors.StackedError], int] = {
     errors.SourceRefused: 403,
     errors.SourceUnreachable: 502,
     errors.AdapterTooLarge: 413,
+    errors.AdapterAbsent: 404,
     errors.StoreDamaged: 500,
     errors.RoutingError: 400,
     errors.KeyUnknown: 404,
@@ -30,7 +31,6 @@ STATUS: dict[type[errors.StackedError], int] = {
     errors.BodyTooLarge: 413,
     errors.NotAllowed: 403,
     errors.EngineError: 500,
-    errors.EngineBusy: 503,
     errors.EngineDead: 503,
     errors.NotReady: 503,
 }

@@ -33,6 +33,14 @@ from stacked.service import Service, State
 _LOGS_KEPT = 10
 _INTERRUPTED = 130
 
+# What vLLM's log says on the way, and what it means to who waits. A line that a version of vLLM
+# does not print is a step that is not told, nothing more.
+_LOG_STEPS = (
+    ("Initializing a V1 LLM engine", "Starting the engine's worker"),
+    ("Starting to load model", "Loading the base's weights"),
+    ("KV cache size", "Warming up the engine"),
+)
+
 
 def run(config: Config, *, data_dir: Path, progress: Progress) -> int:
     """Serve until told to stop; the process's exit code. Raises StackedError when it cannot start.
@@ -44,7 +52,7 @@ def run(config: Config, *, data_dir: Path, progress: Progress) -> int:
     log = engine_log(data_dir)
     progress.note(f"engine log  {log}")
     try:
-        return uvloop.run(_serve(config, data_dir, progress, sockets))
+        return uvloop.run(_serve(config, data_dir, progress, sockets, log))
     except EngineError as error:
         raise type(error)(f"{error}\nThe engine's log: {log}") from error
     finally:
@@ -53,14 +61,20 @@ def run(config: Config, *, data_dir: Path, progress: Progress) -> int:
 
 
 async def _serve(
-    config: Config, data_dir: Path, progress: Progress, sockets: list[socket.socket]
+    config: Config,
+    data_dir: Path,
+    progress: Progress,
+    sockets: list[socket.socket],
+    log: Path,
 ) -> int:
     service = Service(config, data_dir)
     server = _Server(service, _uvicorn_config(service))
     serving = asyncio.create_task(server.serve(sockets=sockets))
     starting = asyncio.create_task(service.start(progress))
+    following = asyncio.create_task(_follow(log, progress))
     try:
         await asyncio.wait({serving, starting}, return_when=asyncio.FIRST_COMPLETED)
+        following.cancel()
         if not starting.done():
             await _abandon(starting)
             return _INTERRUPTED
@@ -71,6 +85,7 @@ async def _serve(
             await serving
             watching.cancel()
     finally:
+        following.cancel()
         server.should_exit = True
         await asyncio.gather(serving, return_exceptions=True)
         await service.close()
@@ -128,6 +143,17 @@ async def _watch(service: Service, server: uvicorn.Server) -> None:
         if service.notice_death():
             server.should_exit = True
             return
+
+
+async def _follow(log: Path, progress: Progress) -> None:
+    """Tell the steps of a starting engine as they appear in its log."""
+    ahead = list(_LOG_STEPS)
+    with log.open(encoding="utf-8", errors="replace") as lines:
+        while ahead:
+            await asyncio.sleep(0.25)
+            for line in lines:
+                if ahead and ahead[0][0] in line:
+                    progress.step(ahead.pop(0)[1])
 
 
 async def _abandon(starting: asyncio.Task[None]) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from stacked.core import Adapter, Digest, Progress, Silent
 from stacked.engine.options import parse_options
 from stacked.engine.plan import EnginePlan
+from stacked.engine.platform import base_is_protected, enabled
 from stacked.errors import (
     EngineDead,
     EngineError,
@@ -82,6 +83,12 @@ class Engine:
         options = {**plan.options, "model": plan.base, "served_model_name": [*plan.served_names]}
         args = await asyncio.to_thread(parse_options, options)
         tell.step("Starting the engine and loading the base")
+        if enabled() and not base_is_protected():
+            raise EngineStartFailed(
+                "vLLM passed over Stacked's CPU platform, so base requests would get an adapter's "
+                "weights; unset VLLM_PLUGINS and VLLM_TARGET_DEVICE, or set STACKED_CPU_LORA=0 to "
+                "accept that"
+            )
         try:
             client = await asyncio.to_thread(_create, args)
         except StackedError:

@@ -7,10 +7,12 @@ member is refused whole, even if that member would not be unpacked.
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import io
 import lzma
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -45,7 +47,9 @@ _BROKEN = (
     NotImplementedError,  # zip: a compression or encryption that Python lacks
     RuntimeError,  # zip: a password is needed
     ValueError,
-    IndexError,
+    LookupError,
+    OverflowError,
+    struct.error,
 )
 
 
@@ -73,8 +77,9 @@ def unpack(archive: Path, target: Path, scratch: Path, limits: Limits, name: str
                 with _plain_tar(file, scratch, limits) as plain:
                     folders = _take(_tar_members(plain), archive, scratch, limits)
     except (*_BROKEN, OSError) as error:
-        # gzip and bz2 say OSError of damaged data; one with a number is of our own disk.
-        if isinstance(error, OSError) and error.errno is not None:
+        # gzip and bz2 say OSError of damaged data, and an impossible offset is EINVAL; one with
+        # another number is of our own disk.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         raise ArchiveInvalid(
             f"{name} cannot be read as a zip, tar, tar.gz, tar.bz2 or tar.xz "

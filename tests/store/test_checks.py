@@ -423,7 +423,7 @@ def assert_answered(directory: Path, base: BaseModules) -> None:
 
 
 @settings(
-    max_examples=150,
+    max_examples=120,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
@@ -453,7 +453,7 @@ KEYS = st.sampled_from([*lora_config(), "trainable_token_indices", "use_x", "lor
 
 
 @settings(
-    max_examples=200,
+    max_examples=100,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

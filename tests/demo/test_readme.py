@@ -1,0 +1,89 @@
+"""The README's commands, run as they stand against the demo (only the port is another)."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stacked.errors import StackedError
+from tests.demo.conftest import ROOT
+from tests.serving import Server
+
+pytestmark = pytest.mark.engine
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+
+
+def commands() -> list[str]:
+    """Every command of the bash blocks; a line that begins at the margin begins a command."""
+    lines = "".join(blocks("bash"))
+    return [
+        command.strip()
+        for command in re.split(r"\n(?=curl|stacked)", re.sub(r"^#.*\n", "", lines, flags=re.M))
+        if command.strip()
+    ]
+
+
+def run(command: str, demo: Server) -> str:
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "STACKED_URL": demo.url,
+    }
+    done = subprocess.run(
+        ["bash", "-c", command.replace("http://127.0.0.1:8080", demo.url)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def test_readme_has_commands() -> None:
+    assert len(commands()) >= 9
+
+
+@pytest.mark.parametrize("command", commands(), ids=lambda command: command[:60])
+def test_command_works(command: str, demo: Server) -> None:
+    said = run(command, demo)
+    assert said.strip()
+    if command.startswith("curl"):
+        assert '"error"' not in said
+        assert '"code"' not in said
+
+
+def test_first_curl_answers_with_the_sql_that_the_readme_shows(demo: Server) -> None:
+    answer = json.loads(run(commands()[0], demo))
+    assert answer["model"] == "sql"
+    shown = re.search(r"answers `(SELECT [^`]+)`", README)
+    assert shown is not None
+    assert answer["choices"][0]["message"]["content"] == shown[1]
+
+
+def test_paths_that_the_readme_links_exist() -> None:
+    for link in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / link).exists(), link
+
+
+def test_every_error_is_in_the_error_reference() -> None:
+    reference = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
+    from stacked.api.errors import status_of
+
+    leaves = [kind for kind in StackedError.tree() if not kind.__subclasses__()]
+    for kind in leaves:
+        row = re.search(rf"^\| `{kind.code}` \| (\d+) \|", reference, flags=re.MULTILINE)
+        assert row is not None, kind.code
+        assert int(row[1]) == status_of(kind("x"))
