@@ -79,6 +79,11 @@ class Terminal:
             self._console.print(f"{self._text}  {seconds:.1f} s", markup=False)
             self._text = ""
 
+    def finish(self, text: str) -> None:
+        """The work is over; `text` says what stands now, for as long as it stands."""
+        self.done()
+        self._console.print(f"  ✓ {text}", markup=False)
+
     def __enter__(self) -> Terminal:
         return self
 

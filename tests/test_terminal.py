@@ -36,6 +36,14 @@ def test_without_a_terminal_steps_are_plain_lines() -> None:
     assert "\x1b" not in written.getvalue()
 
 
+def test_what_stands_at_the_end_is_not_a_step_that_runs_on() -> None:
+    console, written = plain()
+    with Terminal(console) as progress:
+        progress.step("one")
+        progress.finish("serving")
+    assert written.getvalue().splitlines()[-1] == "  ✓ serving"
+
+
 def test_the_step_that_failed_is_marked() -> None:
     console, written = plain()
 

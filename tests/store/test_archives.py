@@ -38,7 +38,8 @@ def pack(path: Path, files: dict[str, bytes], packing: str = "zip") -> Path:
                 archive.writestr(name, content)
         return path
     _, _, compression = packing.partition(".")
-    with tarfile.open(path, f"w:{compression}") as archive:  # type: ignore[call-overload]
+    fast = {"preset": 0} if compression == "xz" else {}
+    with tarfile.open(path, f"w:{compression}", **fast) as archive:  # type: ignore[call-overload]
         for name, content in files.items():
             info = tarfile.TarInfo(name)
             info.size = len(content)

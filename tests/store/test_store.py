@@ -363,6 +363,12 @@ def test_warnings_are_logged_when_an_adapter_is_added(
     assert "changes nothing" in caplog.text
 
 
+def test_every_code_stands_in_the_table_for_users() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "adapters.md").read_text(encoding="utf-8")
+    codes = {error.code for error in [*AdapterError.tree()[1:], StoreUnusable]}
+    assert {code for code in codes if f"| `{code}` |" not in page} == set()
+
+
 def test_the_store_needs_neither_torch_nor_an_engine() -> None:
     script = (
         "import sys; import stacked.store; "
