@@ -3,18 +3,23 @@
 It owns the arithmetic between activations and vLLM's adapter slots; it must not know which adapter
 sits in a slot, who asked, or anything of groups and requests.
 
-How it works. Once per step, ``update_metadata`` turns the slot of every row into a ``RowPlan``:
-runs of rows with the same slot, or, where runs are many and short, the adapter rows sorted by slot.
-Every layer then does one shrink (rows x A) and one expand (x B, added to the output in place) for
-each slot present, on views of vLLM's own tensors. Rows without an adapter take part in nothing:
-what the base layer computed for them stays bit for bit.
+How it works. Once per step, ``update_metadata`` turns the slot of every row into a ``RowPlan``.
+Long runs of rows with the same slot (prefill) are multiplied run by run, where they stand. Few rows
+for each of several neighbouring slots (decode) are stacked, and one batched product serves all.
+What is neither is sorted by slot first. Each layer then does a shrink (rows x A, all slices of a
+fused layer at once) and an expand for each slice (x B, added to the output in place). Rows without
+an adapter take part in nothing: what the base layer computed for them stays bit for bit.
+
+The slot tensors keep their shapes and owners, but their memory is laid out anew on first use, so
+that the slices of A lie side by side and B is contiguous along the output.
 
 Relies on (vLLM 0.26 to 0.32):
 - ``PunicaWrapperBase.update_metadata`` fills ``token_lora_indices`` and ``sampler_indices`` (-1
   means no adapter) and ``_embeddings_indices``;
 - slot tensors are ``[slots, 1, rank, in]`` and ``[slots, 1, out, rank]``, live as long as their
-  layer, and are written by torch operations in place: a write through ``.data`` or numpy would not
-  show in ``_version``, by which a slot's used rank is remembered;
+  layer, and are written by indexing them, in place: a view kept from before would miss the new
+  layout, and a write through ``.data`` or numpy would not show in ``_version``, by which a slot's
+  used rank is remembered;
 - LoRA on a CPU runs without torch.compile (``CpuPlatform.check_and_update_config``).
 """
 
@@ -28,52 +33,91 @@ import numpy as np
 import torch
 from vllm.lora.punica_wrapper.punica_base import PunicaWrapperBase
 
-SHORT_RUN = 16  # rows; where runs are shorter on average, sorting the rows pays
+SHORT_RUN = 16  # rows; where runs are shorter on average, moving the rows pays
 
 
 @dataclass(frozen=True)
 class RowPlan:
-    """``sizes[i]`` rows, one after the other, belong to ``slots[i]`` (-1: to no adapter).
+    """How the rows of a batch meet the slots. ``slots`` is empty where no row has an adapter.
 
-    The rows are all ``rows`` of the batch as they stand, or, where ``order`` is given, only those
-    with an adapter, picked in that order.
+    Runs (``height`` 0): ``sizes[i]`` rows, one after the other, belong to ``slots[i]`` (-1: to no
+    adapter). Stacked: ``height`` rows for each of the consecutive ``slots``. The rows are those of
+    the batch as they stand, or, with ``order``, picked in that order; of the picked ones those at
+    ``kept`` (all, if None) are real and the others padding.
     """
 
     rows: int
-    sizes: tuple[int, ...] = ()
     slots: tuple[int, ...] = ()
+    sizes: tuple[int, ...] = ()
+    height: int = 0
     order: torch.Tensor | None = None
+    kept: torch.Tensor | None = None
 
 
 def plan_rows(row_slots: np.ndarray[Any, Any]) -> RowPlan:
     """Plan a batch from the slot of each of its rows, -1 for none."""
-    count, adapter_rows = len(row_slots), int((row_slots >= 0).sum())
-    if not adapter_rows:
+    count, busy = len(row_slots), int((row_slots >= 0).sum())
+    if not busy:
         return RowPlan(count)
+    order = np.argsort(row_slots, kind="stable")[count - busy :]  # base rows sort first
+    present, sizes = np.unique(row_slots[order], return_counts=True)
+    span, height = int(present[-1] - present[0]) + 1, int(sizes.max())
+    if len(present) > 1 and height <= SHORT_RUN and span * height <= 2 * busy:
+        return _plan_stack(row_slots, order, present, sizes)
     starts = np.flatnonzero(np.diff(row_slots, prepend=row_slots[0] - 1))
-    slots, sizes = row_slots[starts], np.diff(starts, append=count)
-    present = np.unique(slots[slots >= 0])
-    runs = int((slots >= 0).sum())
-    if runs <= 2 * len(present) or adapter_rows >= SHORT_RUN * runs:
-        return RowPlan(count, tuple(sizes.tolist()), tuple(slots.tolist()))
-    order = np.argsort(row_slots, kind="stable")[count - adapter_rows :]
-    sizes = np.bincount(row_slots[order])[present]
-    return RowPlan(count, tuple(sizes.tolist()), tuple(present.tolist()), torch.from_numpy(order))
+    runs = row_slots[starts]
+    if busy < SHORT_RUN * (runs >= 0).sum() and (runs >= 0).sum() > 2 * len(present):
+        rows = torch.from_numpy(order)
+        return RowPlan(count, tuple(present.tolist()), tuple(sizes.tolist()), order=rows)
+    lengths = np.diff(starts, append=count)
+    return RowPlan(count, tuple(runs.tolist()), tuple(lengths.tolist()))
+
+
+def _plan_stack(
+    row_slots: np.ndarray[Any, Any],
+    order: np.ndarray[Any, Any],
+    present: np.ndarray[Any, Any],
+    sizes: np.ndarray[Any, Any],
+) -> RowPlan:
+    """Stack the rows of neighbouring slots to equal heights, padding with any row that exists."""
+    count, height, first = len(row_slots), int(sizes.max()), int(present[0])
+    slots = tuple(range(first, int(present[-1]) + 1))
+    within = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    places = (row_slots[order] - first) * height + within
+    padded = np.full(len(slots) * height, order[0])
+    padded[places] = order
+    if len(padded) > len(order):
+        kept = torch.from_numpy(places)
+        return RowPlan(count, slots, (), height, torch.from_numpy(padded), kept)
+    if np.array_equal(padded, np.arange(count)):
+        return RowPlan(count, slots, (), height)
+    return RowPlan(count, slots, (), height, torch.from_numpy(padded))
 
 
 @dataclass(frozen=True)
-class Factor:
-    """One slot's part in one slice of the output: ``y[:, start:stop] += x @ a @ b``."""
+class Slice:
+    """``y[..., start:stop] += shrunk[..., low:high] @ b``; ``b`` is ``[..., high - low, out]``."""
 
-    a: torch.Tensor | None  # [in, rank]; None where rows come looked up in A already
-    b: torch.Tensor  # [rank, out]
-    rank: int
+    low: int
+    high: int
+    b: torch.Tensor
     start: int
     stop: int
 
 
+@dataclass(frozen=True)
+class Factors:
+    """What one slot, or a stack of slots, multiplies rows with. No slices: the layer is left alone.
+
+    ``a`` is ``[..., in, rank of all slices]``, or None where rows come looked up in A already.
+    """
+
+    a: torch.Tensor | None = None
+    slices: tuple[Slice, ...] = ()
+
+
 class Layer:
-    """The slot tensors of one layer, and for each slot the factors that are not zero.
+    """The slot tensors of one layer, with the rank that each slot uses of each slice.
 
     A module that an adapter does not target, and the rank it does not use, are zeros in its slot.
     They are found by looking once after slots were written, and left out from then on.
@@ -82,43 +126,72 @@ class Layer:
     def __init__(
         self, a: Sequence[torch.Tensor], b: Sequence[torch.Tensor], widths: Sequence[int]
     ) -> None:
-        self.a, self.b, self.dtype = tuple(a), tuple(b), b[0].dtype
+        self.dtype, self.rank = b[0].dtype, b[0].shape[-1]
         stops = np.cumsum(widths).tolist()
         self.columns = list(zip([0, *stops[:-1]], stops, strict=True))
-        self._watched = self.a or self.b
+        self._watched = tuple(a) or tuple(b)
         # Inference tensors have no version; their slots are taken as full.
         self._trim = not any(tensor.is_inference() for tensor in self._watched)
+        self._a, self._b = lay_out(a, b)
         self._version = -1
-        self._slots: dict[int, tuple[Factor, ...]] = {}
+        self._ranks: dict[int, tuple[int, ...]] = {}
+        self._factors: dict[tuple[int, ...], Factors] = {}
 
-    def factors(self, slots: Sequence[int]) -> list[tuple[Factor, ...]]:
-        """The factors of each slot: none for -1 and for an adapter that leaves this layer alone."""
+    def factors(self, slots: tuple[int, ...]) -> Factors:
+        """The factors of one slot (none for -1), or of several consecutive ones as a stack."""
         if self._trim:
             version = sum([tensor._version for tensor in self._watched])  # none ever falls
             if version != self._version:
-                self._slots = {-1: ()}
-                self._version = version
-        return [self._slots[s] if s in self._slots else self._look(s) for s in slots]
+                self._ranks, self._factors, self._version = {}, {}, version
+        found = self._factors.get(slots)
+        if found is None:
+            found = self._factors[slots] = self._build(slots)
+        return found
 
-    def _look(self, slot: int) -> tuple[Factor, ...]:
-        factors = []
-        for i, (start, stop) in enumerate(self.columns if slot >= 0 else ()):
-            b = matrix(self.b[i], slot)[: stop - start].t()
-            a = matrix(self.a[i], slot) if self.a else None
-            rank = self._used_rank(b if a is None else a)
-            if rank:
-                factors.append(
-                    Factor(None if a is None else a[:rank].t(), b[:rank], rank, start, stop)
-                )
-        self._slots[slot] = tuple(factors)
-        return self._slots[slot]
+    def _build(self, slots: tuple[int, ...]) -> Factors:
+        if slots == (-1,):
+            return Factors()
+        which = slots[0] if len(slots) == 1 else slice(slots[0], slots[-1] + 1)
+        ranks = [max(of_slice) for of_slice in zip(*map(self._used_ranks, slots), strict=True)]
+        slices = tuple(
+            Slice(i * self.rank, i * self.rank + rank, b[which, :rank, : stop - start], start, stop)
+            for i, (rank, b, (start, stop)) in enumerate(
+                zip(ranks, self._b, self.columns, strict=True)
+            )
+            if rank
+        )
+        if not slices or self._a is None:
+            return Factors(None, slices)
+        return Factors(self._a[which, : slices[-1].high].transpose(-1, -2), slices)
 
-    def _used_rank(self, by_rank: torch.Tensor) -> int:
-        """The number of rows of ``[rank, n]`` up to the last one that is not all zeros."""
+    def _used_ranks(self, slot: int) -> tuple[int, ...]:
+        """For each slice, the number of rows of A (of B, if there is no A) up to the last used."""
         if not self._trim:
-            return len(by_rank)
-        used = (by_rank != 0).any(dim=1).nonzero().flatten().tolist()
-        return used[-1] + 1 if used else 0
+            return (self.rank,) * len(self.columns)
+        if slot not in self._ranks:
+            by_rank = self._b[0][slot] if self._a is None else self._a[slot]
+            used = (by_rank != 0).any(dim=1).view(-1, self.rank).tolist()
+            last = [max((r + 1 for r, live in enumerate(row) if live), default=0) for row in used]
+            self._ranks[slot] = tuple(last)
+        return self._ranks[slot]
+
+
+def lay_out(
+    a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
+    """Move slot tensors to the kernel's layout: A as ``[slots, slices * rank, in]``, B as
+    ``[slots, rank, out]`` for each slice. The given tensors become views of it, so that what is
+    written to them later arrives here.
+    """
+    # The new memory must be of the old one's kind, or writes to it would not be counted.
+    with torch.inference_mode(b[0].is_inference()):
+        packed = torch.cat([one.flatten(0, 1) for one in a], dim=1) if a else None
+        for i, one in enumerate(a):
+            one.data = packed[:, None, i * one.shape[-2] : (i + 1) * one.shape[-2]]
+        by_rank = [one.flatten(0, 1).transpose(1, 2).contiguous() for one in b]
+        for one, part in zip(b, by_rank, strict=True):
+            one.data = part.transpose(1, 2).unsqueeze(1)
+    return packed, by_rank
 
 
 class GroupedLora(PunicaWrapperBase):  # type: ignore[misc]
@@ -271,8 +344,9 @@ def add_product(
     y: torch.Tensor, x: torch.Tensor, layer: Layer, plan: RowPlan, scale: float
 ) -> None:
     """Add the LoRA product of every row of ``plan`` to ``y``; rows beyond the plan are padding."""
-    factors = layer.factors(plan.slots)
-    if not any(factors):
+    stacked = (layer.factors(plan.slots),) if plan.height else None
+    factors = stacked or [layer.factors((slot,)) for slot in plan.slots]
+    if not any(one.slices for one in factors):
         return
     if not plan.rows == len(x) == len(y):
         if min(len(x), len(y)) < plan.rows:
@@ -280,31 +354,44 @@ def add_product(
         x, y = x[: plan.rows], y[: plan.rows]
     if x.dtype != layer.dtype:
         x = x.to(layer.dtype)
-    if plan.order is None:
-        _add_runs(y, x, factors, plan.sizes, scale)
+    rows_y, rows_x = y, x
+    if plan.order is not None:
+        rows_y, rows_x = y.index_select(0, plan.order), x.index_select(0, plan.order)
+    if stacked:
+        shape = (len(plan.slots), plan.height, -1)
+        _add_stacked(rows_y.view(shape), rows_x.reshape(shape), factors[0], scale)
     else:
-        picked = y.index_select(0, plan.order)
-        _add_runs(picked, x.index_select(0, plan.order), factors, plan.sizes, scale)
-        y.index_copy_(0, plan.order, picked)
+        for part_y, part_x, one in zip(
+            rows_y.split(plan.sizes), rows_x.split(plan.sizes), factors, strict=True
+        ):
+            if one.slices:
+                _add_run(part_y, part_x, one, scale)
+    if plan.order is not None:
+        if plan.kept is None:
+            y.index_copy_(0, plan.order, rows_y)
+        else:
+            kept = plan.kept
+            y.index_copy_(0, plan.order.index_select(0, kept), rows_y.index_select(0, kept))
 
 
-def _add_runs(
-    y: torch.Tensor,
-    x: torch.Tensor,
-    factors: Sequence[tuple[Factor, ...]],
-    sizes: tuple[int, ...],
-    scale: float,
-) -> None:
-    width, same_dtype = y.shape[1], y.dtype == x.dtype
-    for rows_y, rows_x, parts in zip(y.split(sizes), x.split(sizes), factors, strict=True):
-        for part in parts:
-            whole = part.stop - part.start == width
-            out = rows_y if whole else rows_y[:, part.start : part.stop]
-            shrunk = rows_x[:, : part.rank] if part.a is None else torch.mm(rows_x, part.a)
-            if same_dtype:
-                out.addmm_(shrunk, part.b, alpha=scale)
-            else:  # logits in float32 over weights in bfloat16
-                out.add_(torch.mm(shrunk, part.b), alpha=scale)
+def _add_run(y: torch.Tensor, x: torch.Tensor, factors: Factors, scale: float) -> None:
+    """``y`` and ``x`` are ``[rows, ...]`` of one slot."""
+    shrunk = x if factors.a is None else torch.mm(x, factors.a)
+    for part in factors.slices:
+        out = y if part.stop - part.start == y.shape[1] else y[:, part.start : part.stop]
+        mine = shrunk[:, part.low : part.high]
+        if y.dtype == x.dtype:
+            out.addmm_(mine, part.b, alpha=scale)
+        else:  # logits in float32 over weights in bfloat16
+            out.add_(torch.mm(mine, part.b), alpha=scale)
+
+
+def _add_stacked(y: torch.Tensor, x: torch.Tensor, factors: Factors, scale: float) -> None:
+    """``y`` and ``x`` are ``[slots, rows, ...]``."""
+    shrunk = x if factors.a is None else torch.bmm(x, factors.a)
+    for part in factors.slices:
+        product = torch.bmm(shrunk[:, :, part.low : part.high], part.b)
+        y[:, :, part.start : part.stop].add_(product, alpha=scale)
 
 
 def matrix(stacked: torch.Tensor, slot: int) -> torch.Tensor:
