@@ -169,6 +169,9 @@ class Progress(Protocol):
     def note(self, text: str) -> None:
         """Something worth a line that is not a step: a plan, a warning."""
 
+    def finish(self, text: str) -> None:
+        """The work is over; `text` says what stands now."""
+
 
 class Silent:
     """The Progress of callers that do not want to be told."""
@@ -176,3 +179,5 @@ class Silent:
     def step(self, text: str) -> None: ...
 
     def note(self, text: str) -> None: ...
+
+    def finish(self, text: str) -> None: ...

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import hashlib
+import time
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +95,7 @@ class Service:
             handles = {}
             adapters = group.adapters()
             for at, (digest, adapter) in enumerate(adapters.items(), start=1):
-                tell.step(f"Loading adapters into the engine {at}/{len(adapters)}")
+                tell.count("Loading adapters into the engine", at, len(adapters))
                 handles[digest] = await self._engine.load(adapter)
             self._routing = Routing.of(base, group.members, handles)
             self.openai_app = await build_openai_app(self._engine, self._rows)
@@ -135,11 +136,11 @@ class Service:
             path=str(directory),
         )
 
-    async def _check_members(self, base: Base, tell: Progress) -> ModelGroup:
+    async def _check_members(self, base: Base, tell: _Reasons) -> ModelGroup:
         listed = self.config.group.members
         members: list[Member] = []
         for at, entry in enumerate(listed, start=1):
-            tell.step(f"Checking adapters {at}/{len(listed)}")
+            tell.count("Checking adapters", at, len(listed))
             try:
                 adapter = await asyncio.to_thread(self._add, entry.source, None)
             except StackedError as error:
@@ -184,16 +185,16 @@ class Service:
         return self._engine
 
     def _rows(self) -> list[Served]:
+        """The base, then the members, as `/v1/models` tells them."""
         routing = self.routing
         base = routing.base
-        return [
-            Served(
-                name=route.label,
-                root=route.digest or base.path.rpartition("/")[2],
-                parent=base.key if route.handle else None,
-            )
-            for route in routing
-        ]
+        root = base.path.rpartition("/")[2]
+        rows = [Served(base.key, root, None, {"model_id": base.model_id})]
+        for member in routing.members:
+            adapter = member.adapter
+            more = {"model_id": member.model_id, "digest": adapter.digest, "rank": adapter.rank}
+            rows.append(Served(member.label, adapter.digest, base.key, more))
+        return rows
 
     # -- changing what is served ------------------------------------------------------------
 
@@ -284,6 +285,7 @@ class _Reasons:
     def __init__(self, service: Service, inner: Progress) -> None:
         self._service = service
         self._inner = inner
+        self._counted = 0.0
 
     def step(self, text: str) -> None:
         self._service.reason = text
@@ -291,6 +293,16 @@ class _Reasons:
 
     def note(self, text: str) -> None:
         self._inner.note(text)
+
+    def finish(self, text: str) -> None:
+        self._inner.finish(text)
+
+    def count(self, text: str, at: int, of: int) -> None:
+        """A step of many like it: told at most once a second, as a group may have 500."""
+        now = time.monotonic()
+        if at in (1, of) or now - self._counted >= 1.0:
+            self._counted = now
+            self.step(f"{text} {at}/{of}")
 
 
 def _member(entry: MemberConfig, adapter: Adapter) -> Member:

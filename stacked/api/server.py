@@ -168,7 +168,7 @@ def _announce(service: Service, sockets: list[socket.socket], progress: Progress
     host, port = sockets[0].getsockname()[:2]
     url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
     keys = ", ".join(route.label for route in service.routing)
-    progress.step(f"Serving group {service.config.group.name!r} on {url}")
+    progress.finish(f"Serving group {service.config.group.name!r} on {url}")
     progress.note(f"inference keys  {keys}\ntry             stacked predict --url {url} 'Hello'")
 
 

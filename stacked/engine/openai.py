@@ -39,6 +39,8 @@ class Served:
     name: str
     root: str
     parent: str | None
+    more: Mapping[str, object]
+    """Fields of ours beside OpenAI's."""
 
 
 selected: ContextVar[Selection | None] = ContextVar("stacked_selected", default=None)
@@ -148,6 +150,7 @@ def _route_by_selection(serving: Any, models: Callable[[], Sequence[Served]]) ->
                     parent=row.parent,
                     max_model_len=longest,
                     permission=[vllm_models.ModelPermission()],
+                    **row.more,
                 )
                 for row in models()
             ]

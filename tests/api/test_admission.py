@@ -175,7 +175,12 @@ def test_models_are_listed_by_key_with_their_digest(http: httpx.Client) -> None:
     rows = http.get("/v1/models").json()["data"]
     assert [row["id"] for row in rows][: len(KEYS) + 1] == ["base", *KEYS]
     assert rows[0]["parent"] is None
-    assert all(row["parent"] == "base" and row["root"].startswith("sha256:") for row in rows[1:])
+    for row in rows[1:]:
+        assert row["parent"] == "base"
+        assert row["digest"] == row["root"]
+        assert row["rank"] == 8
+        headers = predict(http, GREEDY | {"model": row["model_id"]}).headers
+        assert headers["model-digest"] == row["digest"]
 
 
 def test_other_surfaces_of_vllm_take_the_key_too(http: httpx.Client) -> None:

@@ -74,6 +74,7 @@ def test_tool_call(client: openai.OpenAI) -> None:
         "function": {
             "name": "set_unit",
             "description": "Choose the unit of temperature.",
+            "strict": True,
             "parameters": {
                 "type": "object",
                 "properties": {"unit": {"type": "string", "enum": ["celsius", "fahrenheit"]}},
@@ -87,7 +88,7 @@ def test_tool_call(client: openai.OpenAI) -> None:
         messages=[{"role": "user", "content": "Use celsius, please."}],
         tools=[tool],
         tool_choice={"type": "function", "function": {"name": "set_unit"}},
-        max_tokens=60,
+        max_tokens=120,
         temperature=0,
     )
     calls = answer.choices[0].message.tool_calls

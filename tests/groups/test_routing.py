@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stacked.core import Adapter, Base, Digest, Member, ModelId, model_id_of
+from stacked.core import Adapter, Base, Digest, Member, ModelGroup, ModelId, model_id_of
 from stacked.errors import GroupInvalid, KeyConflict, KeyDraining, KeyInUse, KeyTooLong, KeyUnknown
 from stacked.groups.routing import Routing
 
@@ -66,7 +66,7 @@ def test_two_places_that_agree_are_one_name_and_the_key_is_told() -> None:
 
 def test_two_places_that_differ_are_a_conflict() -> None:
     table = routing(member("sql", 1), member("triage", 2))
-    with pytest.raises(KeyConflict, match="'sql'.*'triage'"):
+    with pytest.raises(KeyConflict, match=r"'sql'.*'triage'"):
         table.resolve_all({"header model-key": "sql", "body model": "triage"})
     with pytest.raises(KeyConflict):
         table.resolve_all({"header model-key": "sql", "body model": "base"})
@@ -112,8 +112,6 @@ def test_base_cannot_be_removed_and_taken_names_not_added() -> None:
     with pytest.raises(KeyInUse):
         table.with_member(member("sql", 2), "h2")
     with pytest.raises(GroupInvalid):
-        from stacked.core import ModelGroup
-
         ModelGroup("g", BASE, (member("sql", 1), member("sql", 2)))
 
 
