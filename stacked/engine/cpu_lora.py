@@ -186,8 +186,9 @@ def lay_out(
     # The new memory must be of the old one's kind, or writes to it would not be counted.
     with torch.inference_mode(b[0].is_inference()):
         packed = torch.cat([one.flatten(0, 1) for one in a], dim=1) if a else None
-        for i, one in enumerate(a):
-            one.data = packed[:, None, i * one.shape[-2] : (i + 1) * one.shape[-2]]
+        parts = () if packed is None else packed.unsqueeze(1).split(b[0].shape[-1], dim=2)
+        for one, part in zip(a, parts, strict=True):
+            one.data = part
         by_rank = [one.flatten(0, 1).transpose(1, 2).contiguous() for one in b]
         for one, part in zip(b, by_rank, strict=True):
             one.data = part.transpose(1, 2).unsqueeze(1)
@@ -360,6 +361,8 @@ def add_product(
     if stacked:
         shape = (len(plan.slots), plan.height, -1)
         _add_stacked(rows_y.view(shape), rows_x.reshape(shape), factors[0], scale)
+    elif len(factors) == 1:  # nothing to split, and decoding one request should cost little
+        _add_run(rows_y, rows_x, factors[0], scale)
     else:
         for part_y, part_x, one in zip(
             rows_y.split(plan.sizes), rows_x.split(plan.sizes), factors, strict=True

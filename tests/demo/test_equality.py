@@ -14,7 +14,7 @@ from tests.demo.conftest import CONFIG, ROOT
 
 pytestmark = pytest.mark.engine
 
-MAX_TOKENS = 24
+MAX_TOKENS = 12
 ADAPTERS = {"sql": "sql/v2", "triage": "triage/v1", "pirate": "pirate/v1"}
 QUESTIONS = (
     "What is the capital of France?",

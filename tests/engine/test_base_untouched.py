@@ -49,7 +49,7 @@ def test_the_matrix_tried_every_kind_of_engine(report: dict[str, Any]) -> None:
     for slots in (1, 2, 4):
         assert f"untied base, linear, max_loras {slots}" in tried
         assert f"untied base, heads, max_loras {slots}" in tried
-    assert {"tied base, linear, max_loras 2", "tied base, embedding, max_loras 2"} <= tried
+    assert "tied base, heads, max_loras 2" in tried
     assert report["base_answers"] >= 400
     assert report["adapter_answers"] >= 400
 
