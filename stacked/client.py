@@ -1,4 +1,4 @@
-"""A small HTTP client of a running Stacked: predict, predict as a stream, list the models.
+"""A small HTTP client of a running Stacked: predict, list, and change the served group LIVE.
 
 It must not know how the server works: it speaks the wire and imports neither torch nor vLLM.
 """
@@ -12,9 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
+_CONTROL = "/20190101"
 DEFAULT_URL = "http://127.0.0.1:8080"
 
 
@@ -44,6 +46,26 @@ class Served:
     digest: str
     rank: int | None
     state: str
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry of a group, the base included. `content` tells whether two are the same weights.
+
+    It is the digest where that is known, else the model id, which names one content too.
+    """
+
+    model_id: str
+    key: str | None
+    content: str
+
+    @property
+    def label(self) -> str:
+        return self.key or self.model_id
+
+    def wire(self) -> dict[str, str]:
+        key = {} if self.key is None else {"inferenceKey": self.key}
+        return {"modelId": self.model_id, **key}
 
 
 class Client:
@@ -80,6 +102,84 @@ class Client:
         with self._asked("GET", "/v1/models") as response:
             response.read()
             return [_served(entry) for entry in _object(response).get("data", [])]
+
+    # -- the control plane: every method raises ClientError ----------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """GET /stacked/status: the deployment, its group, and every live model."""
+        return self._one("GET", "/stacked/status")
+
+    def model(self, id: str) -> dict[str, Any]:
+        return self._one("GET", f"{_CONTROL}/models/{quote(id, safe='')}")
+
+    def register(
+        self, source: str, *, key: str | None = None, model_id: str | None = None
+    ) -> Entry:
+        """Let the server fetch, check and keep the adapter at `source`; asking again is fine."""
+        given = {"source": source, "modelId": model_id}
+        items = [{"key": name, "value": value} for name, value in given.items() if value]
+        body = {"displayName": key, "customMetadataList": items}
+        made = self._one("POST", f"{_CONTROL}/models", json=body)
+        return Entry(str(made.get("id")), key, metadata_of(made).get("digest", ""))
+
+    def group(self, id: str) -> dict[str, Any]:
+        return self._one("GET", f"{_CONTROL}/modelGroups/{quote(id, safe='')}")
+
+    def groups(self) -> list[dict[str, Any]]:
+        """All groups, the newest first."""
+        return self._all(f"{_CONTROL}/modelGroups")
+
+    def create_group(self, body: dict[str, Any]) -> dict[str, Any]:
+        return self._one("POST", f"{_CONTROL}/modelGroups", json=body)
+
+    def check_engine(self, engine: dict[str, Any]) -> None:
+        """Let the server refuse settings that are not those its engine runs with."""
+        with self._asked("POST", "/stacked/check", json={"engine": engine}):
+            pass
+
+    def update_live(self, deployment_id: str, group_id: str) -> str:
+        """Begin a LIVE update and return the id of its work request."""
+        change = {
+            "deploymentType": "MODEL_GROUP",
+            "updateType": "LIVE",
+            "modelGroupConfigurationDetails": {"modelGroupId": group_id},
+        }
+        body = {"modelDeploymentConfigurationDetails": change}
+        path = f"{_CONTROL}/modelDeployments/{quote(deployment_id, safe='')}"
+        with self._asked("PUT", path, json=body) as response:
+            work = response.headers.get("opc-work-request-id")
+        if not work:
+            raise ClientError("NotStacked", f"{self.url} names no work request for the update")
+        return str(work)
+
+    def work(self, id: str) -> dict[str, Any]:
+        return self._one("GET", f"{_CONTROL}/workRequests/{quote(id, safe='')}")
+
+    def work_logs(self, id: str) -> list[dict[str, Any]]:
+        """Oldest first."""
+        return self._all(f"{_CONTROL}/workRequests/{quote(id, safe='')}/logs")
+
+    def work_errors(self, id: str) -> list[dict[str, Any]]:
+        """Oldest first."""
+        return self._all(f"{_CONTROL}/workRequests/{quote(id, safe='')}/errors")
+
+    def _one(self, method: str, path: str, **rest: Any) -> dict[str, Any]:
+        with self._asked(method, path, **rest) as response:
+            response.read()
+            return _object(response)
+
+    def _all(self, path: str) -> list[dict[str, Any]]:
+        """Every page of a list."""
+        rows: list[dict[str, Any]] = []
+        query = {"limit": "100"}
+        while True:
+            with self._asked("GET", path, params=query) as response:
+                response.read()
+                rows += _array(response)
+                following = response.headers.get("opc-next-page")
+            if not following:
+                return rows
+            query["page"] = following
 
     @contextmanager
     def _asked(self, method: str, path: str, **rest: Any) -> Iterator[httpx.Response]:
@@ -125,6 +225,18 @@ def text_of(answer: dict[str, Any]) -> str:
     return ""
 
 
+def entries_of(group: dict[str, Any]) -> list[Entry]:
+    """The entries of a group's JSON, their contents told by model id."""
+    listed = (group.get("memberModelEntries") or {}).get("memberModelDetails") or []
+    return [Entry(each["modelId"], each.get("inferenceKey"), each["modelId"]) for each in listed]
+
+
+def metadata_of(record: dict[str, Any]) -> dict[str, str]:
+    """The custom metadata of a model's JSON, or of a group's `modelGroupDetails`."""
+    items = record.get("customMetadataList") or []
+    return {str(item.get("key")): str(item.get("value")) for item in items}
+
+
 def _headers(key: str | None) -> dict[str, str]:
     return {"model-key": key} if key else {}
 
@@ -143,17 +255,29 @@ def _events(lines: Iterator[str]) -> Iterator[str]:
 
 
 def _object(response: httpx.Response) -> dict[str, Any]:
-    try:
-        value = response.json()
-    except ValueError:
-        value = None
+    value = _json(response)
     if not isinstance(value, dict):
-        raise ClientError(
-            "NotStacked",
-            f"{response.url} does not answer as Stacked does: {response.text[:80]!r}",
-            response.status_code,
-        )
+        raise _not_stacked(response)
     return value
+
+
+def _array(response: httpx.Response) -> list[dict[str, Any]]:
+    value = _json(response)
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise _not_stacked(response)
+    return value
+
+
+def _json(response: httpx.Response) -> Any:
+    try:
+        return response.json()
+    except ValueError:
+        return None
+
+
+def _not_stacked(response: httpx.Response) -> ClientError:
+    said = f"{response.url} does not answer as Stacked does: {response.text[:80]!r}"
+    return ClientError("NotStacked", said, response.status_code)
 
 
 def _refusal(response: httpx.Response) -> ClientError:

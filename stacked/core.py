@@ -110,7 +110,9 @@ class Base:
     model_id: ModelId
     key: str
     path: str
-    """A local directory, or a Hub id that vLLM resolves by itself."""
+    """The local directory that the engine loads."""
+    digest: str = ""
+    """Tells one base from another; see `stacked.service`. Not a hash of the weights."""
 
 
 @dataclass(frozen=True, slots=True)

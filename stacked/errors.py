@@ -41,6 +41,19 @@
     │   ├── BodyTooLarge           over the payload limit
     │   ├── ParameterInvalid       a parameter of the wrong type or unknown
     │   └── NotAllowed             an administrative operation that this server does not take
+    ├── RegistryError              the durable records
+    │   ├── RecordAbsent           no record of that id
+    │   ├── RecordConflict         an id or name that is taken, or something still needs the record
+    │   ├── RecordStale            the record has changed since it was read
+    │   ├── IllegalMove            a state that does not follow the one the record is in
+    │   ├── PageInvalid            a limit, a sort or a page token that cannot be
+    │   ├── RegistryUnusable       disk full, locked, read-only, damaged, or of a newer version
+    │   └── DataDirInUse           another process serves from this data directory
+    ├── UpdateError                a change of the whole group
+    │   ├── UpdateInProgress       another one is under way
+    │   ├── UpdateNotLive          the base or engine settings differ: not possible LIVE
+    │   ├── UpdateFailed           models that could not be staged or verified, each with its reason
+    │   └── CanaryFailed           an adapter that changes nothing or answers with NaN
     └── EngineError                the engine itself
         ├── EngineStartFailed      it did not come up; the log is named
         ├── EngineDead             it is gone
@@ -232,6 +245,58 @@ class ParameterInvalid(RequestError):
 
 class NotAllowed(RequestError):
     code = "NotAllowed"
+
+
+class RegistryError(StackedError):
+    code = "RegistryError"
+
+
+class RecordAbsent(RegistryError):
+    code = "RecordAbsent"
+
+
+class RecordConflict(RegistryError):
+    code = "RecordConflict"
+
+
+class RecordStale(RegistryError):
+    code = "RecordStale"
+
+
+class IllegalMove(RegistryError):
+    code = "IllegalMove"
+
+
+class PageInvalid(RegistryError):
+    code = "PageInvalid"
+
+
+class RegistryUnusable(RegistryError):
+    code = "RegistryUnusable"
+
+
+class DataDirInUse(RegistryError):
+    code = "DataDirInUse"
+
+
+class UpdateError(StackedError):
+    code = "UpdateError"
+
+
+class UpdateInProgress(UpdateError):
+    code = "UpdateInProgress"
+
+
+class UpdateNotLive(UpdateError):
+    code = "UpdateNotLive"
+
+
+class UpdateFailed(UpdateError):
+    code = "UpdateFailed"
+
+
+class CanaryFailed(UpdateError):
+    code = "CanaryFailed"
 
 
 class EngineError(StackedError):

@@ -9,25 +9,59 @@ from __future__ import annotations
 import asyncio
 import enum
 import hashlib
+import logging
 import time
-from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from stacked import metrics
 from stacked.bases import resolve
 from stacked.config import Config, MemberConfig
-from stacked.core import Adapter, Base, Member, ModelGroup, ModelId, Progress, Silent, model_id_of
+from stacked.core import (
+    Adapter,
+    Base,
+    Digest,
+    Member,
+    ModelGroup,
+    ModelId,
+    Progress,
+    Silent,
+    model_id_of,
+)
 from stacked.engine.engine import Engine, Loaded
 from stacked.engine.machine import look
 from stacked.engine.openai import Served, build_openai_app
 from stacked.engine.options import check_names
 from stacked.engine.plan import EnginePlan, make_plan
 from stacked.engine.support import require_build
-from stacked.errors import EngineDead, KeyInUse, NotReady, SourceRefused, StackedError
-from stacked.groups.leases import Lease, Leases
+from stacked.errors import (
+    EngineDead,
+    NotReady,
+    RankRefused,
+    SourceRefused,
+    StackedError,
+    UpdateFailed,
+    UpdateInProgress,
+)
 from stacked.groups.routing import Route, Routing
+from stacked.ledger import Ledger, UpdateJournal, group_id_of, model_record
+from stacked.live import Admission, Live
+from stacked.registry import (
+    GROUP,
+    DeployedMember,
+    GroupMember,
+    MemberState,
+    Model,
+    Query,
+    Registry,
+    WorkRequest,
+    new_id,
+)
+from stacked.registry import ModelGroup as GroupRecord
 from stacked.store import AdapterStore, BaseModules, is_remote
+
+logger = logging.getLogger("stacked.service")
 
 
 class State(enum.Enum):
@@ -37,33 +71,27 @@ class State(enum.Enum):
     STOPPING = "stopping"  # requests in flight may finish; new ones are refused
 
 
-@dataclass(frozen=True, slots=True)
-class Admission:
-    """What one request was given: its route, and the lease to release when it has ended."""
-
-    route: Route[Loaded]
-    lease: Lease
-
-
 class Service:
-    """One served group. `await start()`, use, `await close()`; not reusable."""
+    """One served group. `await start()`, use, `await close()`; not reusable.
 
-    def __init__(self, config: Config, data_dir: Path) -> None:
+    With `durable`, what is served is registered, survives this process, and can be updated LIVE.
+    """
+
+    def __init__(self, config: Config, data_dir: Path, *, durable: bool = False) -> None:
         self.config = config
         self.data_dir = data_dir
         self.state = State.STARTING
         self.reason = "not started"
-        self.leases = Leases()
         self.openai_app: Any = None
         self.plan: EnginePlan | None = None
         self._store = AdapterStore(data_dir / "store")
         self._modules: BaseModules | None = None
         self._engine: Engine | None = None
-        self._routing: Routing[Loaded] | None = None
-        # The one writer of routing: load and remove take turns.
-        self._changing = asyncio.Lock()
-        # Tasks that nobody awaits; asyncio itself keeps only weak references.
-        self._background: set[asyncio.Task[None]] = set()
+        self._live: Live | None = None
+        self._durable = durable
+        self._ledger: Ledger | None = None
+        self._update: asyncio.Task[None] | None = None
+        self._update_id: str | None = None
 
     # -- start and stop ---------------------------------------------------------------------
 
@@ -80,7 +108,7 @@ class Service:
             base_dir = await asyncio.to_thread(resolve, self.config.base.model, self.data_dir)
             self._modules = await asyncio.to_thread(BaseModules.read, base_dir)
             base = self._base(base_dir)
-            group = await self._check_members(base, tell)
+            declared, group = await self._what_to_serve(base, tell)
             self.plan = make_plan(
                 base=base_dir,
                 shapes=self._modules.modules,
@@ -92,17 +120,23 @@ class Service:
             )
             tell.note(self.plan.text())
             self._engine = await Engine.start(self.plan, progress=tell)
-            handles = {}
-            adapters = group.adapters()
-            for at, (digest, adapter) in enumerate(adapters.items(), start=1):
-                tell.count("Loading adapters into the engine", at, len(adapters))
-                handles[digest] = await self._engine.load(adapter)
-            self._routing = Routing.of(base, group.members, handles)
+            handles = await self._load_all(group, tell)
+            generation = await self._register(declared, group, tell)
+            self._live = Live(
+                self._engine,
+                Routing.of(base, group.members, handles, generation),
+                drain_seconds=self.config.server.drain_seconds,
+            )
             self.openai_app = await build_openai_app(self._engine, self._rows)
         except BaseException as error:
             await self._fail(error)
             raise
         self.state = State.SERVING
+        self._count()
+
+    def _count(self) -> None:
+        routing = self.routing
+        metrics.serving(routing.generation, len(routing.handles))
 
     def stopping(self) -> None:
         """Refuse new requests from now on; those that hold a lease may finish."""
@@ -112,10 +146,19 @@ class Service:
     async def close(self) -> None:
         """Stop the engine, and whatever still runs on it. Closing twice is allowed."""
         self.stopping()
-        for task in self._background:
-            task.cancel()
+        if self._update is not None:
+            # A start that follows serves what was committed, so that this may end anywhere.
+            self._update.cancel()
+            await asyncio.gather(self._update, return_exceptions=True)
+        if self._live is not None:
+            self._live.close()
+        await self._release()
+
+    async def _release(self) -> None:
         if self._engine is not None:
             await self._engine.close()
+        if self._ledger is not None:
+            await asyncio.to_thread(self._ledger.close)
 
     def notice_death(self) -> bool:
         """Whether the engine has died; the service is FAILED from then on."""
@@ -125,16 +168,74 @@ class Service:
 
     async def _fail(self, error: BaseException) -> None:
         self.state, self.reason = State.FAILED, str(error) or type(error).__name__
-        if self._engine is not None:
-            await self._engine.close()
+        await self._release()
 
     def _base(self, directory: Path) -> Base:
         given = self.config.base
+        digest = _base_digest(directory)
         return Base(
-            model_id=ModelId(given.id) if given.id else _base_id(directory),
+            model_id=ModelId(given.id) if given.id else model_id_of(digest),
             key=given.key,
             path=str(directory),
+            digest=digest,
         )
+
+    async def _what_to_serve(
+        self, base: Base, tell: _Reasons
+    ) -> tuple[ModelGroup | None, ModelGroup]:
+        """The group that the config declares, and the one to serve.
+
+        They differ where the declared group was updated LIVE since: a restart serves what was
+        committed last, until the config declares something else. Where the config's adapters are
+        gone (None), the committed group is in the store all the same.
+        """
+        if not self._durable:
+            group = await self._check_members(base, tell)
+            return group, group
+        name = self.config.group.name
+        self._ledger = await asyncio.to_thread(Ledger, self.data_dir, name, self._store)
+        declared, problem = None, None
+        try:
+            declared = await self._check_members(base, tell)
+        except StackedError as error:
+            problem = error
+        declared_id = group_id_of(declared) if declared else None
+        held = self._ledger.committed(base, declared_id, self._written())
+        if held is not None and (declared is None or self._ledger.is_other(declared)):
+            tell.note(f"group       {held.name}, as it was updated LIVE last ({len(held.members)})")
+            return declared, held
+        if declared is None:
+            assert problem is not None, "a group that is not declared has a problem"
+            raise problem
+        return declared, declared
+
+    def _written(self) -> str:
+        """What the config says of base and group, to tell whether it was edited."""
+        text = self.config.model_dump_json(include={"base", "group"})
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    async def _load_all(self, group: ModelGroup, tell: _Reasons) -> dict[Digest, Loaded]:
+        handles = {}
+        adapters = group.adapters()
+        for at, (digest, adapter) in enumerate(adapters.items(), start=1):
+            tell.count("Loading adapters into the engine", at, len(adapters))
+            handles[digest] = await self.engine.load(adapter)
+        return handles
+
+    async def _register(
+        self, declared: ModelGroup | None, served: ModelGroup, tell: _Reasons
+    ) -> int:
+        """Write down what is served, and return its generation."""
+        if self._ledger is None:
+            return 1
+        configuration = {
+            "written": self._written(),
+            "declared": group_id_of(declared) if declared else None,
+            "engine": dict(self.config.engine),
+        }
+        deployment = await asyncio.to_thread(self._ledger.begin, declared, configuration, served)
+        tell.note(f"deployment  {deployment.id}\ngroup       {deployment.group_id}")
+        return deployment.generation
 
     async def _check_members(self, base: Base, tell: _Reasons) -> ModelGroup:
         listed = self.config.group.members
@@ -159,23 +260,27 @@ class Service:
 
     # -- requests ---------------------------------------------------------------------------
 
-    def admit(self, names: Mapping[str, str]) -> Admission:
+    def admit(self, names: Mapping[str, str], end: Callable[[], None] | None = None) -> Admission:
         """Resolve the names a request gave (place -> key or model id) and lease what they mean.
 
-        No name means the base. Raises NotReady, EngineDead, KeyUnknown, KeyConflict, KeyDraining.
+        No name means the base; `end` is called when the request must end at once. Raises NotReady,
+        EngineDead, KeyUnknown, KeyConflict, KeyDraining.
         """
-        route = self.routing.resolve_all(names)
-        # A route's adapter is what must outlive the request; the base always does.
-        return Admission(route, self.leases.take(route.handle))
+        return self.live.admit(names, end)
+
+    @property
+    def live(self) -> Live:
+        """What is served. Raises NotReady or EngineDead when nothing is."""
+        if self._live is None or self.state is not State.SERVING:
+            raise NotReady(f"{self.state.value}: {self.reason}")
+        if self.engine.dead:
+            raise EngineDead("the engine has died; its log says why. Restart the server")
+        return self._live
 
     @property
     def routing(self) -> Routing[Loaded]:
         """The routing table of now. Raises NotReady or EngineDead when nothing is served."""
-        if self._routing is None or self.state is not State.SERVING:
-            raise NotReady(f"{self.state.value}: {self.reason}")
-        if self.engine.dead:
-            raise EngineDead("the engine has died; its log says why. Restart the server")
-        return self._routing
+        return self.live.routing
 
     @property
     def engine(self) -> Engine:
@@ -209,66 +314,171 @@ class Service:
         roots = self._allowed(source)
         adapter = await asyncio.to_thread(self._add, source, roots)
         member = Member(model_id or model_id_of(adapter.digest), adapter, key)
-        async with self._changing:
-            routing = self.routing
-            present = [m for m in routing.members if member.label in (m.key, m.model_id)]
-            if any(m.adapter.digest == adapter.digest for m in present):
-                return routing.resolve(member.label)
-            # A model id means one content; a second key for the same content is fine.
-            for other in routing.members:
-                if other.model_id == member.model_id and other.adapter.digest != adapter.digest:
-                    raise KeyInUse(f"model {member.model_id} already has other content; remove it")
-            handle = routing.handles.get(adapter.digest)
-            loaded = handle or await self.engine.load(adapter)
-            try:
-                self._routing = self.routing.with_member(member, loaded)
-            except StackedError:
-                if handle is None:
-                    await self.engine.remove(loaded)
-                raise
-            return self._routing.resolve(member.label)
+        route = await self.live.add(member)
+        self._count()
+        return route
 
-    async def unload(self, name: str, *, wait_seconds: float | None = None) -> bool:
+    async def unload(self, name: str) -> bool:
         """Stop serving a key or model id; free its adapter when the last request has ended.
 
-        True when the engine has let go of it, False when requests still ran after `wait_seconds`
-        (default: the drain time); it is then removed when the last of them ends. Raises KeyUnknown.
+        False when requests still ran after the drain time; see `Live.remove`. Raises KeyUnknown.
         """
-        wait = self.config.server.drain_seconds if wait_seconds is None else wait_seconds
-        async with self._changing:
-            before = self.routing
-            self._routing, gone = before.without(name)
-            unused = {m.adapter.digest for m in gone} - self._routing.handles.keys()
-            handles = [before.handles[digest] for digest in unused]
-            names = frozenset(n for m in gone for n in (m.key, m.model_id) if n is not None)
-        freed = True
-        for handle in handles:
-            if await self.leases.until_free(handle, wait):
-                await self._drop(handle, names)
-            else:
-                freed = False
-                self._later(self._drop_when_free(handle, names))
-        if not handles:
-            self._settle(names)
+        freed = await self.live.remove(name)
+        self._count()
         return freed
 
-    async def _drop(self, handle: Loaded, names: frozenset[str]) -> None:
-        await self.engine.remove(handle)
-        self._settle(names)
+    # -- groups and LIVE updates ------------------------------------------------------------
 
-    async def _drop_when_free(self, handle: Loaded, names: frozenset[str]) -> None:
-        while not await self.leases.until_free(handle, 3600):
-            pass
-        await self._drop(handle, names)
+    @property
+    def ledger(self) -> Ledger:
+        """The records of what is served. Raises NotReady before there are any."""
+        if self._ledger is None:
+            raise NotReady(f"{self.state.value}: {self.reason}")
+        return self._ledger
 
-    def _settle(self, names: frozenset[str]) -> None:
-        if self._routing is not None:
-            self._routing = self._routing.settled(names)
+    @property
+    def registry(self) -> Registry:
+        return self.ledger.registry
 
-    def _later(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
+    @property
+    def deployment_id(self) -> str:
+        """The id of the one deployment. Raises NotReady before it is registered."""
+        if self.ledger.deployment is None:
+            raise NotReady(f"{self.state.value}: {self.reason}")
+        return self.ledger.deployment.id
+
+    async def register_model(
+        self, source: str, *, model_id: str | None = None, display_name: str = ""
+    ) -> Model:
+        """Check the adapter at `source`, keep it in the store, and record it as a model.
+
+        The same rules as for `load`; nothing reaches the engine. Raises AdapterError,
+        RecordConflict where the id has other content.
+        """
+        adapter = await asyncio.to_thread(self._add, source, self._allowed(source))
+        name = ModelId(model_id) if model_id else model_id_of(adapter.digest)
+        record = model_record(Member(name, adapter), source, display_name)
+        return await asyncio.to_thread(self.registry.put_model, record)
+
+    async def create_group(
+        self,
+        *,
+        display_name: str,
+        members: Sequence[GroupMember],
+        description: str = "",
+        custom_metadata: Sequence[Mapping[str, Any]] = (),
+        source_group_id: str | None = None,
+        create_type: str = "CREATE",
+        compartment_id: str = "",
+        project_id: str = "",
+    ) -> GroupRecord:
+        """Record a group, the base among its members. Raises GroupInvalid, RecordAbsent."""
+        record = GroupRecord(
+            id=new_id(GROUP),
+            display_name=display_name,
+            base_model_id=self.routing.base.model_id,
+            members=tuple(members),
+            description=description,
+            custom_metadata=tuple(custom_metadata),
+            source_group_id=source_group_id,
+            create_type=create_type,
+            compartment_id=compartment_id,
+            project_id=project_id,
+        )
+        base = self.routing.base
+        return await asyncio.to_thread(self.ledger.create_group, record, base)
+
+    def begin_update(self, group_id: str) -> WorkRequest:
+        """Start replacing the served group by this one, LIVE; follow the work request.
+
+        Raises RecordAbsent, AdapterAbsent, UpdateNotLive, and UpdateInProgress while another change
+        is under way. What fails later is told by the work request, and the old group serves on.
+        """
+        live, ledger = self.live, self.ledger
+        live.check_free()
+        if self._update is not None and not self._update.done():
+            raise UpdateInProgress("another update is under way; follow its work request")
+        wanted = ledger.wanted(group_id, live.routing.base)
+        work = ledger.open_update(group_id)
+        journal = ledger.journal(work, group_id, wanted)
+        self._update_id = work.id
+        self._update = asyncio.create_task(self._run_update(live, wanted, journal))
+        return work
+
+    async def _run_update(self, live: Live, wanted: ModelGroup, journal: UpdateJournal) -> None:
+        try:
+            self._check_ranks(wanted, journal)
+            report = await live.update(wanted.base, wanted.members, journal)
+        except StackedError as error:
+            logger.warning("the update failed, the old group serves on: %s", error)
+            metrics.swap_ended("failed", {})
+            await journal.failed(error)
+            return
+        except Exception as error:  # a fault of ours must not leave the record open for ever
+            logger.exception("the update failed")
+            metrics.swap_ended("failed", {})
+            await journal.failed(UpdateFailed(f"an internal error: {type(error).__name__}"))
+            return
+        metrics.swap_ended("succeeded", {p.value: took for p, took in report.seconds.items()})
+        self._count()
+        told = f"generation {report.generation}: {len(report.loaded)} loaded, "
+        told += f"{len(report.dropped)} dropped, {report.ended} requests ended at the deadline"
+        await journal.succeeded(told)
+
+    def _check_ranks(self, wanted: ModelGroup, journal: UpdateJournal) -> None:
+        """An engine's rank is set when it starts; what is above it is refused, model by model."""
+        most = self.plan.max_rank if self.plan else 0
+        above = [member for member in wanted if member.adapter.rank > most]
+        for member in above:
+            error = RankRefused(
+                f"{member.label} has rank {member.adapter.rank}, and this engine takes {most}; "
+                "set engine.max_lora_rank and restart"
+            )
+            journal.refused(member.adapter.digest, error)
+        if above:
+            raise UpdateFailed(f"{len(above)} models have a rank above {most}, which is not LIVE")
+
+    def member_states(self) -> list[DeployedMember]:
+        """How the members of the committed group fared."""
+        states: list[DeployedMember] = []
+        query = Query()
+        while True:
+            page = self.registry.list_member_states(self.deployment_id, query)
+            states += page.items
+            if page.next is None:
+                return states
+            query = Query(page=page.next)
+
+    def status(self) -> dict[str, Any]:
+        """Everything at a glance, ready for JSON."""
+        live = self.live
+        deployment = self.registry.get_deployment(self.deployment_id)
+        group = self.registry.get_group(deployment.group_id) if deployment.group_id else None
+        running = self._update is not None and not self._update.done()
+        return {
+            "deploymentId": deployment.id,
+            "groupId": deployment.group_id,
+            "groupName": group.display_name if group else None,
+            "generation": live.routing.generation,
+            "previousGroupId": deployment.previous_group_id,
+            "state": deployment.state.value,
+            "reason": deployment.reason,
+            "update": self._update_id if running else None,
+            "draining": sorted(live.routing.draining),
+            "models": [
+                {
+                    "modelId": member.model_id,
+                    "inferenceKey": member.key,
+                    "digest": member.adapter.digest,
+                    "rank": member.adapter.rank,
+                    "state": MemberState.SUCCESS.value,
+                    "reason": "",
+                    "leases": live.leases.held(live.routing.handles[member.adapter.digest]),
+                    "resident": True,
+                }
+                for member in live.routing.members
+            ],
+        }
 
     def _allowed(self, source: str) -> list[Path]:
         if is_remote(source) and not self.config.server.remote_adapters:
@@ -310,12 +520,12 @@ def _member(entry: MemberConfig, adapter: Adapter) -> Member:
     return Member(model_id, adapter, entry.key)
 
 
-def _base_id(directory: Path) -> ModelId:
-    """A base's id when it is given none: from its config and the names and sizes of its weights.
+def _base_digest(directory: Path) -> Digest:
+    """What tells a base from another: its config, and the names and sizes of its weights.
 
     Hashing the weights themselves would take minutes for a large base.
     """
     hasher = hashlib.sha256((directory / "config.json").read_bytes())
     for file in sorted(directory.glob("*.safetensors")):
         hasher.update(f"{file.name}\0{file.stat().st_size}\0".encode())
-    return ModelId(f"ocid1.datasciencemodel.oc1..{hasher.hexdigest()}")
+    return Digest(f"sha256:{hasher.hexdigest()}")

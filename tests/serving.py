@@ -66,7 +66,7 @@ def serving(
         )
     server = Server(f"http://127.0.0.1:{port}", process, directory, terminal)
     try:
-        _wait_until_healthy(server)
+        wait_until_healthy(server)
         yield server
     finally:
         code = stop(process)
@@ -84,7 +84,8 @@ def stop(process: subprocess.Popen[bytes]) -> int:
         return process.wait(timeout=30)
 
 
-def _wait_until_healthy(server: Server) -> None:
+def wait_until_healthy(server: Server) -> None:
+    """Return when `/health` says so; AssertionError with what was printed where it does not."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if server.process.poll() is not None:

@@ -6,22 +6,26 @@ when the call ends, however it ends. It must not know what a completion is.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import logging
+import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from stacked.api.bodies import ClientGone, parse_object, read_body, replay, with_fields
+from stacked import metrics
+from stacked.api.bodies import ClientGone, Cut, parse_object, read_body, replay, with_fields
 from stacked.api.errors import openai_body, plain_body, status_of, to_plain
 from stacked.api.targets import Target, is_open, is_plain, model_target, predict_path
+from stacked.core import short
 from stacked.engine.engine import Loaded
 from stacked.engine.openai import Selection, known_parameters, selected
-from stacked.errors import NotReady, ParameterInvalid, StackedError
+from stacked.errors import KeyDraining, NotReady, ParameterInvalid, StackedError
 from stacked.groups.routing import Route
 from stacked.service import Service
 
@@ -67,13 +71,15 @@ class FrontDoor:
         limit = self._service.config.server.max_body_bytes
         body = await read_body(receive, limit, headers.get("content-length"))
         tree = parse_object(body) if body else {}
-        admission = self._service.admit(_names(target, headers, tree))
-        with admission.lease:
-            route = admission.route
+        cut = Cut()
+        admission = self._service.admit(_names(target, headers, tree), cut.ask)
+        route = admission.route
+        with admission.lease, _counted(route, send):
             send.headers |= _route_headers(route)
             path = target.path or predict_path(tree, self._service.config.server.predict_endpoint)
             self._check_parameters(path, tree)
             body = _body_for_vllm(body, tree, target, headers, route)
+            send.cut = cut
             out: Send = _PlainErrors(send) if target.plain else send
             inner = {
                 **scope,
@@ -83,9 +89,11 @@ class FrontDoor:
             }
             token = selected.set(Selection(route.label, route.handle))
             try:
-                await self._vllm(inner, replay(body, receive), out)
+                await self._vllm(inner, replay(body, receive, cut), out)
             finally:
                 selected.reset(token)
+            if cut.asked and not send.ended:
+                await send.cut_off(_overdue(route), target.plain)
 
     async def _vllm(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self._service.openai_app
@@ -120,6 +128,27 @@ def _names(target: Target, headers: Headers, tree: Mapping[str, Any]) -> dict[st
             raise ParameterInvalid(f"model must be a string, not {type(model).__name__}")
         names["body model"] = model
     return names
+
+
+@contextlib.contextmanager
+def _counted(route: Route[Loaded], send: _Tagged) -> Iterator[None]:
+    """Count a request by the key it used and the content it got, however it ends."""
+    labels = (route.label, short(route.digest) if route.digest else "base")
+    began = time.perf_counter()
+    metrics.request_began(*labels)
+    try:
+        yield
+    finally:
+        if send.first_body is not None:
+            metrics.first_byte(*labels, send.first_body - began)
+        metrics.request_ended(*labels, send.status)
+
+
+def _overdue(route: Route[Loaded]) -> KeyDraining:
+    return KeyDraining(
+        f"model {route.label!r} was replaced, and this request outlasted the drain deadline; "
+        "send it again"
+    )
 
 
 def _body_for_vllm(
@@ -166,21 +195,42 @@ def _inner_headers(
 
 
 class _Tagged:
-    """A `send` that adds headers to the response and knows whether it has begun."""
+    """A `send` that adds headers to the response, and can put an end of its own to it."""
 
     def __init__(self, send: Send, headers: dict[str, str]) -> None:
         self._send = send
         self.headers = headers
         self.started = False
+        self.ended = False
+        self.status: int | None = None
+        self.first_body: float | None = None
+        self.cut: Cut | None = None
 
     async def __call__(self, message: Message) -> None:
+        if self.cut is not None and self.cut.asked:
+            return  # what comes now is vLLM's word to a client that it takes for gone
         if message["type"] == "http.response.start":
             self.started = True
+            self.status = message["status"]
             headers = MutableHeaders(raw=list(message["headers"]))
             for name, value in self.headers.items():
                 headers[name] = value
             message = {**message, "headers": headers.raw}
+        else:
+            if self.first_body is None:
+                self.first_body = time.perf_counter()
+            self.ended = not message.get("more_body", False)
         await self._send(message)
+
+    async def cut_off(self, error: StackedError, plain: bool) -> None:
+        """End a response that was cut: with an error event, or as an error where none has begun."""
+        self.cut = None
+        if not self.started:
+            await respond_error(error, plain, self)
+            return
+        shaped = openai_body(error.code, str(error), status_of(error))
+        event = f"data: {json.dumps(shaped)}\n\n".encode()
+        await self({"type": "http.response.body", "body": event, "more_body": False})
 
 
 class _PlainErrors:

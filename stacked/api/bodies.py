@@ -5,6 +5,7 @@ It must not know what a body means.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -61,14 +62,43 @@ def with_fields(body: bytes, tree: Mapping[str, Any], fields: Mapping[str, Any])
     return b"".join((body[:start], head, b"," if tree else b"", body[start:]))
 
 
-def replay(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives `body` first and then whatever still comes (the client's leaving)."""
+class Cut:
+    """A way to end one request from outside: its app is told that the client has left.
+
+    That is the one way out that every handler of vLLM's knows, streaming or not, and it aborts the
+    request in the engine too.
+    """
+
+    def __init__(self) -> None:
+        self._asked = asyncio.get_running_loop().create_future()
+
+    @property
+    def asked(self) -> bool:
+        return self._asked.done()
+
+    def ask(self) -> None:
+        """Asking twice is asking once."""
+        if not self._asked.done():
+            self._asked.set_result(None)
+
+    async def or_message(self, receive: Receive) -> Message:
+        """The client's next message, or its leaving when that is asked for first."""
+        message = asyncio.ensure_future(receive())
+        try:
+            await asyncio.wait({message, self._asked}, return_when=asyncio.FIRST_COMPLETED)
+            return message.result() if message.done() else {"type": "http.disconnect"}
+        finally:
+            message.cancel()
+
+
+def replay(body: bytes, receive: Receive, cut: Cut) -> Receive:
+    """A `receive` that gives `body` first, and then the client's leaving or that of `cut`."""
     sent = False
 
     async def again() -> Message:
         nonlocal sent
         if sent:
-            return await receive()
+            return await cut.or_message(receive)
         sent = True
         return {"type": "http.request", "body": body, "more_body": False}
 

@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
+from stacked.api.control import control_routes
 from stacked.api.errors import openai_body, plain_body, status_of
 from stacked.api.targets import is_plain
 from stacked.config import ServerConfig
@@ -59,6 +60,7 @@ def create_routes(service: Service) -> FastAPI:
     _health_routes(app, service)
     _model_routes(app, service)
     _lora_routes(app, service)
+    control_routes(app, service, Depends(_runtime_updates(service.config.server)))
     return app
 
 

@@ -9,13 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import logging
 import multiprocessing
-import os
 import signal
 import socket
-import sys
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,13 +20,13 @@ import uvicorn
 import uvloop
 
 from stacked.api.admission import FrontDoor
+from stacked.api.process import engine_log
 from stacked.api.routes import create_routes
 from stacked.config import Config
 from stacked.core import Progress
 from stacked.errors import ConfigInvalid, EngineDead, EngineError
 from stacked.service import Service, State
 
-_LOGS_KEPT = 10
 _INTERRUPTED = 130
 
 # What vLLM's log says on the way, and what it means to who waits. A line that a version of vLLM
@@ -46,15 +42,21 @@ def run(config: Config, *, data_dir: Path, progress: Progress) -> int:
     """Serve until told to stop; the process's exit code. Raises StackedError when it cannot start.
 
     SIGINT and SIGTERM let requests in flight finish within `server.drain_seconds`; a second one
-    ends them. What this process and the engine print goes to the engine's log from here on.
+    ends them. What this process and the engine print goes to the engine's log from here on. When
+    the engine dies, this program starts anew and serves the committed group again.
     """
     sockets = _bind(config)
     log = engine_log(data_dir)
-    progress.note(f"engine log  {log}")
+    progress.note(f"engine log  {log.path}")
     try:
-        return uvloop.run(_serve(config, data_dir, progress, sockets, log))
+        return uvloop.run(_serve(config, data_dir, progress, sockets, log.path))
+    except EngineDead as error:
+        if log.may_restart():
+            progress.note(f"{error}. Its log: {log.path}\nstarting again")
+            log.restart()
+        raise EngineDead(f"{error}\nThe engine's log: {log.path}") from error
     except EngineError as error:
-        raise type(error)(f"{error}\nThe engine's log: {log}") from error
+        raise type(error)(f"{error}\nThe engine's log: {log.path}") from error
     finally:
         for sock in sockets:
             sock.close()
@@ -67,7 +69,7 @@ async def _serve(
     sockets: list[socket.socket],
     log: Path,
 ) -> int:
-    service = Service(config, data_dir)
+    service = Service(config, data_dir, durable=True)
     server = _Server(service, _uvicorn_config(service))
     serving = asyncio.create_task(server.serve(sockets=sockets))
     starting = asyncio.create_task(service.start(progress))
@@ -137,7 +139,7 @@ async def _lifespan(app: Any) -> AsyncIterator[None]:
 
 
 async def _watch(service: Service, server: uvicorn.Server) -> None:
-    """End the server when its engine dies: a supervisor restarts processes, not half of one."""
+    """End serving when the engine dies: a fresh process is sounder than half of an old one."""
     while True:
         await asyncio.sleep(1.0)
         if service.notice_death():
@@ -202,28 +204,3 @@ def _listen(host: str, port: int) -> socket.socket:
         raise ConfigInvalid(f"cannot listen on {host}:{port}: {error.strerror}") from error
     sock.setblocking(False)
     return sock
-
-
-def engine_log(data_dir: Path) -> Path:
-    """Send what vLLM prints, here and in the processes it starts, to a file; return its path.
-
-    File descriptors 1 and 2 are turned for the rest of this process's life, because engine
-    processes and native code write to these, some of it while the interpreter ends. Python's
-    `sys.stderr` keeps the terminal, for our own words.
-    """
-    directory = data_dir / "logs"
-    directory.mkdir(parents=True, exist_ok=True)
-    for old in sorted(directory.glob("engine-*.log"))[: -_LOGS_KEPT + 1]:
-        old.unlink(missing_ok=True)
-    path = directory / f"engine-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8")
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    os.close(file)
-    # Loggers of libraries that set up none of their own; Python would print them on `sys.stderr`.
-    logging.getLogger().addHandler(logging.StreamHandler(sys.stdout))
-    logging.captureWarnings(True)
-    return path

@@ -7,6 +7,7 @@ that no cache of vLLM's can mix two contents. It must not know keys, groups or H
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import time
@@ -36,6 +37,17 @@ if TYPE_CHECKING:
 # An engine call that takes longer than this is taken for lost: a load reads one adapter from disk.
 CALL_SECONDS = 120.0
 
+# Between two looks at an adapter that is being read: a look costs the engine's loop under 1 ms.
+_LOOK_SECONDS = 0.05
+
+# How long a step may wait for a part of what only the engine's loop can do.
+_PART_SECONDS = 0.002
+
+# What canaries read: plain words, digits and code, so that few adapters leave all of it alone.
+CANARY_TEXT = 'Question 42 is: SELECT name FROM users; {"ok": true} Ahoy, Dr. Smith. The'
+
+_EXTENSION = "stacked.engine.staging.StagingWorker"
+
 # Read by vLLM when it is imported, in this process and the ones it starts. A user's own win.
 _ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
@@ -56,6 +68,15 @@ class Loaded:
     request: LoRARequest
 
 
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """Which adapters the engine holds, by number, and where; `slots` has None for a free one."""
+
+    staged: frozenset[int]
+    host: frozenset[int]
+    slots: tuple[int | None, ...]
+
+
 class Engine:
     """A running vLLM. Make one with `await Engine.start(plan)`; `await close()` ends it."""
 
@@ -64,7 +85,10 @@ class Engine:
         self.args = args
         self.client = client
         self._numbers = itertools.count(1)
+        self._canaries = itertools.count(1)
         self._changing = asyncio.Lock()
+        # One adapter is read at a time, however many are asked for.
+        self._staging = asyncio.Lock()
         self._closed = False
 
     @classmethod
@@ -80,7 +104,12 @@ class Engine:
         os.environ["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "0"
         tell.step("Importing vLLM")
         await asyncio.to_thread(_import_vllm)
-        options = {**plan.options, "model": plan.base, "served_model_name": [*plan.served_names]}
+        options = {
+            **plan.options,
+            "model": plan.base,
+            "served_model_name": [*plan.served_names],
+            "worker_extension_cls": _EXTENSION,
+        }
         args = await asyncio.to_thread(parse_options, options)
         tell.step("Starting the engine and loading the base")
         if enabled() and not base_is_protected():
@@ -95,30 +124,88 @@ class Engine:
             raise
         except Exception as error:  # vLLM raises anything here; the sentence names its log
             raise EngineStartFailed(f"vLLM did not start: {_first_line(error)}") from error
-        return cls(plan, args, client)
+        engine = cls(plan, args, client)
+        try:
+            tell.step("Warming the adapters' memory")
+            await engine._warm()
+        except BaseException:
+            await engine.close()
+            raise
+        return engine
 
     async def load(self, adapter: Adapter) -> Loaded:
-        """Load an adapter into the engine and activate it. Raises EngineLoadFailed, EngineDead.
+        """Stage, adopt and activate an adapter. Raises EngineLoadFailed, EngineDead.
 
         The same adapter loaded twice is two handles; callers keep one per digest.
         """
-        from vllm.lora.request import LoRARequest  # vLLM is imported when an engine is
-
-        number = next(self._numbers)
-        name = f"{adapter.digest}.{number}"
-        loaded = Loaded(
-            digest=adapter.digest,
-            name=name,
-            number=number,
-            request=LoRARequest(lora_name=name, lora_int_id=number, lora_path=str(adapter.path)),
-        )
-        async with self._changing:
-            added = await self._call(
-                self.client.add_lora(loaded.request), f"loading adapter {adapter.digest}"
-            )
-            if not added:
-                raise EngineLoadFailed(f"vLLM did not take adapter {adapter.digest}")
+        loaded = await self.stage(adapter)
+        try:
+            await self.adopt(loaded)
+            await self.activate(loaded)
+        except BaseException:
+            await self._quietly(self.discard(loaded))
+            await self._quietly(self.remove(loaded))
+            raise
         return loaded
+
+    async def stage(self, adapter: Adapter) -> Loaded:
+        """Read an adapter into the worker's memory, beside its loop; requests cannot use it yet.
+
+        Follow with `adopt` or `discard`. Raises EngineLoadFailed with the worker's reason, and
+        after CALL_SECONDS without an end; nothing is left staged then.
+        """
+        loaded = self._handle(adapter)
+        async with self._staging:
+            try:
+                await self._read(loaded)
+            except BaseException:
+                await self._quietly(self.discard(loaded))
+                raise
+        return loaded
+
+    async def adopt(self, loaded: Loaded) -> None:
+        """Make a staged adapter one of the engine's own: from now on requests may use it.
+
+        Where host memory is full, the adapter unused for longest leaves it. Adopting twice is
+        adopting once. Raises EngineLoadFailed.
+        """
+        doing = f"adopting adapter {loaded.digest}"
+        async with self._changing:
+            try:
+                await self._workers("stacked_adopt", loaded.number, doing=doing)
+            except EngineLoadFailed:
+                # One worker of several may have taken it; a staged copy stays where it is.
+                await self._quietly(self._workers("stacked_remove", loaded.number, doing=doing))
+                raise
+
+    async def activate(self, loaded: Loaded) -> bool:
+        """Copy an adopted adapter into a free slot, a part per step; False where no slot is free.
+
+        vLLM does it at the first request otherwise, in one go, in the slot unused for longest.
+        """
+        doing = f"activating adapter {loaded.digest}"
+        async with self._changing:
+            while True:
+                told = await self._workers(
+                    "stacked_activate", loaded.number, _PART_SECONDS, doing=doing
+                )
+                if "more" not in told:
+                    return "full" not in told
+
+    async def discard(self, loaded: Loaded) -> None:
+        """Drop what is staged and not adopted, read or not. Discarding twice is allowed."""
+        await self._workers(
+            "stacked_discard", loaded.number, doing=f"discarding adapter {loaded.digest}"
+        )
+
+    async def resident(self) -> Resident:
+        """What the engine holds, and where. With several workers: what all of them hold."""
+        told = await self._workers("stacked_resident", doing="asking what is resident")
+        return Resident(
+            staged=frozenset[int]().union(*(staged for staged, _, _ in told)),
+            host=frozenset[int](told[0][1]).intersection(*(host for _, host, _ in told)),
+            slots=tuple(number or None for number in told[0][2]),
+        )
 
     async def remove(self, loaded: Loaded) -> None:
         """Remove an adapter and check by listing that it is gone. Removing twice is allowed.
@@ -127,7 +214,9 @@ class Engine:
         """
         async with self._changing:
             if loaded.number in await self.list():
-                await self._call(self.client.remove_lora(loaded.number), f"removing {loaded.name}")
+                await self._workers(
+                    "stacked_remove", loaded.number, doing=f"removing {loaded.name}"
+                )
             if loaded.number in await self.list():
                 raise EngineError(f"vLLM still lists {loaded.name} after it was removed")
 
@@ -152,6 +241,20 @@ class Engine:
             for i, prompt in enumerate(prompts)
         ]
         return await asyncio.gather(*streams)
+
+    async def canary(self, loaded: Loaded | None) -> Sequence[float]:
+        """How an adapter (None: the base) scores a fixed text: its tokens' logprobs, in order.
+
+        The same weights give the same numbers up to float noise; NaN where the weights are broken.
+        """
+        outputs = await self.generate(
+            [CANARY_TEXT],
+            loaded,
+            request_id=f"canary-{next(self._canaries)}",
+            sampling={"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0},
+        )
+        scored = zip(outputs[0].prompt_token_ids, outputs[0].prompt_logprobs, strict=True)
+        return [row[token].logprob for token, row in scored if row is not None]
 
     async def stream(
         self,
@@ -207,13 +310,67 @@ class Engine:
         self._closed = True
         await asyncio.to_thread(self.client.shutdown)
 
+    def _handle(self, adapter: Adapter) -> Loaded:
+        from vllm.lora.request import LoRARequest  # vLLM is imported when an engine is
+
+        number = next(self._numbers)
+        name = f"{adapter.digest}.{number}"
+        request = LoRARequest(lora_name=name, lora_int_id=number, lora_path=str(adapter.path))
+        return Loaded(digest=adapter.digest, name=name, number=number, request=request)
+
+    async def _read(self, loaded: Loaded) -> None:
+        """Start to read in every worker, and wait until all of them have."""
+        doing = f"loading adapter {loaded.digest}"
+        path = loaded.request.lora_path
+        until = time.monotonic() + CALL_SECONDS
+        await self._workers("stacked_stage", loaded.number, loaded.name, path, doing=doing)
+        while time.monotonic() < until:
+            told = await self._workers("stacked_advance", loaded.number, _PART_SECONDS, doing=doing)
+            failed = [reason or state for state, reason in told if state in ("failed", "absent")]
+            if failed:
+                raise EngineLoadFailed(f"{doing}: {failed[0]}")
+            if all(state == "ready" for state, _ in told):
+                return
+            if any(state == "reading" for state, _ in told):
+                await asyncio.sleep(_LOOK_SECONDS)
+        raise EngineLoadFailed(f"{doing}: not read in {CALL_SECONDS:.0f} s")
+
+    async def _warm(self) -> None:
+        """Touch the slots' memory by one request on an adapter of zeros, before anyone waits."""
+        from vllm.lora.request import LoRARequest
+
+        number = next(self._numbers)
+        request = LoRARequest(lora_name=f"warm.{number}", lora_int_id=number, lora_path="warm")
+        loaded = Loaded(Digest("warm"), request.lora_name, number, request)
+        doing = "warming the adapters' memory"
+        await self._workers("stacked_warm", number, request.lora_name, "warm", doing=doing)
+        await self._call(
+            self._last([0], loaded, request.lora_name, {"max_tokens": 1, "detokenize": False}),
+            doing,
+        )
+        await self.remove(loaded)
+
+    async def _workers(self, method: str, *args: Any, doing: str) -> Sequence[Any]:
+        """Ask every worker, and return what each answered."""
+        answers: Sequence[Any] = await self._call(
+            self.client.collective_rpc(method, args=args), doing
+        )
+        return answers
+
+    async def _quietly(self, call: Any) -> None:
+        """Clean up after a failure that is about to be told; its own failure adds nothing."""
+        with contextlib.suppress(EngineError):
+            await asyncio.shield(call)
+
     async def _call(self, call: Any, doing: str) -> Any:
         """Await one engine call: bounded in time, its failure told as ours with its cause."""
         from vllm.v1.engine.exceptions import EngineDeadError
 
         started = time.monotonic()
         try:
-            return await asyncio.wait_for(call, CALL_SECONDS)
+            # Not wait_for: it may lose a cancellation that arrives together with the answer.
+            async with asyncio.timeout(CALL_SECONDS):
+                return await call
         except TimeoutError as error:
             raise EngineError(
                 f"{doing}: no answer from the engine in {time.monotonic() - started:.0f} s"

@@ -11,6 +11,8 @@ Relies on `OpenAIServingModels.lora_requests`, `.model_name`, `.is_base_model` a
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -77,14 +79,26 @@ async def build_openai_app(engine: Engine, models: Callable[[], Sequence[Served]
     The app's lifespan must be run by the caller. Every call must set `selected`, else vLLM answers
     that the model does not exist.
     """
-    build_app, init_app_state = app_builders()
-    tasks = await engine.client.get_supported_tasks()
-    app = build_app(engine.args, tasks, engine.client.model_config)
-    await init_app_state(engine.client, app.state, engine.args, tasks)
+    with _root_handlers_kept():
+        build_app, init_app_state = app_builders()
+        tasks = await engine.client.get_supported_tasks()
+        app = build_app(engine.args, tasks, engine.client.model_config)
+        await init_app_state(engine.client, app.state, engine.args, tasks)
     _route_by_selection(app.state.openai_serving_models, models)
     # On a dead engine vLLM's error handler asks its server to exit; ours decides that itself.
     app.state.server = SimpleNamespace(should_exit=False)
     return app
+
+
+@contextlib.contextmanager
+def _root_handlers_kept() -> Iterator[None]:
+    """Undo what a library of vLLM's does when it is imported: raise the levels of root handlers."""
+    levels = [(handler, handler.level) for handler in logging.getLogger().handlers]
+    try:
+        yield
+    finally:
+        for handler, level in levels:
+            handler.setLevel(level)
 
 
 def known_parameters(app: Any) -> dict[str, frozenset[str]]:

@@ -9,8 +9,18 @@ What we rely on beyond public API, and where:
     build_app, init_app_state                       openai.py    vLLM's own FastAPI app
     OpenAIServingModels.lora_requests, .model_name,
       .is_base_model, .show_available_models        openai.py    which adapter a name means
-    AsyncLLM.add_lora, .remove_lora, .list_loras,
-      .errored, .shutdown                           engine.py    the adapters in the engine
+    AsyncLLM.collective_rpc, .list_loras, .errored,
+      .shutdown                                     engine.py    the adapters in the engine
+    worker_extension_cls, Worker.model_runner
+      .lora_manager, Worker.device                  staging.py   a class of ours in each worker
+    LRUCacheWorkerLoRAManager._load_adapter,
+      ._adapter_manager, lora_config.lora_dtype,
+      lora_model.safetensors, .PIN_MEMORY           loras.py     one adapter as vLLM reads it
+    LRUCacheLoRAModelManager._add_adapter,
+      .activate_adapter, .remove_adapter, .modules,
+      ._registered_adapters, ._active_adapters,
+      .lora_index_to_id, ._last_mapping, ._is_moe;
+      LoRALayerWeights.optimize                     loras.py     host memory and slots
     CpuPlatform.get_punica_wrapper,
       PunicaWrapperBase                             platform.py, cpu_lora.py
 """

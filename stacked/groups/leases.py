@@ -7,24 +7,26 @@ synchronous, so that nothing can come between a check and a change. It must not 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from types import TracebackType
 
 
 class Lease:
     """The right to use one thing until released. Releasing twice is releasing once."""
 
-    __slots__ = ("_leases", "_thing")
+    __slots__ = ("_leases", "_thing", "end")
 
-    def __init__(self, leases: Leases, thing: Hashable) -> None:
+    def __init__(
+        self, leases: Leases, thing: Hashable, end: Callable[[], None] | None = None
+    ) -> None:
         self._leases: Leases | None = leases
         self._thing = thing
+        self.end = end
 
     def release(self) -> None:
         leases, self._leases = self._leases, None
         if leases is not None:
-            leases._returned(self._thing)
+            leases._returned(self._thing, self)
 
     def __enter__(self) -> Lease:
         return self
@@ -39,41 +41,52 @@ class Lease:
 
 
 class Leases:
-    """How many leases each thing has, and who waits for it to have none."""
+    """Which leases each thing has, and who waits for it to have none."""
 
     def __init__(self) -> None:
-        self._held: Counter[Hashable] = Counter()
+        self._held: dict[Hashable, set[Lease]] = {}
         self._waiting: dict[Hashable, list[asyncio.Future[None]]] = {}
 
-    def take(self, thing: Hashable) -> Lease:
-        self._held[thing] += 1
-        return Lease(self, thing)
+    def take(self, thing: Hashable, end: Callable[[], None] | None = None) -> Lease:
+        """A lease on `thing`. `end` asks its holder to finish at once; see `end`."""
+        lease = Lease(self, thing, end)
+        self._held.setdefault(thing, set()).add(lease)
+        return lease
 
     def held(self, thing: Hashable) -> int:
-        return self._held[thing]
+        return len(self._held.get(thing, ()))
 
     def total(self) -> int:
-        return self._held.total()
+        return sum(map(len, self._held.values()))
+
+    def end(self, thing: Hashable) -> int:
+        """Ask every holder of `thing` to finish at once; how many were asked."""
+        asked = [lease for lease in self._held.get(thing, ()) if lease.end is not None]
+        for lease in asked:
+            assert lease.end is not None
+            lease.end()
+        return len(asked)
 
     async def until_free(self, thing: Hashable, seconds: float) -> bool:
         """Wait until nothing holds `thing`; False when that took longer than `seconds`."""
-        if not self._held[thing]:
+        if not self.held(thing):
             return True
         free = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(thing, []).append(free)
         try:
             await asyncio.wait_for(free, seconds)
         except TimeoutError:
-            return not self._held[thing]
+            return not self.held(thing)
         finally:
             waiting = self._waiting.get(thing, [])
             if free in waiting:
                 waiting.remove(free)
         return True
 
-    def _returned(self, thing: Hashable) -> None:
-        self._held[thing] -= 1
-        if self._held[thing] > 0:
+    def _returned(self, thing: Hashable, lease: Lease) -> None:
+        held = self._held[thing]
+        held.discard(lease)
+        if held:
             return
         del self._held[thing]
         for free in self._waiting.pop(thing, []):

@@ -204,6 +204,20 @@ def test_other_surfaces_of_vllm_take_the_key_too(http: httpx.Client) -> None:
     assert http.get("/version").status_code == 200
 
 
+def test_requests_are_counted_by_key_and_digest(http: httpx.Client) -> None:
+    digest = predict(http, GREEDY, **{"model-key": "c"}).headers["model-digest"][7:19]
+    http.post("/predict", json=GREEDY | {"max_tokens": 10**6}, headers={"model-key": "c"})
+    text = http.get("/metrics").text
+    for line in (
+        f'stacked_requests_total{{digest="{digest}",key="c",status="2xx"}}',
+        f'stacked_requests_total{{digest="{digest}",key="c",status="4xx"}}',
+        f'stacked_first_byte_seconds_count{{digest="{digest}",key="c"}}',
+        f'stacked_requests_in_flight{{digest="{digest}",key="c"}} 0.0',
+        "stacked_adapters 4.0",
+    ):
+        assert line in text, line
+
+
 def test_server_says_what_it_planned_and_what_it_serves(server: Server) -> None:
     printed = server.printed()
     for said in ("4 slots of rank 16", "float32", "engine log", "inference keys", server.url):

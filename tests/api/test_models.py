@@ -232,3 +232,45 @@ def test_stream_that_began_before_the_removal_ends_as_if_nothing_had_happened(
     assert text == whole
     assert removed[0].json() == {"status": "removed"}
     assert http.get("/models/leaving/health").json()["code"] == "KeyUnknown"
+
+
+def whole(client: httpx.Client, body: dict[str, Any]) -> None:
+    client.post("/v1/completions", json=body)
+
+
+def abandoned(client: httpx.Client, body: dict[str, Any]) -> None:
+    """Read the first bytes of a stream and leave."""
+    with client.stream("POST", "/v1/completions", json=body | {"stream": True}) as response:
+        next(response.iter_bytes())
+
+
+def impatient(client: httpx.Client, body: dict[str, Any]) -> None:
+    """Leave before the answer comes."""
+    with pytest.raises(httpx.ReadTimeout):
+        client.post("/v1/completions", json=body | {"max_tokens": 200}, timeout=0.05)
+
+
+WAYS_OUT: dict[str, tuple[Any, dict[str, Any]]] = {
+    "finished": (whole, {}),
+    "stop string": (whole, {"stop": ["e", "a", "o"]}),
+    "four choices": (whole, {"n": 4, "temperature": 0.9}),
+    "no tokens": (whole, {"max_tokens": 0, "echo": True}),
+    "invalid grammar": (whole, {"structured_outputs": {"regex": "("}}),
+    "too long a prompt": (whole, {"prompt": "x " * 2000}),
+    "wrong type": (whole, {"max_tokens": "x"}),
+    "unknown parameter": (whole, {"max_token": 1}),
+    "client gone in the stream": (abandoned, {"max_tokens": 200}),
+    "client gone with four choices": (abandoned, {"max_tokens": 200, "n": 4}),
+    "client gone before the answer": (impatient, {}),
+}
+
+
+@pytest.mark.parametrize("way", WAYS_OUT)
+def test_lease_is_released_on_every_way_out_so_that_removal_is_prompt(
+    http: httpx.Client, tiny_models: TinyModels, way: str
+) -> None:
+    request, more = WAYS_OUT[way]
+    load(http, "way-out", tiny_models.adapters["spare"])
+    request(http, {"prompt": PROMPT, "max_tokens": 8, "model": "way-out"} | more)
+    # The drain time of this server is 20 s: a lease that leaks answers "draining" after that.
+    assert http.delete("/models/way-out").json() == {"status": "removed"}

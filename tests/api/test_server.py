@@ -15,8 +15,9 @@ import httpx
 import pytest
 import yaml
 
-from tests.conftest import PROMPT, TinyModels
-from tests.serving import Server, free_port, serving, stop
+from stacked.api.process import EngineLog
+from tests.conftest import PROMPT, TinyModels, complete
+from tests.serving import Server, free_port, serving, stop, wait_until_healthy
 
 pytestmark = pytest.mark.engine
 
@@ -98,18 +99,32 @@ def test_interrupt_during_start_ends_it_soon(tiny_models: TinyModels, tmp_path: 
         stop(process)
 
 
-def test_engine_that_dies_is_told_to_every_client_and_ends_the_server(
+def test_engine_that_dies_is_told_to_every_client_and_comes_back_with_the_same_group(
     tiny_models: TinyModels, tmp_path: Path
 ) -> None:
     port = free_port()
     config = write_config(tmp_path, tiny_models, port)
     arguments = (str(config), "--data-dir", "data")
-    with serving(*arguments, directory=tmp_path, port=port, ends_with=1) as server:
+    with serving(*arguments, directory=tmp_path, port=port) as server, server.client() as client:
+        before, text = client.get("/health").json(), complete(client, "a")
         status = _kill_engine_under_a_request(server)
-        assert server.process.wait(timeout=60) == 1
-    assert status >= 500
-    assert "EngineDead" in server.printed()
+        assert status >= 500
+        wait_until_healthy(server)
+        assert client.get("/health").json() == before
+        assert complete(client, "a") == text
+    assert "the engine has died" in server.printed()
     assert "engine-" in server.printed()  # the log's name
+
+
+def test_engine_that_dies_again_and_again_ends_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = EngineLog(tmp_path / "log", (1, 2))
+    assert log.may_restart()
+    monkeypatch.setenv("STACKED_RESTARTS", f"3:{time.time():.0f}")
+    assert not log.may_restart()
+    monkeypatch.setenv("STACKED_RESTARTS", f"3:{time.time() - 3600:.0f}")
+    assert log.may_restart()
 
 
 def _kill_engine_under_a_request(server: Server) -> int:

@@ -16,23 +16,55 @@ from stacked.errors import EngineDead, EngineError, EngineLoadFailed
 ADAPTER = Adapter(Digest(f"sha256:{7:064x}"), Path("/store/seven"), 8, ("q_proj",), 1000)
 
 
-class Client:
-    """AsyncLLM's side of loading, held in a set; `fails` is raised by the next call."""
+class Worker:
+    """What `collective_rpc` may call. An adapter is in one place; activation has two parts."""
 
-    def __init__(self) -> None:
-        self.held: dict[int, Any] = {}
-        self.fails: BaseException | None = None
+    def __init__(self, held: dict[int, Any]) -> None:
+        self.held = held
+        self.staged: dict[int, list[str]] = {}
+        self.outcome = ["ready", ""]
+        self.parts = 2
         self.forgets = True
+
+    def stacked_stage(self, number: int, name: str, path: str) -> None:
+        self.staged[number] = [name, path]
+
+    def stacked_advance(self, number: int, seconds: float) -> list[str]:
+        return self.outcome if number in self.staged else ["absent", ""]
+
+    def stacked_adopt(self, number: int) -> None:
+        if self.outcome[0] == "no room":
+            raise RuntimeError("host memory is full")
+        if number in self.staged:
+            self.held[number] = self.staged.pop(number)
+
+    def stacked_activate(self, number: int, seconds: float) -> str:
+        self.parts -= 1
+        return "more" if self.parts > 0 else "active" if self.parts == 0 else "full"
+
+    def stacked_discard(self, number: int) -> None:
+        self.staged.pop(number, None)
+
+    def stacked_remove(self, number: int) -> bool:
+        return self.held.pop(number, None) is not None if self.forgets else True
+
+    def stacked_resident(self) -> list[list[int]]:
+        return [sorted(self.staged), sorted(self.held), [0, *self.held]]
+
+
+class Client:
+    """AsyncLLM's side of adapters, by one worker or more; `fails` is raised by the next call."""
+
+    def __init__(self, workers: int = 1) -> None:
+        self.workers = [Worker({}) for _ in range(workers)]
+        self.held = self.workers[0].held
+        self.fails: BaseException | None = None
         self.errored = False
 
-    async def add_lora(self, request: Any) -> bool:
+    async def collective_rpc(self, method: str, args: tuple[Any, ...] = ()) -> list[Any]:
         if self.fails:
             raise self.fails
-        self.held[request.lora_int_id] = request
-        return True
-
-    async def remove_lora(self, number: int) -> bool:
-        return self.held.pop(number, None) is not None if self.forgets else True
+        return [getattr(worker, method)(*args) for worker in self.workers]
 
     async def list_loras(self) -> set[int]:
         return set(self.held)
@@ -59,7 +91,8 @@ async def test_name_carries_the_digest_and_no_id_is_used_twice(
     assert ADAPTER.digest in first.name
     assert first.name != second.name
     assert first.number != second.number
-    request = client.held[second.number]
+    assert client.held[second.number] == [second.name, "/store/seven"]
+    request = second.request
     assert (request.lora_path, request.load_inplace) == ("/store/seven", False)
 
 
@@ -75,7 +108,7 @@ async def test_adapter_that_stays_after_its_removal_is_an_error(
     engine: Engine, client: Client
 ) -> None:
     loaded = await engine.load(ADAPTER)
-    client.forgets = False
+    client.workers[0].forgets = False
     with pytest.raises(EngineError, match="still lists"):
         await engine.remove(loaded)
 
@@ -87,6 +120,69 @@ async def test_what_the_worker_raises_is_a_failed_load_with_its_cause(
     with pytest.raises(EngineLoadFailed, match=r"no such tensor$") as caught:
         await engine.load(ADAPTER)
     assert caught.value.__cause__ is client.fails
+
+
+async def test_staged_adapter_is_the_engines_when_it_is_adopted(
+    engine: Engine, client: Client
+) -> None:
+    loaded = await engine.stage(ADAPTER)
+    assert await engine.list() == set()
+    assert (await engine.resident()).staged == {loaded.number}
+    await engine.adopt(loaded)
+    await engine.adopt(loaded)
+    resident = await engine.resident()
+    assert (resident.staged, resident.host) == (set(), {loaded.number})
+    assert resident.slots == (None, loaded.number)
+    assert await engine.activate(loaded)
+    assert not await engine.activate(loaded)  # no slot is free any more
+    discarded = await engine.stage(ADAPTER)
+    await engine.discard(discarded)
+    await engine.discard(discarded)
+    assert (await engine.resident()).staged == set()
+
+
+async def test_adapter_that_one_of_several_workers_cannot_read_is_in_none() -> None:
+    client = Client(workers=3)
+    engine = Engine(plan=None, args=None, client=client)  # type: ignore[arg-type]
+    client.workers[1].outcome = ["failed", "rank 512 is too large"]
+    with pytest.raises(EngineLoadFailed, match=r"rank 512 is too large$"):
+        await engine.load(ADAPTER)
+    assert [(worker.staged, worker.held) for worker in client.workers] == [({}, {})] * 3
+
+
+async def test_adapter_that_one_of_several_workers_cannot_hold_is_in_none() -> None:
+    client = Client(workers=2)
+    engine = Engine(plan=None, args=None, client=client)  # type: ignore[arg-type]
+    loaded = await engine.stage(ADAPTER)
+    client.workers[1].outcome = ["no room", ""]
+    with pytest.raises(EngineLoadFailed, match="host memory is full"):
+        await engine.adopt(loaded)
+    await engine.discard(loaded)
+    assert [(worker.staged, worker.held) for worker in client.workers] == [({}, {})] * 2
+
+
+async def test_reading_that_never_ends_is_given_up(
+    engine: Engine, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.workers[0].outcome = ["reading", ""]
+    monkeypatch.setattr(engine_module, "CALL_SECONDS", 0.1)
+    with pytest.raises(EngineLoadFailed, match="not read in"):
+        await engine.stage(ADAPTER)
+    assert client.workers[0].staged == {}
+    client.workers[0].outcome = ["ready", ""]
+    monkeypatch.setattr(engine_module, "CALL_SECONDS", 120.0)
+    assert (await engine.load(ADAPTER)).number in await engine.list()
+
+
+async def test_load_that_is_cancelled_leaves_nothing(engine: Engine, client: Client) -> None:
+    client.workers[0].outcome = ["reading", ""]
+    loading = asyncio.create_task(engine.load(ADAPTER))
+    await asyncio.sleep(0.02)
+    assert client.workers[0].staged
+    loading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await loading
+    assert (client.workers[0].staged, client.held) == ({}, {})
 
 
 async def test_dead_engine_and_lost_calls_have_errors_of_their_own(

@@ -1,4 +1,4 @@
-"""The `stacked` command: serve, prepare, check, predict, models, doctor.
+"""The `stacked` command: serve, predict, update, rollback, status, and what helps with these.
 
 Each command parses, calls one thing and prints. It must not know how any of it works, and what is
 heavy is imported by the command that needs it: `--help` and the client commands come at once.
@@ -9,11 +9,15 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from stacked import __version__
+from stacked.cli.bench import bench
+from stacked.cli.live import rollback, update
+from stacked.cli.shared import DataDir, Url, fail
+from stacked.cli.view import groups, status
 from stacked.errors import StackedError
 
 if TYPE_CHECKING:
@@ -33,21 +37,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-DataDir = Annotated[
-    Path | None,
-    typer.Option(
-        help="Where bases, adapters and records are kept. Default: $STACKED_DATA_DIR, else "
-        ".stacked here if there is one, else ~/.local/share/stacked.",
-        show_default=False,
-    ),
-]
-Url = Annotated[
-    str | None,
-    typer.Option(
-        help="The server. Default: $STACKED_URL, else http://127.0.0.1:8080.", show_default=False
-    ),
-]
-
 
 def main() -> None:
     """Run the command line: 0 done, 1 refused or failed, 2 wrong usage, 130 interrupted."""
@@ -55,19 +44,12 @@ def main() -> None:
     try:
         app()
     except StackedError as error:
-        _fail(error.code, str(error))
+        fail(error.code, str(error))
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-
-
-def _fail(code: str, sentence: str) -> NoReturn:
-    from stacked.terminal import show_error
-
-    show_error(code, sentence)
-    sys.exit(1)
 
 
 def _data_dir(given: Path | None) -> Path:
@@ -254,7 +236,7 @@ def _ask(url: str | None, key: str | None, body: dict[str, Any], stream: bool, r
             if not raw:
                 write("\n")
     except ClientError as error:
-        _fail(error.code, str(error))
+        fail(error.code, str(error))
 
 
 @app.command()
@@ -270,7 +252,7 @@ def models(url: Url = None) -> None:
         with Client(url) as client:
             served = client.models()
     except ClientError as error:
-        _fail(error.code, str(error))
+        fail(error.code, str(error))
     rows = [
         [
             row.key,
@@ -303,3 +285,8 @@ def doctor(
             out.print(finding.advice, markup=False)
     if any(finding.level == "bad" for finding in findings):
         raise typer.Exit(1)
+
+
+for command in (update, rollback, status, groups):
+    app.command()(command)
+app.add_typer(bench)

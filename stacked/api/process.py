@@ -1,0 +1,82 @@
+"""This process itself: where its output goes, and how it starts anew.
+
+It must not know what is served.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+_LOGS_KEPT = 10
+
+# Restarts in a row: `count:seconds since the epoch of the first`. Handed on by the environment.
+_RESTARTS = "STACKED_RESTARTS"
+_MOST_RESTARTS = 3
+_WITHIN_SECONDS = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLog:
+    """The file that file descriptors 1 and 2 go to; `terminal` is where they went before."""
+
+    path: Path
+    terminal: tuple[int, int]
+
+    def may_restart(self) -> bool:
+        """Whether starting anew makes sense: not for the fourth time within ten minutes."""
+        count, first = _restarts()
+        return count < _MOST_RESTARTS or time.time() - first > _WITHIN_SECONDS
+
+    def restart(self) -> NoReturn:
+        """Replace this process by a new one with the same arguments, on the same terminal.
+
+        A new interpreter, because neither vLLM nor torch promise to start twice in one.
+        """
+        count, first = _restarts()
+        if time.time() - first > _WITHIN_SECONDS:
+            count, first = 0, time.time()
+        environment = {**os.environ, _RESTARTS: f"{count + 1}:{first:.0f}"}
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, saved in enumerate(self.terminal, start=1):
+            os.dup2(saved, number)
+        os.execve(sys.executable, [sys.executable, "-m", "stacked", *sys.argv[1:]], environment)
+
+
+def _restarts() -> tuple[int, float]:
+    count, _, first = os.environ.get(_RESTARTS, "").partition(":")
+    if count.isdigit() and first.isdigit():
+        return int(count), float(first)
+    return 0, 0.0
+
+
+def engine_log(data_dir: Path) -> EngineLog:
+    """Send what vLLM prints, here and in the processes it starts, to a file of its own.
+
+    File descriptors 1 and 2 are turned for the rest of this process's life, because engine
+    processes and native code write to these, some of it while the interpreter ends. Python's
+    `sys.stderr` keeps the terminal, for our own words.
+    """
+    directory = data_dir / "logs"
+    directory.mkdir(parents=True, exist_ok=True)
+    for old in sorted(directory.glob("engine-*.log"))[: -_LOGS_KEPT + 1]:
+        old.unlink(missing_ok=True)
+    path = directory / f"engine-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    terminal = (os.dup(1), os.dup(2))
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8")
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)
+    # Loggers of libraries that set up none of their own; Python would print them on `sys.stderr`.
+    logging.getLogger().addHandler(logging.StreamHandler(sys.stdout))
+    logging.captureWarnings(True)
+    return EngineLog(path, terminal)

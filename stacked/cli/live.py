@@ -1,0 +1,244 @@
+"""`stacked update --live` and `stacked rollback`: one group for another, followed to its end.
+
+What is sent, and what a person is told meanwhile. It must not know how a server does it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from stacked.cli.shared import Url, brief, fail, server
+
+if TYPE_CHECKING:
+    from stacked.client import Client, Entry
+    from stacked.config import Config
+    from stacked.terminal import Terminal
+
+
+def update(
+    config: Annotated[Path, typer.Argument(help="A YAML file with the group as it shall be.")],
+    live: Annotated[
+        bool, typer.Option("--live", help="Under traffic, without a restart; must be given.")
+    ] = False,
+    url: Url = None,
+) -> None:
+    """Replace the served group by that of a file: all of it, or nothing.
+
+    Example:  stacked update --live configs/demo.yaml
+    """
+    from stacked.config import load
+    from stacked.terminal import Terminal
+
+    if not live:
+        raise typer.BadParameter(
+            "add --live; any other change is a restart of `stacked serve`", param_hint="--live"
+        )
+    tree = load(config)
+    with server(url) as client, Terminal() as progress:
+        done = _update(client, tree, progress)
+    raise typer.Exit(0 if done else 1)
+
+
+def rollback(url: Url = None) -> None:
+    """Go back, LIVE, to the group that was served before this one.
+
+    Example:  stacked rollback
+    """
+    from stacked.client import entries_of
+    from stacked.terminal import Terminal
+
+    with server(url) as client, Terminal() as progress:
+        status = client.status()
+        if not status.get("previousGroupId"):
+            fail("NoPreviousGroup", "no group was served before this one; see: stacked groups")
+        _check_idle(status)
+        served, previous = client.group(status["groupId"]), client.group(status["previousGroupId"])
+        _show_changes(entries_of(served), entries_of(previous))
+        done = _go_live(client, progress, status, previous, entries_of(previous))
+    raise typer.Exit(0 if done else 1)
+
+
+def _update(client: Client, tree: Config, progress: Terminal) -> bool:
+    from stacked.client import Entry, entries_of, metadata_of
+
+    status = client.status()
+    served = client.group(status["groupId"])
+    details = served["modelGroupDetails"]
+    recorded = entries_of(served)
+    base = next(each for each in recorded if each.model_id == details["baseModelId"])
+    _check_base(client, tree, base)
+    # A file without engine settings takes the engine as it is.
+    if tree.engine:
+        client.check_engine(tree.engine)
+    _check_idle(status)
+    wanted = _register(client, tree, progress)
+    live = [
+        Entry(each["modelId"], each.get("inferenceKey"), each["digest"])
+        for each in status["models"]
+    ]
+    named = {(each.model_id, each.key) for each in wanted}
+    # An adapter that was loaded by hand is live, and in no group.
+    same = named == {(each.model_id, each.key) for each in recorded if each != base}
+    same = same and named == {(each.model_id, each.key) for each in live}
+    if same and metadata_of(details) == tree.group.metadata:
+        progress.finish(f"Nothing to change: group {served['displayName']!r} is served")
+        return True
+    _show_changes(live, wanted)
+    body = _group_body(tree, base, wanted, served)
+    return _go_live(client, progress, status, client.create_group(body), wanted)
+
+
+def _check_base(client: Client, tree: Config, base: Entry) -> None:
+    """Refuse what is certainly another base, before anything is sent."""
+    from stacked.client import metadata_of
+    from stacked.errors import UpdateNotLive
+
+    given, held = tree.base, metadata_of(client.model(base.model_id)).get("source", "")
+    differs = ""
+    if given.id not in (None, base.model_id):
+        differs = f"base.id is {given.id} in the file, and {base.model_id} is served"
+    elif given.key != base.key:
+        differs = f"base.key is {given.key!r} in the file, and {base.key!r} is served"
+    elif _other_place(given.model, held):
+        differs = f"base.model is {given.model} in the file, and {held} is served"
+    if differs:
+        raise UpdateNotLive(f"{differs}; that needs a restart")
+
+
+def _check_idle(status: dict[str, Any]) -> None:
+    """Refuse before anything is sent; the server refuses too, where another was faster."""
+    from stacked.errors import UpdateInProgress
+
+    if status.get("update"):
+        raise UpdateInProgress(f"another update is under way ({status['update']}); wait for it")
+
+
+def _other_place(given: str, held: str) -> bool:
+    """Whether both are directories of this machine, and not the same."""
+    there = os.path.isdir(given) and os.path.isdir(held)
+    return there and not os.path.samefile(given, held)
+
+
+def _register(client: Client, tree: Config, progress: Terminal) -> list[Entry]:
+    from stacked.client import ClientError
+
+    found = []
+    listed = tree.group.members
+    progress.step(f"Registering {len(listed)} adapters")
+    for at, each in enumerate(listed, start=1):
+        try:
+            found.append(client.register(each.source, key=each.key, model_id=each.id))
+        except ClientError as error:
+            name = each.key or each.id or each.source
+            place = f"group.members[{at - 1}] ({name})"
+            raise ClientError(error.code, f"{place}: {error}", error.status) from error
+        progress.fraction(at / len(listed))
+    progress.done()
+    return found
+
+
+def _group_body(
+    tree: Config, base: Entry, wanted: Sequence[Entry], served: dict[str, Any]
+) -> dict[str, Any]:
+    items = [{"key": key, "value": value} for key, value in tree.group.metadata.items()]
+    return {
+        "createType": "CREATE",
+        "compartmentId": served.get("compartmentId"),
+        "projectId": served.get("projectId"),
+        "displayName": tree.group.name,
+        "modelGroupDetails": {
+            "type": "STACKED",
+            "baseModelId": base.model_id,
+            "customMetadataList": items,
+        },
+        "memberModelEntries": {"memberModelDetails": [each.wire() for each in (base, *wanted)]},
+    }
+
+
+def _show_changes(before: Sequence[Entry], after: Sequence[Entry]) -> None:
+    """What a caller of the keys will notice, a line each, on standard output."""
+    from stacked.groups.swap import diff
+    from stacked.terminal import out, table
+
+    changes = diff(_members(before), _members(after))
+    if not changes:
+        out.print("every key keeps its weights; ids or metadata differ")
+        return
+    marks = {"added": "[green]+[/]", "removed": "[red]-[/]", "changed": "[yellow]~[/]"}
+    rows = []
+    for each in changes:
+        was = f"was {each.before_label}" if each.before_label else ""
+        if each.kind == "changed":
+            was = f"{brief(each.before)} → {brief(each.after)}"
+        rows.append([each.label, each.kind, was or brief(each.after or each.before)])
+    out.print(table(None, rows, [marks.get(each.kind, "[cyan]→[/]") for each in changes]))
+
+
+def _members(entries: Sequence[Entry]) -> list[Any]:
+    """Entries as the diff reads them; it looks at labels and contents alone."""
+    from stacked.core import Adapter, Digest, Member, ModelId
+
+    return [
+        Member(ModelId(each.model_id), Adapter(Digest(each.content), Path(), 0, (), 0), each.key)
+        for each in entries
+    ]
+
+
+def _go_live(
+    client: Client,
+    progress: Terminal,
+    status: dict[str, Any],
+    group: dict[str, Any],
+    entries: Sequence[Entry],
+) -> bool:
+    """Update to a group and follow it to its end; whether it is live then."""
+    from stacked.terminal import show_error
+
+    progress.step(f"Updating LIVE to group {group['displayName']!r}")
+    work = client.update_live(status["deploymentId"], group["id"])
+    ended = _follow(client, progress, work)
+    if ended == "SUCCEEDED":
+        now = client.status()
+        progress.finish(f"Group {group['displayName']!r} is live, generation {now['generation']}")
+        return True
+    progress.done(mark="✗", style="red")
+    labels = {each.model_id: each.label for each in entries}
+    for each in client.work_errors(work):
+        blamed = each.get("modelId")
+        place = f"{labels.get(blamed, blamed)}: " if blamed else ""
+        show_error(str(each.get("code")), f"{place}{each.get('message')}")
+    progress.note(f"The update ended as {ended}; the group before it serves on.")
+    return False
+
+
+def _follow(client: Client, progress: Terminal, work_id: str) -> str:
+    """Tell an update's logs and its percentage until it has ended; how it ended."""
+    told = 0
+    try:
+        while True:
+            work = client.work(work_id)
+            lines = [str(each.get("message")) for each in client.work_logs(work_id)]
+            _note(progress, lines[told:])
+            told = len(lines)
+            progress.fraction(float(work["percentComplete"]) / 100)
+            if work["status"] in ("SUCCEEDED", "FAILED", "CANCELED"):
+                return str(work["status"])
+            time.sleep(0.3)
+    except KeyboardInterrupt:
+        progress.note("The update goes on without this command; see: stacked status")
+        raise
+
+
+def _note(progress: Terminal, lines: Sequence[str]) -> None:
+    """New lines of a log; of many at once the last one, which says how far it has come."""
+    if len(lines) > 30:
+        progress.note(f"… {len(lines) - 1} lines")
+        lines = lines[-1:]
+    for line in lines:
+        progress.note(line)

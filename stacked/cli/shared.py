@@ -1,0 +1,57 @@
+"""What several commands share: options, the way an error ends a command, a client of a server.
+
+It must not know any command.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from stacked.client import Client
+
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        help="Where bases, adapters and records are kept. Default: $STACKED_DATA_DIR, else "
+        ".stacked here if there is one, else ~/.local/share/stacked.",
+        show_default=False,
+    ),
+]
+Url = Annotated[
+    str | None,
+    typer.Option(
+        help="The server. Default: $STACKED_URL, else http://127.0.0.1:8080.", show_default=False
+    ),
+]
+
+
+def fail(code: str, sentence: str) -> NoReturn:
+    """End the command with 1, its error in one line on stderr."""
+    from stacked.terminal import show_error
+
+    show_error(code, sentence)
+    sys.exit(1)
+
+
+@contextmanager
+def server(url: str | None) -> Iterator[Client]:
+    """A client whose errors end the command."""
+    from stacked.client import Client, ClientError
+
+    try:
+        with Client(url) as client:
+            yield client
+    except ClientError as error:
+        fail(error.code, str(error))
+
+
+def brief(content: str | None) -> str:
+    """Twelve characters of a digest or of a model id, for people."""
+    return (content or "").removeprefix("sha256:").rpartition(".")[2][:12]

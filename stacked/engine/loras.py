@@ -1,0 +1,253 @@
+"""The adapters of one vLLM worker, through vLLM's own managers: read, built, registered, activated.
+
+It owns which method of vLLM's does what, and which slot a staged adapter may have; what a tensor
+means is left to vLLM, whose own code does every check and every copy. It must not know threads'
+order, digests, keys, groups or why an adapter is wanted.
+
+Relies on (vLLM 0.26 to 0.32):
+- the worker's LoRA manager is an ``LRUCacheWorkerLoRAManager`` with ``_load_adapter``, and
+  ``vllm.lora.lora_model`` reads for it by ``safetensors.safe_open``, ``keys`` and ``get_tensor``;
+- ``lora_config.lora_dtype`` is what it converts to, and ``tensor.to`` and ``pin_memory`` give back
+  a tensor that is already what they are asked for;
+- ``LoRALayerWeights.optimize`` multiplies once, however often it is called;
+- the adapter manager's ``_add_adapter`` writes ``_registered_adapters`` and nothing else, and
+  ``activate_adapter`` writes ``_active_adapters``, ``lora_index_to_id`` and the slot of every one
+  of ``modules``; whoever activates an adapter calls it on the manager;
+- ``_last_mapping.prompt_mapping`` holds the adapters of the last step, 0 for the base.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from stacked.engine.tensors import read_tensors
+
+# Between two chunks the reading thread leaves the memory bus to the loop.
+PAUSE_SECONDS = 0.002
+
+
+class Dropped(Exception):
+    """Raised inside a reading thread whose adapter was discarded meanwhile."""
+
+
+@dataclass
+class Job:
+    """One adapter on its way. `state` goes "reading", "building", "ready"; or ends in "failed"."""
+
+    number: int
+    name: str
+    path: str
+    state: str = "reading"
+    reason: str = ""
+    tensors: dict[str, Any] | None = None
+    work: Iterator[None] | None = None
+    model: Any = None
+    dropped: bool = False
+
+    def pause(self) -> None:
+        """Called between chunks, in the reading thread. Raises Dropped."""
+        if self.dropped:
+            raise Dropped
+        time.sleep(PAUSE_SECONDS)
+
+
+@dataclass
+class Fill:
+    """An adapter that is being copied into a slot: `left` are the modules still to be written."""
+
+    number: int
+    slot: int
+    left: list[str] = field(default_factory=list)
+
+
+class VllmLoras:
+    """The adapters of one worker, by vLLM's own managers. All but `read` belong to the loop."""
+
+    def __init__(self, lora_manager: Any, step_aside: Callable[[], None]) -> None:
+        self._loader = lora_manager
+        self._step_aside = step_aside
+        self._manager = lora_manager._adapter_manager
+        self._fill: Fill | None = None
+        # vLLM activates what a batch needs by this name, and may take the slot being filled.
+        self._manager.activate_adapter = self._activate_now
+
+    def read(self, job: Job) -> None:
+        """Read an adapter's tensors, in the dtype and memory that vLLM keeps them in; in a thread.
+
+        Raises OSError, ValueError, Dropped.
+        """
+        from vllm.lora import lora_model
+
+        job.tensors = read_tensors(
+            Path(job.path) / "adapter_model.safetensors",
+            self._loader.lora_config.lora_dtype,
+            pin=bool(getattr(lora_model, "PIN_MEMORY", False)),
+            pause=job.pause,
+        )
+
+    def build(self, job: Job) -> Iterator[None]:
+        """Make the model of what was read, a part for each `next`. Raises what vLLM raises."""
+        from vllm.lora.request import LoRARequest
+
+        request = LoRARequest(lora_name=job.name, lora_int_id=job.number, lora_path=job.path)
+        with _read_already(job.tensors or {}):
+            model = self._loader._load_adapter(request)
+        job.tensors = None
+        yield
+        if not getattr(self._manager, "_is_moe", False):  # experts are scaled when packed
+            for weights in model.loras.values():
+                weights.optimize()
+                yield
+        # The rest of what vLLM does on adding, with a manager whose register is a dict of ours.
+        apart = copy.copy(self._manager)
+        apart._registered_adapters = {}
+        apart._add_adapter(model)
+        job.model = apart._registered_adapters[job.number]
+
+    def holds(self, number: int) -> bool:
+        return number in self._manager._registered_adapters
+
+    def register(self, model: Any) -> None:
+        """Make a model known to vLLM, in place of the least recently used where memory is full.
+
+        Adapters of the last step stay. Raises RuntimeError where all of them are.
+        """
+        manager = self._manager
+        if len(manager) >= manager.capacity:
+            self.remove(self._oldest_idle())
+        manager._registered_adapters[model.id] = model
+
+    def _oldest_idle(self) -> int:
+        register = self._manager._registered_adapters
+        last = self._manager._last_mapping
+        busy = set(last.prompt_mapping) if last is not None else set()
+        for number in register.order:
+            if number not in busy and number not in register.pinned_items:
+                return int(number)
+        raise RuntimeError(
+            f"all {len(register)} adapters that host memory may hold are in use; "
+            "raise engine.max_cpu_loras"
+        )
+
+    def activate(self, number: int, seconds: float) -> str:
+        """Copy a registered adapter into a free slot for about `seconds`.
+
+        "active" when it is complete, "more" when it is to be called again, "full" without a slot.
+        """
+        manager = self._manager
+        if number in manager._active_adapters:
+            return "active"
+        if number not in manager._registered_adapters:
+            raise RuntimeError(f"adapter {number} is not in host memory")
+        if self._fill is None or self._fill.number != number:
+            free = [at for at, held in enumerate(manager.lora_index_to_id) if held is None]
+            if not free:
+                return "full"
+            self._fill = Fill(number, free[0], list(manager.modules))
+        return "active" if self._advance(self._fill, seconds) else "more"
+
+    def remove(self, number: int) -> bool:
+        """As vLLM's, but the memory is given back in a thread: it takes as long as a copy."""
+        if self._fill is not None and self._fill.number == number:
+            self._fill = None
+        last = [self._manager._registered_adapters.get(number)]
+        removed = bool(self._manager.remove_adapter(number))
+        self.free(last)
+        return removed
+
+    def free(self, last: list[Any]) -> None:
+        """Empty a list that holds the last references to models, in a thread."""
+
+        def work() -> None:
+            self._step_aside()
+            last.clear()
+
+        threading.Thread(target=work, name="stacked-free", daemon=True).start()
+
+    def resident(self) -> tuple[list[int], list[int]]:
+        """What is in host memory, and what is in each slot, 0 for nothing."""
+        slots = [number or 0 for number in self._manager.lora_index_to_id]
+        return sorted(self._manager._registered_adapters), slots
+
+    def _advance(self, fill: Fill, seconds: float) -> bool:
+        """Write modules for about `seconds`, at least one; True when the adapter is active."""
+        manager, until = self._manager, time.perf_counter() + seconds
+        layout: list[int | None] = [-1] * len(manager.lora_index_to_id)
+        while fill.left:
+            # vLLM's own activation, on a manager that has one module and one free slot.
+            module = fill.left[-1]
+            apart = copy.copy(manager)
+            apart.modules = {module: manager.modules[module]}
+            apart.lora_index_to_id = [*layout[: fill.slot], None, *layout[fill.slot + 1 :]]
+            apart._active_adapters = type(manager._active_adapters)(1, _nothing)
+            type(manager).activate_adapter(apart, fill.number)
+            fill.left.pop()
+            if time.perf_counter() >= until:
+                break
+        if fill.left:
+            return False
+        manager._active_adapters[fill.number] = None
+        manager.lora_index_to_id[fill.slot] = fill.number
+        self._fill = None
+        return True
+
+    def _activate_now(self, number: int) -> bool:
+        """What vLLM calls before a batch: complete what was begun, or activate from scratch."""
+        fill, manager = self._fill, self._manager
+        if fill is not None and fill.number == number:
+            self._advance(fill, float("inf"))
+        try:
+            return bool(type(manager).activate_adapter(manager, number))
+        finally:
+            if fill is not None and manager.lora_index_to_id[fill.slot] is not None:
+                self._fill = None  # its slot was taken, and with it what was written there
+
+
+@contextmanager
+def _read_already(ready: dict[str, Any]) -> Iterator[None]:
+    """Let vLLM's loader, which runs in the loop alone, find LoRA tensors that were read before."""
+    from vllm.lora import lora_model
+
+    real = lora_model.safetensors
+
+    def safe_open(*args: Any, **kwargs: Any) -> _Opened:
+        return _Opened(real.safe_open(*args, **kwargs), ready)
+
+    lora_model.safetensors = SimpleNamespace(safe_open=safe_open)
+    try:
+        yield
+    finally:
+        lora_model.safetensors = real
+
+
+class _Opened:
+    """An open safetensors file, some of whose tensors are there already."""
+
+    def __init__(self, file: Any, ready: dict[str, Any]) -> None:
+        self._file = file
+        self._ready = ready
+        self.keys = file.keys
+
+    def __enter__(self) -> _Opened:
+        self._file.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._file.__exit__(*error)
+
+    def get_tensor(self, name: str) -> Any:
+        # Others keep their dtype: vLLM converts what belongs to LoRA, not what stands beside it.
+        found = self._ready.get(name) if ".lora_" in name else None
+        return self._file.get_tensor(name) if found is None else found
+
+
+def _nothing(number: int) -> None:
+    return None

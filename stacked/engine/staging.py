@@ -1,0 +1,164 @@
+"""Adapters on their way into one vLLM worker: read beside its loop, taken into it in small parts.
+
+It owns the threads that read, the order of what follows, and what an engine may call on a worker.
+It must not know vLLM's managers, digests, keys, groups or why an adapter is wanted, and importing
+it imports neither vLLM nor torch.
+
+How it works. A thread reads the file and converts its numbers, in a few large operations that leave
+the interpreter to the loop. The rest is Python and belongs to the loop, a bounded part per call, so
+that no step waits long: vLLM's own loader makes a model of what was read, its scaling is multiplied
+in, and it is packed as vLLM packs it. Nobody else knows that model until ``adopt`` puts it where
+vLLM finds its adapters, which is one assignment. ``activate`` copies it into a free slot, a few
+layers per call; what is not activated vLLM copies at the first request.
+
+Relies on (vLLM 0.26 to 0.32): ``worker_extension_cls`` becomes a base of the worker's class, which
+has ``model_runner.lora_manager`` and ``device``.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from stacked.engine.aside import step_aside
+from stacked.engine.loras import Dropped, Job, VllmLoras
+
+
+class Stager:
+    """The jobs of one worker. Its methods are called by the worker's loop and return at once."""
+
+    def __init__(self, loras: Any, step_aside: Callable[[], None]) -> None:
+        self._loras = loras
+        self._step_aside = step_aside
+        self._jobs: dict[int, Job] = {}
+
+    def stage(self, number: int, name: str, path: str) -> None:
+        """Start to read an adapter; asking again for one that is staged changes nothing."""
+        if number in self._jobs or self._loras.holds(number):
+            return
+        job = self._jobs[number] = Job(number, name, path)
+        thread = threading.Thread(
+            target=self._read, args=(job,), name=f"stacked-stage-{number}", daemon=True
+        )
+        thread.start()
+
+    def _read(self, job: Job) -> None:
+        try:
+            self._step_aside()
+            self._loras.read(job)
+            job.state = "building"
+        except Dropped:
+            return
+        except Exception as error:  # noqa: BLE001  whatever a file does to its reader is told
+            job.reason, job.state = _sentence(error), "failed"
+
+    def advance(self, number: int, seconds: float) -> tuple[str, str]:
+        """Go on with what belongs to the loop for about `seconds`, and tell the state."""
+        job = self._jobs.get(number)
+        if job is not None and job.state == "building":
+            self._build(job, time.perf_counter() + seconds)
+        return self.state(number)
+
+    def _build(self, job: Job, until: float) -> None:
+        job.work = job.work or self._loras.build(job)
+        try:
+            for _ in job.work:
+                if time.perf_counter() >= until:
+                    return
+            job.state = "ready"
+        except Exception as error:  # noqa: BLE001  whatever vLLM finds wrong with it is told
+            job.reason, job.state = _sentence(error), "failed"
+
+    def state(self, number: int) -> tuple[str, str]:
+        """ "reading", "ready", "failed" with the reason, "adopted", or "absent"."""
+        job = self._jobs.get(number)
+        if job is not None:
+            return job.state, job.reason
+        return ("adopted" if self._loras.holds(number) else "absent"), ""
+
+    def adopt(self, number: int) -> None:
+        """Hand a ready adapter to vLLM; twice is once. Raises RuntimeError, nothing changed."""
+        if self._loras.holds(number):
+            return
+        state, reason = self.state(number)
+        if state != "ready":
+            raise RuntimeError(f"adapter {number} cannot be adopted: {state} {reason}".rstrip())
+        self._loras.register(self._jobs[number].model)
+        del self._jobs[number]
+
+    def discard(self, number: int) -> None:
+        """Forget an adapter that is staged and not adopted, whether or not it has been read."""
+        job = self._jobs.pop(number, None)
+        if job is not None:
+            job.dropped = True  # what a thread still brings goes with the job
+            last = [job, job.work]
+            job.work = None
+            del job
+            self._loras.free(last)
+
+    def staged(self) -> list[int]:
+        return sorted(self._jobs)
+
+
+class StagingWorker:
+    """vLLM's `worker_extension_cls`: what `collective_rpc` may call on every worker.
+
+    vLLM adds it to the bases of its own worker class, so every name here has a prefix, and values
+    are those that a message can carry.
+    """
+
+    model_runner: Any
+
+    def stacked_stage(self, number: int, name: str, path: str) -> None:
+        """Start to read an adapter."""
+        _parts(self)[0].stage(number, name, path)
+
+    def stacked_advance(self, number: int, seconds: float) -> list[str]:
+        """Go on with an adapter that has been read; state and reason, see `Stager.state`."""
+        return [*_parts(self)[0].advance(number, seconds)]
+
+    def stacked_adopt(self, number: int) -> None:
+        """Hand a ready adapter to vLLM."""
+        _parts(self)[0].adopt(number)
+
+    def stacked_discard(self, number: int) -> None:
+        """Forget what is staged."""
+        _parts(self)[0].discard(number)
+
+    def stacked_activate(self, number: int, seconds: float) -> str:
+        """Copy an adapter into a free slot for a while, see `VllmLoras.activate`."""
+        return _parts(self)[1].activate(number, seconds)
+
+    def stacked_remove(self, number: int) -> bool:
+        """Remove an adapter; False where it was not there."""
+        return _parts(self)[1].remove(number)
+
+    def stacked_resident(self) -> list[list[int]]:
+        """Numbers staged, in host memory, and in each slot (0 for nothing)."""
+        stager, loras = _parts(self)
+        return [stager.staged(), *loras.resident()]
+
+    def stacked_warm(self, number: int, name: str, path: str) -> None:
+        """Put an adapter of zeros into a slot, for one request that touches all of its memory."""
+        from vllm.lora.request import LoRARequest
+
+        manager = self.model_runner.lora_manager
+        manager.add_dummy_lora(LoRARequest(name, number, path), rank=1)
+
+
+def _parts(worker: Any) -> tuple[Stager, VllmLoras]:
+    """The worker's stager and adapters, made at the first call."""
+    found: tuple[Stager, VllmLoras] | None = worker.__dict__.get("_stacked_parts")
+    if found is None:
+        aside = partial(step_aside, worker.device)
+        loras = VllmLoras(worker.model_runner.lora_manager, aside)
+        found = worker.__dict__["_stacked_parts"] = (Stager(loras, aside), loras)
+    return found
+
+
+def _sentence(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:400] if lines else type(error).__name__

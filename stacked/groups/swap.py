@@ -1,0 +1,91 @@
+"""A group change as a value: what to load, keep and drop, and what people call the difference.
+
+Pure functions from two groups; no engine, no clock, no log. A renamed key loads nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+
+from stacked.core import Adapter, Digest, Member, ModelGroup, ModelId
+from stacked.errors import GroupInvalid
+
+
+@dataclass(frozen=True, slots=True)
+class SwapPlan:
+    """What turns the live adapters into the wanted ones. All by digest, in the groups' order."""
+
+    load: tuple[Adapter, ...]
+    keep: tuple[Digest, ...]
+    drop: tuple[Digest, ...]
+
+    @property
+    def peak(self) -> int:
+        """How many adapters the engine holds at once while both groups are there."""
+        return len(self.load) + len(self.keep) + len(self.drop)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One line of a diff. `before` and `after` are digests; None where there is none."""
+
+    label: str
+    kind: str
+    """added, removed, changed (the weights behind it) or renamed (`before_label` says from what)"""
+    before: Digest | None = None
+    after: Digest | None = None
+    before_label: str | None = None
+
+
+def plan_swap(live: Collection[Adapter], wanted: Collection[Adapter]) -> SwapPlan:
+    """The plan from the adapters that are live to those that are wanted."""
+    have = {adapter.digest: adapter for adapter in live}
+    want = {adapter.digest: adapter for adapter in wanted}
+    return SwapPlan(
+        load=tuple(adapter for digest, adapter in want.items() if digest not in have),
+        keep=tuple(digest for digest in want if digest in have),
+        drop=tuple(digest for digest in have if digest not in want),
+    )
+
+
+def diff(before: Sequence[Member], after: Sequence[Member]) -> list[Change]:
+    """What a caller of the inference keys would notice, in the order of `after`, removals last."""
+    old = {member.label: member for member in before}
+    new = {member.label: member for member in after}
+    gone = {label: member for label, member in old.items() if label not in new}
+    changes: list[Change] = []
+    for label, member in new.items():
+        digest = member.adapter.digest
+        if label in old:
+            was = old[label].adapter.digest
+            if was != digest:
+                changes.append(Change(label, "changed", was, digest))
+            continue
+        same = next((o for o, m in gone.items() if m.adapter.digest == digest), None)
+        if same is None:
+            changes.append(Change(label, "added", None, digest))
+        else:
+            del gone[same]
+            changes.append(Change(label, "renamed", digest, digest, before_label=same))
+    removed = (Change(label, "removed", m.adapter.digest) for label, m in gone.items())
+    return [*changes, *removed]
+
+
+def patched(
+    group: ModelGroup,
+    *,
+    name: str | None = None,
+    remove: Collection[ModelId] = (),
+    insert: Sequence[Member] = (),
+) -> ModelGroup:
+    """A copy of the group without some models and with some more. Raises GroupInvalid.
+
+    Removals come first, so that a key can move to another model in one step.
+    """
+    present = {member.model_id for member in group.members}
+    for model_id in remove:
+        if model_id not in present:
+            raise GroupInvalid(f"model {model_id} is not in group {group.name!r}")
+    kept = tuple(member for member in group.members if member.model_id not in remove)
+    return replace(group, name=name or group.name, members=(*kept, *insert))

@@ -1,0 +1,368 @@
+"""What is served now, and the one place that changes it: add, remove, and the LIVE update.
+
+The routing table is one immutable value behind one reference. Everything that can fail comes before
+the reference is replaced; everything slow that follows touches only what no request uses any more.
+It must not know wire formats, sources, or where records are kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import math
+import time
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from stacked.core import Adapter, Base, Digest, Member, short
+from stacked.engine.engine import Loaded
+from stacked.errors import (
+    CanaryFailed,
+    KeyInUse,
+    StackedError,
+    UpdateFailed,
+    UpdateInProgress,
+)
+from stacked.groups.leases import Lease, Leases
+from stacked.groups.routing import Route, Routing
+from stacked.groups.swap import SwapPlan, plan_swap
+
+# Beside the float noise of the base itself: below this, an adapter changes nothing.
+_LEAST_CHANGE = 1e-5
+# Logprobs of the base move by less than this between batches, in bfloat16 too.
+_MOST_DRIFT = 0.1
+_UNDO_SECONDS = 60.0
+
+
+class Phase(enum.Enum):
+    """Where a LIVE update is. Until SWITCH the old group serves and every failure leaves it so."""
+
+    PLAN = "planning"  # the difference is known; nothing has been done
+    STAGE = "staging"  # new adapters are read into the engine's host memory
+    VERIFY = "verifying"  # canaries run on the new adapters and on the base
+    COMMIT = "committing"  # the new group is being made durable
+    SWITCH = "switching"  # requests admitted from here on see the new group
+    DRAIN = "draining"  # requests of the old group finish
+    REMOVE = "removing"  # adapters that nobody uses leave the engine
+    DONE = "done"  # nothing of the old group is left
+
+
+class AdapterEngine(Protocol):
+    """What an update needs of an engine; see `stacked.engine.engine.Engine`."""
+
+    async def stage(self, adapter: Adapter) -> Loaded: ...
+    async def adopt(self, loaded: Loaded) -> None: ...
+    async def activate(self, loaded: Loaded) -> bool: ...
+    async def discard(self, loaded: Loaded) -> None: ...
+    async def load(self, adapter: Adapter) -> Loaded: ...
+    async def remove(self, loaded: Loaded) -> None: ...
+    async def canary(self, loaded: Loaded | None) -> Sequence[float]: ...
+
+
+class Journal(Protocol):
+    """Who is told how an update goes, and makes it durable."""
+
+    def phase(self, phase: Phase, done: float, text: str) -> None:
+        """`done` is the share of this phase that is over, 0 to 1."""
+
+    def refused(self, adapter: Digest, error: StackedError) -> None:
+        """This adapter is why the update fails."""
+
+    async def commit(self, generation: int) -> None:
+        """Make the new group what a restart serves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What one request was given: its route, and the lease to release when it has ended."""
+
+    route: Route[Loaded]
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True)
+class SwapReport:
+    """What an update did. Seconds by phase; `ended` requests had to be cut at the deadline.
+
+    `left` are adapters that the engine would not let go of: nobody is served from them, but their
+    memory is not back.
+    """
+
+    generation: int
+    loaded: tuple[Digest, ...]
+    dropped: tuple[Digest, ...]
+    seconds: Mapping[Phase, float]
+    ended: int
+    left: tuple[Digest, ...] = ()
+
+
+class Live:
+    """The served group over one engine. All changes take turns; reading needs no lock."""
+
+    def __init__(
+        self, engine: AdapterEngine, routing: Routing[Loaded], *, drain_seconds: float
+    ) -> None:
+        self.routing = routing
+        self.leases = Leases()
+        self._engine = engine
+        self._drain_seconds = drain_seconds
+        self._changing = asyncio.Lock()
+        # Tasks that nobody awaits; asyncio itself keeps only weak references.
+        self._background: set[asyncio.Task[None]] = set()
+
+    # -- requests ---------------------------------------------------------------------------
+
+    def admit(self, names: Mapping[str, str], end: Callable[[], None] | None = None) -> Admission:
+        """Resolve the names of a request (place -> key or model id) and lease what they mean.
+
+        `end` is called when the drain deadline has passed and the request still runs. Raises
+        KeyUnknown, KeyConflict, KeyDraining.
+        """
+        route = self.routing.resolve_all(names)
+        # A route's adapter is what must outlive the request; the base always does.
+        return Admission(route, self.leases.take(route.handle, end))
+
+    # -- one adapter ------------------------------------------------------------------------
+
+    async def add(self, member: Member) -> Route[Loaded]:
+        """Serve one more member. Asking again for what is there is answered with it.
+
+        Raises KeyInUse, EngineLoadFailed.
+        """
+        async with self._changing:
+            for other in self.routing.members:
+                same = other.adapter.digest == member.adapter.digest
+                if member.label in (other.key, other.model_id) and same:
+                    return self.routing.resolve(member.label)
+                # A model id means one content; a second key for the same content is fine.
+                if other.model_id == member.model_id and not same:
+                    raise KeyInUse(f"model {member.model_id} already has other content; remove it")
+            present = self.routing.handles.get(member.adapter.digest)
+            loaded = present or await self._engine.load(member.adapter)
+            try:
+                self.routing = self.routing.with_member(member, loaded)
+            except StackedError:
+                if present is None:
+                    await self._engine.remove(loaded)
+                raise
+            return self.routing.resolve(member.label)
+
+    async def remove(self, name: str, *, wait_seconds: float | None = None) -> bool:
+        """Stop serving a key or model id; free its adapter when the last request has ended.
+
+        True when the engine has let go of it, False when requests still ran after `wait_seconds`
+        (default: the drain time); it is then removed when the last of them ends. Raises KeyUnknown.
+        """
+        wait = self._drain_seconds if wait_seconds is None else wait_seconds
+        async with self._changing:
+            before = self.routing
+            self.routing, gone = before.without(name)
+            unused = {m.adapter.digest for m in gone} - self.routing.handles.keys()
+            handles = [before.handles[digest] for digest in unused]
+            names = _names(gone)
+        freed = True
+        for handle in handles:
+            if await self.leases.until_free(handle, wait):
+                await self._engine.remove(handle)
+            else:
+                freed = False
+                self._later(self._remove_when_free(handle, names))
+        if freed:
+            self.routing = self.routing.settled(names)
+        return freed
+
+    async def _remove_when_free(self, handle: Loaded, names: frozenset[str]) -> None:
+        while not await self.leases.until_free(handle, 3600):
+            pass
+        await self._engine.remove(handle)
+        self.routing = self.routing.settled(names)
+
+    # -- the whole group --------------------------------------------------------------------
+
+    def check_free(self) -> None:
+        """Raises UpdateInProgress while a change is under way."""
+        if self._changing.locked():
+            raise UpdateInProgress("another change of the group is under way; try again when done")
+
+    async def update(self, base: Base, members: tuple[Member, ...], journal: Journal) -> SwapReport:
+        """Replace the members by these, under traffic, all or nothing.
+
+        Until the switch the old group serves, and every failure leaves it serving with nothing
+        staged. Raises UpdateInProgress, or what went wrong.
+        """
+        self.check_free()
+        async with self._changing:
+            clock = _Clock(journal)
+            before = self.routing
+            plan = plan_swap(_adapters(before.members), _adapters(members))
+            clock.enter(Phase.PLAN, _told(plan))
+            staged: dict[Digest, Loaded] = {}
+            try:
+                await self._stage(plan, staged, clock)
+                await self._verify(plan, staged, clock)
+                after = self._table(base, members, before, staged)
+                clock.enter(Phase.COMMIT, f"generation {after.generation}")
+                # Once begun it is not given up: a commit that may have happened has happened.
+                await asyncio.shield(asyncio.ensure_future(journal.commit(after.generation)))
+            except BaseException:
+                await self._undo(staged.values())
+                raise
+            self.routing = after
+            clock.enter(Phase.SWITCH, f"generation {after.generation} is live")
+            ended = await self._drain(before, plan, clock)
+            left = await self._drop(before, plan, clock)
+            clock.enter(Phase.DONE, f"generation {after.generation} serves alone")
+            return SwapReport(
+                after.generation, tuple(staged), plan.drop, clock.seconds, ended, left
+            )
+
+    async def _stage(self, plan: SwapPlan, staged: dict[Digest, Loaded], clock: _Clock) -> None:
+        """Read every new adapter beside the engine's loop; all are tried, so that all are told."""
+        clock.enter(Phase.STAGE, f"{len(plan.load)} adapters")
+        failed: list[str] = []
+        for at, adapter in enumerate(plan.load, start=1):
+            try:
+                loaded = await self._engine.stage(adapter)
+                staged[adapter.digest] = loaded
+                await self._engine.adopt(loaded)
+                await self._engine.activate(loaded)
+            except StackedError as error:
+                clock.journal.refused(adapter.digest, error)
+                failed.append(f"{short(adapter.digest)}: {error}")
+            clock.tell(at / len(plan.load), f"staged {at} of {len(plan.load)}")
+        if failed:
+            raise UpdateFailed(f"{len(failed)} adapters could not be staged: {'; '.join(failed)}")
+
+    async def _verify(self, plan: SwapPlan, staged: Mapping[Digest, Loaded], clock: _Clock) -> None:
+        """Canaries: each new adapter differs from the base and is finite; the base is unchanged."""
+        clock.enter(Phase.VERIFY, f"{len(staged)} canaries")
+        base = await self._engine.canary(None)
+        noise = _distance(base, await self._engine.canary(None))
+        failed: list[str] = []
+        for at, (digest, loaded) in enumerate(staged.items(), start=1):
+            try:
+                check_canary(digest, await self._engine.canary(loaded), base, noise=noise)
+            except StackedError as error:
+                clock.journal.refused(digest, error)
+                failed.append(f"{short(digest)}: {error}")
+            clock.tell(at / len(staged), f"verified {at} of {len(staged)}")
+        again = await self._engine.canary(None)
+        if not _distance(base, again) <= max(_MOST_DRIFT, 4 * noise):  # NaN is drift too
+            raise CanaryFailed("the base answers differently beside the new adapters")
+        if failed:
+            raise UpdateFailed(f"{len(failed)} adapters failed: {'; '.join(failed)}")
+
+    def _table(
+        self,
+        base: Base,
+        members: tuple[Member, ...],
+        before: Routing[Loaded],
+        staged: Mapping[Digest, Loaded],
+    ) -> Routing[Loaded]:
+        wanted = {member.adapter.digest for member in members}
+        handles = {digest: h for digest, h in before.handles.items() if digest in wanted} | {
+            **staged
+        }
+        draining = before.draining | _names(before.members)
+        return Routing.of(base, members, handles, before.generation + 1, draining)
+
+    async def _drain(self, before: Routing[Loaded], plan: SwapPlan, clock: _Clock) -> int:
+        """Wait for the old group's requests; how many outlasted the deadline and were ended."""
+        clock.enter(Phase.DRAIN, f"{len(plan.drop)} adapters")
+        deadline = time.monotonic() + self._drain_seconds
+        ended = 0
+        for at, digest in enumerate(plan.drop, start=1):
+            handle = before.handles[digest]
+            if not await self.leases.until_free(handle, max(0.0, deadline - time.monotonic())):
+                ended += self.leases.end(handle)
+                await self.leases.until_free(handle, _UNDO_SECONDS)
+            clock.tell(at / len(plan.drop), f"drained {at} of {len(plan.drop)}")
+        return ended
+
+    async def _drop(
+        self, before: Routing[Loaded], plan: SwapPlan, clock: _Clock
+    ) -> tuple[Digest, ...]:
+        """Remove what nobody uses. What the engine keeps is told: the new group serves already."""
+        clock.enter(Phase.REMOVE, f"{len(plan.drop)} adapters")
+        left: list[Digest] = []
+        for digest in plan.drop:
+            try:
+                await self._engine.remove(before.handles[digest])
+            except StackedError as error:
+                left.append(digest)
+                clock.tell(0.0, f"{short(digest)} could not be removed: {error}")
+        self.routing = self.routing.settled(self.routing.draining)
+        return tuple(left)
+
+    async def _undo(self, staged: Iterable[Loaded]) -> None:
+        """Leave nothing of a failed update in the engine. What cannot be undone stays unnamed."""
+        for loaded in staged:
+            for cleanup in (self._engine.discard, self._engine.remove):
+                try:
+                    await asyncio.wait_for(asyncio.shield(cleanup(loaded)), _UNDO_SECONDS)
+                except (StackedError, TimeoutError):
+                    continue
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    def close(self) -> None:
+        """Give up waiting for what still drains; the engine is about to go."""
+        for task in self._background:
+            task.cancel()
+
+
+def check_canary(
+    digest: Digest, answer: Sequence[float], base: Sequence[float], *, noise: float
+) -> None:
+    """Raises CanaryFailed when an adapter's logprobs are not finite or are the base's.
+
+    `noise` is how far the base's own logprobs lie apart when it is asked twice.
+    """
+    if not all(math.isfinite(value) for value in answer):
+        raise CanaryFailed(f"adapter {short(digest)} answers with values that are not finite")
+    if _distance(answer, base) <= max(_LEAST_CHANGE, noise):
+        raise CanaryFailed(
+            f"adapter {short(digest)} changes nothing: it answers as the base does. "
+            "Was it trained, and for this base?"
+        )
+
+
+def _distance(one: Sequence[float], other: Sequence[float]) -> float:
+    return max((abs(a - b) for a, b in zip(one, other, strict=True)), default=0.0)
+
+
+def _adapters(members: Sequence[Member]) -> list[Adapter]:
+    return list({member.adapter.digest: member.adapter for member in members}.values())
+
+
+def _names(members: Iterable[Member]) -> frozenset[str]:
+    return frozenset(n for m in members for n in (m.key, m.model_id) if n is not None)
+
+
+def _told(plan: SwapPlan) -> str:
+    return f"{len(plan.load)} to load, {len(plan.keep)} to keep, {len(plan.drop)} to drop"
+
+
+class _Clock:
+    """Which phase an update is in, since when, and telling the journal."""
+
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
+        self.seconds: dict[Phase, float] = {}
+        self._phase: Phase | None = None
+        self._since = time.monotonic()
+
+    def enter(self, phase: Phase, text: str) -> None:
+        now = time.monotonic()
+        if self._phase is not None:
+            self.seconds[self._phase] = now - self._since
+        self._phase, self._since = phase, now
+        self.journal.phase(phase, 0.0, text)
+
+    def tell(self, done: float, text: str) -> None:
+        assert self._phase is not None
+        self.journal.phase(self._phase, done, text)

@@ -1,0 +1,31 @@
+"""New identifiers and the time of now, as the records hold them.
+
+It must not know what is recorded.
+"""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime
+
+GROUP = "datasciencemodelgroup"
+HISTORY = "datasciencemodelgroupversionhistory"
+DEPLOYMENT = "datasciencemodeldeployment"
+WORK_REQUEST = "datascienceworkrequest"
+
+_KINDS = (GROUP, HISTORY, DEPLOYMENT, WORK_REQUEST)
+
+
+def new_id(kind: str) -> str:
+    """A fresh OCID: `ocid1.<kind>.oc1..` and 40 random lower-case hex digits.
+
+    Models have no random ids: theirs are given, or made from their content.
+    """
+    if kind not in _KINDS:
+        raise ValueError(f"no ids of kind {kind!r} are made; one of {', '.join(_KINDS)}")
+    return f"ocid1.{kind}.oc1..{uuid.uuid4().hex}{uuid.uuid4().hex[:8]}"
+
+
+def now() -> datetime:
+    """The time, in UTC, to the microsecond."""
+    return datetime.now(UTC)

@@ -1,0 +1,352 @@
+"""LIVE updates on the real engine: under traffic, refused ones, and what a killed server leaves."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from tests.conftest import PROMPT, TinyModels, complete
+from tests.serving import Server, free_port, serving
+
+pytestmark = pytest.mark.engine
+
+API = "/20190101"
+
+
+def write_config(
+    directory: Path,
+    models: TinyModels,
+    port: int,
+    members: dict[str, str],
+    drain_seconds: float = 20,
+) -> Path:
+    tree = {
+        "base": {"model": str(models.base), "key": "base"},
+        "group": {
+            "name": "live",
+            "members": [
+                {"key": key, "source": str(models.adapters[name])} for key, name in members.items()
+            ],
+        },
+        "engine": {"max_model_len": 1024, "max_loras": 3, "max_cpu_loras": 12},
+        "server": {
+            "port": port,
+            "drain_seconds": drain_seconds,
+            "adapter_roots": [str(models.base.parent)],
+        },
+    }
+    path = directory / "live.yaml"
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def live(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    directory = tmp_path_factory.mktemp("live")
+    port = free_port()
+    config = write_config(directory, tiny_models, port, {"x": "a", "y": "b"})
+    with serving(str(config), "--data-dir", "data", directory=directory, port=port) as running:
+        yield running
+
+
+def ok(response: httpx.Response) -> Any:
+    assert response.status_code < 300, response.text
+    return response.json() if response.content else None
+
+
+def status(client: httpx.Client) -> dict[str, Any]:
+    tree = ok(client.get("/stacked/status"))
+    assert isinstance(tree, dict)
+    return tree
+
+
+def register(client: httpx.Client, source: Path) -> str:
+    body = {
+        "compartmentId": "c",
+        "projectId": "p",
+        "displayName": source.name,
+        "customMetadataList": [{"key": "source", "value": str(source)}],
+    }
+    return str(ok(client.post(f"{API}/models", json=body))["id"])
+
+
+def create_group(client: httpx.Client, members: dict[str, str]) -> str:
+    """A group of the served base and these members: key -> model id."""
+    served = ok(client.get("/v1/models"))["data"][0]
+    body = {
+        "createType": "CREATE",
+        "compartmentId": "c",
+        "projectId": "p",
+        "displayName": "next",
+        "modelGroupDetails": {"type": "STACKED", "baseModelId": served["model_id"]},
+        "memberModelEntries": {
+            "memberModelDetails": [
+                {"modelId": served["model_id"], "inferenceKey": "base"},
+                *({"modelId": model, "inferenceKey": key} for key, model in members.items()),
+            ]
+        },
+    }
+    return str(ok(client.post(f"{API}/modelGroups", json=body))["id"])
+
+
+def update(client: httpx.Client, group_id: str) -> str:
+    """Start a LIVE update; the id of its work request."""
+    deployment = status(client)["deploymentId"]
+    body = {
+        "modelDeploymentConfigurationDetails": {
+            "deploymentType": "MODEL_GROUP",
+            "updateType": "LIVE",
+            "modelGroupConfigurationDetails": {"modelGroupId": group_id},
+        }
+    }
+    response = client.put(f"{API}/modelDeployments/{deployment}", json=body)
+    assert response.status_code == 202, response.text
+    return response.headers["opc-work-request-id"]
+
+
+def follow(client: httpx.Client, work_id: str) -> dict[str, Any]:
+    """The work request when it is over; its percentage must only grow."""
+    percent, deadline = -1.0, time.monotonic() + 120
+    while time.monotonic() < deadline:
+        work = ok(client.get(f"{API}/workRequests/{work_id}"))
+        assert work["percentComplete"] >= percent
+        percent = work["percentComplete"]
+        if work["status"] in ("SUCCEEDED", "FAILED"):
+            assert isinstance(work, dict)
+            return work
+        time.sleep(0.02)
+    raise AssertionError(f"the update did not end: {work}")
+
+
+def swap(client: httpx.Client, members: dict[str, str]) -> dict[str, Any]:
+    return follow(client, update(client, create_group(client, members)))
+
+
+@pytest.fixture(scope="module")
+def ids(live: Server, tiny_models: TinyModels) -> dict[str, str]:
+    """Adapter name -> model id, all of them registered."""
+    with live.client() as client:
+        return {name: register(client, path) for name, path in tiny_models.adapters.items()}
+
+
+@pytest.fixture(scope="module")
+def texts(live: Server, ids: dict[str, str]) -> dict[str, str]:
+    """What each adapter answers, each loaded alone beside the group: adapter name -> text."""
+    with live.client() as client:
+        found = {}
+        for name, model_id in ids.items():
+            swap(client, {"only": model_id})
+            found[name] = complete(client, "only")
+        found["base"] = complete(client, "base")
+    assert len(set(found.values())) == len(found)
+    return found
+
+
+def test_group_is_replaced_renamed_and_rolled_back(
+    live: Server, ids: dict[str, str], texts: dict[str, str]
+) -> None:
+    with live.client() as client:
+        assert swap(client, {"x": ids["a"], "y": ids["b"]})["status"] == "SUCCEEDED"
+        before = status(client)
+        work = swap(client, {"x": ids["c"], "z": ids["b"]})
+        assert work["status"] == "SUCCEEDED"
+        assert work["percentComplete"] == 100
+        after = status(client)
+        assert after["generation"] == before["generation"] + 1
+        assert after["previousGroupId"] == before["groupId"]
+        assert complete(client, "x") == texts["c"]
+        assert complete(client, "z") == texts["b"]
+        assert client.get("/models/y/health").json()["code"] == "KeyUnknown"
+        assert complete(client, "base") == texts["base"]
+        work = follow(client, update(client, after["previousGroupId"]))
+        assert work["status"] == "SUCCEEDED"
+        assert complete(client, "x") == texts["a"]
+        assert complete(client, "y") == texts["b"]
+        states = ok(
+            client.get(
+                f"{API}/modelDeployments/{after['deploymentId']}/models/modelState",
+                params={"compartmentId": "c"},
+            )
+        )
+        assert {row["state"] for row in states} == {"SUCCESS"}
+        logs = ok(client.get(f"{API}/workRequests/{work['id']}/logs"))
+        assert any("switching" in row["message"] for row in logs)
+
+
+def test_no_response_is_lost_or_mixed_under_a_storm_of_updates(
+    live: Server, ids: dict[str, str], texts: dict[str, str]
+) -> None:
+    """Every response is one adapter's whole answer, of a version live between admission and end."""
+    groups = [
+        {"x": ids["a"], "y": ids["b"]},
+        {"x": ids["b"], "y": ids["a"], "z": ids["c"]},
+        {"x": ids["spare"], "w": ids["a"]},
+        {"x": ids["unkeyed"], "y": ids["b"]},
+    ]
+    names = {model: name for name, model in ids.items()}
+    # What a key meant, as (from, until, adapter); an update is live somewhere within its own span.
+    history: list[tuple[float, float, dict[str, str]]] = []
+    stop = threading.Event()
+    problems: list[str] = []
+    counts = {"whole": 0, "aborted": 0}
+
+    def check(key: str, began: float, text: str) -> None:
+        ended = time.monotonic()
+        allowed = {
+            texts[names[members[key]]] if key != "base" else texts["base"]
+            for start, until, members in list(history)
+            if start <= ended and until >= began and (key in members or key == "base")
+        }
+        if text not in allowed:
+            problems.append(f"{key}: {text!r} is of no version that was live")
+        counts["whole"] += 1
+
+    def ask(number: int) -> None:
+        keys = ["x", "base", "x", "y"]
+        with live.client() as client:
+            at = number
+            while not stop.is_set():
+                at += 1
+                one_request(client, keys[at % 4], at)
+
+    def one_request(client: httpx.Client, key: str, at: int) -> None:
+        body = {"prompt": PROMPT, "max_tokens": 12, "temperature": 0, "model": key}
+        began = time.monotonic()
+        if at % 3 == 0:
+            with client.stream("POST", "/v1/completions", json=body | {"stream": True}) as response:
+                if response.status_code != 200:
+                    response.read()
+                    refused(key, response)
+                    return
+                text = ""
+                for line in response.iter_lines():
+                    if at % 9 == 0 and text:
+                        counts["aborted"] += 1
+                        return
+                    if line.startswith("data: {"):
+                        text += json.loads(line[6:])["choices"][0]["text"]
+        else:
+            response = client.post("/v1/completions", json=body)
+            if response.status_code != 200:
+                refused(key, response)
+                return
+            text = response.json()["choices"][0]["text"]
+        check(key, began, text)
+
+    def refused(key: str, response: httpx.Response) -> None:
+        # `y` is in three of the four groups: without it, it is unknown or draining, never wrong.
+        code = response.json()["error"]["code"]
+        if key != "y" or code not in ("KeyUnknown", "KeyDraining"):
+            problems.append(f"{key}: {response.text}")
+
+    with live.client() as client, concurrent.futures.ThreadPoolExecutor(16) as pool:
+        swap(client, groups[0])
+        history.append((0.0, float("inf"), groups[0]))
+        clients = [pool.submit(ask, number) for number in range(12)]
+        for at in range(1, 13):
+            wanted = groups[at % 4]
+            group_id = create_group(client, wanted)
+            started = time.monotonic()
+            history.append((started, float("inf"), wanted))
+            work = follow(client, update(client, group_id))
+            if work["status"] != "SUCCEEDED":
+                problems.append(str(ok(client.get(f"{API}/workRequests/{work['id']}/errors"))))
+            # Acknowledged: what is admitted from now on is the new group's.
+            index = len(history) - 2
+            history[index] = (history[index][0], time.monotonic(), history[index][2])
+        stop.set()
+        for client_done in clients:
+            client_done.result()
+    assert not problems, problems[:5]
+    assert counts["whole"] > 100, counts
+    assert counts["aborted"] > 0
+
+
+def test_bad_updates_leave_the_old_group_serving_and_say_which_model(
+    live: Server, ids: dict[str, str], texts: dict[str, str], tiny_models: TinyModels
+) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    noop = tiny_models.base.parent / "noop"
+    shutil.copytree(tiny_models.adapters["a"], noop, dirs_exist_ok=True)
+    weights = load_file(noop / "adapter_model.safetensors")
+    zeroed = {k: v * (0 if "lora_B" in k else 1) for k, v in weights.items()}
+    save_file(zeroed, noop / "adapter_model.safetensors")
+    with live.client() as client:
+        swap(client, {"x": ids["a"]})
+        before = status(client)
+        bad = register(client, noop)
+        for _ in range(3):
+            work = swap(client, {"x": bad, "y": ids["b"]})
+            assert work["status"] == "FAILED"
+            errors = ok(client.get(f"{API}/workRequests/{work['id']}/errors"))
+            assert any("changes nothing" in row["message"] for row in errors)
+        assert complete(client, "x") == texts["a"]
+        after = status(client)
+        assert after["groupId"] == before["groupId"]
+        assert after["generation"] == before["generation"]
+        assert swap(client, {"x": ids["b"]})["status"] == "SUCCEEDED"
+        assert complete(client, "x") == texts["b"]
+
+
+def straggler_is_cut(
+    client: httpx.Client, key: str, back: dict[str, str], models: TinyModels
+) -> bool:
+    """Swap under a stream that outlasts the drain deadline, and back; how the stream ended."""
+    body = {"prompt": PROMPT, "max_tokens": 1000, "ignore_eos": True, "model": key, "stream": True}
+    with client.stream("POST", "/v1/completions", json=body) as response:
+        lines = response.iter_lines()
+        next(lines)
+        other = register(client, models.adapters["unkeyed"])
+        assert swap(client, {key: other})["status"] == "SUCCEEDED"
+        events = [line for line in lines if line]
+    assert swap(client, back)["status"] == "SUCCEEDED"
+    last = json.loads(events[-1].removeprefix("data: "))
+    return str(last["error"]["code"]) == "KeyDraining"
+
+
+def test_server_that_was_killed_serves_the_committed_group_again(
+    tiny_models: TinyModels, tmp_path: Path
+) -> None:
+    port = free_port()
+    config = write_config(tmp_path, tiny_models, port, {"x": "a"}, drain_seconds=0.2)
+    arguments = (str(config), "--data-dir", "data")
+    with (
+        serving(*arguments, directory=tmp_path, port=port, ends_with=-signal.SIGKILL) as server,
+        server.client() as client,
+    ):
+        first = complete(client, "x")
+        model = register(client, tiny_models.adapters["b"])
+        assert swap(client, {"x": model, "y": model})["status"] == "SUCCEEDED"
+        second = complete(client, "x")
+        assert second != first
+        assert straggler_is_cut(client, "x", {"x": model, "y": model}, tiny_models)
+        held = status(client)
+        # In the middle of another one, which must leave no trace.
+        third = register(client, tiny_models.adapters["c"])
+        work_id = update(client, create_group(client, {"x": third}))
+        server.process.kill()
+        server.process.wait()
+    shutil.rmtree(tmp_path / "data" / "logs")
+    with serving(*arguments, directory=tmp_path, port=port) as server, server.client() as client:
+        now = status(client)
+        work = ok(client.get(f"{API}/workRequests/{work_id}"))
+        if work["status"] == "FAILED":
+            assert now["groupId"] == held["groupId"]
+            assert complete(client, "x") == complete(client, "y") == second
+        else:  # it was killed after its commit: then that is what is served
+            assert work["status"] == "SUCCEEDED"
+            assert now["generation"] == held["generation"] + 1
+        assert now["deploymentId"] == held["deploymentId"]
+        assert now["state"] == "ACTIVE"

@@ -1,0 +1,178 @@
+"""One real engine that is given the same adapters twice: by vLLM's own loading, and staged.
+
+It owns the running and writes down what it saw; ``test_staging`` says what that must be. Run as
+``python -m tests.engine.staging_run OUT.json``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from stacked.core import Adapter, Digest
+from stacked.engine import engine as engine_module
+from stacked.engine.engine import Engine, Loaded, Resident
+from stacked.engine.machine import look
+from stacked.engine.plan import make_plan
+from stacked.engine.support import require_build
+from stacked.errors import EngineLoadFailed
+from stacked.store import BaseModules
+from tests import tiny
+
+SLOTS = 2
+PROMPT = list(range(300, 340))
+TOKENS = 24
+STREAM_TOKENS = 160
+TARGETS: Sequence[tuple[str, ...]] = (
+    tiny.ALL_LINEAR,
+    ("q_proj", "v_proj"),
+    ("o_proj", "down_proj"),
+    tiny.ATTENTION,
+    ("gate_proj", "up_proj", "k_proj"),
+    tiny.ALL_LINEAR,
+)
+
+
+def make_adapters(root: Path, base: Path) -> list[Adapter]:
+    """Adapters of several ranks for several modules, so that slots hold less than before."""
+    made = []
+    for seed, targets in enumerate(TARGETS, start=1):
+        rank = (16, 4, 8)[seed % 3]
+        path = tiny.build_adapter(root / str(seed), base, seed, rank=rank, target_modules=targets)
+        made.append(Adapter(Digest(f"sha256:{seed:064x}"), path, rank, targets, 1))
+    return made
+
+
+async def start(base: Path, adapters: list[Adapter]) -> Engine:
+    options = {
+        "max_loras": SLOTS,
+        "max_cpu_loras": len(adapters),
+        "max_model_len": 256,
+        "enable_prefix_caching": False,
+        "kv_cache_memory_bytes": 256 * 1024**2,
+    }
+    plan = make_plan(
+        base=base,
+        shapes=BaseModules.read(base).modules,
+        served_names=("base",),
+        adapters=adapters,
+        options=options,
+        machine=look(),
+        build=require_build(),
+    )
+    return await Engine.start(plan)
+
+
+class Run:
+    def __init__(self, engine: Engine, adapters: list[Adapter]) -> None:
+        self.engine = engine
+        self.adapters = adapters
+        self.report: dict[str, Any] = {"slots": SLOTS}
+        self._asked = 0
+
+    async def answer(self, loaded: Loaded | None, tokens: int = TOKENS) -> list[int]:
+        self._asked += 1
+        sampling = {"max_tokens": tokens, "temperature": 0, "ignore_eos": True}
+        outputs = await self.engine.generate(
+            [PROMPT], loaded, request_id=f"r{self._asked}", sampling=sampling
+        )
+        return list(outputs[0].outputs[0].token_ids)
+
+    async def by_vllm(self) -> None:
+        """Each adapter by vLLM's own add_lora, alone in the engine."""
+        answers = {"base": await self.answer(None)}
+        for adapter in self.adapters:
+            loaded = self.engine._handle(adapter)
+            assert await self.engine.client.add_lora(loaded.request)
+            answers[adapter.digest] = await self.answer(loaded)
+            await self.engine.remove(loaded)
+        self.report["add_lora"] = answers
+
+    async def streams(self, users: Sequence[Loaded]) -> list[list[int]]:
+        one_each = (self.answer(loaded, STREAM_TOKENS) for loaded in (None, *users))
+        return await asyncio.gather(*one_each)
+
+    async def staged(self) -> list[Loaded]:
+        """All of them staged while others stream; then asked alone and all at once."""
+        users = [await self.engine.load(adapter) for adapter in self.adapters[:SLOTS]]
+        self.report["streams"] = await self.streams(users)
+        streaming = asyncio.create_task(self.streams(users))
+        others = [await self.engine.stage(adapter) for adapter in self.adapters[SLOTS:]]
+        for loaded in others:
+            await self.engine.adopt(loaded)
+            await self.engine.adopt(loaded)
+        told = [await self.engine.activate(loaded) for loaded in (*users, *others)]
+        spare = await self.engine.stage(self.adapters[0])
+        await self.engine.discard(spare)
+        self.report["discarded"] = place(await self.engine.resident())
+        self.report["streams beside staging"] = await streaming
+        self.report["activated"] = told
+        self.report["resident"] = place(await self.engine.resident())
+        return [*users, *others]
+
+    async def ask(self, handles: list[Loaded]) -> None:
+        alone = {str(loaded.digest): await self.answer(loaded) for loaded in handles}
+        self.report["staged, alone"] = {"base": await self.answer(None)} | alone
+        every = await asyncio.gather(*(self.answer(loaded) for loaded in (None, *handles)))
+        names = ["base", *(str(loaded.digest) for loaded in handles)]
+        self.report["staged, at once"] = dict(zip(names, every, strict=True))
+
+    async def failures(self, root: Path) -> None:
+        cut = root / "cut"
+        cut.mkdir()
+        good = self.adapters[0].path
+        (cut / "adapter_config.json").write_bytes((good / "adapter_config.json").read_bytes())
+        weights = (good / "adapter_model.safetensors").read_bytes()
+        (cut / "adapter_model.safetensors").write_bytes(weights[: len(weights) // 2])
+        self.report["before failures"] = place(await self.engine.resident())
+        self.report["failures"] = {}
+        for name, path in (("missing", root / "nowhere"), ("cut", cut)):
+            try:
+                await self.engine.load(Adapter(Digest("sha256:0"), path, 8, ("q_proj",), 1))
+            except EngineLoadFailed as error:
+                self.report["failures"][name] = str(error)
+        self.report["after failures"] = place(await self.engine.resident())
+
+
+def place(resident: Resident) -> dict[str, Any]:
+    found = asdict(resident)
+    return {
+        "staged": sorted(found["staged"]),
+        "host": sorted(found["host"]),
+        "slots": list(found["slots"]),
+    }
+
+
+async def run(root: Path) -> dict[str, Any]:
+    engine_module._PART_SECONDS = 0.0  # one module per call, so that parts are many
+    base = tiny.build_base(root / "base")
+    adapters = make_adapters(root, base)
+    engine = await start(base, adapters)
+    try:
+        this = Run(engine, adapters)
+        await this.by_vllm()
+        handles = await this.staged()
+        await this.ask(handles)
+        await this.failures(root)
+        for loaded in handles:
+            await engine.remove(loaded)
+        this.report["removed"] = place(await engine.resident())
+        return this.report
+    finally:
+        await engine.close()
+
+
+def main(out: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        report = asyncio.run(run(Path(folder)))
+    Path(out).write_text(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,61 @@
+"""Records to put into a registry."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stacked.registry import (
+    DEPLOYMENT,
+    GROUP,
+    Deployment,
+    GroupMember,
+    Model,
+    ModelGroup,
+    Registry,
+    new_id,
+)
+
+BASE = "ocid1.datasciencemodel.oc1..base"
+
+
+def base() -> Model:
+    return Model(id=BASE, kind="base", digest="sha256:" + "0" * 64, display_name="base")
+
+
+def adapter(number: int, **more: Any) -> Model:
+    """An adapter whose id and content follow from its number."""
+    given: dict[str, Any] = {
+        "id": f"ocid1.datasciencemodel.oc1..{number:08x}",
+        "kind": "adapter",
+        "digest": f"sha256:{number:064x}",
+        "display_name": f"adapter {number:06}",
+        "rank": 8,
+        "bytes": 1000 + number,
+    }
+    return Model(**given | more)
+
+
+def group(*numbers: int, **more: Any) -> ModelGroup:
+    """A group of the base and these adapters, under keys `k<number>`."""
+    members = (
+        GroupMember(BASE, "base"),
+        *(GroupMember(adapter(number).id, f"k{number}") for number in numbers),
+    )
+    given: dict[str, Any] = {"id": new_id(GROUP), "base_model_id": BASE, "members": members}
+    return ModelGroup(**given | more)
+
+
+def stocked(registry: Registry, adapters: int = 4) -> None:
+    """Put the base and adapters 0, 1, 2, …"""
+    registry.put_models([base(), *(adapter(number) for number in range(adapters))])
+
+
+def deployed(registry: Registry, **more: Any) -> Deployment:
+    """A new deployment without a group."""
+    return registry.create_deployment(Deployment(id=new_id(DEPLOYMENT), **more))
+
+
+def started(registry: Registry, operation: str = "MODEL_DEPLOYMENT_UPDATE") -> str:
+    """A work request in progress."""
+    request = registry.open_work_request(operation)
+    return registry.advance(request.id, 1).id

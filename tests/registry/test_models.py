@@ -1,0 +1,138 @@
+"""Models, and ids and times as they are kept."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+
+from stacked.core import check_model_id
+from stacked.errors import IllegalMove, RecordAbsent, RecordConflict
+from stacked.registry import (
+    DEPLOYMENT,
+    GROUP,
+    HISTORY,
+    WORK_REQUEST,
+    DeploymentState,
+    ModelState,
+    Registry,
+    new_id,
+)
+from tests.registry.samples import BASE, adapter, deployed, group, started, stocked
+
+
+@pytest.mark.parametrize("kind", [GROUP, HISTORY, DEPLOYMENT, WORK_REQUEST])
+def test_new_id_is_a_fresh_ocid_of_its_kind(kind: str) -> None:
+    ids = {new_id(kind) for _ in range(1000)}
+    assert len(ids) == 1000
+    for id in ids:
+        assert re.fullmatch(rf"ocid1\.{kind}\.oc1\.\.[0-9a-f]{{32,}}", id)
+        assert check_model_id(id) == id
+
+
+def test_new_id_of_another_kind_is_refused() -> None:
+    with pytest.raises(ValueError, match="datasciencemodel'"):
+        new_id("datasciencemodel")
+
+
+def test_model_is_read_as_it_was_put(registry: Registry) -> None:
+    given = adapter(
+        1,
+        display_name="Süß ☃ '; DROP TABLE models; --",
+        source="hf://someone/something",
+        extra={"nested": [1, {"x": None}], "text": "\ud800"},
+        tags={"freeform": {"a": "b"}},
+        created_by="ocid1.user.oc1..u",
+        compartment_id="ocid1.compartment.oc1..c",
+        project_id="p",
+        bytes=2**40,
+        time_created=datetime(2026, 1, 2, 3, 4, 5, 678901, UTC),
+    )
+    stored = registry.put_model(given)
+    assert stored == replace(given, time_updated=given.time_created)
+    assert registry.get_model(given.id) == stored
+
+
+def test_times_are_kept_in_utc_to_the_microsecond_whatever_zone_they_came_in(
+    registry: Registry,
+) -> None:
+    moment = datetime(2026, 7, 1, 1, 0, 0, 1, timezone(timedelta(hours=5, minutes=30)))
+    stored = registry.put_model(adapter(1, time_created=moment))
+    assert stored.time_created == moment
+    assert stored.time_created.utcoffset() == timedelta(0)
+
+
+def test_put_is_idempotent_and_describes_anew(registry: Registry) -> None:
+    first = registry.put_model(adapter(1))
+    assert registry.put_model(adapter(1)) == first
+    described = registry.put_model(adapter(1, display_name="other", source="elsewhere"))
+    assert (described.display_name, described.source) == ("other", "elsewhere")
+    assert described.time_created == first.time_created
+    assert described.time_updated > first.time_updated
+
+
+@pytest.mark.parametrize("other", [{"digest": "sha256:" + "f" * 64}, {"kind": "base"}])
+def test_other_content_under_the_same_id_is_refused(
+    registry: Registry, other: dict[str, str]
+) -> None:
+    first = registry.put_model(adapter(1))
+    with pytest.raises(RecordConflict, match="other content"):
+        registry.put_model(adapter(1, **other))
+    assert registry.get_model(first.id) == first
+
+
+def test_models_are_put_all_or_none(registry: Registry) -> None:
+    registry.put_model(adapter(1))
+    with pytest.raises(RecordConflict):
+        registry.put_models([adapter(2), adapter(1, digest="sha256:" + "f" * 64)])
+    with pytest.raises(RecordAbsent, match=adapter(2).id):
+        registry.get_model(adapter(2).id)
+
+
+def test_models_are_returned_in_the_order_they_came_repeated_or_not(registry: Registry) -> None:
+    registry.put_model(adapter(3, display_name="old"))
+    given = [adapter(2), adapter(3, display_name="new"), adapter(1), adapter(2)]
+    stored = registry.put_models(given)
+    assert [model.id for model in stored] == [model.id for model in given]
+    assert [model.display_name for model in stored[:2]] == ["adapter 000002", "new"]
+    assert [model.id for model in registry.list_models().items] == [
+        adapter(number).id
+        for number in (1, 2, 3)  # the newest first
+    ]
+    with pytest.raises(RecordConflict):
+        registry.put_models([adapter(9), adapter(9, kind="base")])
+    assert registry.put_models([]) == []
+
+
+def test_state_moves_by_the_table_only(registry: Registry) -> None:
+    id = registry.put_model(adapter(1)).id
+    failed = registry.set_model_state(id, ModelState.FAILED, "its file is gone")
+    assert (failed.state, failed.reason) == (ModelState.FAILED, "its file is gone")
+    with pytest.raises(IllegalMove, match=r"FAILED and cannot become INACTIVE.*ACTIVE, DELETED"):
+        registry.set_model_state(id, ModelState.INACTIVE)
+    assert registry.put_model(adapter(1)).state is ModelState.FAILED
+
+
+def test_deleted_model_stays_readable_and_comes_back_with_the_same_content(
+    registry: Registry,
+) -> None:
+    id = registry.put_model(adapter(1)).id
+    registry.set_model_state(id, ModelState.DELETED)
+    assert registry.get_model(id).state is ModelState.DELETED
+    assert registry.put_model(adapter(1)).state is ModelState.ACTIVE
+
+
+def test_model_that_is_served_cannot_be_deleted(registry: Registry) -> None:
+    stocked(registry)
+    deployment = deployed(registry)
+    first, second = (registry.create_group(group(number)) for number in (1, 2))
+    registry.commit_group(deployment.id, first.id, 1, started(registry))
+    for id in (BASE, adapter(1).id):
+        with pytest.raises(RecordConflict, match=deployment.id):
+            registry.set_model_state(id, ModelState.DELETED)
+    registry.set_model_state(adapter(0).id, ModelState.DELETED)
+    registry.set_deployment_state(deployment.id, DeploymentState.UPDATING)
+    registry.commit_group(deployment.id, second.id, 2, started(registry))
+    registry.set_model_state(adapter(1).id, ModelState.DELETED)

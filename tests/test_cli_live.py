@@ -1,0 +1,398 @@
+"""`stacked update`, `rollback`, `groups` and `status` against a small control plane over real HTTP.
+
+The control plane is a double that keeps its records in lists; the real one has its own tests.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.serving import free_port
+from tests.test_cli import run, within
+
+BASE = "ocid1.datasciencemodel.oc1..base"
+FIRST = "ocid1.datasciencemodelgroup.oc1..first"
+WORK = "ocid1.datascienceworkrequest.oc1..work"
+DEPLOYMENT = "ocid1.datasciencemodeldeployment.oc1..demo"
+
+
+def model_id(name: str) -> str:
+    return f"ocid1.datasciencemodel.oc1..{name}"
+
+
+@dataclass
+class Plane:
+    """What the double holds and what was asked of it. A source's last part is its content."""
+
+    url: str = ""
+    base_source: str = ""
+    groups: list[dict[str, Any]] = field(default_factory=list)
+    status: dict[str, Any] = field(default_factory=dict)
+    work: list[dict[str, Any]] = field(default_factory=list)
+    """What each poll is answered with; the last one stays."""
+    logs: list[str] = field(default_factory=list)
+    errors: list[dict[str, Any]] = field(default_factory=list)
+    refuse: dict[str, tuple[int, str, str]] = field(default_factory=dict)
+    """By `METHOD path`: status, code and message."""
+    asked: list[str] = field(default_factory=list)
+    put: list[dict[str, Any]] = field(default_factory=list)
+
+    def serve(self, keys: dict[str, str | None], **more: Any) -> None:
+        """Serve contents by key in the first group."""
+        entries = [{"modelId": BASE, "inferenceKey": "base"}]
+        entries += [{"modelId": model_id(c), "inferenceKey": key} for c, key in keys.items()]  # type: ignore[misc]
+        self.groups = [group(FIRST, "first", entries)]
+        self.status = {
+            "deploymentId": DEPLOYMENT,
+            "groupId": FIRST,
+            "groupName": "first",
+            "generation": 3,
+            "previousGroupId": None,
+            "state": "ACTIVE",
+            "reason": "",
+            "update": None,
+            "draining": [],
+            "models": [live(content, key) for content, key in keys.items()],
+            **more,
+        }
+
+    def answer(self, method: str, path: str, body: Any) -> tuple[int, Any, dict[str, str]]:
+        path, _, query = path.partition("?")
+        self.asked.append(f"{method} {path}")
+        if f"{method} {path}" in self.refuse:
+            status, code, message = self.refuse[f"{method} {path}"]
+            return status, {"code": code, "message": message}, {}
+        parts = path.removeprefix("/20190101").strip("/").split("/")
+        match (method, parts):
+            case ("GET", ["stacked", "status"]):
+                return 200, self.status, {}
+            case ("POST", ["stacked", "check"]):
+                return 200, {}, {}
+            case ("GET", ["models", id]):
+                item = {"key": "source", "value": self.base_source}
+                return 200, {"id": id, "customMetadataList": [item]}, {}
+            case ("POST", ["models"]):
+                return 200, self.registered(body), {}
+            case ("GET", ["modelGroups"]):
+                return self.page(query)
+            case ("GET", ["modelGroups", id]):
+                return 200, next(each for each in self.groups if each["id"] == id), {}
+            case ("POST", ["modelGroups"]):
+                return 200, self.created(body), {}
+            case ("PUT", ["modelDeployments", _]):
+                self.put.append(body)
+                return 202, None, {"opc-work-request-id": WORK}
+            case ("GET", ["workRequests", _]):
+                work = self.work.pop(0) if len(self.work) > 1 else self.work[0]
+                return 200, work, {}
+            case ("GET", ["workRequests", _, "logs"]):
+                return 200, [{"message": line} for line in self.logs], {}
+            case ("GET", ["workRequests", _, "errors"]):
+                return 200, self.errors, {}
+        return 404, {"code": "NotFound", "message": path}, {}
+
+    def page(self, query: str) -> tuple[int, Any, dict[str, str]]:
+        """One group a page, the newest first."""
+        at = int(query.rpartition("page=")[2]) if "page=" in query else 0
+        more = {"opc-next-page": str(at + 1)} if at + 1 < len(self.groups) else {}
+        return 200, self.groups[::-1][at : at + 1], more
+
+    def registered(self, body: Any) -> Any:
+        given = {item["key"]: item["value"] for item in body["customMetadataList"]}
+        content = Path(given["source"]).name
+        items = [{"key": "digest", "value": f"sha256:{content}"}]
+        return {"id": given.get("modelId") or model_id(content), "customMetadataList": items}
+
+    def created(self, body: Any) -> Any:
+        entries = body["memberModelEntries"]["memberModelDetails"]
+        made = group(f"{FIRST}{len(self.groups)}", body["displayName"], entries)
+        made["modelGroupDetails"] = body["modelGroupDetails"]
+        self.groups.append(made)
+        return made
+
+
+def group(id: str, name: str, entries: list[Any]) -> dict[str, Any]:
+    return {
+        "id": id,
+        "displayName": name,
+        "lifecycleState": "ACTIVE",
+        "timeCreated": "2026-01-02T03:04:05.678Z",
+        "modelGroupDetails": {"type": "STACKED", "baseModelId": BASE, "customMetadataList": []},
+        "memberModelEntries": {"memberModelDetails": entries},
+    }
+
+
+def live(content: str, key: str | None) -> dict[str, Any]:
+    return {
+        "modelId": model_id(content),
+        "inferenceKey": key,
+        "digest": f"sha256:{content}",
+        "rank": 8,
+        "state": "SUCCESS",
+        "reason": "",
+        "leases": 2,
+        "resident": True,
+    }
+
+
+def work(status: str, percent: float) -> dict[str, Any]:
+    return {"id": WORK, "status": status, "percentComplete": percent}
+
+
+@pytest.fixture
+def plane() -> Iterator[Plane]:
+    told = Plane(work=[work("IN_PROGRESS", 40.0), work("SUCCEEDED", 100.0)])
+
+    class Handler(BaseHTTPRequestHandler):
+        def handle_any(self) -> None:
+            length = int(self.headers.get("content-length") or 0)
+            body = json.loads(self.rfile.read(length)) if length else None
+            status, answer, headers = told.answer(self.command, self.path, body)
+            data = b"" if answer is None else json.dumps(answer).encode()
+            self.send_response(status)
+            for name, value in {**headers, "content-length": str(len(data))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(data)
+
+        do_GET = do_POST = do_PUT = handle_any
+
+        def log_message(self, format: str, *args: Any) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    told.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield told
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def config(directory: Path, members: list[dict[str, str]], **more: Any) -> str:
+    path = directory / "next.yaml"
+    tree = {"base": {"model": "tiny"}, "group": {"name": "next", "members": members}, **more}
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return str(path)
+
+
+def member(content: str, key: str) -> dict[str, str]:
+    return {"key": key, "source": f"/adapters/{content}"}
+
+
+# --- update --------------------------------------------------------------------------------
+
+
+def test_update_registers_shows_the_difference_and_follows(plane: Plane, tmp_path: Path) -> None:
+    plane.serve({"sql1": "sql", "old": "old", "move": "before"})
+    plane.logs = ["staging: 1 of 1", "switching: generation 4 is live"]
+    listed = [member("sql2", "sql"), member("move", "after"), member("new", "new")]
+    done = run("update", "--live", config(tmp_path, listed), "--url", plane.url)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert lines == [
+        ["~", "sql", "changed", "sql1", "→", "sql2"],
+        ["→", "after", "renamed", "was", "before"],
+        ["+", "new", "added", "new"],
+        ["-", "old", "removed", "old"],
+    ]
+    assert "switching: generation 4 is live" in done.stderr
+    assert "Group 'next' is live" in done.stderr
+    made = plane.groups[-1]
+    assert made["memberModelEntries"]["memberModelDetails"] == [
+        {"modelId": BASE, "inferenceKey": "base"},
+        {"modelId": model_id("sql2"), "inferenceKey": "sql"},
+        {"modelId": model_id("move"), "inferenceKey": "after"},
+        {"modelId": model_id("new"), "inferenceKey": "new"},
+    ]
+    change = plane.put[0]["modelDeploymentConfigurationDetails"]
+    assert change["updateType"] == "LIVE"
+    assert change["modelGroupConfigurationDetails"] == {"modelGroupId": made["id"]}
+
+
+def test_update_to_what_is_served_changes_nothing(plane: Plane, tmp_path: Path) -> None:
+    plane.serve({"sql1": "sql"})
+    done = run("update", "--live", config(tmp_path, [member("sql1", "sql")]), "--url", plane.url)
+    assert done.returncode == 0, done.stderr
+    assert "Nothing to change" in done.stderr
+    assert (len(plane.groups), plane.put) == (1, [])
+
+
+def test_an_adapter_that_was_loaded_by_hand_is_a_difference(plane: Plane, tmp_path: Path) -> None:
+    plane.serve({"sql1": "sql"})
+    plane.status["models"].append(live("extra", "extra"))
+    done = run("update", "--live", config(tmp_path, [member("sql1", "sql")]), "--url", plane.url)
+    assert done.stdout.split() == ["-", "extra", "removed", "extra"]
+    assert len(plane.put) == 1
+
+
+def test_a_failed_update_tells_each_model_and_its_reason(plane: Plane, tmp_path: Path) -> None:
+    plane.serve({"sql1": "sql"})
+    plane.work = [work("FAILED", 40.0)]
+    plane.errors = [
+        {"code": "RankRefused", "message": "rank 512", "modelId": model_id("bad")},
+        {"code": "UpdateFailed", "message": "1 model failed"},
+    ]
+    done = run("update", "--live", config(tmp_path, [member("bad", "sql")]), "--url", plane.url)
+    assert done.returncode == 1
+    assert "error [RankRefused]: sql: rank 512\n" in done.stderr
+    assert "error [UpdateFailed]: 1 model failed\n" in done.stderr
+    assert "is live" not in done.stderr
+
+
+def test_an_adapter_that_is_refused_is_named_and_nothing_is_changed(
+    plane: Plane, tmp_path: Path
+) -> None:
+    plane.serve({})
+    plane.refuse["POST /20190101/models"] = (404, "SourceNotFound", "nothing stands there")
+    done = run("update", "--live", config(tmp_path, [member("x", "sql")]), "--url", plane.url)
+    assert done.returncode == 1
+    said = "error [SourceNotFound]: group.members[0] (sql): nothing stands there"
+    assert said in done.stderr
+    assert (len(plane.groups), plane.put) == (1, [])
+
+
+def test_a_second_update_is_refused(plane: Plane, tmp_path: Path) -> None:
+    plane.serve({})
+    place = f"PUT /20190101/modelDeployments/{DEPLOYMENT}"
+    plane.refuse[place] = (409, "UpdateInProgress", "another one is under way")
+    path = config(tmp_path, [member("x", "sql")])
+    done = run("update", "--live", path, "--url", plane.url)
+    assert done.returncode == 1
+    assert "error [UpdateInProgress]: another one is under way" in done.stderr
+    plane.status["update"] = WORK
+    plane.asked.clear()
+    done = run("update", "--live", path, "--url", plane.url)
+    assert done.returncode == 1
+    assert WORK in done.stderr
+    assert not [each for each in plane.asked if each.startswith("POST")]
+
+
+def test_other_engine_settings_are_refused_before_anything_is_registered(
+    plane: Plane, tmp_path: Path
+) -> None:
+    plane.serve({})
+    plane.refuse["POST /stacked/check"] = (400, "UpdateNotLive", "settings differ (dtype)")
+    path = config(tmp_path, [member("x", "sql")], engine={"dtype": "half"})
+    done = run("update", "--live", path, "--url", plane.url)
+    assert (done.returncode, "error [UpdateNotLive]: settings differ" in done.stderr) == (1, True)
+    assert "POST /20190101/models" not in plane.asked
+
+
+def test_another_base_is_refused_before_anything_is_registered(
+    plane: Plane, tmp_path: Path
+) -> None:
+    held, given = tmp_path / "held", tmp_path / "given"
+    held.mkdir()
+    given.mkdir()
+    plane.serve({})
+    plane.base_source = str(held)
+    wrong = [
+        {"model": "tiny", "key": "other"},
+        {"model": "tiny", "id": model_id("other")},
+        {"model": str(given)},
+    ]
+    for base in wrong:
+        path = config(tmp_path, [member("x", "sql")], base=base)
+        done = run("update", "--live", path, "--url", plane.url)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith("error [UpdateNotLive]: base.")
+    assert not [each for each in plane.asked if each.startswith("POST")]
+
+
+def test_update_without_live_is_wrong_usage(tmp_path: Path) -> None:
+    done = within("update", config(tmp_path, []))
+    assert done.exit_code == 2
+    assert "--live" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["status", "groups", "rollback"])
+def test_without_a_server_each_says_how_to_start_one(command: str) -> None:
+    done = run(command, "--url", f"http://127.0.0.1:{free_port()}")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "stacked serve" in done.stderr
+
+
+# --- rollback ------------------------------------------------------------------------------
+
+
+def test_rollback_goes_to_the_group_before(plane: Plane) -> None:
+    plane.serve({"sql2": "sql"})
+    entries = [
+        {"modelId": BASE, "inferenceKey": "base"},
+        {"modelId": model_id("sql1"), "inferenceKey": "sql"},
+    ]
+    plane.groups.insert(0, group(f"{FIRST}0", "before", entries))
+    plane.status["previousGroupId"] = f"{FIRST}0"
+    done = run("rollback", "--url", plane.url)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["~", "sql", "changed", "sql2", "→", "sql1"]
+    change = plane.put[0]["modelDeploymentConfigurationDetails"]
+    assert change["modelGroupConfigurationDetails"] == {"modelGroupId": f"{FIRST}0"}
+
+
+def test_rollback_without_a_group_before_says_so(plane: Plane) -> None:
+    plane.serve({"sql1": "sql"})
+    done = run("rollback", "--url", plane.url)
+    assert (done.returncode, plane.put) == (1, [])
+    assert done.stderr.startswith("error [NoPreviousGroup]: ")
+
+
+# --- groups and status ---------------------------------------------------------------------
+
+
+def test_groups_are_listed_from_every_page_and_the_served_one_is_marked(plane: Plane) -> None:
+    plane.serve({})
+    plane.groups += [group(f"{FIRST}{at}", f"later{at}", []) for at in (1, 2)]
+    done = run("groups", "--url", plane.url)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()[1:]]
+    assert [row[-1] for row in rows] == [*["2026-01-02T03:04:05.678Z"] * 2, "served"]
+    assert [row[0] for row in rows] == ["later2", "later1", "●"]
+
+
+def test_status_tells_group_generation_and_models(plane: Plane) -> None:
+    plane.serve({"sql1": "sql"}, reason="the update failed", draining=["old"])
+    done = run("status", "--url", plane.url)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert ["generation", "3"] in lines
+    assert ["state", "ACTIVE:", "the", "update", "failed"] in lines
+    assert ["draining", "old"] in lines
+    assert lines[-1] == ["sql", model_id("sql1"), "sql1", "8", "SUCCESS", "2", "yes"]
+
+
+def test_status_as_json_is_what_the_server_said(plane: Plane) -> None:
+    plane.serve({"sql1": "sql"})
+    done = run("status", "--json", "--url", plane.url)
+    assert json.loads(done.stdout) == plane.status
+    assert done.stdout.count("\n") == 1
+
+
+def test_watching_tells_every_change_until_it_is_interrupted(plane: Plane) -> None:
+    plane.serve({"sql1": "sql"})
+    command = [sys.executable, "-m", "stacked", "status", "--watch", "--json", "--url", plane.url]
+    watching = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert watching.stdout is not None
+    try:
+        assert json.loads(watching.stdout.readline())["generation"] == 3
+        plane.status = {**plane.status, "generation": 4}
+        assert json.loads(watching.stdout.readline())["generation"] == 4
+    finally:
+        watching.send_signal(signal.SIGINT)
+        rest, said = watching.communicate(timeout=60)
+    assert (watching.returncode, rest, said) == (130, "", "")

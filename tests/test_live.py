@@ -1,0 +1,279 @@
+"""The LIVE update over a deterministic engine with gates: orders a real one cannot be steered to.
+
+The real engine has its own tests; this double replaces none of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, cast
+
+import pytest
+
+from stacked.core import Adapter, Digest, Member
+from stacked.engine.engine import Loaded
+from stacked.errors import (
+    CanaryFailed,
+    EngineLoadFailed,
+    KeyDraining,
+    KeyUnknown,
+    StackedError,
+    UpdateFailed,
+    UpdateInProgress,
+)
+from stacked.groups.routing import Routing
+from stacked.live import Live, Phase
+from tests.groups.test_routing import BASE, adapter, member
+
+
+class FakeEngine:
+    """Holds adapters by number; `gate` holds the next stage, `fails` says what goes wrong where."""
+
+    def __init__(self) -> None:
+        self.held: dict[int, Digest] = {}
+        self.staged: dict[int, Digest] = {}
+        self.calls: list[str] = []
+        self.fails: dict[str, StackedError] = {}
+        self.gate: asyncio.Event | None = None
+        self.canaries: dict[Digest | None, Sequence[float]] = {}
+        self._number = 0
+
+    def handle(self, digest: Digest) -> Loaded:
+        self._number += 1
+        return Loaded(digest, f"{digest}.{self._number}", self._number, cast("Any", None))
+
+    def _enter(self, call: str) -> None:
+        self.calls.append(call)
+        if call in self.fails:
+            raise self.fails[call]
+
+    async def stage(self, one: Adapter) -> Loaded:
+        if self.gate is not None:
+            await self.gate.wait()
+        self._enter("stage")
+        loaded = self.handle(one.digest)
+        self.staged[loaded.number] = one.digest
+        return loaded
+
+    async def adopt(self, loaded: Loaded) -> None:
+        self._enter("adopt")
+        self.held[loaded.number] = self.staged.pop(loaded.number)
+
+    async def activate(self, loaded: Loaded) -> bool:
+        self._enter("activate")
+        return True
+
+    async def discard(self, loaded: Loaded) -> None:
+        self.staged.pop(loaded.number, None)
+
+    async def load(self, one: Adapter) -> Loaded:
+        loaded = await self.stage(one)
+        await self.adopt(loaded)
+        return loaded
+
+    async def remove(self, loaded: Loaded) -> None:
+        self._enter("remove")
+        self.held.pop(loaded.number, None)
+
+    async def canary(self, loaded: Loaded | None) -> Sequence[float]:
+        self._enter("canary")
+        digest = loaded.digest if loaded else None
+        default = [-1.0, -2.0] if loaded is None else [-3.0, -4.0]
+        return self.canaries.get(digest, default)
+
+
+class Notes:
+    """A journal that keeps what it is told; `broken` is raised by the commit."""
+
+    def __init__(self, broken: StackedError | None = None) -> None:
+        self.phases: list[Phase] = []
+        self.blamed: list[Digest] = []
+        self.committed: list[int] = []
+        self.broken = broken
+
+    def phase(self, phase: Phase, done: float, text: str) -> None:
+        if not self.phases or self.phases[-1] is not phase:
+            self.phases.append(phase)
+
+    def refused(self, adapter: Digest, error: StackedError) -> None:
+        self.blamed.append(adapter)
+
+    async def commit(self, generation: int) -> None:
+        await asyncio.sleep(0)
+        if self.broken:
+            raise self.broken
+        self.committed.append(generation)
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine()
+
+
+async def serving(engine: FakeEngine, *members: Member, drain: float = 5) -> Live:
+    handles = {m.adapter.digest: await engine.load(m.adapter) for m in members}
+    engine.calls.clear()
+    return Live(engine, Routing.of(BASE, members, handles), drain_seconds=drain)
+
+
+async def switched(live: Live) -> None:
+    """Return right after the update's switch."""
+    for _ in range(1000):
+        if live.routing.generation == 2:
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("the update did not switch")
+
+
+def digest(number: int) -> Digest:
+    return adapter(number).digest
+
+
+async def test_update_goes_through_its_phases_and_leaves_only_the_new_group(
+    engine: FakeEngine,
+) -> None:
+    live = await serving(engine, member("a", 1), member("b", 2))
+    notes = Notes()
+    report = await live.update(BASE, (member("a", 3), member("b2", 2)), notes)
+    assert notes.phases == list(Phase)
+    assert notes.committed == [2] == [report.generation]
+    assert report.loaded == (digest(3),)
+    assert report.dropped == (digest(1),)
+    assert sorted(engine.held.values()) == sorted([digest(2), digest(3)])
+    assert not engine.staged
+    assert live.routing.resolve("a").digest == digest(3)
+    assert live.routing.resolve("b2").digest == digest(2)
+    with pytest.raises(KeyUnknown):
+        live.routing.resolve("b")
+
+
+async def test_renamed_key_loads_nothing_and_keeps_its_handle(engine: FakeEngine) -> None:
+    live = await serving(engine, member("old", 1))
+    handle = live.routing.resolve("old").handle
+    await live.update(BASE, (member("new", 1),), Notes())
+    assert "stage" not in engine.calls
+    assert live.routing.resolve("new").handle is handle
+
+
+async def test_request_that_began_before_the_switch_keeps_its_adapter_until_it_ends(
+    engine: FakeEngine,
+) -> None:
+    live = await serving(engine, member("a", 1))
+    old = live.admit({"key": "a"})
+    updating = asyncio.create_task(live.update(BASE, (member("a", 2),), Notes()))
+    await switched(live)
+    assert live.admit({"key": "a"}).route.digest == digest(2)
+    await asyncio.sleep(0.01)
+    assert digest(1) in engine.held.values()
+    assert not updating.done()
+    old.lease.release()
+    await updating
+    assert digest(1) not in engine.held.values()
+
+
+async def test_removed_key_drains_and_is_then_unknown(engine: FakeEngine) -> None:
+    live = await serving(engine, member("a", 1), member("b", 2))
+    lease = live.admit({"key": "b"}).lease
+    updating = asyncio.create_task(live.update(BASE, (member("a", 1),), Notes()))
+    await switched(live)
+    with pytest.raises(KeyDraining):
+        live.admit({"key": "b"})
+    lease.release()
+    await updating
+    with pytest.raises(KeyUnknown):
+        live.admit({"key": "b"})
+
+
+async def test_straggler_is_ended_at_the_deadline(engine: FakeEngine) -> None:
+    live = await serving(engine, member("a", 1), drain=0.02)
+    ended: list[str] = []
+
+    def end() -> None:
+        ended.append("asked")
+        admission.lease.release()
+
+    admission = live.admit({"key": "a"}, end)
+    report = await live.update(BASE, (member("a", 2),), Notes())
+    assert ended == ["asked"]
+    assert report.ended == 1
+    assert digest(1) not in engine.held.values()
+
+
+@pytest.mark.parametrize("call", ["stage", "adopt", "activate", "canary"])
+async def test_failure_before_the_switch_leaves_the_old_group_and_nothing_else(
+    engine: FakeEngine, call: str
+) -> None:
+    live = await serving(engine, member("a", 1))
+    held = dict(engine.held)
+    before = live.routing
+    engine.fails[call] = EngineLoadFailed("broken")
+    notes = Notes()
+    with pytest.raises(StackedError, match="broken"):
+        await live.update(BASE, (member("a", 2), member("b", 3)), notes)
+    assert live.routing is before
+    assert engine.held == held
+    assert not engine.staged
+    assert not notes.committed
+    if call != "canary":  # the base's own canary blames nobody
+        assert notes.blamed == [digest(2), digest(3)]
+    engine.fails.clear()
+    await live.update(BASE, (member("a", 2),), Notes())
+    assert live.routing.resolve("a").digest == digest(2)
+
+
+async def test_failed_commit_leaves_the_old_group(engine: FakeEngine) -> None:
+    live = await serving(engine, member("a", 1))
+    before, held = live.routing, dict(engine.held)
+    with pytest.raises(UpdateFailed):
+        await live.update(BASE, (member("a", 2),), Notes(broken=UpdateFailed("disk full")))
+    assert live.routing is before
+    assert engine.held == held
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [([-1.0, -2.0], "changes nothing"), ([float("nan"), -2.0], "not finite")],
+)
+async def test_canary_refuses_adapters_that_do_nothing_or_answer_with_nan(
+    engine: FakeEngine, answer: list[float], said: str
+) -> None:
+    live = await serving(engine, member("a", 1))
+    engine.canaries[digest(2)] = answer
+    notes = Notes()
+    with pytest.raises(UpdateFailed, match=said):
+        await live.update(BASE, (member("a", 2), member("b", 3)), notes)
+    assert notes.blamed == [digest(2)]
+
+
+async def test_base_that_changes_beside_new_adapters_stops_the_update(engine: FakeEngine) -> None:
+    live = await serving(engine, member("a", 1))
+    answers = iter([[-1.0], [-1.0], [-5.0], [-2.0]])
+
+    async def canary(loaded: Loaded | None) -> Sequence[float]:
+        return next(answers)
+
+    engine.canary = canary  # type: ignore[method-assign]
+    with pytest.raises(CanaryFailed, match="base"):
+        await live.update(BASE, (member("a", 2),), Notes())
+    assert live.routing.generation == 1
+
+
+async def test_one_change_at_a_time(engine: FakeEngine) -> None:
+    live = await serving(engine, member("a", 1))
+    engine.gate = asyncio.Event()
+    first = asyncio.create_task(live.update(BASE, (member("a", 2),), Notes()))
+    await asyncio.sleep(0)
+    with pytest.raises(UpdateInProgress):
+        await live.update(BASE, (member("a", 3),), Notes())
+    engine.gate.set()
+    await first
+    await live.update(BASE, (member("a", 3),), Notes())
+
+
+async def test_what_cannot_be_cleaned_up_does_not_undo_a_switch(engine: FakeEngine) -> None:
+    live = await serving(engine, member("a", 1))
+    engine.fails["remove"] = EngineLoadFailed("still lists")
+    report = await live.update(BASE, (member("a", 2),), Notes())
+    assert report.left == (digest(1),)
+    assert live.routing.resolve("a").digest == digest(2)
