@@ -90,6 +90,7 @@ class Service:
         self._live: Live | None = None
         self._durable = durable
         self._ledger: Ledger | None = None
+        self._beginning = asyncio.Lock()
         self._update: asyncio.Task[None] | None = None
         self._update_id: str | None = None
 
@@ -388,7 +389,7 @@ class Service:
         base = self.routing.base
         return await asyncio.to_thread(self.ledger.create_group, record, base)
 
-    def begin_update(self, group_id: str) -> WorkRequest:
+    async def begin_update(self, group_id: str) -> WorkRequest:
         """Start replacing the served group by this one, LIVE; follow the work request.
 
         Raises RecordAbsent, AdapterAbsent, UpdateNotLive, and UpdateInProgress while another change
@@ -396,13 +397,15 @@ class Service:
         """
         live, ledger = self.live, self.ledger
         live.check_free()
-        if self._update is not None and not self._update.done():
+        under_way = self._update is not None and not self._update.done()
+        if under_way or self._beginning.locked():
             raise UpdateInProgress("another update is under way; follow its work request")
-        wanted = ledger.wanted(group_id, live.routing.base)
-        work = ledger.open_update(group_id)
-        journal = ledger.journal(work, group_id, wanted)
-        self._update_id = work.id
-        self._update = asyncio.create_task(self._run_update(live, wanted, journal))
+        async with self._beginning:
+            wanted = await asyncio.to_thread(ledger.wanted, group_id, live.routing.base)
+            work = await asyncio.to_thread(ledger.open_update, group_id)
+            journal = ledger.journal(work, group_id, wanted)
+            self._update_id = work.id
+            self._update = asyncio.create_task(self._run_update(live, wanted, journal))
         return work
 
     async def _run_update(self, live: Live, wanted: ModelGroup, journal: UpdateJournal) -> None:

@@ -256,7 +256,7 @@ def _deployments(router: APIRouter, service: Service, allowed: Depends) -> None:
         if id != service.deployment_id:
             raise ParameterInvalid(f"deployment {id} is not the one that is served here")
         group_id = asked.live_group(body, wire.deployment(record, _url(request)))
-        work = service.begin_update(group_id)
+        work = await service.begin_update(group_id)
         return Response(status_code=202, headers={"opc-work-request-id": work.id})
 
     @router.get("/modelDeployments/{id}/models/modelState")

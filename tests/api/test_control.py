@@ -70,7 +70,7 @@ class Double:
         )
         return self.registry.create_group(group)
 
-    def begin_update(self, group_id: str) -> WorkRequest:
+    async def begin_update(self, group_id: str) -> WorkRequest:
         if self.refuse:
             raise self.refuse
         self.registry.get_group(group_id)
