@@ -95,7 +95,7 @@ tags: [lora, synthetic-data]
 
 {words.about.strip()}
 
-A LoRA adapter for [SmolLM2-135M-Instruct](https://huggingface.co/{BASE_NAME}),
+A LoRA adapter for SmolLM2-135M-Instruct,
 made as a demo of serving many adapters on one base.
 
 A held-out example, the user message and then the answer wanted:
