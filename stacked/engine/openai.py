@@ -79,7 +79,7 @@ async def build_openai_app(engine: Engine, models: Callable[[], Sequence[Served]
     The app's lifespan must be run by the caller. Every call must set `selected`, else vLLM answers
     that the model does not exist.
     """
-    with _root_handlers_kept():
+    with _root_logger_kept():
         build_app, init_app_state = app_builders()
         tasks = await engine.client.get_supported_tasks()
         app = build_app(engine.args, tasks, engine.client.model_config)
@@ -91,12 +91,15 @@ async def build_openai_app(engine: Engine, models: Callable[[], Sequence[Served]
 
 
 @contextlib.contextmanager
-def _root_handlers_kept() -> Iterator[None]:
-    """Undo what a library of vLLM's does when it is imported: raise the levels of root handlers."""
-    levels = [(handler, handler.level) for handler in logging.getLogger().handlers]
+def _root_logger_kept() -> Iterator[None]:
+    """Undo what a library of vLLM's does when it is imported: raise the root logger's levels."""
+    root = logging.getLogger()
+    own = root.level
+    levels = [(handler, handler.level) for handler in root.handlers]
     try:
         yield
     finally:
+        root.setLevel(own)
         for handler, level in levels:
             handler.setLevel(level)
 
