@@ -1,0 +1,53 @@
+"""The control plane under `/20190101`: models, groups, the deployment, LIVE updates, their work.
+
+A route reads, asks the service or its registry, and renders through `wire`. It must not know how
+a group is made live.
+"""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, FastAPI
+from fastapi.params import Depends
+from fastapi.responses import JSONResponse
+
+from stacked.api import asked
+from stacked.api.control.answers import OCI_CODES, PREFIX, Route
+from stacked.api.control.deployments import deployment_routes
+from stacked.api.control.groups import group_routes
+from stacked.api.control.models import model_routes
+from stacked.api.control.work_requests import work_request_routes
+from stacked.errors import UpdateNotLive
+from stacked.service import Service
+
+__all__ = ["OCI_CODES", "control_routes"]
+
+
+def control_routes(app: FastAPI, service: Service, allowed: Depends) -> None:
+    """Add the control plane to the app. `allowed` refuses writing verbs where they are off."""
+    router = APIRouter(prefix=PREFIX, route_class=Route)
+    model_routes(router, service, allowed)
+    group_routes(router, service, allowed)
+    deployment_routes(router, service, allowed)
+    work_request_routes(router, service)
+    app.include_router(router)
+    _own(app, service)
+
+
+def _own(app: FastAPI, service: Service) -> None:
+    """What OCI has no words for. Errors have our own codes here."""
+
+    @app.get("/stacked/status")
+    def status() -> JSONResponse:
+        return JSONResponse(service.status())
+
+    @app.post("/stacked/check", status_code=204)
+    def check(body: asked.Settings) -> None:
+        """Whether a file's engine settings are those in use; the settings themselves stay here."""
+        if body.engine is None:
+            return
+        held = service.registry.get_deployment(service.deployment_id).configuration
+        names = asked.differing(body.engine, held.get("engine", {}))
+        if names:
+            raise UpdateNotLive(
+                f"engine settings differ ({', '.join(names)}); that needs a restart"
+            )

@@ -1,0 +1,51 @@
+"""Work requests: `/20190101/workRequests`, their logs and errors.
+
+It must not know what the work is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+
+from stacked.api import wire
+from stacked.api.control.answers import shown
+from stacked.api.lists import WORK_SORTS, Names, listed
+from stacked.registry.records import Page, Query
+from stacked.registry.states import WorkStatus
+from stacked.service import Service
+
+
+def work_request_routes(router: APIRouter, service: Service) -> None:
+    @router.get("/workRequests")
+    def list_(request: Request) -> JSONResponse:
+        names: Names = {
+            "id": "id",
+            "resourceId": "resource_id",
+            "operationType": "operation",
+            "status": WorkStatus,
+        }
+        read = service.registry.list_work_requests
+        return listed(request, read, WORK_SORTS, names, wire.work_request)
+
+    @router.get("/workRequests/{id}")
+    def get(id: str) -> JSONResponse:
+        record = service.registry.get_work_request(id)
+        headers = {} if record.time_finished else {"retry-after": "1"}
+        return shown(wire.work_request(record), record, headers)
+
+    @router.get("/workRequests/{id}/logs")
+    def logs(id: str, request: Request) -> JSONResponse:
+        def read(query: Query) -> Page[Any]:
+            return service.registry.list_logs(id, query)
+
+        return listed(request, read, {}, {}, wire.work_log)
+
+    @router.get("/workRequests/{id}/errors")
+    def failures(id: str, request: Request) -> JSONResponse:
+        def read(query: Query) -> Page[Any]:
+            return service.registry.list_errors(id, query)
+
+        return listed(request, read, {}, {}, wire.work_error)
