@@ -26,6 +26,7 @@ _first_byte = Histogram(
     _LABELS,
     buckets=_SECONDS,
 )
+_tokens = Counter("stacked_tokens", "Tokens of prompts and of answers", (*_LABELS, "kind"))
 _in_flight = Gauge("stacked_requests_in_flight", "Requests that hold a lease", _LABELS)
 _swaps = Counter("stacked_swaps", "LIVE updates that ended, by outcome", ("outcome",))
 _phases = Histogram(
@@ -39,6 +40,7 @@ _adapters = Gauge("stacked_adapters", "Distinct adapters of the group that is se
 
 # How many requests are in flight under each, those used last at the end.
 _used: OrderedDict[tuple[str, str], int] = OrderedDict()
+_TOKEN_KINDS = ("prompt", "generated")
 _STATUSES = ("2xx", "4xx", "5xx", "gone")
 
 
@@ -56,6 +58,12 @@ def request_began(key: str, digest: str) -> None:
 
 def first_byte(key: str, digest: str, seconds: float) -> None:
     _first_byte.labels(key, digest).observe(seconds)
+
+
+def tokens(key: str, digest: str, prompt: int, generated: int) -> None:
+    """What one prompt cost; a request of several prompts tells this for each."""
+    for kind, count in zip(_TOKEN_KINDS, (prompt, generated), strict=True):
+        _tokens.labels(key, digest, kind).inc(count)
 
 
 def request_ended(key: str, digest: str, status: int | None) -> None:
@@ -84,6 +92,8 @@ def _forget(labels: tuple[str, str]) -> None:
         _remove(metric, labels)
     for status in _STATUSES:
         _remove(_requests, (*labels, status))
+    for kind in _TOKEN_KINDS:
+        _remove(_tokens, (*labels, kind))
 
 
 def _remove(metric: Counter | Gauge | Histogram, labels: tuple[str, ...]) -> None:

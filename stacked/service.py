@@ -12,10 +12,10 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stacked import metrics
 from stacked.bases import resolve
 from stacked.config import Config, MemberConfig
 from stacked.core import (
@@ -29,23 +29,16 @@ from stacked.core import (
     Silent,
     model_id_of,
 )
-from stacked.engine.engine import Engine, Loaded
-from stacked.engine.machine import look
-from stacked.engine.openai import Served, build_openai_app
+from stacked.engine.engine import Engine, Loaded, Resident
 from stacked.engine.options import check_names
-from stacked.engine.plan import EnginePlan, make_plan
 from stacked.engine.support import require_build
 from stacked.errors import (
-    EngineDead,
     NotReady,
-    RankRefused,
     SourceRefused,
     StackedError,
-    UpdateFailed,
-    UpdateInProgress,
 )
 from stacked.groups.routing import Route, Routing
-from stacked.ledger import Ledger, UpdateJournal, group_id_of, model_record
+from stacked.ledger import Ledger, group_id_of, model_record
 from stacked.live import Admission, Live
 from stacked.registry import (
     GROUP,
@@ -59,7 +52,9 @@ from stacked.registry import (
     new_id,
 )
 from stacked.registry import ModelGroup as GroupRecord
+from stacked.serving import Serving
 from stacked.store import AdapterStore, BaseModules, is_remote
+from stacked.updates import Updates
 
 logger = logging.getLogger("stacked.service")
 
@@ -82,17 +77,12 @@ class Service:
         self.data_dir = data_dir
         self.state = State.STARTING
         self.reason = "not started"
-        self.openai_app: Any = None
-        self.plan: EnginePlan | None = None
         self._store = AdapterStore(data_dir / "store")
         self._modules: BaseModules | None = None
-        self._engine: Engine | None = None
-        self._live: Live | None = None
+        self._serving: Serving | None = None
         self._durable = durable
         self._ledger: Ledger | None = None
-        self._beginning = asyncio.Lock()
-        self._update: asyncio.Task[None] | None = None
-        self._update_id: str | None = None
+        self._updates: Updates | None = None
 
     # -- start and stop ---------------------------------------------------------------------
 
@@ -108,36 +98,22 @@ class Service:
             check_names(self.config.engine)
             base_dir = await asyncio.to_thread(resolve, self.config.base.model, self.data_dir)
             self._modules = await asyncio.to_thread(BaseModules.read, base_dir)
-            base = self._base(base_dir)
-            declared, group = await self._what_to_serve(base, tell)
-            self.plan = make_plan(
-                base=base_dir,
-                shapes=self._modules.modules,
-                served_names=(base.key, base.model_id),
-                adapters=list(group.adapters().values()),
-                options=self.config.engine,
-                machine=look(),
+            declared, group = await self._what_to_serve(self._base(base_dir), tell)
+            self._serving = await Serving.start(
+                group,
+                self._modules,
+                self.config.engine,
+                partial(self._register, declared, group, tell),
                 build=build,
-            )
-            tell.note(self.plan.text())
-            self._engine = await Engine.start(self.plan, progress=tell)
-            handles = await self._load_all(group, tell)
-            generation = await self._register(declared, group, tell)
-            self._live = Live(
-                self._engine,
-                Routing.of(base, group.members, handles, generation),
                 drain_seconds=self.config.server.drain_seconds,
+                progress=tell,
             )
-            self.openai_app = await build_openai_app(self._engine, self._rows)
+            if self._ledger is not None:
+                self._updates = Updates(self._serving, self._ledger)
         except BaseException as error:
             await self._fail(error)
             raise
         self.state = State.SERVING
-        self._count()
-
-    def _count(self) -> None:
-        routing = self.routing
-        metrics.serving(routing.generation, len(routing.handles))
 
     def stopping(self) -> None:
         """Refuse new requests from now on; those that hold a lease may finish."""
@@ -147,23 +123,20 @@ class Service:
     async def close(self) -> None:
         """Stop the engine, and whatever still runs on it. Closing twice is allowed."""
         self.stopping()
-        if self._update is not None:
-            # A start that follows serves what was committed, so that this may end anywhere.
-            self._update.cancel()
-            await asyncio.gather(self._update, return_exceptions=True)
-        if self._live is not None:
-            self._live.close()
         await self._release()
 
     async def _release(self) -> None:
-        if self._engine is not None:
-            await self._engine.close()
+        if self._updates is not None:
+            await self._updates.close()
+        if self._serving is not None:
+            await self._serving.close()
         if self._ledger is not None:
             await asyncio.to_thread(self._ledger.close)
 
     def notice_death(self) -> bool:
         """Whether the engine has died; the service is FAILED from then on."""
-        if self.state is State.SERVING and self.engine.dead:
+        dead = self._serving is not None and self._serving.dead
+        if self.state is State.SERVING and dead:
             self.state, self.reason = State.FAILED, "the engine has died"
         return self.state is State.FAILED
 
@@ -215,14 +188,6 @@ class Service:
         text = self.config.model_dump_json(include={"base", "group"})
         return hashlib.sha256(text.encode()).hexdigest()
 
-    async def _load_all(self, group: ModelGroup, tell: _Reasons) -> dict[Digest, Loaded]:
-        handles = {}
-        adapters = group.adapters()
-        for at, (digest, adapter) in enumerate(adapters.items(), start=1):
-            tell.count("Loading adapters into the engine", at, len(adapters))
-            handles[digest] = await self.engine.load(adapter)
-        return handles
-
     async def _register(
         self, declared: ModelGroup | None, served: ModelGroup, tell: _Reasons
     ) -> int:
@@ -256,7 +221,7 @@ class Service:
     def _add(self, source: str, roots: Sequence[Path] | None) -> Adapter:
         if self._modules is None:
             raise NotReady("the base has not been read yet")
-        limit = self.plan.max_rank if self.plan else None
+        limit = self._serving.plan.max_rank if self._serving else None
         return self._store.add(source, base=self._modules, max_rank=limit, allowed_roots=roots)
 
     # -- requests ---------------------------------------------------------------------------
@@ -270,13 +235,17 @@ class Service:
         return self.live.admit(names, end)
 
     @property
+    def serving(self) -> Serving:
+        """The engine and the group it serves. Raises NotReady or EngineDead when nothing is."""
+        if self._serving is None or self.state is not State.SERVING:
+            raise NotReady(f"{self.state.value}: {self.reason}")
+        self._serving.check_alive()
+        return self._serving
+
+    @property
     def live(self) -> Live:
         """What is served. Raises NotReady or EngineDead when nothing is."""
-        if self._live is None or self.state is not State.SERVING:
-            raise NotReady(f"{self.state.value}: {self.reason}")
-        if self.engine.dead:
-            raise EngineDead("the engine has died; its log says why. Restart the server")
-        return self._live
+        return self.serving.live
 
     @property
     def routing(self) -> Routing[Loaded]:
@@ -285,22 +254,15 @@ class Service:
 
     @property
     def engine(self) -> Engine:
-        """The running engine. Raises NotReady before it runs."""
-        if self._engine is None:
-            raise NotReady(f"{self.state.value}: {self.reason}")
-        return self._engine
+        """The running engine. Raises NotReady or EngineDead."""
+        return self.serving.engine
 
-    def _rows(self) -> list[Served]:
-        """The base, then the members, as `/v1/models` tells them."""
-        routing = self.routing
-        base = routing.base
-        root = base.path.rpartition("/")[2]
-        rows = [Served(base.key, root, None, {"model_id": base.model_id})]
-        for member in routing.members:
-            adapter = member.adapter
-            more = {"model_id": member.model_id, "digest": adapter.digest, "rank": adapter.rank}
-            rows.append(Served(member.label, adapter.digest, base.key, more))
-        return rows
+    @property
+    def openai_app(self) -> Any:
+        """vLLM's app, also while the server is stopping. Raises NotReady before there is one."""
+        if self._serving is None:
+            raise NotReady(f"{self.state.value}: {self.reason}")
+        return self._serving.openai_app
 
     # -- changing what is served ------------------------------------------------------------
 
@@ -316,7 +278,7 @@ class Service:
         adapter = await asyncio.to_thread(self._add, source, roots)
         member = Member(model_id or model_id_of(adapter.digest), adapter, key)
         route = await self.live.add(member)
-        self._count()
+        self.serving.count()
         return route
 
     async def unload(self, name: str) -> bool:
@@ -325,7 +287,7 @@ class Service:
         False when requests still ran after the drain time; see `Live.remove`. Raises KeyUnknown.
         """
         freed = await self.live.remove(name)
-        self._count()
+        self.serving.count()
         return freed
 
     # -- groups and LIVE updates ------------------------------------------------------------
@@ -390,56 +352,11 @@ class Service:
         return await asyncio.to_thread(self.ledger.create_group, record, base)
 
     async def begin_update(self, group_id: str) -> WorkRequest:
-        """Start replacing the served group by this one, LIVE; follow the work request.
-
-        Raises RecordAbsent, AdapterAbsent, UpdateNotLive, and UpdateInProgress while another change
-        is under way. What fails later is told by the work request, and the old group serves on.
-        """
-        live, ledger = self.live, self.ledger
-        live.check_free()
-        under_way = self._update is not None and not self._update.done()
-        if under_way or self._beginning.locked():
-            raise UpdateInProgress("another update is under way; follow its work request")
-        async with self._beginning:
-            wanted = await asyncio.to_thread(ledger.wanted, group_id, live.routing.base)
-            work = await asyncio.to_thread(ledger.open_update, group_id)
-            journal = ledger.journal(work, group_id, wanted)
-            self._update_id = work.id
-            self._update = asyncio.create_task(self._run_update(live, wanted, journal))
-        return work
-
-    async def _run_update(self, live: Live, wanted: ModelGroup, journal: UpdateJournal) -> None:
-        try:
-            self._check_ranks(wanted, journal)
-            report = await live.update(wanted.base, wanted.members, journal)
-        except StackedError as error:
-            logger.warning("the update failed, the old group serves on: %s", error)
-            metrics.swap_ended("failed", {})
-            await journal.failed(error)
-            return
-        except Exception as error:  # a fault of ours must not leave the record open for ever
-            logger.exception("the update failed")
-            metrics.swap_ended("failed", {})
-            await journal.failed(UpdateFailed(f"an internal error: {type(error).__name__}"))
-            return
-        metrics.swap_ended("succeeded", {p.value: took for p, took in report.seconds.items()})
-        self._count()
-        told = f"generation {report.generation}: {len(report.loaded)} loaded, "
-        told += f"{len(report.dropped)} dropped, {report.ended} requests ended at the deadline"
-        await journal.succeeded(told)
-
-    def _check_ranks(self, wanted: ModelGroup, journal: UpdateJournal) -> None:
-        """An engine's rank is set when it starts; what is above it is refused, model by model."""
-        most = self.plan.max_rank if self.plan else 0
-        above = [member for member in wanted if member.adapter.rank > most]
-        for member in above:
-            error = RankRefused(
-                f"{member.label} has rank {member.adapter.rank}, and this engine takes {most}; "
-                "set engine.max_lora_rank and restart"
-            )
-            journal.refused(member.adapter.digest, error)
-        if above:
-            raise UpdateFailed(f"{len(above)} models have a rank above {most}, which is not LIVE")
+        """See `Updates.begin`. Raises NotReady too."""
+        self.serving.check_alive()
+        if self._updates is None:
+            raise NotReady("nothing is recorded here, so that nothing can be updated")
+        return await self._updates.begin(group_id)
 
     def member_states(self) -> list[DeployedMember]:
         """How the members of the committed group fared."""
@@ -452,35 +369,24 @@ class Service:
                 return states
             query = Query(page=page.next)
 
-    def status(self) -> dict[str, Any]:
-        """Everything at a glance, ready for JSON."""
+    async def status(self) -> dict[str, Any]:
+        """Everything at a glance, ready for JSON. What is resident is what the engine says."""
         live = self.live
-        deployment = self.registry.get_deployment(self.deployment_id)
-        group = self.registry.get_group(deployment.group_id) if deployment.group_id else None
-        running = self._update is not None and not self._update.done()
+        resident = await self.engine.resident()
+        deployment = await asyncio.to_thread(self.registry.get_deployment, self.deployment_id)
+        group_id = deployment.group_id
+        group = await asyncio.to_thread(self.registry.get_group, group_id) if group_id else None
         return {
             "deploymentId": deployment.id,
-            "groupId": deployment.group_id,
+            "groupId": group_id,
             "groupName": group.display_name if group else None,
             "generation": live.routing.generation,
             "previousGroupId": deployment.previous_group_id,
             "state": deployment.state.value,
             "reason": deployment.reason,
-            "update": self._update_id if running else None,
+            "update": self._updates.running if self._updates else None,
             "draining": sorted(live.routing.draining),
-            "models": [
-                {
-                    "modelId": member.model_id,
-                    "inferenceKey": member.key,
-                    "digest": member.adapter.digest,
-                    "rank": member.adapter.rank,
-                    "state": MemberState.SUCCESS.value,
-                    "reason": "",
-                    "leases": live.leases.held(live.routing.handles[member.adapter.digest]),
-                    "resident": True,
-                }
-                for member in live.routing.members
-            ],
+            "models": [_member_status(member, live, resident) for member in live.routing.members],
         }
 
     def _allowed(self, source: str) -> list[Path]:
@@ -516,6 +422,21 @@ class _Reasons:
         if at in (1, of) or now - self._counted >= 1.0:
             self._counted = now
             self.step(f"{text} {at}/{of}")
+
+
+def _member_status(member: Member, live: Live, resident: Resident) -> dict[str, Any]:
+    handle = live.routing.handles[member.adapter.digest]
+    return {
+        "modelId": member.model_id,
+        "inferenceKey": member.key,
+        "digest": member.adapter.digest,
+        "rank": member.adapter.rank,
+        "state": MemberState.SUCCESS.value,
+        "reason": "",
+        "leases": live.leases.held(handle),
+        "resident": handle.number in resident.host,
+        "onDevice": handle.number in resident.slots,
+    }
 
 
 def _member(entry: MemberConfig, adapter: Adapter) -> Member:

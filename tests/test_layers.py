@@ -32,6 +32,8 @@ LAYERS = {
     "live": 3,
     "registry": 3,
     "ledger": 4,
+    "serving": 4,
+    "updates": 4,
     "service": 4,
     "api": 5,
     "bench": 5,

@@ -25,6 +25,13 @@ def test_request_is_counted_from_admission_to_end() -> None:
     assert value("stacked_first_byte_seconds_sum", key="k", digest="d") == 0.3
 
 
+def test_tokens_are_counted_by_kind() -> None:
+    metrics.tokens("k", "t", 7, 3)
+    metrics.tokens("k", "t", 5, 0)
+    assert value("stacked_tokens_total", key="k", digest="t", kind="prompt") == 12
+    assert value("stacked_tokens_total", key="k", digest="t", kind="generated") == 3
+
+
 def test_series_of_digests_unused_for_longest_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "MOST_SERIES", 3)
     for digest in ("one", "two", "three", "four", "five"):

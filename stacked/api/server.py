@@ -12,9 +12,8 @@ import errno
 import multiprocessing
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import uvicorn
 import uvloop
@@ -81,11 +80,10 @@ async def _serve(
             await _abandon(starting)
             return _INTERRUPTED
         await starting
-        async with _lifespan(service.openai_app):
-            _announce(service, sockets, progress)
-            watching = asyncio.create_task(_watch(service, server))
-            await serving
-            watching.cancel()
+        _announce(service, sockets, progress)
+        watching = asyncio.create_task(_watch(service, server))
+        await serving
+        watching.cancel()
     finally:
         following.cancel()
         server.should_exit = True
@@ -129,13 +127,6 @@ def _uvicorn_config(service: Service) -> uvicorn.Config:
         server_header=False,
         timeout_graceful_shutdown=max(1, int(service.config.server.drain_seconds)),
     )
-
-
-@contextlib.asynccontextmanager
-async def _lifespan(app: Any) -> AsyncIterator[None]:
-    """vLLM's app has a lifespan of its own, which no server runs as it is not the outermost."""
-    async with app.router.lifespan_context(app):
-        yield
 
 
 async def _watch(service: Service, server: uvicorn.Server) -> None:

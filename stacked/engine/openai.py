@@ -6,14 +6,15 @@ hears of the request, and can mean another adapter for the next one. It must not
 selection is made.
 
 Relies on `OpenAIServingModels.lora_requests`, `.model_name`, `.is_base_model` and
-`.show_available_models` (vLLM 0.26 to 0.32), all of which are instance attributes or methods.
+`.show_available_models`, and `AsyncLLM.generate(prompt, params, ...)` (vLLM 0.26 to 0.32), all of
+which are instance attributes or methods.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -28,10 +29,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What one request was given: the adapter (None: the base) and the name answers carry."""
+    """What one request was given: the adapter (None: the base) and the name answers carry.
+
+    `count` is told the tokens of the prompt and of the answer when the engine is done with it.
+    """
 
     label: str
     loaded: Loaded | None
+    count: Callable[[int, int], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +88,37 @@ async def build_openai_app(engine: Engine, models: Callable[[], Sequence[Served]
         build_app, init_app_state = app_builders()
         tasks = await engine.client.get_supported_tasks()
         app = build_app(engine.args, tasks, engine.client.model_config)
-        await init_app_state(engine.client, app.state, engine.args, tasks)
+        client = _counting(engine.client)
+        await init_app_state(client, app.state, engine.args, tasks)
     _route_by_selection(app.state.openai_serving_models, models)
     # On a dead engine vLLM's error handler asks its server to exit; ours decides that itself.
     app.state.server = SimpleNamespace(should_exit=False)
     return app
+
+
+def _counting(client: Any) -> Any:
+    """Have the engine's client tell each request's selection how many tokens it took and gave.
+
+    On the way from the engine, not in the response: a stream tells its usage only when asked.
+    """
+    generate = client.generate
+
+    async def counted(prompt: Any, params: Any, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        asked = given = 0
+        whole = getattr(params.output_kind, "name", "") == "CUMULATIVE"
+        try:
+            async for output in generate(prompt, params, *args, **kwargs):
+                new = sum([len(each.token_ids) for each in output.outputs])
+                given = new if whole else given + new
+                asked = len(output.prompt_token_ids or ())
+                yield output
+        finally:
+            selection = selected.get()
+            if selection is not None and selection.count is not None:
+                selection.count(asked, given)
+
+    client.generate = counted
+    return client
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -77,7 +78,7 @@ class Double:
         self.updated.append(group_id)
         return self.registry.open_work_request("MODEL_DEPLOYMENT_UPDATE")
 
-    def status(self) -> dict[str, Any]:
+    async def status(self) -> dict[str, Any]:
         return {"deploymentId": DEPLOYMENT, "generation": 1, "models": []}
 
 
@@ -621,7 +622,7 @@ def test_a_body_over_the_limit_is_refused(registry: Registry) -> None:
 
 
 def test_our_own_status_is_the_services(http: TestClient, double: Double) -> None:
-    assert http.get("/stacked/status").json() == double.status()
+    assert http.get("/stacked/status").json() == asyncio.run(double.status())
 
 
 SETTINGS: list[tuple[dict[str, Any] | None, str]] = [

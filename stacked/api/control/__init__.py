@@ -37,8 +37,8 @@ def _own(app: FastAPI, service: Service) -> None:
     """What OCI has no words for. Errors have our own codes here."""
 
     @app.get("/stacked/status")
-    def status() -> JSONResponse:
-        return JSONResponse(service.status())
+    async def status() -> JSONResponse:
+        return JSONResponse(await service.status())
 
     @app.post("/stacked/check", status_code=204)
     def check(body: asked.Settings) -> None:
