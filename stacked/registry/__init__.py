@@ -3,14 +3,17 @@
 It must not know the engine, HTTP or wire formats.
 """
 
-from stacked.registry.ids import DEPLOYMENT, GROUP, HISTORY, WORK_REQUEST, new_id
+from stacked.registry.ids import DEPLOYMENT, GROUP, HISTORY, MODEL, WORK_REQUEST, new_id
 from stacked.registry.lock import DataDirLock, lock_data_dir
 from stacked.registry.records import (
     Affected,
+    Artifact,
+    Content,
     DeployedMember,
     Deployment,
     GroupMember,
     GroupModel,
+    GroupSummary,
     Model,
     ModelGroup,
     Page,
@@ -35,8 +38,11 @@ __all__ = [
     "DEPLOYMENT",
     "GROUP",
     "HISTORY",
+    "MODEL",
     "WORK_REQUEST",
     "Affected",
+    "Artifact",
+    "Content",
     "DataDirLock",
     "DeployedMember",
     "Deployment",
@@ -44,6 +50,7 @@ __all__ = [
     "GroupMember",
     "GroupModel",
     "GroupState",
+    "GroupSummary",
     "HistoryState",
     "MemberState",
     "Model",

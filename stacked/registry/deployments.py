@@ -6,16 +6,16 @@ It must not know transactions; each function works in the one it is given.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 from sqlalchemy import Connection, delete
 from sqlalchemy.dialects.sqlite import insert
 
-from stacked.errors import RecordConflict
+from stacked.errors import RecordAbsent, RecordConflict
 from stacked.registry import work_requests as work
 from stacked.registry.models import COMMON
 from stacked.registry.paging import Listing, read_page
-from stacked.registry.records import DeployedMember, Deployment, Page, Query
+from stacked.registry.records import DeployedMember, Deployment, JsonObject, Page, Query
 from stacked.registry.rows import add, build, change, check_fresh, differing, fetch, find, move
 from stacked.registry.schema import deployed_members, deployments, groups, models, work_requests
 from stacked.registry.states import DeploymentState, GroupState, MemberState, WorkStatus
@@ -30,6 +30,16 @@ class DeploymentFilters(TypedDict, total=False):
     created_by: str | None
     compartment_id: str | None
     project_id: str | None
+
+
+class DeploymentChanges(TypedDict, total=False):
+    """What may change at any time. Of `configuration`, only the names that are given."""
+
+    display_name: str
+    description: str
+    tags: JsonObject
+    compartment_id: str
+    configuration: JsonObject
 
 
 class MemberFilters(TypedDict, total=False):
@@ -112,13 +122,42 @@ def list_(
     return Page(tuple(build(Deployment, row) for row in rows), following)
 
 
-def set_state(connection: Connection, id: str, state: DeploymentState, reason: str) -> Deployment:
+def update(
+    connection: Connection, id: str, expect: Deployment | None, changes: DeploymentChanges
+) -> Deployment:
+    """Write what is given; what a deleted one was called stays."""
+    stored = check_fresh(get(connection, id), expect)
+    if stored.state is DeploymentState.DELETED:
+        raise RecordAbsent(f"deployment {id} is DELETED; only its record is left")
+    columns: dict[str, Any] = dict(changes)
+    if "configuration" in columns:
+        columns["configuration"] = {**stored.configuration, **columns["configuration"]}
+    if columns:
+        change(connection, deployments, id, columns)
+    return get(connection, id)
+
+
+def set_state(
+    connection: Connection,
+    id: str,
+    state: DeploymentState,
+    reason: str,
+    expect: Deployment | None = None,
+) -> Deployment:
+    check_fresh(get(connection, id), expect)
     move(connection, deployments, id, state, reason=reason)
     return get(connection, id)
 
 
 def commit(
-    connection: Connection, id: str, group_id: str, generation: int, work_request_id: str
+    connection: Connection,
+    id: str,
+    group_id: str,
+    generation: int,
+    work_request_id: str,
+    *,
+    configuration: JsonObject | None = None,
+    inactive: bool = False,
 ) -> Deployment:
     """Make a group the one that a restart serves, and remember the one before it."""
     stored = get(connection, id)
@@ -127,17 +166,19 @@ def commit(
         return stored  # asked again, because the first answer was lost
     _check_commit(connection, stored, group_id, generation, work_request_id)
     previous = stored.group_id if stored.group_id != group_id else stored.previous_group_id
-    move(
-        connection,
-        deployments,
-        id,
-        DeploymentState.ACTIVE,
-        reason="",
-        group_id=group_id,
-        generation=generation,
-        previous_group_id=previous,
-        work_request_id=work_request_id,
-    )
+    columns: dict[str, Any] = {
+        "group_id": group_id,
+        "generation": generation,
+        "previous_group_id": previous,
+        "work_request_id": work_request_id,
+        "configuration": {**stored.configuration, **(configuration or {})},
+    }
+    if inactive:
+        if stored.state is not DeploymentState.INACTIVE:
+            raise RecordConflict(f"deployment {id} is {stored.state.value}, and not INACTIVE")
+        change(connection, deployments, id, columns)
+    else:
+        move(connection, deployments, id, DeploymentState.ACTIVE, reason="", **columns)
     connection.execute(
         delete(deployed_members).where(
             deployed_members.c.deployment_id == id,
@@ -205,8 +246,12 @@ def put_members(
 def list_members(
     connection: Connection, id: str, query: Query, **filters: Unpack[MemberFilters]
 ) -> Page[DeployedMember]:
-    """How members fared; those of the committed group, unless `group_id` names another."""
-    group_id = filters.get("group_id") or get(connection, id).group_id
+    """How members fared; those of the committed group, unless `group_id` names another.
+
+    Of a deployment that never had one, those of the group that it was to serve.
+    """
+    stored = get(connection, id)
+    group_id = filters.get("group_id") or stored.group_id or stored.configuration.get("group")
     where = [deployed_members.c.deployment_id == id, deployed_members.c.group_id == group_id]
     rows, following = read_page(
         connection, MEMBERS_LISTING, query, filters, where, f"{id} {group_id}"

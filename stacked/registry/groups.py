@@ -5,26 +5,39 @@ It must not know transactions; each function works in the one it is given.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TypedDict, Unpack
 
-from sqlalchemy import Connection, RowMapping, insert, select
+from sqlalchemy import ColumnElement, Connection, RowMapping, insert, select
 
 from stacked.errors import RecordAbsent, RecordConflict
-from stacked.registry import histories
-from stacked.registry.models import COMMON, SORTS
+from stacked.registry import artifacts, histories
+from stacked.registry.composition import check_composition
+from stacked.registry.models import COMMON, SORTS, by_id
 from stacked.registry.paging import Listing, read_page
 from stacked.registry.records import (
+    Artifact,
     GroupMember,
     GroupModel,
+    GroupSummary,
     JsonObject,
     Model,
     ModelGroup,
     Page,
     Query,
 )
-from stacked.registry.rows import add, build, change, check_fresh, differing, fetch, find, move
+from stacked.registry.rows import (
+    add,
+    build,
+    change,
+    check_fresh,
+    check_kept,
+    differing,
+    fetch,
+    find,
+    move,
+)
 from stacked.registry.schema import deployments, group_members, groups, models
+from stacked.registry.schema import histories as lines
 from stacked.registry.states import DeploymentState, GroupState, ModelState
 
 
@@ -40,12 +53,17 @@ class GroupFilters(TypedDict, total=False):
     version_history_id: str | None
     base_model_id: str | None
     source_group_id: str | None
+    kind: str | None
 
 
 class GroupChanges(TypedDict, total=False):
+    """A history is one that the group joins; it leaves none."""
+
     display_name: str
     description: str
     version_label: str
+    version_history_id: str
+    compartment_id: str
     tags: JsonObject
 
 
@@ -59,17 +77,27 @@ class GroupModelFilters(TypedDict, total=False):
     key: str | None
 
 
-_IMMUTABLE = ("base_model_id", "members", "custom_metadata", "create_type", "source_group_id")
+_IMMUTABLE = (
+    "kind",
+    "base_model_id",
+    "members",
+    "custom_metadata",
+    "create_type",
+    "source_group_id",
+)
+
+_NAMED = groups.outerjoin(lines, lines.c.id == groups.c.version_history_id)
+_COLUMNS = (*groups.c, lines.c.display_name.label("version_history_name"))
 
 LISTING = Listing(
     name="model groups",
-    source=groups,
-    columns=tuple(groups.c),
+    source=_NAMED,
+    columns=_COLUMNS,
     seq=groups.c.seq,
     sorts={name: groups.c[name] for name in SORTS},
     filters={
         name: groups.c[name]
-        for name in (*COMMON, "version_history_id", "base_model_id", "source_group_id")
+        for name in (*COMMON, "version_history_id", "base_model_id", "source_group_id", "kind")
     },
 )
 
@@ -86,11 +114,14 @@ MODELS_LISTING = Listing(
 )
 
 
-def create(connection: Connection, group: ModelGroup) -> ModelGroup:
-    """Insert with its members, and append it to its history; a repetition changes nothing."""
+def create(connection: Connection, group: ModelGroup, *, check: bool = False) -> ModelGroup:
+    """Insert with its members, and append it to its history; a repetition changes nothing.
+
+    With `check`, its models must make a group of its kind, now.
+    """
     if find(connection, groups, group.id) is not None:
         return _repeated(get(connection, group.id), group)
-    _check_models(connection, group)
+    _check_models(connection, group, check)
     if group.source_group_id is not None:
         fetch(connection, groups, group.source_group_id)
     add(connection, groups, group, version_history_id=None, version=None)
@@ -116,49 +147,99 @@ def append(connection: Connection, history_id: str, group_id: str) -> ModelGroup
 
 
 def get(connection: Connection, id: str) -> ModelGroup:
-    return _with_members(connection, [fetch(connection, groups, id)])[0]
+    fetch(connection, groups, id)  # raises RecordAbsent
+    wanted = select(*_COLUMNS).select_from(_NAMED).where(groups.c.id == id)
+    row = connection.execute(wanted).mappings().one()
+    members = connection.execute(
+        select(group_members.c.model_id, group_members.c.key)
+        .where(group_members.c.group_id == id)
+        .order_by(group_members.c.position)
+    )
+    return build(ModelGroup, row, members=tuple(GroupMember(*member) for member in members))
 
 
 def list_(
     connection: Connection, query: Query, **filters: Unpack[GroupFilters]
-) -> Page[ModelGroup]:
+) -> Page[GroupSummary]:
     rows, following = read_page(connection, LISTING, query, filters)
-    return Page(tuple(_with_members(connection, rows)), following)
+    return Page(tuple(build(GroupSummary, row) for row in rows), following)
 
 
 def list_models(
     connection: Connection, group_id: str, query: Query, **filters: Unpack[GroupModelFilters]
 ) -> Page[GroupModel]:
     fetch(connection, groups, group_id)
-    where = [group_members.c.group_id == group_id]
+    where: list[ColumnElement[bool]] = [group_members.c.group_id == group_id]
     rows, following = read_page(connection, MODELS_LISTING, query, filters, where, group_id)
-    return Page(
-        tuple(GroupModel(key=row["key"], model=build(Model, row)) for row in rows), following
-    )
+    return Page(tuple(_group_model(row) for row in rows), following)
 
 
 def update(
     connection: Connection, id: str, expect: ModelGroup | None, changes: GroupChanges
 ) -> ModelGroup:
-    check_fresh(get(connection, id), expect)
-    change(connection, groups, id, dict(changes))
+    stored = _kept(connection, id)
+    check_fresh(stored, expect)
+    joins = changes.get("version_history_id")
+    if joins is not None:
+        append(connection, joins, id)
+    columns = {name: value for name, value in changes.items() if name != "version_history_id"}
+    change(connection, groups, id, columns)
     return get(connection, id)
 
 
-def set_state(connection: Connection, id: str, state: GroupState, reason: str) -> ModelGroup:
+def set_state(
+    connection: Connection, id: str, state: GroupState, reason: str, expect: ModelGroup | None
+) -> ModelGroup:
     """Move a group; one that a deployment has committed stays ACTIVE."""
+    stored = _kept(connection, id)
+    check_fresh(stored, expect)
     if state is not GroupState.ACTIVE:
-        user = connection.execute(
-            select(deployments.c.id).where(
-                deployments.c.group_id == id, deployments.c.state != DeploymentState.DELETED
-            )
-        ).scalar()
-        if user is not None:
-            raise RecordConflict(
-                f"model group {id} is what deployment {user} serves; update that one first"
-            )
+        _check_not_served(connection, id)
     move(connection, groups, id, state, reason=reason)
+    if state is GroupState.DELETED:
+        artifacts.drop(connection, id)
+        if stored.version_history_id is not None:
+            histories.forget(connection, stored.version_history_id, id)
     return get(connection, id)
+
+
+def attach(connection: Connection, artifact: Artifact, expect: ModelGroup | None) -> ModelGroup:
+    """Keep the file that a HOMOGENEOUS group is loaded with, once."""
+    stored = _kept(connection, artifact.owner_id)
+    check_fresh(stored, expect)
+    if stored.kind != "HOMOGENEOUS":
+        raise RecordConflict(
+            f"model group {stored.id} is {stored.kind}; only a HOMOGENEOUS group has an artifact"
+        )
+    if artifacts.is_there(connection, stored.id, ""):
+        there = artifacts.get(connection, stored.id, "")
+        if there.sha256 != artifact.sha256:
+            raise RecordConflict(
+                f"model group {stored.id} has its artifact, and groups do not change; "
+                "create another group"
+            )
+    artifacts.put(connection, artifact)
+    change(connection, groups, stored.id, {})
+    return get(connection, stored.id)
+
+
+def _kept(connection: Connection, id: str) -> ModelGroup:
+    """A group that is not deleted."""
+    stored = get(connection, id)
+    check_kept(f"model group {id}", stored.state)
+    return stored
+
+
+def _check_not_served(connection: Connection, id: str) -> None:
+    user = connection.execute(
+        select(deployments.c.id).where(
+            deployments.c.group_id == id, deployments.c.state != DeploymentState.DELETED
+        )
+    ).scalar()
+    if user is not None:
+        raise RecordConflict(
+            f"model group {id} is what deployment {user} serves; update that one first"
+        )
 
 
 def _repeated(stored: ModelGroup, group: ModelGroup) -> ModelGroup:
@@ -173,25 +254,20 @@ def _repeated(stored: ModelGroup, group: ModelGroup) -> ModelGroup:
     return stored
 
 
-def _check_models(connection: Connection, group: ModelGroup) -> None:
-    wanted = {group.base_model_id, *(member.model_id for member in group.members)}
-    rows = connection.execute(select(models.c.id, models.c.state).where(models.c.id.in_(wanted)))
-    states = {row.id: row.state for row in rows}
-    absent = sorted(id for id in wanted if states.get(id, ModelState.DELETED) is ModelState.DELETED)
+def _check_models(connection: Connection, group: ModelGroup, check: bool) -> None:
+    base = {group.base_model_id} if group.base_model_id else set()
+    wanted = base | {member.model_id for member in group.members}
+    there = by_id(connection, sorted(wanted))
+    absent = sorted(id for id in wanted if id not in there or there[id].state is ModelState.DELETED)
     if absent:
         more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
         raise RecordAbsent(
             f"model {absent[0]}{more} of group {group.id} is not there; put it first"
         )
+    if check:
+        checked = {model.base_model_id for model in there.values() if model.base_model_id}
+        check_composition(group, {**by_id(connection, sorted(checked)), **there})
 
 
-def _with_members(connection: Connection, rows: Sequence[RowMapping]) -> list[ModelGroup]:
-    found: dict[str, list[GroupMember]] = {row["id"]: [] for row in rows}
-    members = connection.execute(
-        select(group_members.c.group_id, group_members.c.model_id, group_members.c.key)
-        .where(group_members.c.group_id.in_(found))
-        .order_by(group_members.c.group_id, group_members.c.position)
-    )
-    for group_id, model_id, key in members:
-        found[group_id].append(GroupMember(model_id, key))
-    return [build(ModelGroup, row, members=tuple(found[row["id"]])) for row in rows]
+def _group_model(row: RowMapping) -> GroupModel:
+    return GroupModel(key=row["key"], model=build(Model, row))

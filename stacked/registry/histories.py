@@ -13,9 +13,19 @@ from stacked.errors import RecordConflict
 from stacked.registry.models import COMMON, SORTS
 from stacked.registry.paging import Listing, read_page
 from stacked.registry.records import JsonObject, Page, Query, VersionHistory
-from stacked.registry.rows import add, build, change, check_fresh, differing, fetch, find, move
+from stacked.registry.rows import (
+    add,
+    build,
+    change,
+    check_fresh,
+    check_kept,
+    differing,
+    fetch,
+    find,
+    move,
+)
 from stacked.registry.schema import groups, histories
-from stacked.registry.states import HistoryState
+from stacked.registry.states import GroupState, HistoryState
 
 
 class HistoryFilters(TypedDict, total=False):
@@ -34,6 +44,7 @@ class HistoryChanges(TypedDict, total=False):
     description: str
     tags: JsonObject
     latest_group_id: str
+    compartment_id: str
 
 
 LISTING = Listing(
@@ -75,18 +86,30 @@ def list_(
 def update(
     connection: Connection, id: str, expect: VersionHistory | None, changes: HistoryChanges
 ) -> VersionHistory:
-    check_fresh(get(connection, id), expect)
+    stored = get(connection, id)
+    check_kept(f"version history {id}", stored.state)
+    check_fresh(stored, expect)
     if "display_name" in changes:
         _check_name(connection, changes["display_name"], id)
     if "latest_group_id" in changes:
         latest = fetch(connection, groups, changes["latest_group_id"])
         if latest["version_history_id"] != id:
             raise RecordConflict(f"model group {latest['id']} is not of version history {id}")
+        check_kept(f"model group {latest['id']}", latest["state"])
     change(connection, histories, id, dict(changes))
     return get(connection, id)
 
 
-def set_state(connection: Connection, id: str, state: HistoryState, reason: str) -> VersionHistory:
+def set_state(
+    connection: Connection,
+    id: str,
+    state: HistoryState,
+    reason: str,
+    expect: VersionHistory | None,
+) -> VersionHistory:
+    stored = get(connection, id)
+    check_kept(f"version history {id}", stored.state)
+    check_fresh(stored, expect)
     move(connection, histories, id, state, reason=reason)
     return get(connection, id)
 
@@ -101,6 +124,19 @@ def append(connection: Connection, id: str, group_id: str) -> dict[str, Any]:
     ).scalar()
     change(connection, histories, id, {"latest_group_id": group_id})
     return {"version_history_id": id, "version": (highest or 0) + 1}
+
+
+def forget(connection: Connection, id: str, group_id: str) -> None:
+    """A group of it was deleted: the latest is then the highest version that is left, or none."""
+    if get(connection, id).latest_group_id != group_id:
+        return
+    left = connection.execute(
+        select(groups.c.id)
+        .where(groups.c.version_history_id == id, groups.c.state != GroupState.DELETED)
+        .order_by(groups.c.version.desc())
+        .limit(1)
+    ).scalar()
+    change(connection, histories, id, {"latest_group_id": left})
 
 
 def _check_name(connection: Connection, name: str, id: str) -> None:

@@ -8,18 +8,19 @@ from __future__ import annotations
 import uuid
 from datetime import UTC, datetime
 
+MODEL = "datasciencemodel"
 GROUP = "datasciencemodelgroup"
 HISTORY = "datasciencemodelgroupversionhistory"
 DEPLOYMENT = "datasciencemodeldeployment"
 WORK_REQUEST = "datascienceworkrequest"
 
-_KINDS = (GROUP, HISTORY, DEPLOYMENT, WORK_REQUEST)
+_KINDS = (MODEL, GROUP, HISTORY, DEPLOYMENT, WORK_REQUEST)
 
 
 def new_id(kind: str) -> str:
     """A fresh OCID: `ocid1.<kind>.oc1..` and 40 random lower-case hex digits.
 
-    Models have no random ids: theirs are given, or made from their content.
+    A model that is made from a source has no random id: its own is given, or follows from content.
     """
     if kind not in _KINDS:
         raise ValueError(f"no ids of kind {kind!r} are made; one of {', '.join(_KINDS)}")

@@ -42,19 +42,54 @@ class Record:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model(Record):
-    """A base or an adapter. Its content is (kind, digest), and never changes under one id.
+    """A base, an adapter, or a model that has no content yet.
 
-    `bytes` is the size of its weights; `rank` is 0 for a base.
+    Its content is (kind, digest); it never changes while a group has the model. `bytes` is the size
+    of its weights; `rank` is 0 for a base.
     """
 
-    kind: str
-    """`base` or `adapter`."""
-    digest: str
+    kind: str = ""
+    """`base`, `adapter`, or empty where there is no content."""
+    digest: str = ""
     source: str = ""
     rank: int = 0
     bytes: int = 0
     state: ModelState = ModelState.ACTIVE
     extra: JsonObject = field(default_factory=dict)
+    """What is kept and shown as it was given: metadata, schemas, settings, provenance."""
+    description: str = ""
+    category: str = "USER"
+    version_label: str = ""
+    base_model_id: str | None = None
+    """Of an adapter: the base whose modules it was checked against."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Content:
+    """What a model is made of, when it arrives."""
+
+    kind: str
+    digest: str
+    bytes: int
+    rank: int = 0
+    base_model_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """A file that was uploaded: which bytes, and under which name.
+
+    `part` is empty for the artifact itself, else what of the owner it belongs to. `sha256` and
+    `md5` are in hex; the first is also where the file stands.
+    """
+
+    owner_id: str
+    part: str = ""
+    sha256: str
+    md5: str
+    bytes: int
+    name: str = ""
+    time_created: datetime = field(default_factory=now)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,23 +101,35 @@ class GroupMember:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelGroup(Record):
-    """A group; all but its names, tags and state is immutable.
+class GroupSummary(Record):
+    """A group without its members, of which there may be hundreds.
 
-    `version` counts within the version history and is given by the registry.
+    All but its names, tags and state is immutable. `version` counts within the version history and
+    is given by the registry.
     """
 
-    base_model_id: str
-    members: tuple[GroupMember, ...] = ()
+    kind: str = "STACKED"
+    """`STACKED`, `HOMOGENEOUS` or `HETEROGENEOUS`."""
+    base_model_id: str | None = None
+    """The base of a STACKED group; other kinds have none."""
     description: str = ""
     custom_metadata: tuple[JsonObject, ...] = ()
     version_history_id: str | None = None
+    version_history_name: str | None = None
+    """The history's; read from its record, ignored when written."""
     version: int | None = None
     version_label: str = ""
     create_type: str = "CREATE"
     """`CREATE` or `CLONE`; a clone names the group it was made from."""
     source_group_id: str | None = None
     state: GroupState = GroupState.ACTIVE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelGroup(GroupSummary):
+    """A group with its members, in their order."""
+
+    members: tuple[GroupMember, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

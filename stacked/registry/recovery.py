@@ -23,14 +23,25 @@ from stacked.registry.states import (
 INTERRUPTED = "Interrupted"
 
 
+# Deployments that a process has stopped by ending, whatever it still had to write down.
+_STOPPED = {
+    ("MODEL_DEPLOYMENT_DEACTIVATE", DeploymentState.UPDATING): DeploymentState.INACTIVE,
+    ("MODEL_DEPLOYMENT_DELETE", DeploymentState.DELETING): DeploymentState.DELETED,
+}
+# Those that were on their way to serve, and did not before.
+_IDLE = {("MODEL_DEPLOYMENT_ACTIVATE", DeploymentState.UPDATING): DeploymentState.INACTIVE}
+
+
 def recover(connection: Connection) -> Recovered:
     """Fail what was in progress, with a reason. The committed group of a deployment stands.
 
     A work request whose group was committed had passed the point of no return: the next start
-    serves that group and nothing drains any more, so it has succeeded.
+    serves that group and nothing drains any more, so it has succeeded. So has one that was to stop
+    a deployment: nothing of it runs.
     """
-    succeeded, failed = _work_requests(connection)
-    failed += _deployments(connection)
+    stopped, done, moved = _stopped(connection)
+    succeeded, failed = _work_requests(connection, done)
+    failed += moved + _deployments(connection)
     for table, kind, state in (
         (groups, GroupState, GroupState.FAILED),
         (histories, HistoryState, HistoryState.FAILED),
@@ -41,10 +52,54 @@ def recover(connection: Connection) -> Recovered:
         for id, before in rows:
             move(connection, table, id, state, reason=_reason(before.value))
         failed += [row.id for row in rows]
-    return Recovered(failed=tuple(failed), succeeded=tuple(succeeded))
+    return Recovered(failed=tuple(failed), succeeded=(*stopped, *succeeded))
 
 
-def _work_requests(connection: Connection) -> tuple[list[str], list[str]]:
+def _stopped(connection: Connection) -> tuple[list[str], set[str], list[str]]:
+    """Settle deployments by what was being done to them.
+
+    Returns the deployments that are stopped as was asked, the work requests that asked for it, and
+    the deployments whose activation was not finished.
+    """
+    stopped: list[str] = []
+    done: set[str] = set()
+    idle: list[str] = []
+    for work_id, operation, id, before in _changing(connection):
+        if (after := _STOPPED.get((operation, before))) is not None:
+            move(connection, deployments, id, after, reason="")
+            stopped.append(id)
+            done.add(work_id)
+        elif (after := _IDLE.get((operation, before))) is not None:
+            move(connection, deployments, id, after, reason=_reason("being activated"))
+            idle.append(id)
+    return stopped, done, idle
+
+
+def _changing(connection: Connection) -> list[tuple[str, str, str, DeploymentState]]:
+    """Work that was under way on a deployment that waits for it: work, operation, deployment."""
+    states = {
+        row.id: row.state
+        for row in connection.execute(
+            select(deployments.c.id, deployments.c.state).where(
+                deployments.c.state.in_(UNFINISHED[DeploymentState])
+            )
+        )
+    }
+    rows = connection.execute(
+        select(work_requests.c.id, work_requests.c.operation, work_requests.c.resources).where(
+            work_requests.c.status.in_(UNFINISHED[WorkStatus])
+        )
+    ).all()
+    return [
+        (row.id, row.operation, item.id, states[item.id])
+        for row in rows
+        for item in row.resources
+        if item.id in states
+    ]
+
+
+def _work_requests(connection: Connection, done: set[str]) -> tuple[list[str], list[str]]:
+    """Settle work requests; `done` are those whose end has come about by itself."""
     committed = select(deployments.c.work_request_id).where(
         deployments.c.work_request_id.is_not(None)
     )
@@ -57,8 +112,14 @@ def _work_requests(connection: Connection) -> tuple[list[str], list[str]]:
     ).all()
     succeeded, failed = [], []
     for id, before, past_commit in rows:
-        if past_commit:
-            text = "the server ended after the commit; its next start serves the committed group"
+        if past_commit or id in done:
+            text = (
+                "the server ended after the commit; its next start serves the committed group"
+                if past_commit
+                else "the server ended, and what it served with it"
+            )
+            # What is only accepted cannot succeed yet, as a table of moves has it.
+            work.advance(connection, id, 0.0, None)
             work.finish(connection, id, WorkStatus.SUCCEEDED, text)
             succeeded.append(id)
         else:

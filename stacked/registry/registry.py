@@ -6,11 +6,13 @@ It must not know the engine, HTTP, or who may do what.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Unpack
 
-from stacked.registry import deployments, groups, histories, models, recovery, work_requests
+from stacked.registry import deployments, recovery, retry_tokens, work_requests
+from stacked.registry.catalogue import CatalogueRecords
 from stacked.registry.database import Database
 from stacked.registry.ids import WORK_REQUEST, new_id
 from stacked.registry.paging import FIRST
@@ -18,27 +20,22 @@ from stacked.registry.records import (
     Affected,
     DeployedMember,
     Deployment,
-    GroupModel,
-    Model,
-    ModelGroup,
+    JsonObject,
     Page,
     Query,
     Recovered,
-    VersionHistory,
     WorkError,
     WorkLog,
     WorkRequest,
 )
+from stacked.registry.retry_tokens import Call, Kept, RetryToken
 from stacked.registry.states import (
     DeploymentState,
-    GroupState,
-    HistoryState,
-    ModelState,
     WorkStatus,
 )
 
 
-class Registry:
+class Registry(CatalogueRecords):
     """The records in one file. Every method blocks, and may be called from any thread.
 
     Open it once per process; only the holder of `lock_data_dir` may write. All methods raise
@@ -70,109 +67,6 @@ class Registry:
         with self._database.write() as connection:
             return recovery.recover(connection)
 
-    # -- models -----------------------------------------------------------------------------
-
-    def put_model(self, model: Model) -> Model:
-        """Record a model, or describe it anew. Raises RecordConflict for other content."""
-        return self.put_models([model])[0]
-
-    def put_models(self, given: Sequence[Model]) -> list[Model]:
-        """`put_model` for all of them, or none."""
-        with self._database.write() as connection:
-            return models.put(connection, given)
-
-    def get_model(self, id: str) -> Model:
-        with self._database.read() as connection:
-            return models.get(connection, id)
-
-    def list_models(
-        self, query: Query = FIRST, **filters: Unpack[models.ModelFilters]
-    ) -> Page[Model]:
-        with self._database.read() as connection:
-            return models.list_(connection, query, **filters)
-
-    def set_model_state(self, id: str, state: ModelState, reason: str = "") -> Model:
-        """Raises IllegalMove, and RecordConflict for deleting what a deployment serves."""
-        with self._database.write() as connection:
-            return models.set_state(connection, id, state, reason)
-
-    # -- version histories ------------------------------------------------------------------
-
-    def create_version_history(self, history: VersionHistory) -> VersionHistory:
-        """Idempotent. Raises RecordConflict for a name that is taken."""
-        with self._database.write() as connection:
-            return histories.create(connection, history)
-
-    def get_version_history(self, id: str) -> VersionHistory:
-        with self._database.read() as connection:
-            return histories.get(connection, id)
-
-    def list_version_histories(
-        self, query: Query = FIRST, **filters: Unpack[histories.HistoryFilters]
-    ) -> Page[VersionHistory]:
-        with self._database.read() as connection:
-            return histories.list_(connection, query, **filters)
-
-    def update_version_history(
-        self,
-        id: str,
-        expect: VersionHistory | None = None,
-        **changes: Unpack[histories.HistoryChanges],
-    ) -> VersionHistory:
-        """Raises RecordConflict for a name that is taken, or a latest group of another history."""
-        with self._database.write() as connection:
-            return histories.update(connection, id, expect, changes)
-
-    def append_version(self, history_id: str, group_id: str) -> ModelGroup:
-        """Make a group that is of no history yet the next version of one. Idempotent."""
-        with self._database.write() as connection:
-            return groups.append(connection, history_id, group_id)
-
-    def set_version_history_state(
-        self, id: str, state: HistoryState, reason: str = ""
-    ) -> VersionHistory:
-        """Raises IllegalMove."""
-        with self._database.write() as connection:
-            return histories.set_state(connection, id, state, reason)
-
-    # -- groups -----------------------------------------------------------------------------
-
-    def create_group(self, group: ModelGroup) -> ModelGroup:
-        """Record a group; with a version history, as the next version and the latest of it.
-
-        Idempotent: the same id with the same base, members, metadata and origin is answered with
-        what is there, and with other ones raises RecordConflict.
-        """
-        with self._database.write() as connection:
-            return groups.create(connection, group)
-
-    def get_group(self, id: str) -> ModelGroup:
-        with self._database.read() as connection:
-            return groups.get(connection, id)
-
-    def list_groups(
-        self, query: Query = FIRST, **filters: Unpack[groups.GroupFilters]
-    ) -> Page[ModelGroup]:
-        with self._database.read() as connection:
-            return groups.list_(connection, query, **filters)
-
-    def list_group_models(
-        self, group_id: str, query: Query = FIRST, **filters: Unpack[groups.GroupModelFilters]
-    ) -> Page[GroupModel]:
-        with self._database.read() as connection:
-            return groups.list_models(connection, group_id, query, **filters)
-
-    def update_group(
-        self, id: str, expect: ModelGroup | None = None, **changes: Unpack[groups.GroupChanges]
-    ) -> ModelGroup:
-        with self._database.write() as connection:
-            return groups.update(connection, id, expect, changes)
-
-    def set_group_state(self, id: str, state: GroupState, reason: str = "") -> ModelGroup:
-        """Raises IllegalMove, and RecordConflict for a group that a deployment has committed."""
-        with self._database.write() as connection:
-            return groups.set_state(connection, id, state, reason)
-
     # -- deployments ------------------------------------------------------------------------
 
     def create_deployment(self, deployment: Deployment) -> Deployment:
@@ -197,24 +91,57 @@ class Registry:
         with self._database.read() as connection:
             return deployments.list_(connection, query, **filters)
 
-    def set_deployment_state(self, id: str, state: DeploymentState, reason: str = "") -> Deployment:
+    def update_deployment(
+        self,
+        id: str,
+        expect: Deployment | None = None,
+        **changes: Unpack[deployments.DeploymentChanges],
+    ) -> Deployment:
+        """Names, tags, compartment, and parts of the configuration; the engine hears of none.
+
+        Raises RecordAbsent for one that is deleted.
+        """
+        with self._database.write() as connection:
+            return deployments.update(connection, id, expect, changes)
+
+    def set_deployment_state(
+        self,
+        id: str,
+        state: DeploymentState,
+        reason: str = "",
+        expect: Deployment | None = None,
+    ) -> Deployment:
         """Raises IllegalMove: UPDATING is entered by one update at a time."""
         with self._database.write() as connection:
-            return deployments.set_state(connection, id, state, reason)
+            return deployments.set_state(connection, id, state, reason, expect)
 
     def commit_group(
-        self, deployment_id: str, group_id: str, generation: int, work_request_id: str
+        self,
+        deployment_id: str,
+        group_id: str,
+        generation: int,
+        work_request_id: str,
+        *,
+        configuration: JsonObject | None = None,
+        inactive: bool = False,
     ) -> Deployment:
         """The durable switch: from its return on, a restart serves this group.
 
         The group before it is remembered, the deployment becomes ACTIVE, and member states of
-        groups older than these two are forgotten. Asking again for the same is answered the same.
-        Raises RecordConflict (the group is not ACTIVE, the generation does not grow, the work
+        groups older than these two are forgotten. `configuration` are the parts of it that change
+        with the group; an `inactive` deployment stays so. Asking again for the same is answered the
+        same. Raises RecordConflict (the group is not ACTIVE, the generation does not grow, the work
         request is not in progress) or IllegalMove (the deployment is ACTIVE: it is not updating).
         """
         with self._database.write() as connection:
             return deployments.commit(
-                connection, deployment_id, group_id, generation, work_request_id
+                connection,
+                deployment_id,
+                group_id,
+                generation,
+                work_request_id,
+                configuration=configuration,
+                inactive=inactive,
             )
 
     def put_member_states(
@@ -303,3 +230,23 @@ class Registry:
         """Oldest first, unless the query says otherwise."""
         with self._database.read() as connection:
             return work_requests.list_errors(connection, id, query)
+
+    # -- retry tokens -----------------------------------------------------------------------
+
+    def begin_retry(self, token: RetryToken, payload: str, now: datetime) -> Call | None:
+        """The first call with a token, or None: then it is this one, and noted durably.
+
+        Calls of a day ago are forgotten, and so are the oldest of more than 10,000.
+        """
+        with self._database.write() as connection:
+            return retry_tokens.begin(connection, token, payload, now)
+
+    def finish_retry(self, token: RetryToken, payload: str, answer: Kept) -> None:
+        """Keep what the first call was answered with."""
+        with self._database.write() as connection:
+            retry_tokens.finish(connection, token, payload, answer)
+
+    def forget_retry(self, token: RetryToken) -> None:
+        """The first call did nothing; the next one may."""
+        with self._database.write() as connection:
+            retry_tokens.forget(connection, token)

@@ -78,6 +78,12 @@ def move(connection: Connection, table: Table, id: str, after: enum.Enum, **colu
     change(connection, table, id, {column: after, **columns})
 
 
+def check_kept(what: str, state: enum.Enum) -> None:
+    """Raise RecordAbsent for a deleted record: it can be read, and nothing else."""
+    if state.value == "DELETED":
+        raise RecordAbsent(f"{what} is deleted")
+
+
 def check_fresh(stored: T, expect: T | None) -> T:
     """The stored record. Raises RecordStale where the caller acts on another one."""
     if expect is not None and stored != expect:

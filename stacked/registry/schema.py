@@ -18,6 +18,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     Table,
     Text,
@@ -182,6 +183,10 @@ models = _record(
     Column("rank", Integer, nullable=False),
     Column("bytes", Integer, nullable=False),
     Column("extra", _object(), nullable=False),
+    _text("description"),
+    _text("category"),
+    _text("version_label"),
+    _maybe("base_model_id", "models.id"),
     Index("models_by_digest", "digest"),
 )
 
@@ -201,8 +206,9 @@ histories = _record(
 groups = _record(
     "model_groups",
     GroupState,
+    _text("kind"),
     _text("description"),
-    Column("base_model_id", Text, ForeignKey("models.id"), nullable=False),
+    _maybe("base_model_id", "models.id"),
     Column("custom_metadata", Json("a list", tuple), nullable=False),
     _maybe("version_history_id", "version_histories.id"),
     Column("version", Integer),
@@ -223,6 +229,21 @@ group_members = Table(
     UniqueConstraint("group_id", "position"),
     UniqueConstraint("group_id", "key"),
     Index("group_members_by_model", "model_id"),
+)
+
+artifacts = Table(
+    "artifacts",
+    metadata,
+    _key(),
+    _text("owner_id"),
+    _text("part"),
+    _text("sha256"),
+    _text("md5"),
+    Column("bytes", Integer, nullable=False),
+    _text("name"),
+    Column("time_created", Moment(), nullable=False),
+    UniqueConstraint("owner_id", "part"),
+    Index("artifacts_by_sha256", "sha256"),
 )
 
 deployments = _record(
@@ -288,4 +309,20 @@ work_errors = Table(
     Column("model_id", Text),
     Column("time", Moment(), nullable=False),
     Index("work_errors_by_request", "work_request_id"),
+)
+
+retry_tokens = Table(
+    "retry_tokens",
+    metadata,
+    _key(),
+    _text("principal"),
+    _text("operation"),
+    _text("token"),
+    _text("payload"),
+    Column("status", Integer),
+    Column("headers", _object(), nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("time_created", Moment(), nullable=False),
+    UniqueConstraint("principal", "operation", "token"),
+    Index("retry_tokens_by_time_created", "time_created"),
 )

@@ -1,10 +1,27 @@
-"""The adapter store: sources, checks and content-addressed copies. It knows no engine, no group."""
+"""The store: sources, checks, content-addressed copies, uploads. It knows no engine, no group."""
 
+from stacked.store.artifacts import ArtifactFiles, Incoming, pack
 from stacked.store.base import BaseModules
+from stacked.store.base_store import BaseStore
 from stacked.store.checks import Report
 from stacked.store.limits import Limits
 from stacked.store.peft_config import RANK_LADDER, rung
 from stacked.store.sources import is_remote
 from stacked.store.store import AdapterStore
+from stacked.store.uploads import Kind, kind_of
 
-__all__ = ["RANK_LADDER", "AdapterStore", "BaseModules", "Limits", "Report", "is_remote", "rung"]
+__all__ = [
+    "RANK_LADDER",
+    "AdapterStore",
+    "ArtifactFiles",
+    "BaseModules",
+    "BaseStore",
+    "Incoming",
+    "Kind",
+    "Limits",
+    "Report",
+    "is_remote",
+    "kind_of",
+    "pack",
+    "rung",
+]

@@ -1,4 +1,4 @@
-"""Zip and tar archives: unpacks the two files that make an adapter, and trusts nothing.
+"""Zip and tar archives: unpacks the files that are wanted of one, and trusts nothing.
 
 It must not know where the archive came from or what the files say. An archive with one unsafe
 member is refused whole, even if that member would not be unpacked.
@@ -7,6 +7,7 @@ member is refused whole, even if that member would not be unpacked.
 from __future__ import annotations
 
 import bz2
+import contextlib
 import errno
 import gzip
 import io
@@ -16,7 +17,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -68,26 +69,77 @@ def unpack(archive: Path, target: Path, scratch: Path, limits: Limits, name: str
     `scratch` is a directory for our use alone, `name` what sentences call the archive. Raises
     ArchiveInvalid, PathUnsafe, AdapterTooLarge, FileMissing, PickleRefused.
     """
+    with _readable(name, "zip, tar, tar.gz, tar.bz2 or tar.xz"), archive.open("rb") as file:
+        if zipfile.is_zipfile(file):
+            file.seek(0)
+            folders = _take(_zip_members(file), archive, scratch, limits)
+        else:
+            with _plain_tar(file, scratch, limits) as plain:
+                folders = _take(_tar_members(plain), archive, scratch, limits)
+    folder = _chosen(folders, name)
+    for wanted in WANTED:
+        folders[folder][wanted].rename(target / wanted)
+
+
+def zip_files(archive: Path, limits: Limits, name: str) -> dict[PurePosixPath, int]:
+    """The files of a zip and their sizes, all of them safe and within the limits as declared.
+
+    Raises ArchiveInvalid, PathUnsafe, AdapterTooLarge.
+    """
+    with _readable(name, "zip"), archive.open("rb") as file:
+        listed = _checked(_zip_members(file), archive.stat().st_size, limits)
+        return {path: member.size for path, member in listed if member.open is not None}
+
+
+def unpack_zip(
+    archive: Path, target: Path, limits: Limits, name: str, wanted: Collection[PurePosixPath]
+) -> None:
+    """Unpack these files of a zip into `target`, each under its last name.
+
+    Raises ArchiveInvalid, PathUnsafe, AdapterTooLarge.
+    """
+    with _readable(name, "zip"), archive.open("rb") as file:
+        for path, member in _checked(_zip_members(file), archive.stat().st_size, limits):
+            reader = member.open() if member.open is not None and path in wanted else None
+            if reader is not None:
+                with reader:
+                    write_copy(reader, target / path.name, limits.max_bytes, member.name)
+
+
+@contextlib.contextmanager
+def _readable(name: str, kinds: str) -> Iterator[None]:
+    """What the readers say of damaged data, as one error."""
     try:
-        with archive.open("rb") as file:
-            if zipfile.is_zipfile(file):
-                file.seek(0)
-                folders = _take(_zip_members(file), archive, scratch, limits)
-            else:
-                with _plain_tar(file, scratch, limits) as plain:
-                    folders = _take(_tar_members(plain), archive, scratch, limits)
+        yield
     except (*_BROKEN, OSError) as error:
         # gzip and bz2 say OSError of damaged data, and an impossible offset is EINVAL; one with
         # another number is of our own disk.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         raise ArchiveInvalid(
-            f"{name} cannot be read as a zip, tar, tar.gz, tar.bz2 or tar.xz "
-            f"({str(error)[:200]}); pack the adapter's directory again"
+            f"{name} cannot be read as a {kinds} ({str(error)[:200]}); pack its directory again"
         ) from error
-    folder = _chosen(folders, name)
-    for wanted in WANTED:
-        folders[folder][wanted].rename(target / wanted)
+
+
+def _checked(
+    members: Iterator[_Member], packed: int, limits: Limits
+) -> Iterator[tuple[PurePosixPath, _Member]]:
+    """Every member with its path: safe, there once, and within the limits so far."""
+    seen: set[PurePosixPath] = set()
+    total = 0
+    for count, member in enumerate(members, start=1):
+        if count > limits.max_members:
+            raise AdapterTooLarge(f"the archive has more than {limits.max_members} members")
+        path = _safe_path(member.name)
+        total += member.size
+        _check_total(total, packed, limits)
+        if member.open is not None and path.parts:
+            if path in seen:
+                raise ArchiveInvalid(
+                    f"{quoted(member.name)} is in the archive twice; pack it again"
+                )
+            seen.add(path)
+        yield path, member
 
 
 def _take(
@@ -97,21 +149,11 @@ def _take(
 
     Files that are not wanted are listed, for the hints in refusals, but not unpacked.
     """
-    packed = archive.stat().st_size
     folders: dict[str, dict[str, Path]] = {}
-    seen: set[PurePosixPath] = set()
-    total = 0
-    for count, member in enumerate(members, start=1):
-        if count > limits.max_members:
-            raise AdapterTooLarge(f"the archive has more than {limits.max_members} members")
-        path = _safe_path(member.name)
-        total += member.size
-        _check_total(total, packed, limits)
+    listed = _checked(members, archive.stat().st_size, limits)
+    for count, (path, member) in enumerate(listed, start=1):
         if member.open is None or not path.parts:
             continue
-        if path in seen:
-            raise ArchiveInvalid(f"{quoted(member.name)} is in the archive twice; pack it again")
-        seen.add(path)
         if len(path.parts) > 2:
             continue
         folder = path.parts[0] if len(path.parts) == 2 else ""

@@ -1,4 +1,4 @@
-"""Locks, flushes and removals: the few things a crash-safe directory needs of the disk.
+"""Locks, workplaces, flushes and removals: the few things a crash-safe directory needs of the disk.
 
 It must not know what is kept there.
 """
@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -48,3 +49,29 @@ def clear(directory: Path) -> None:
     for place, _, _ in os.walk(directory):
         os.chmod(place, 0o755)
     shutil.rmtree(directory)
+
+
+@contextlib.contextmanager
+def workplace(staging: Path) -> Iterator[Path]:
+    """A new private directory in `staging`, gone afterwards; its lock tells that it is in use."""
+    name = uuid.uuid4().hex
+    with locked(staging / f"{name}.lock") as file:
+        assert file is not None
+        place = staging / name
+        place.mkdir(mode=0o700)
+        try:
+            yield place
+        finally:
+            clear(place)
+            Path(file.name).unlink(missing_ok=True)
+
+
+def clear_workplaces(staging: Path) -> None:
+    """Clear those that nobody holds the lock of: their process is gone."""
+    for name in sorted({name.removesuffix(".lock") for name in os.listdir(staging)}):
+        lock = staging / f"{name}.lock"
+        with locked(lock, wait=False) as file:
+            if file is None:
+                continue
+            clear(staging / name)
+            lock.unlink(missing_ok=True)

@@ -11,13 +11,15 @@ import os
 import re
 import uuid
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from stacked.core import Adapter, Digest
 from stacked.errors import AdapterAbsent, AdapterError, StoreDamaged, StoreUnusable
+from stacked.store.archives import unpack
 from stacked.store.base import BaseModules
 from stacked.store.checks import Report, check_directory, read_config, report_of
-from stacked.store.disk import clear, flush, locked
+from stacked.store.disk import clear_workplaces, flush, locked, workplace
 from stacked.store.files import CONFIG_FILE, WANTED, WEIGHTS_FILE
 from stacked.store.limits import DEFAULT, Limits
 from stacked.store.pairs import pair_up
@@ -74,10 +76,15 @@ class AdapterStore:
         """
         with self._usable(), self._workplace() as place:
             config, report = self._checked(source, place, base, max_rank, allowed_roots)
-            for warning in report.warnings:
-                logger.warning("adapter %s: %s", report.digest, warning)
-            path = self._publish(config, report.digest, place / "adapter")
-            return report.adapter(path)
+            return self._kept(config, report, place / "adapter")
+
+    def add_archive(self, archive: Path, name: str, *, base: BaseModules) -> Adapter:
+        """`add` for an archive that was sent; `name` is what sentences call it."""
+        with self._usable(), self._workplace() as place:
+            copy, scratch = _rooms(place)
+            unpack(archive, copy, scratch, self.limits, name)
+            config, report = check_directory(copy, base, None, self.limits)
+            return self._kept(config, report, copy)
 
     def inspect(self, source: str, *, base: BaseModules, max_rank: int | None = None) -> Report:
         """The checks of `add` and what they found; nothing is kept. Raises what `add` raises."""
@@ -93,6 +100,10 @@ class AdapterStore:
         if not path.is_dir():
             raise AdapterAbsent(f"the store at {self.root} has no adapter {digest}; add it first")
         return self._read(digest, path).adapter(path)
+
+    def check(self, digest: Digest, base: BaseModules) -> None:
+        """Whether a stored adapter fits another base. Raises what `add` raises, AdapterAbsent."""
+        check_directory(self.get(digest).path, base, None, self.limits)
 
     def list(self) -> _Adapters:
         """Every adapter in the store, by digest. One that cannot be read is logged, not listed."""
@@ -146,7 +157,7 @@ class AdapterStore:
                     self.remove(digest)
                     removed.append(digest)
         with self._usable():
-            self._collect_staging()
+            clear_workplaces(self._staging)
         return removed
 
     def _checked(
@@ -158,12 +169,15 @@ class AdapterStore:
         allowed_roots: Sequence[Path] | None,
     ) -> tuple[PeftConfig, Report]:
         """Copy the source into `place` and run the checks on that copy, which nobody else has."""
-        copy, scratch = place / "adapter", place / "scratch"
-        copy.mkdir()
-        scratch.mkdir()
+        copy, scratch = _rooms(place)
         roots = None if allowed_roots is None else [Path(root).resolve() for root in allowed_roots]
         fetch(source, copy, scratch, self.limits, roots=roots, download=self._download)
         return check_directory(copy, base, max_rank, self.limits)
+
+    def _kept(self, config: PeftConfig, report: Report, copy: Path) -> Adapter:
+        for warning in report.warnings:
+            logger.warning("adapter %s: %s", report.digest, warning)
+        return report.adapter(self._publish(config, report.digest, copy))
 
     def _publish(self, config: PeftConfig, digest: Digest, copy: Path) -> Path:
         (copy / CONFIG_FILE).write_bytes(config.stored())
@@ -223,29 +237,8 @@ class AdapterStore:
         path.rename(place / f"removed-{uuid.uuid4().hex}")
         flush(self._adapters)
 
-    @contextlib.contextmanager
-    def _workplace(self) -> Iterator[Path]:
-        """A new private directory, gone afterwards; its lock tells `collect` that it is in use."""
-        name = uuid.uuid4().hex
-        with locked(self._staging / f"{name}.lock") as file:
-            assert file is not None
-            place = self._staging / name
-            place.mkdir(mode=0o700)
-            try:
-                yield place
-            finally:
-                clear(place)
-                Path(file.name).unlink(missing_ok=True)
-
-    def _collect_staging(self) -> None:
-        """Clear workplaces that nobody holds the lock of: their process is gone."""
-        for name in sorted({name.removesuffix(".lock") for name in os.listdir(self._staging)}):
-            lock = self._staging / f"{name}.lock"
-            with locked(lock, wait=False) as file:
-                if file is None:
-                    continue
-                clear(self._staging / name)
-                lock.unlink(missing_ok=True)
+    def _workplace(self) -> AbstractContextManager[Path]:
+        return workplace(self._staging)
 
     @contextlib.contextmanager
     def _exclusive(self) -> Iterator[None]:
@@ -263,3 +256,11 @@ class AdapterStore:
                 f"the adapter store at {self.root} cannot be used: {error}; "
                 "free some space, or choose another data directory"
             ) from error
+
+
+def _rooms(place: Path) -> tuple[Path, Path]:
+    """Within a workplace: where the copy goes, and where archives are taken apart."""
+    copy, scratch = place / "adapter", place / "scratch"
+    copy.mkdir()
+    scratch.mkdir()
+    return copy, scratch

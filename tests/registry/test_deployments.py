@@ -11,6 +11,7 @@ from stacked.registry import (
     DEPLOYMENT,
     GROUP,
     HISTORY,
+    Affected,
     DeployedMember,
     Deployment,
     DeploymentState,
@@ -225,3 +226,67 @@ def test_recovery_completes_an_update_that_was_past_its_commit(
     assert (found.status, found.percent) == (WorkStatus.SUCCEEDED, 100)
     assert "after the commit" in registry.list_logs(request).items[-1].message
     assert registry.get_deployment(id) == committed
+
+
+def test_change_of_an_inactive_deployment_is_committed_and_it_stays_inactive(
+    registry: Registry, made: list[ModelGroup]
+) -> None:
+    id = deployed(registry).id
+    update(registry, id, made[0], 1)
+    request = started(registry)
+    with pytest.raises(RecordConflict, match="not INACTIVE"):
+        registry.commit_group(id, made[1].id, 2, request, inactive=True)
+    registry.set_deployment_state(id, DeploymentState.INACTIVE)
+    before = registry.get_deployment(id).configuration
+    found = registry.commit_group(
+        id, made[1].id, 2, request, inactive=True, configuration={"engine": {"a": 1}}
+    )
+    assert (found.state, found.group_id, found.generation) == (
+        DeploymentState.INACTIVE,
+        made[1].id,
+        2,
+    )
+    assert found.configuration == {**before, "engine": {"a": 1}}
+
+
+def test_update_writes_only_what_is_given(registry: Registry) -> None:
+    first = registry.create_deployment(
+        Deployment(id=new_id(DEPLOYMENT), display_name="d", configuration={"a": 1, "b": 2})
+    )
+    second = registry.update_deployment(first.id, first, compartment_id="c", configuration={"b": 3})
+    assert (second.display_name, second.compartment_id) == ("d", "c")
+    assert second.configuration == {"a": 1, "b": 3}
+    with pytest.raises(RecordStale):
+        registry.update_deployment(first.id, first, display_name="x")
+    registry.set_deployment_state(first.id, DeploymentState.DELETING)
+    registry.set_deployment_state(first.id, DeploymentState.DELETED)
+    with pytest.raises(RecordAbsent, match="DELETED"):
+        registry.update_deployment(first.id, display_name="x")
+
+
+@pytest.mark.parametrize(
+    ("operation", "during", "after", "status"),
+    [
+        ("MODEL_DEPLOYMENT_DEACTIVATE", "UPDATING", "INACTIVE", WorkStatus.SUCCEEDED),
+        ("MODEL_DEPLOYMENT_DELETE", "DELETING", "DELETED", WorkStatus.SUCCEEDED),
+        ("MODEL_DEPLOYMENT_ACTIVATE", "UPDATING", "INACTIVE", WorkStatus.FAILED),
+        ("MODEL_DEPLOYMENT_UPDATE", "UPDATING", "FAILED", WorkStatus.FAILED),
+    ],
+)
+def test_recovery_settles_a_deployment_by_what_was_done_to_it(
+    registry: Registry,
+    made: list[ModelGroup],
+    operation: str,
+    during: str,
+    after: str,
+    status: WorkStatus,
+) -> None:
+    id = deployed(registry).id
+    update(registry, id, made[0], 1)
+    registry.set_deployment_state(id, DeploymentState[during])
+    work = registry.open_work_request(operation, [Affected("UPDATED", "deployment", id)])
+    registry.advance(work.id, 10.0)
+    registry.recover()
+    assert registry.get_deployment(id).state is DeploymentState[after]
+    assert registry.get_work_request(work.id).status is status
+    assert registry.recover() == Recovered()

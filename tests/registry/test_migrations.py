@@ -77,7 +77,12 @@ def test_file_of_version_1_is_read(path: Path) -> None:
         assert served.version == 2
         history = registry.get_version_history(str(served.version_history_id))
         assert (history.display_name, history.latest_group_id) == ("line", served.id)
-        assert len(registry.list_models(kind="adapter").items) == 3
+        adapters = registry.list_models(kind="adapter").items
+        assert len(adapters) == 3
+        assert {model.base_model_id for model in adapters} == {served.base_model_id}
+        assert (adapters[0].description, adapters[0].category) == ("", "USER")
+        assert (served.kind, served.version_history_name) == ("STACKED", "line")
+        assert registry.artifact_files() == frozenset()
         assert len(registry.list_member_states(deployment.id).items) == 3
         request = registry.get_work_request(str(deployment.work_request_id))
         assert (request.status, request.percent) == (WorkStatus.SUCCEEDED, 100)

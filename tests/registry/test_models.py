@@ -33,8 +33,8 @@ def test_new_id_is_a_fresh_ocid_of_its_kind(kind: str) -> None:
 
 
 def test_new_id_of_another_kind_is_refused() -> None:
-    with pytest.raises(ValueError, match="datasciencemodel'"):
-        new_id("datasciencemodel")
+    with pytest.raises(ValueError, match="datascienceproject'"):
+        new_id("datascienceproject")
 
 
 def test_model_is_read_as_it_was_put(registry: Registry) -> None:

@@ -1,0 +1,165 @@
+"""Uploaded files as they came, by the sha256 of their bytes: received, kept, read, dropped.
+
+It must not know what they hold or whose they are; one process at a time uses a directory of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import uuid
+import zipfile
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from stacked.errors import StoreDamaged, StoreUnusable
+from stacked.store.disk import flush
+from stacked.store.text import size
+
+# Of no meaning, but the same every time: a zip's own earliest moment.
+_MOMENT = (1980, 1, 1, 0, 0, 0)
+_CHUNK = 1 << 20
+_SPARE = 256 * 1024 * 1024
+
+
+class Incoming:
+    """A file that is being received; leaving the `with` block discards it unless it was kept."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.bytes = 0
+        self._file = path.open("xb")
+        self._sha256 = hashlib.sha256()
+        self._md5 = hashlib.md5(usedforsecurity=False)
+
+    def write(self, data: bytes) -> None:
+        """Raises StoreUnusable where the disk is full."""
+        with usable(self.path.parent):
+            self._file.write(data)
+        self.bytes += len(data)
+        self._sha256.update(data)
+        self._md5.update(data)
+
+    def finish(self) -> None:
+        """All of it is there, and on the disk."""
+        with usable(self.path.parent):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+
+    @property
+    def sha256(self) -> str:
+        return self._sha256.hexdigest()
+
+    @property
+    def md5(self) -> str:
+        return self._md5.hexdigest()
+
+    def __enter__(self) -> Incoming:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+        self.path.unlink(missing_ok=True)
+
+
+class ArtifactFiles:
+    """A directory of files. Every method blocks, and may be called from any thread.
+
+    root/<64 hex digits>              one file
+    root/incoming/<id>                one that is being received
+    """
+
+    def __init__(self, root: Path, keep: Collection[str]) -> None:
+        """What is not in `keep` was left by a process that is gone. Raises StoreUnusable."""
+        self.root = Path(root).absolute()
+        self._incoming = self.root / "incoming"
+        with usable(self.root):
+            if self._incoming.is_dir():
+                shutil.rmtree(self._incoming)
+            self._incoming.mkdir(parents=True)
+            for name in os.listdir(self.root):
+                if name not in keep and name != self._incoming.name:
+                    (self.root / name).unlink()
+
+    def receive(self, expected: int = 0) -> Incoming:
+        """A place for a file. Raises StoreUnusable where `expected` bytes have no room."""
+        with usable(self.root):
+            free = shutil.disk_usage(self.root).free
+            if expected + _SPARE > free:
+                raise StoreUnusable(
+                    f"there is no room for {size(expected)} at {self.root}, of which {size(free)} "
+                    "are free; free some space, or choose another data directory"
+                )
+            return Incoming(self._incoming / uuid.uuid4().hex)
+
+    def keep(self, incoming: Incoming) -> None:
+        """Give a finished file its name; the same bytes are kept once."""
+        with usable(self.root):
+            incoming.path.rename(self.root / incoming.sha256)
+            flush(self.root)
+
+    def open(self, sha256: str) -> IO[bytes]:
+        """Raises StoreDamaged where the file is gone."""
+        try:
+            return (self.root / sha256).open("rb")
+        except FileNotFoundError as error:
+            raise StoreDamaged(
+                f"the artifact {sha256} is gone from {self.root}; upload it again"
+            ) from error
+
+    def drop(self, sha256: str) -> None:
+        """Remove a file; whoever has it open reads on."""
+        with usable(self.root):
+            (self.root / sha256).unlink(missing_ok=True)
+
+
+def pack(directory: Path, into: Incoming) -> None:
+    """Write a directory's files as a zip: the same directory, the same bytes."""
+    with zipfile.ZipFile(_Unseekable(into), "w", zipfile.ZIP_STORED) as archive:
+        for file in sorted(directory.iterdir()):
+            info = zipfile.ZipInfo(file.name, _MOMENT)
+            info.external_attr = 0o100644 << 16
+            info.create_system = 3  # Unix, whatever this machine is
+            info.file_size = file.stat().st_size
+            with file.open("rb") as source, archive.open(info, "w") as member:
+                shutil.copyfileobj(source, member, _CHUNK)
+
+
+class _Unseekable:
+    """What zipfile needs to write forwards alone, so that hashes can be taken on the way."""
+
+    def __init__(self, into: Incoming) -> None:
+        self._into = into
+
+    def write(self, data: bytes, /) -> int:
+        self._into.write(bytes(data))
+        return len(data)
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@contextlib.contextmanager
+def usable(root: Path) -> Iterator[None]:
+    """An error of our own disk, told as one."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise StoreUnusable(
+            f"artifacts cannot be kept at {root}: {error}; "
+            + ("free some space" if full else "check its permissions")
+            + ", or choose another data directory"
+        ) from error

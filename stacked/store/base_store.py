@@ -1,0 +1,110 @@
+"""Bases that were uploaded: each once, checked, immutable, under the digest of its content.
+
+It must not know groups, keys or the engine. Other processes may use the same directory at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from stacked.core import Digest
+from stacked.errors import AdapterAbsent, ArchiveInvalid, BaseNotFound, StoreUnusable
+from stacked.store.base import BaseModules
+from stacked.store.disk import clear_workplaces, flush, locked, workplace
+from stacked.store.limits import Limits
+from stacked.store.uploads import BASE_LIMITS, unpack_base
+
+_FORMAT = b"stacked base 1\n"
+_CHUNK = 1 << 20
+_HEX = re.compile(r"[0-9a-f]{64}")
+
+
+class BaseStore:
+    """A directory of bases. Every method blocks, and may be called from any thread.
+
+        root/bases/<64 hex digits>/       one base, as transformers saves it
+        root/unpacking/<id>/              one that is being checked
+
+    A base appears in one rename, after all checks and after its bytes are on the disk.
+    """
+
+    def __init__(self, root: Path, limits: Limits = BASE_LIMITS) -> None:
+        """Raises StoreUnusable."""
+        self.root = Path(root).absolute()
+        self.limits = limits
+        self._bases = self.root / "bases"
+        self._unpacking = self.root / "unpacking"
+        with self._usable():
+            for directory in (self._bases, self._unpacking):
+                directory.mkdir(parents=True, exist_ok=True)
+            clear_workplaces(self._unpacking)
+
+    def add(self, archive: Path, name: str) -> tuple[Digest, int]:
+        """Unpack, check and keep the base in a zip; its digest, and the bytes of its weights.
+
+        `name` is what sentences call the zip. Raises ArchiveInvalid, PathUnsafe, AdapterTooLarge.
+        """
+        with self._usable(), workplace(self._unpacking) as place:
+            made = place / "base"
+            made.mkdir()
+            unpack_base(archive, made, self.limits, name)
+            try:
+                BaseModules.read(made)
+            except BaseNotFound as error:
+                said = str(error).replace(f"{made}/", "")
+                raise ArchiveInvalid(f"{name} holds no base that can be read: {said}") from error
+            digest = base_content_digest(made)
+            weights = sum(file.stat().st_size for file in made.glob("*.safetensors"))
+            self._publish(made, digest)
+            return digest, weights
+
+    def path(self, digest: str) -> Path:
+        """The directory of a base. Raises AdapterAbsent."""
+        path = self._place(digest)
+        if not path.is_dir():
+            raise AdapterAbsent(f"the store at {self.root} has no base {digest}; upload it again")
+        return path
+
+    def _publish(self, made: Path, digest: Digest) -> None:
+        for file in made.iterdir():
+            file.chmod(0o444)
+            flush(file)
+        flush(made)
+        path = self._place(digest)
+        with locked(self.root / "lock"):
+            if not path.is_dir():
+                made.rename(path)
+                path.chmod(0o555)
+                flush(self._bases)
+
+    def _place(self, digest: str) -> Path:
+        name = digest.removeprefix("sha256:")
+        if not _HEX.fullmatch(name):
+            raise AdapterAbsent(f"{digest!r} is not a digest (sha256: and 64 hex digits)")
+        return self._bases / name
+
+    @contextlib.contextmanager
+    def _usable(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StoreUnusable(
+                f"the store of bases at {self.root} cannot be used: {error}; "
+                "free some space, or choose another data directory"
+            ) from error
+
+
+def base_content_digest(directory: Path) -> Digest:
+    """sha256 over every file, by name, each framed by name and length as an adapter's are."""
+    total = hashlib.sha256(_FORMAT)
+    for file in sorted(directory.iterdir()):
+        name, length = file.name.encode(), file.stat().st_size
+        total.update(b"%d:%b%d:" % (len(name), name, length))
+        with file.open("rb") as stream:
+            while chunk := stream.read(_CHUNK):
+                total.update(chunk)
+    return Digest(f"sha256:{total.hexdigest()}")

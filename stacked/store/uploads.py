@@ -1,0 +1,84 @@
+"""What an uploaded zip holds: an adapter or a whole base, told by the files in it alone.
+
+It must not know who sent it, or what is done with it.
+"""
+
+from __future__ import annotations
+
+import enum
+import shutil
+from collections.abc import Collection
+from pathlib import Path, PurePosixPath
+
+from stacked.errors import ArchiveInvalid, StoreUnusable
+from stacked.store.archives import unpack_zip, zip_files
+from stacked.store.files import CONFIG_FILE
+from stacked.store.limits import GIB, Limits
+from stacked.store.text import size
+
+BASE_LIMITS = Limits(max_bytes=512 * GIB, max_members=10_000, max_ratio=20)
+"""For a base. Trained weights hardly shrink, so what unpacks to far more is none."""
+
+LISTED_LIMITS = Limits(max_bytes=512 * GIB, max_members=10_000)
+"""For looking at what a zip holds; what it is decides how much of it is unpacked."""
+
+# What transformers and vLLM read of a base: data, never code or pickles.
+_KEPT = frozenset({".safetensors", ".json", ".jinja", ".model", ".txt", ".md", ".tiktoken"})
+
+
+class Kind(enum.Enum):
+    ADAPTER = "adapter"
+    BASE = "base"
+
+
+def kind_of(archive: Path, limits: Limits, name: str) -> Kind:
+    """What a zip holds, at its top or in its one top-level folder.
+
+    Raises ArchiveInvalid, PathUnsafe, AdapterTooLarge.
+    """
+    names = zip_files(archive, limits, name)
+    here = [path for path in names if len(path.parts) <= 2]
+    if any(path.name == CONFIG_FILE for path in here):
+        return Kind.ADAPTER
+    if _base_folder(here) is not None:
+        return Kind.BASE
+    raise ArchiveInvalid(
+        f"{name} is neither an adapter ({CONFIG_FILE} and adapter_model.safetensors) nor a base "
+        "(config.json and *.safetensors); pack one of these, at the top or in one folder"
+    )
+
+
+def unpack_base(archive: Path, target: Path, limits: Limits, name: str) -> None:
+    """Unpack a base into `target`: its config, tokenizer, texts and safetensors, and nothing else.
+
+    Raises ArchiveInvalid, PathUnsafe, AdapterTooLarge.
+    """
+    names = zip_files(archive, limits, name)
+    folder = _base_folder(names)
+    if folder is None:
+        raise ArchiveInvalid(f"{name} has no config.json beside *.safetensors")
+    wanted = {path for path in names if path.parent == folder and _is_kept(path)}
+    needed, free = sum(names[path] for path in wanted), shutil.disk_usage(target).free
+    if needed > free:
+        raise StoreUnusable(f"{name} unpacks to {size(needed)}, and {size(free)} are free here")
+    unpack_zip(archive, target, limits, name, wanted)
+
+
+def _base_folder(names: Collection[PurePosixPath]) -> PurePosixPath | None:
+    """The folder with a config and weights: the top, else the only one."""
+    found = [
+        path.parent
+        for path in names
+        if path.name == "config.json"
+        and len(path.parts) <= 2
+        and any(other.parent == path.parent and other.suffix == ".safetensors" for other in names)
+    ]
+    top = PurePosixPath()
+    if top in found:
+        return top
+    return found[0] if len(found) == 1 else None
+
+
+def _is_kept(path: PurePosixPath) -> bool:
+    licence = path.name.upper().startswith(("LICENSE", "LICENCE", "NOTICE"))
+    return path.suffix in _KEPT or (licence and path.suffix in ("", ".txt", ".md"))
