@@ -9,7 +9,7 @@ export STACKED_DATA_DIR ?= $(CURDIR)/.stacked
 
 BIN := .venv/bin
 
-.PHONY: help setup run test lint format clean distclean
+.PHONY: help setup run test bench lint format clean distclean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -26,6 +26,18 @@ run: setup ## serve configs/demo.yaml on 127.0.0.1:8080
 
 test: setup lint ## lint, types and every test, real engine included
 	$(BIN)/pytest $(ARGS)
+
+bench: setup ## short forms of all four benchmarks, 10 minutes; figures go to build/bench
+	@mkdir -p build/bench
+	$(BIN)/stacked bench offline --base tiny --adapters 1,slots,slots+1,2xslots --slots 4 \
+	  --rounds 2 --together --peer vllm $(call bench_files,offline)
+	$(BIN)/stacked bench online --base tiny --clients 16 --starts 1 --rounds 2 --together \
+	  --engine max_model_len=512 --peer vllm $(call bench_files,online)
+	$(BIN)/stacked bench swap --gaps --base tiny --adapters 6 --rank 8 --repeats 2 --steady 5 \
+	  --engine max_model_len=1024 --peer vllm $(call bench_files,swap)
+	$(BIN)/stacked bench start --base tiny --groups 1,50 --peer vllm $(call bench_files,start)
+
+bench_files = --json build/bench/$(1).json --table build/bench/$(1).md --plot build/bench/$(1).svg
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Measurements against a real server that the benchmark itself starts, speaking HTTP alone.
+"""Measurements on this machine: throughput, serving, LIVE updates, start, each beside its like.
 
-They judge the product from outside; they must not reach into the service or the engine.
+Engines and servers run as processes of a benchmark's own; it must not reach into the service.
 """

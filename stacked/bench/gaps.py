@@ -1,81 +1,55 @@
-"""How long streams wait between tokens: in a steady time, and while a LIVE update loads adapters.
+"""`stacked bench swap --gaps`: how long tokens wait while adapters are loaded.
 
-It must not know how an update is made; it sees tokens arrive.
+Our LIVE update and vLLM's own endpoint load the same files beside the same streams. It must not
+know how either does it; it sees tokens arrive.
 """
 
 from __future__ import annotations
 
-import asyncio
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from itertools import pairwise
-from math import ceil
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import httpx
-
-from stacked.bench.asking import Got, body, stream
-from stacked.bench.groups import config_tree
-from stacked.bench.server import serving
-from stacked.bench.updates import Updater
+from stacked.bench.figures import quantile
+from stacked.bench.gap_table import gaps_result
+from stacked.bench.loaders import LiveUpdate, Loader, Loading, VllmEndpoint
+from stacked.bench.memory import forget_file
+from stacked.bench.online import OURS, PEER, SIDES, tree_of
+from stacked.bench.report import Result, Telling
+from stacked.bench.server import peer_serving, serving
+from stacked.bench.streams import Door, FirstTokens, Streams
+from stacked.bench.subject import Subject
+from stacked.bench.switch import measure_switch
 from stacked.client import Client
-from stacked.config import Config, MemberConfig
-from stacked.core import Progress
-from stacked.errors import ConfigInvalid
+from stacked.core import MAX_MEMBERS
+from stacked.errors import ParameterInvalid
 
 _SETTLE_SECONDS = 2.0
 _STREAM_TOKENS = 384
+_AROUND_SWITCH = (0.02, 0.05)  # seconds before and after it
+_SWITCHES = 20
+_LISTEN_SECONDS = 0.2  # a gap that a load began may end after it
 
 Window = tuple[float, float]
 
 
-class Streams:
-    """`count` endless streams of one key in a thread of their own, and when their tokens came."""
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """`repeats` loads are measured by their gaps, and as many by first tokens and at the door."""
 
-    def __init__(self, url: str, key: str, count: int, tokens: int) -> None:
-        self.arrivals: list[list[float]] = []
-        """Of each stream that was begun: when its events came, by the monotonic clock."""
-        self._url, self._key, self._count, self._tokens = url, key, count, tokens
-        self._stop = threading.Event()
-        self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="bench-streams")
+    streams: int
+    repeats: int
+    steady_seconds: float
+    peer: bool = True
 
-    def __enter__(self) -> Streams:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        if self._failure is not None:
-            raise self._failure
-
-    def _run(self) -> None:
-        try:
-            asyncio.run(self._all())
-        except BaseException as error:  # noqa: BLE001  raised by the thread that waits for this one
-            self._failure = error
-
-    async def _all(self) -> None:
-        async with (
-            httpx.AsyncClient(base_url=self._url, timeout=300) as client,
-            asyncio.TaskGroup() as tasks,
-        ):
-            for number in range(self._count):
-                tasks.create_task(self._one(client, number))
-
-    async def _one(self, client: httpx.AsyncClient, number: int) -> None:
-        while not self._stop.is_set():
-            times: list[float] = []
-            self.arrivals.append(times)
-            request = body(self._key, f"Story number {number}: once upon a time", self._tokens)
-            async for _event in stream(client, request, Got()):
-                times.append(time.monotonic())
-                if self._stop.is_set():
-                    return
+    @property
+    def sides(self) -> tuple[str, ...]:
+        return (OURS, PEER) if self.peer else (OURS,)
 
 
 def gaps_within(arrivals: Sequence[Sequence[float]], window: Window) -> list[float]:
@@ -89,80 +63,144 @@ def gaps_within(arrivals: Sequence[Sequence[float]], window: Window) -> list[flo
     ]
 
 
-def quantile(values: Sequence[float], share: float) -> float:
-    """The smallest value that at least `share` of all values do not exceed."""
-    ordered = sorted(values)
-    return ordered[max(1, ceil(share * len(ordered))) - 1]
+def waits_within(times: Sequence[tuple[float, float]], window: Window) -> list[float]:
+    """Seconds of every request (sent, seconds) that was under way in the window."""
+    since, until = window
+    return [seconds for sent, seconds in times if sent + seconds >= since and sent <= until]
 
 
-def run_gaps(
-    config: Config,
-    streams: int,
-    repeats: int,
-    steady_seconds: float,
-    directory: Path,
-    progress: Progress,
-    fraction: Callable[[float], None],
+def run_gaps(subject: Subject, settings: Settings, directory: Path, tell: Telling) -> Result:
+    """Load all adapters but the first, again and again, under streams of the first."""
+    if len(subject.adapters) < 2:
+        raise ParameterInvalid("gaps need two adapters at least: one streams, the rest are loaded")
+    directory.mkdir(parents=True, exist_ok=True)
+    each: list[dict[str, Any]] = []
+    for side in settings.sides:
+        tell.step(f"Starting {SIDES[side]}")
+        with _loader(subject, side, directory) as (url, loader):
+            for number in range(settings.repeats):
+                tell.step(f"{SIDES[side]}: load {number + 1} of {settings.repeats}")
+                row = _measure(subject, settings, url, loader, side == OURS)
+                each.append({"side": side, "repeat": number, **row})
+    read = read_seconds(subject.adapters[1:])
+    told = subject.told() | {"options": subject.options()}
+    switch = measure_switch(MAX_MEMBERS, _SWITCHES)
+    return gaps_result(told, asdict(settings), each, read, switch)
+
+
+@contextmanager
+def _loader(subject: Subject, side: str, directory: Path) -> Iterator[tuple[str, Loader]]:
+    """A server with a way to load adapters into it."""
+    if side == PEER:
+        first = dict([next(iter(subject.members.items()))])
+        place = directory / "peer"
+        options = subject.options()
+        with peer_serving(subject.base, options, first, place, runtime_loading=True) as url:
+            yield url, VllmEndpoint(url, subject.members)
+        return
+    tree = tree_of(subject)
+    roots = sorted({str(path.parent) for path in subject.adapters})
+    tree["server"] = {"runtime_updates": True, "adapter_roots": roots}
+    with serving(tree, directory / "gaps", directory / "data") as url, Client(url) as client:
+        yield url, LiveUpdate(client, subject.members)
+
+
+def _measure(
+    subject: Subject, settings: Settings, url: str, loader: Loader, has_door: bool
 ) -> dict[str, Any]:
-    """Load all members but the first LIVE, `repeats` times, under streams of the first."""
-    members = [(each.key or f"member-{at}", each) for at, each in enumerate(config.group.members)]
-    if len(members) < 2:
-        raise ConfigInvalid(
-            "gaps need two members at least: the first streams, the rest are loaded"
-        )
-    progress.step("Starting the server")
-    with (
-        serving(config_tree(config, members), directory / "gaps", directory / "data") as url,
-        Client(url) as client,
-    ):
-        updater = Updater(client, poll_seconds=0.1)
-        alone, whole = updater.create("first", members[:1]), updater.create("all", members)
-        updater.go(alone)
-        progress.step(f"{repeats} updates of {len(members) - 1} adapters under {streams} streams")
-        each = []
-        tokens = min(_STREAM_TOKENS, int(config.engine.get("max_model_len", 1024)) - 64)
-        with Streams(url, members[0][0], streams, tokens) as running:
-            for number in range(repeats):
-                time.sleep(_SETTLE_SECONDS)
-                each.append(_measure(updater, running, whole, steady_seconds))
-                updater.go(alone)
-                fraction((number + 1) / repeats)
-    described = {"base": Path(config.base.model).name, "engine": dict(config.engine)}
-    return described | _figures(streams, members, each)
+    """One load under streams alone, then one with other requests beside them."""
+    tokens = min(_STREAM_TOKENS, int(subject.engine.get("max_model_len", 1024)) - 64)
+    with Streams(url, loader.streamed, settings.streams, tokens) as streams:
+        time.sleep(_SETTLE_SECONDS)
+        began, loading = _steady_then_load(settings, loader)
+        row = gap_figures(streams.arrivals, began, loading)
+        loader.unload()
+        first, door = FirstTokens(url, loader.streamed), Door(url)
+        with first, door if has_door else nullcontext():
+            time.sleep(_SETTLE_SECONDS)
+            began, loading = _steady_then_load(settings, loader)
+        row |= first_figures(first.times, began, loading)
+        if has_door:
+            row |= door_figures(door.times, began, loading)
+        loader.unload()
+    return row
 
 
-def _measure(updater: Updater, running: Streams, group: str, seconds: float) -> dict[str, Any]:
-    """One steady window, then one update; milliseconds."""
+def _steady_then_load(settings: Settings, loader: Loader) -> tuple[float, Loading]:
     began = time.monotonic()
-    time.sleep(seconds)
-    steady = gaps_within(running.arrivals, (began, time.monotonic()))
-    update = updater.go(group)
-    time.sleep(0.2)  # a gap that the update began may end after it
-    during = gaps_within(running.arrivals, (update.asked, update.ended))
-    p99 = quantile(steady, 0.99)
-    return {
-        "steady_gaps": len(steady),
-        "steady_median_ms": round(median(steady) * 1000, 2),
-        "steady_p99_ms": round(p99 * 1000, 2),
-        "steady_worst_ms": round(max(steady) * 1000, 2),
-        "update_seconds": round(update.ended - update.asked, 3),
-        "update_gaps": len(during),
-        "update_p99_ms": round(quantile(during, 0.99) * 1000, 2),
-        "update_worst_ms": round(max(during) * 1000, 2),
-        "worst_to_steady_p99": round(max(during) / p99, 3),
-        "phases_seconds": {name: round(value, 4) for name, value in update.phases.items()},
-    }
+    time.sleep(settings.steady_seconds)
+    loading = loader.load()
+    time.sleep(_LISTEN_SECONDS)
+    return began, loading
 
 
-def _figures(
-    streams: int, members: Sequence[tuple[str, MemberConfig]], each: Sequence[dict[str, Any]]
+def gap_figures(
+    arrivals: Sequence[Sequence[float]], began: float, loading: Loading
 ) -> dict[str, Any]:
-    names = [name for name in each[0] if name != "phases_seconds"]
+    """The steady window from `began` to the load, and the load; milliseconds.
+
+    Raises ParameterInvalid where no token came in one of them.
+    """
+    steady = gaps_within(arrivals, (began, loading.asked))
+    during = gaps_within(arrivals, (loading.asked, loading.ended))
+    if not (steady and during):
+        raise ParameterInvalid("no stream was under way; ask for more streams, or more adapters")
     return {
-        "streams": streams,
-        "adapters_loaded": len(members) - 1,
-        "repeats": len(each),
-        "medians": {name: median(row[name] for row in each) for name in names},
-        "worst_ratio_of_all": max(row["worst_to_steady_p99"] for row in each),
-        "each": list(each),
+        "gaps_steady": _three(steady),
+        "gaps_loading": _three(during),
+        "worst_to_steady_p99": max(during) / quantile(steady, 0.99),
+        "p99_to_steady_p99": quantile(during, 0.99) / quantile(steady, 0.99),
+        "seconds_to_usable": loading.usable - loading.asked,
+        "seconds_to_end": loading.ended - loading.asked,
+        "phases_seconds": {name: round(value, 4) for name, value in loading.phases.items()},
     }
+
+
+def first_figures(
+    times: Sequence[tuple[float, float]], began: float, loading: Loading
+) -> dict[str, Any]:
+    """Times to first token in the steady window and during the load; milliseconds."""
+    return {
+        "first_token_steady": _three(waits_within(times, (began, loading.asked))),
+        "first_token_loading": _three(waits_within(times, (loading.asked, loading.ended))),
+    }
+
+
+def door_figures(
+    times: Sequence[tuple[float, float]], began: float, loading: Loading
+) -> dict[str, Any]:
+    """What requests that need no engine waited: in the steady window, and around the switch."""
+    before, after = _AROUND_SWITCH
+    around = (loading.switched_at - before, loading.switched_at + after)
+    return {
+        "door_steady": _three(waits_within(times, (began, loading.asked))),
+        "door_at_switch": _three(waits_within(times, around)),
+    }
+
+
+def _three(seconds: Sequence[float]) -> dict[str, float | int]:
+    """Milliseconds: median, 99th percentile and worst, of how many."""
+    if not seconds:
+        return {"count": 0, "median": 0.0, "p99": 0.0, "worst": 0.0}
+    return {
+        "count": len(seconds),
+        "median": round(median(seconds) * 1000, 3),
+        "p99": round(quantile(seconds, 0.99) * 1000, 3),
+        "worst": round(max(seconds) * 1000, 3),
+    }
+
+
+def read_seconds(adapters: Sequence[Path]) -> dict[str, float | int]:
+    """How long reading the adapters' files takes: pushed out of the page cache, and once more."""
+    files = [file for path in adapters for file in sorted(path.iterdir()) if file.is_file()]
+    for file in files:
+        forget_file(file)
+    cold, warm = (_timed(lambda: [file.read_bytes() for file in files]) for _ in range(2))
+    size = sum(file.stat().st_size for file in files)
+    return {"bytes": size, "cold_seconds": round(cold, 4), "warm_seconds": round(warm, 4)}
+
+
+def _timed(work: Callable[[], object]) -> float:
+    began = time.monotonic()
+    work()
+    return time.monotonic() - began

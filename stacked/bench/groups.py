@@ -68,7 +68,7 @@ def config_tree(config: Config, members: Sequence[tuple[str, MemberConfig]]) -> 
         {"key": key, "source": member.source} | ({"id": member.id} if member.id else {})
         for key, member in members
     ]
-    server = config.server.model_dump(exclude={"port", "health_port"}) | {
+    server = config.server.model_dump(exclude={"port", "health_port"}, exclude_none=True) | {
         "host": "127.0.0.1",
         "runtime_updates": True,
         "remote_adapters": True,

@@ -1,16 +1,15 @@
-"""A `stacked serve` of the benchmark's own: a process on loopback with a directory for itself.
+"""Servers of the benchmark's own on loopback: `stacked serve`, and vLLM's server to compare with.
 
-It must not know what is measured with it.
+Each is a process with a directory for itself. It must not know what is measured with it.
 """
 
 from __future__ import annotations
 
-import signal
-import socket
+import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,20 @@ from typing import Any
 import httpx
 import yaml
 
+from stacked.bench.children import child, free_port, last_words
 from stacked.errors import EngineStartFailed
 
 _START_SECONDS = 900.0
+_LOOK_SECONDS = 0.05
+
+# What our server sets for its engine is set for vLLM's too; ours has to stay out of its kernels.
+_PEER = {
+    "STACKED_CPU_LORA": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+}
 
 
 @contextmanager
@@ -30,23 +40,85 @@ def serving(tree: dict[str, Any], directory: Path, data_dir: Path) -> Iterator[s
     Raises EngineStartFailed with what the server printed when it does not become healthy.
     """
     directory.mkdir(parents=True)
-    config, terminal = directory / "config.yaml", directory / "terminal.txt"
-    config.write_text(yaml.safe_dump(tree), encoding="utf-8")
-    url = f"http://127.0.0.1:{_free_port()}"
+    with running(ours(tree, directory, data_dir), directory) as url:
+        yield url
+
+
+@contextmanager
+def peer_serving(
+    base: Path,
+    options: Mapping[str, Any],
+    members: Mapping[str, Path],
+    directory: Path,
+    *,
+    runtime_loading: bool = False,
+) -> Iterator[str]:
+    """vLLM's own server over the same base, adapters and settings, until the block ends; its URL.
+
+    Raises EngineStartFailed as `serving` does.
+    """
+    directory.mkdir(parents=True)
+    environment = peer_environment(runtime_loading)
+    with running(theirs(base, options, members), directory, environment) as url:
+        yield url
+
+
+def ours(tree: Mapping[str, Any], directory: Path, data_dir: Path) -> list[str]:
+    """The command that serves a config's tree; the port follows it."""
+    config = directory / "config.yaml"
+    config.write_text(yaml.safe_dump(dict(tree)), encoding="utf-8")
     command = [sys.executable, "-m", "stacked", "serve", str(config)]
-    command += ["--host", "127.0.0.1", "--port", url.rpartition(":")[2]]
-    with terminal.open("wb") as output:
-        process = subprocess.Popen(
-            [*command, "--data-dir", str(data_dir)],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-        )
-    try:
+    return [*command, "--data-dir", str(data_dir), "--host", "127.0.0.1"]
+
+
+def theirs(base: Path, options: Mapping[str, Any], members: Mapping[str, Path]) -> list[str]:
+    """The command of vLLM's server; by its module, as the CPU build's `vllm` does not start.
+
+    Neither server writes a log line per request.
+    """
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    command += ["--model", str(base), "--served-model-name", "base", "--host", "127.0.0.1"]
+    command += ["--disable-uvicorn-access-log", "--enable-lora", *flags(options)]
+    if members:
+        command += ["--lora-modules", *(f"{key}={path}" for key, path in members.items())]
+    return command
+
+
+def peer_environment(runtime_loading: bool = False) -> dict[str, str]:
+    """What vLLM's server is started with; `runtime_loading` opens its `/v1/load_lora_adapter`."""
+    return {**_PEER, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": str(int(runtime_loading))}
+
+
+def flags(options: Mapping[str, Any]) -> list[str]:
+    """Options by vLLM's names as words of its command line."""
+    words: list[str] = []
+    for name, value in options.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, Mapping):
+            words += [f"--{flag}", json.dumps(value)]
+        elif isinstance(value, Sequence) and not isinstance(value, str):
+            words += [f"--{flag}", *map(str, value)]
+        elif value is not None:
+            words.append(f"--{flag}={value}")
+    return words
+
+
+@contextmanager
+def running(
+    command: Sequence[str], directory: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[str]:
+    """Run a server's command on a free port until the block ends; its URL once it is healthy."""
+    terminal, port = directory / "terminal.txt", free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [*command, "--port", str(port)]
+    with (
+        terminal.open("wb") as output,
+        child(command, stdout=output, stderr=output, environment=environment) as process,
+    ):
         _wait_until_healthy(url, process, terminal)
         yield url
-    finally:
-        _stop(process)
 
 
 def counted(url: str, name: str) -> float:
@@ -59,28 +131,12 @@ def counted(url: str, name: str) -> float:
 
 def _wait_until_healthy(url: str, process: subprocess.Popen[bytes], terminal: Path) -> None:
     deadline = time.monotonic() + _START_SECONDS
-    while process.poll() is None and time.monotonic() < deadline:
-        try:
-            if httpx.get(f"{url}/health", timeout=5).status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.25)
-    printed = terminal.read_text(encoding="utf-8", errors="replace")[-2000:]
-    raise EngineStartFailed(f"the benchmark's server did not start:\n{printed}")
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(timeout=60)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait(timeout=30)
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    with httpx.Client(timeout=5) as client:
+        while process.poll() is None and time.monotonic() < deadline:
+            try:
+                if client.get(f"{url}/health").status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(_LOOK_SECONDS)
+    raise EngineStartFailed(f"the benchmark's server did not start:\n{last_words(terminal)}")

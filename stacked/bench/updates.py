@@ -31,6 +31,8 @@ class Update:
     switched: float
     ended: float
     phases: Mapping[str, float]
+    begins: Mapping[str, float] = field(default_factory=dict)
+    """When each phase began, in seconds since the epoch, as the server tells."""
 
 
 @dataclass(slots=True)
@@ -90,9 +92,8 @@ class Updater:
             said = "; ".join(str(each.get("message")) for each in self.client.work_errors(work))
             raise UpdateFailed(f"the update failed: {said}")
         self.generation += 1
-        return Update(
-            self.generation, asked, switched, ended, phases_of(self.client.work_logs(work))
-        )
+        logs = self.client.work_logs(work)
+        return Update(self.generation, asked, switched, ended, phases_of(logs), begins_of(logs))
 
     def _until_switched(self, work: str) -> float:
         """When this client was told that the switch had happened, or that it never will."""
@@ -111,14 +112,20 @@ class Updater:
 
 
 def phases_of(logs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Seconds from each phase's first log line to that of the next; the lines are `phase: text`."""
+    """Seconds from each phase's first log line to that of the next."""
+    begins = begins_of(logs)
+    return {name: begins[after] - begins[name] for name, after in pairwise(begins)}
+
+
+def begins_of(logs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """When each phase's first log line was written, in order; the lines are `phase: text`."""
     begins: dict[str, float] = {}
     for line in logs:
         phase, colon, _ = str(line.get("message")).partition(": ")
         if colon and phase.isalpha():
             at = datetime.fromisoformat(str(line["timestamp"])).timestamp()
             begins.setdefault(phase, at)
-    return {name: begins[after] - begins[name] for name, after in pairwise(begins)}
+    return begins
 
 
 def phase_table(updates: Sequence[Update]) -> dict[str, dict[str, float]]:

@@ -95,6 +95,18 @@ class FakeStacked:
             await asyncio.sleep(0.02)
         work["status"] = "SUCCEEDED"
 
+    # -- vLLM's own endpoint ----------------------------------------------------------------
+
+    def load(self, body: dict[str, Any]) -> Response:
+        if body["lora_name"] in self.live:
+            return refusal(400, "AlreadyLoaded")
+        self.live = {**self.live, body["lora_name"]: digest_of(body["lora_path"])}
+        return Response("Success")
+
+    def unload(self, body: dict[str, Any]) -> Response:
+        self.live = {key: value for key, value in self.live.items() if key != body["lora_name"]}
+        return Response("Success")
+
     # -- answers ----------------------------------------------------------------------------
 
     async def complete(self, body: dict[str, Any]) -> Response:
@@ -159,6 +171,13 @@ def app_of(fake: FakeStacked) -> FastAPI:
         except ClientDisconnect:  # it went away while it was still asking
             return Response(status_code=499)
 
+    async def load(request: Request) -> Response:
+        await asyncio.sleep(0.05)
+        return fake.load(await request.json())
+
+    async def unload(request: Request) -> Response:
+        return fake.unload(await request.json())
+
     def get(path: str, answer: Callable[[Request], Response]) -> None:
         app.add_route(path, answer, methods=["GET"])
 
@@ -176,6 +195,8 @@ def app_of(fake: FakeStacked) -> FastAPI:
     app.add_route(api + "/modelGroups", groups, methods=["POST"])
     app.add_route(api + "/modelDeployments/{id}", put, methods=["PUT"])
     app.add_route("/v1/completions", complete, methods=["POST"])
+    app.add_route("/v1/load_lora_adapter", load, methods=["POST"])
+    app.add_route("/v1/unload_lora_adapter", unload, methods=["POST"])
     return app
 
 

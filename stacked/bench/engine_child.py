@@ -1,0 +1,151 @@
+"""One engine in a process of its own, which runs batches that it is told of on stdin.
+
+A line of JSON in, a line of JSON out. It must not know what is compared with what.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import random
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TextIO
+
+from stacked.bench.memory import forget_peaks, gpu_bytes, peak_bytes
+from stacked.core import Adapter, Digest
+from stacked.engine.engine import Engine, Loaded
+from stacked.engine.machine import look
+from stacked.engine.plan import EnginePlan, make_plan
+from stacked.engine.support import require_build
+from stacked.errors import StackedError
+from stacked.store import BaseModules
+
+_LORA = ("enable_lora", "max_lora_rank", "max_loras", "max_cpu_loras")
+_LEAST_TOKEN = 3  # below it stand the tokens that begin, end and pad
+
+
+def plan_of(asked: Mapping[str, Any], modules: BaseModules) -> EnginePlan:
+    """`asked` has base, options, adapters (path, rank, bytes), and whether LoRA is on."""
+    plan = make_plan(
+        base=Path(asked["base"]),
+        shapes=modules.modules,
+        served_names=("base",),
+        adapters=adapters_of(asked["adapters"]),
+        options=asked["options"],
+        machine=look(),
+        build=require_build(),
+    )
+    if asked["lora"]:
+        return plan
+    kept = {name: value for name, value in plan.options.items() if name not in _LORA}
+    return replace(plan, options=kept, slots=0, host_adapters=0)
+
+
+def adapters_of(listed: Sequence[Mapping[str, Any]]) -> list[Adapter]:
+    """Each under a digest of its own: two of the same content are two adapters to measure."""
+    return [
+        Adapter(Digest(f"sha256:{at:064x}"), Path(each["path"]), each["rank"], (), each["bytes"])
+        for at, each in enumerate(listed)
+    ]
+
+
+class Runner:
+    """The engine and its adapters."""
+
+    def __init__(self, engine: Engine, loaded: Sequence[Loaded], vocabulary: int) -> None:
+        self._engine, self._loaded, self._vocabulary = engine, loaded, vocabulary
+        self._numbers = itertools.count()
+
+    async def run(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """All requests, `batch` at a time, each of `input` drawn and `output` greedy tokens."""
+        forget_peaks()
+        chance = random.Random(asked["seed"])
+        waiting = iter([(number, self._prompt(chance, asked)) for number in asked["assigned"]])
+        began = time.perf_counter()
+        clients = (self._client(waiting, asked["output"]) for _ in range(asked["batch"]))
+        produced = sum(await asyncio.gather(*clients))
+        seconds = time.perf_counter() - began
+        requests = len(asked["assigned"])
+        return {
+            "seconds": seconds,
+            "requests": requests,
+            "input_tokens": requests * asked["input"],
+            "output_tokens": produced,
+            "peak_bytes": peak_bytes(),
+            "gpu_bytes": gpu_bytes(),
+        }
+
+    async def _client(
+        self, waiting: Iterator[tuple[int | None, Sequence[int]]], output: int
+    ) -> int:
+        """Ask one after the other until none is left; how many tokens came."""
+        sampling = {
+            "max_tokens": output,
+            "ignore_eos": True,
+            "temperature": 0.0,
+            "detokenize": False,
+        }
+        produced = 0
+        for number, prompt in waiting:
+            loaded = None if number is None else self._loaded[number]
+            name = f"bench-{next(self._numbers)}"
+            answers = await self._engine.generate(
+                [prompt], loaded, request_id=name, sampling=sampling
+            )
+            produced += len(answers[0].outputs[0].token_ids)
+        return produced
+
+    def _prompt(self, chance: random.Random, asked: Mapping[str, Any]) -> list[int]:
+        most = self._vocabulary - 1
+        return [chance.randint(_LEAST_TOKEN, most) for _ in range(asked["input"])]
+
+
+async def serve(asked: Mapping[str, Any], replies: TextIO) -> None:
+    """Start, say so, and run what comes until there is no more."""
+    modules = BaseModules.read(Path(asked["base"]))
+    plan = plan_of(asked, modules)
+    began = time.perf_counter()
+    engine = await Engine.start(plan)
+    try:
+        started = time.perf_counter() - began
+        listed = adapters_of(asked["adapters"]) if asked["lora"] else []
+        loaded = [await engine.load(adapter) for adapter in listed]
+        runner = Runner(engine, loaded, modules.vocab_size or 256)
+        said = {
+            "start_seconds": started,
+            "load_seconds": time.perf_counter() - began - started,
+            "options": dict(plan.options),
+        }
+        _say(replies, said)
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            _say(replies, await runner.run(json.loads(line)))
+    finally:
+        await engine.close()
+
+
+def main() -> int:
+    """Replies go where stdout went; everything that vLLM prints goes to the log in argv."""
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    log = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    try:
+        asyncio.run(serve(json.loads(sys.stdin.readline()), replies))
+    except StackedError as error:
+        _say(replies, {"code": error.code, "error": str(error)})
+        return 1
+    return 0
+
+
+def _say(replies: TextIO, said: Mapping[str, Any]) -> None:
+    replies.write(json.dumps(said, default=str) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

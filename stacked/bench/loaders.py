@@ -1,0 +1,102 @@
+"""Two ways to bring adapters into a server under traffic: our LIVE update, and vLLM's endpoint.
+
+Both tell when they began and ended by the monotonic clock. It must not know what runs beside them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import httpx
+
+from stacked.bench.updates import Updater
+from stacked.client import Client
+from stacked.config import MemberConfig
+from stacked.errors import UpdateFailed
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """When it was asked for, when requests could use what was loaded, and when it was over.
+
+    `switched_at` is when the server itself says that it switched; never, where it does not say.
+    """
+
+    asked: float
+    usable: float
+    ended: float
+    phases: Mapping[str, float]
+    switched_at: float = math.inf
+
+
+class Loader(Protocol):
+    """`load` brings all adapters but the first in; `unload` makes the first serve alone again."""
+
+    streamed: str
+    """The name of the first."""
+
+    def load(self) -> Loading: ...
+    def unload(self) -> None: ...
+
+
+class LiveUpdate:
+    """A LIVE update from a group of the first to a group of all, and back."""
+
+    def __init__(self, client: Client, members: Mapping[str, Path]) -> None:
+        # Seldom asked: each question takes time of the server that is being timed.
+        self._updater = Updater(client, poll_seconds=0.1)
+        listed = [(key, MemberConfig(source=str(path))) for key, path in members.items()]
+        self.streamed = listed[0][0]
+        self._alone = self._updater.create("first", listed[:1])
+        self._whole = self._updater.create("all", listed)
+        self._updater.go(self._alone)
+
+    def load(self) -> Loading:
+        apart = time.time() - time.monotonic()
+        update = self._updater.go(self._whole)
+        # The server's own clock is finer than our questions, where the two clocks are one.
+        told = update.begins.get("switching", 0.0) - apart
+        known = update.asked <= told <= update.switched
+        usable = told if known else update.switched
+        return Loading(
+            update.asked, usable, update.ended, update.phases, told if known else math.inf
+        )
+
+    def unload(self) -> None:
+        self._updater.go(self._alone)
+
+
+class VllmEndpoint:
+    """`/v1/load_lora_adapter` for one after the other; the server was started with the first."""
+
+    def __init__(self, url: str, members: Mapping[str, Path]) -> None:
+        self.streamed = next(iter(members))
+        self._rest = {key: path for key, path in members.items() if key != self.streamed}
+        self._http = httpx.Client(base_url=url, timeout=300)
+        self._numbers = itertools.count(1)
+        self._loaded: list[str] = []
+
+    def load(self) -> Loading:
+        number = next(self._numbers)
+        asked = time.monotonic()
+        for key, path in self._rest.items():
+            name = f"{key}-{number}"
+            self._post("load", {"lora_name": name, "lora_path": str(path)})
+            self._loaded.append(name)
+        ended = time.monotonic()
+        return Loading(asked, ended, ended, {})
+
+    def unload(self) -> None:
+        while self._loaded:
+            self._post("unload", {"lora_name": self._loaded.pop()})
+
+    def _post(self, verb: str, said: Mapping[str, str]) -> None:
+        response = self._http.post(f"/v1/{verb}_lora_adapter", json=dict(said))
+        if not response.is_success:
+            raise UpdateFailed(f"vLLM's server did not {verb} it: {response.text[:300]}")

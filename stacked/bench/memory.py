@@ -1,0 +1,75 @@
+"""How much memory processes have taken: a process with its descendants, and GPUs.
+
+Read from Linux's /proc and `nvidia-smi`; elsewhere it says 0, which tables show as unknown.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+
+def descendants(process: int) -> list[int]:
+    """The process and all that it has started, directly or not, that still run."""
+    children: dict[int, list[int]] = {}
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            # The name in parentheses may hold anything; the parent is the second word after it.
+            parent = int((place / "stat").read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(place.name))
+    found = [process]
+    for each in found:  # grows while it is walked
+        found += children.get(each, [])
+    return found
+
+
+def forget_peaks(process: int | None = None) -> None:
+    """Let the peaks of a process and its descendants begin anew, at what they hold now."""
+    for each in descendants(process or os.getpid()):
+        with contextlib.suppress(OSError):
+            Path(f"/proc/{each}/clear_refs").write_text("5")
+
+
+def peak_bytes(process: int | None = None) -> int:
+    """The sum of the largest resident sizes of a process and its descendants, in bytes.
+
+    Memory that they share counts for each of them.
+    """
+    return sum(_peak(each) for each in descendants(process or os.getpid()))
+
+
+def gpu_bytes() -> int:
+    """What is taken on the GPUs that this process may see, by anyone, in bytes."""
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return 0
+    return sum(int(line) * 1024**2 for line in done.stdout.split() if line.isdigit())
+
+
+def forget_file(path: Path) -> bool:
+    """Push a file out of the page cache, as far as its owner may; whether that could be asked.
+
+    Pages that some process has mapped stay, and so does everything that is not this file.
+    """
+    if not hasattr(os, "posix_fadvise"):
+        return False
+    with path.open("rb") as file, contextlib.suppress(OSError):
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        return True
+    return False
+
+
+def _peak(process: int) -> int:
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path(f"/proc/{process}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return 0

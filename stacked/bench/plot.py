@@ -1,0 +1,104 @@
+"""Charts as a picture: grouped bars with their spread, SVG or PNG by the file's name.
+
+Drawn by matplotlib, which is an extra. It must not know what the bars mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stacked.bench.report import Bar, Chart
+from stacked.errors import ParameterInvalid
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SUFFIXES = (".svg", ".png")
+
+# Told apart by people who see no colours, too; beyond these it begins anew.
+_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7")
+_WIDTH, _BAR_INCHES, _EMPTY_INCHES = 8.0, 0.24, 1.1
+
+
+def check_plot(path: Path) -> None:
+    """Before anything is measured: ParameterInvalid where this picture could not be drawn."""
+    if path.suffix not in SUFFIXES:
+        raise ParameterInvalid(f"{path}: a picture is {' or '.join(SUFFIXES)}")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ParameterInvalid(
+            "a picture needs matplotlib; install stacked[bench], or leave --plot out"
+        ) from error
+
+
+def draw(charts: Sequence[Chart], title: str, path: Path) -> None:
+    """Write one picture of all charts, one below the other. Raises ParameterInvalid."""
+    check_plot(path)
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    shown = [chart for chart in charts if chart.bars]
+    heights = [_EMPTY_INCHES + _BAR_INCHES * _lines(chart) for chart in shown]
+    # Text stays text, and the same figures give the same file.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "stacked"}):
+        figure = Figure(figsize=(_WIDTH, sum(heights) + 0.4), layout="constrained")
+        figure.suptitle(title, fontsize=10)
+        axes = figure.subplots(len(shown), squeeze=False, height_ratios=heights)
+        for chart, (axis,) in zip(shown, axes, strict=True):
+            _draw(axis, chart)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        metadata = {"Date": None} if path.suffix == ".svg" else None
+        figure.savefig(path, metadata=metadata, dpi=150)
+
+
+def _draw(axis: Axes, chart: Chart) -> None:
+    labels, series = _names(chart)
+    height = 0.8 / len(series)
+    for number, name in enumerate(series):
+        bars = {bar.label: bar.value for bar in chart.bars if bar.series == name}
+        places = [at + (number - (len(series) - 1) / 2) * height for at in _places(labels, bars)]
+        values = list(bars.values())
+        least = [value.median - value.least for value in values]
+        most = [value.most - value.median for value in values]
+        drawn = axis.barh(
+            places,
+            [value.median for value in values],
+            height * 0.9,
+            xerr=[least, most],
+            color=_COLOURS[number % len(_COLOURS)],
+            error_kw={"elinewidth": 0.8, "ecolor": "#444444"},
+            label=name,
+        )
+        texts = [f"{value.median:.3g}" for value in values]
+        axis.bar_label(drawn, texts, padding=3, fontsize=7)
+    axis.set_yticks(range(len(labels)), labels, fontsize=8)
+    axis.invert_yaxis()
+    axis.set_title(f"{chart.title} ({chart.unit})", fontsize=9, loc="left")
+    axis.tick_params(axis="x", labelsize=8)
+    axis.margins(x=0.1)
+    axis.spines[["top", "right"]].set_visible(False)
+    if chart.line is not None:
+        axis.axvline(chart.line, color="#888888", linewidth=0.8, linestyle="--")
+    if len(series) > 1:
+        axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def _places(labels: Sequence[str], bars: Iterable[str]) -> list[int]:
+    return [labels.index(label) for label in bars]
+
+
+def _names(chart: Chart) -> tuple[list[str], list[str]]:
+    """Labels and series, each in order of first appearance."""
+    bars: Sequence[Bar] = chart.bars
+    return (
+        list(dict.fromkeys(bar.label for bar in bars)),
+        list(dict.fromkeys(bar.series for bar in bars)),
+    )
+
+
+def _lines(chart: Chart) -> int:
+    labels, series = _names(chart)
+    return len(labels) * len(series)

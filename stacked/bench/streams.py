@@ -1,0 +1,121 @@
+"""Clients of the gaps measurement: endless streams, first tokens, and requests refused at the door.
+
+Each runs in a thread of its own and keeps when things came. It must not know what is loaded, nor
+how.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from abc import ABC, abstractmethod
+from typing import Self
+
+import httpx
+
+from stacked.bench.asking import Got, Refused, body, stream
+
+_PROMPT = "The bridge over the river is old, and in the evening people stand on it and"
+_ABSENT = "no-such-key"
+
+
+class Clients(ABC):
+    """What runs from entering the block to leaving it; its own fault is raised then."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._stop = threading.Event()
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="bench-clients")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        if self._failure is not None:
+            raise self._failure
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._all())
+        except BaseException as error:  # noqa: BLE001  raised by the thread that waits for this one
+            self._failure = error
+
+    async def _all(self) -> None:
+        async with httpx.AsyncClient(base_url=self._url, timeout=300) as client:
+            await self._work(client)
+
+    @abstractmethod
+    async def _work(self, client: httpx.AsyncClient) -> None:
+        """Until `_stop` is set."""
+
+
+class Streams(Clients):
+    """`count` endless streams of one key, and when their tokens came."""
+
+    def __init__(self, url: str, key: str, count: int, tokens: int) -> None:
+        super().__init__(url)
+        self.arrivals: list[list[float]] = []
+        """Of each stream that was begun: when its events came, by the monotonic clock."""
+        self._key, self._count, self._tokens = key, count, tokens
+
+    async def _work(self, client: httpx.AsyncClient) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(self._count):
+                tasks.create_task(self._one(client, number))
+
+    async def _one(self, client: httpx.AsyncClient, number: int) -> None:
+        while not self._stop.is_set():
+            times: list[float] = []
+            self.arrivals.append(times)
+            request = body(self._key, f"Story number {number}: once upon a time", self._tokens)
+            async for _event in stream(client, request, Got()):
+                times.append(time.monotonic())
+                if self._stop.is_set():
+                    return
+
+
+class FirstTokens(Clients):
+    """A short request again and again; `times` has when each was sent and its seconds."""
+
+    def __init__(self, url: str, key: str, pause: float = 0.2) -> None:
+        super().__init__(url)
+        self.times: list[tuple[float, float]] = []
+        self._key, self._pause = key, pause
+
+    async def _work(self, client: httpx.AsyncClient) -> None:
+        number = 0
+        while not self._stop.is_set():
+            number += 1
+            sent = time.monotonic()
+            # A prompt of its own each time: the prefix cache has answers to the others.
+            async for _event in stream(client, body(self._key, f"{number} {_PROMPT}", 1), Got()):
+                break
+            self.times.append((sent, time.monotonic() - sent))
+            await asyncio.sleep(self._pause)
+
+
+class Door(Clients):
+    """Requests for a key that nobody has, which need no engine: what they wait is the server's own.
+
+    `times` has when each was sent and its seconds.
+    """
+
+    def __init__(self, url: str, pause: float = 0.002) -> None:
+        super().__init__(url)
+        self.times: list[tuple[float, float]] = []
+        self._pause = pause
+
+    async def _work(self, client: httpx.AsyncClient) -> None:
+        request = body(_ABSENT, "Nobody is here", 1)
+        while not self._stop.is_set():
+            sent = time.monotonic()
+            response = await client.post("/v1/completions", json=request)
+            self.times.append((sent, time.monotonic() - sent))
+            if response.status_code != 404:
+                raise Refused("NotRefused", f"{_ABSENT} got HTTP {response.status_code}")
+            await asyncio.sleep(self._pause)

@@ -1,0 +1,155 @@
+"""What is measured: a base, its adapters, and engine settings that both sides are given alike.
+
+It must not know how anything is measured.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from stacked.bases import resolve
+from stacked.bench.adapters import TARGETS, generate, size_of
+from stacked.bench.report import Telling
+from stacked.bench.tiny import NAME, build_tiny
+from stacked.config import Config, parse
+from stacked.core import Adapter, Digest
+from stacked.engine.machine import look
+from stacked.engine.plan import make_plan
+from stacked.engine.support import require_build
+from stacked.errors import ConfigInvalid, ParameterInvalid, WeightsInvalid
+from stacked.store import BaseModules
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a user said of it. `adapters`: directories of their own, else random ones are made."""
+
+    base: str
+    adapters: Sequence[Path] = ()
+    rank: int = 8
+    targets: str = "attention"
+    engine: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A base on disk with adapters of one rank under the keys a0, a1, …"""
+
+    base: Path
+    adapters: Sequence[Path]
+    rank: int
+    targets: str
+    engine: Mapping[str, Any]
+    """vLLM's options, as asked."""
+
+    @property
+    def members(self) -> dict[str, Path]:
+        return {f"a{at}": path for at, path in enumerate(self.adapters)}
+
+    def listed(self) -> list[dict[str, Any]]:
+        """The adapters as an engine child is told of them."""
+        return [
+            {"path": str(path), "rank": rank_of(path), "bytes": size_of(path)}
+            for path in self.adapters
+        ]
+
+    def options(self) -> dict[str, Any]:
+        """Every setting of the engine, chosen as a server of ours would; both sides get these."""
+        adapters = [
+            Adapter(Digest(f"sha256:{at:064x}"), path, rank_of(path), (), size_of(path))
+            for at, path in enumerate(self.adapters)
+        ]
+        plan = make_plan(
+            base=self.base,
+            shapes=BaseModules.read(self.base).modules,
+            served_names=("base",),
+            adapters=adapters,
+            options=self.engine,
+            machine=look(),
+            build=require_build(),
+        )
+        return {name: value for name, value in plan.options.items() if name != "enable_lora"}
+
+    def told(self) -> dict[str, Any]:
+        """As it stands in the figures; no path of this machine."""
+        return {
+            "base": self.base.name,
+            "adapters": len(self.adapters),
+            "rank": self.rank,
+            "targets": self.targets,
+            "adapter_bytes": size_of(self.adapters[0]) if self.adapters else 0,
+            "engine": dict(self.engine),
+        }
+
+
+def prepare(asked: Asked, count: int, directory: Path, data_dir: Path, tell: Telling) -> Subject:
+    """Find or make the base and `count` adapters. Raises BaseNotFound, ParameterInvalid."""
+    base = build_tiny(directory / NAME) if asked.base == NAME else resolve(asked.base, data_dir)
+    if asked.adapters:
+        if len(asked.adapters) < count:
+            raise ParameterInvalid(
+                f"{count} adapters are needed and {len(asked.adapters)} named; name more of them, "
+                "or none and random ones are made"
+            )
+        own = [path.resolve() for path in asked.adapters[:count]]
+        rank = max(map(rank_of, own), default=0)
+        return Subject(base, own, rank, "as they are", dict(asked.engine))
+    if asked.targets not in TARGETS:
+        raise ParameterInvalid(f"no targets {asked.targets!r}; there are {', '.join(TARGETS)}")
+    if count:
+        tell.step(f"Making {count} random adapters of rank {asked.rank}")
+    made = generate(
+        BaseModules.read(base),
+        count,
+        asked.rank,
+        TARGETS[asked.targets],
+        directory / "adapters",
+        tell.fraction,
+    )
+    return Subject(base, made, asked.rank, asked.targets, dict(asked.engine))
+
+
+def subject_of(config: Config, data_dir: Path) -> Subject:
+    """The base and the members of a config; ConfigInvalid where a member is not a directory."""
+    paths = [Path(member.source) for member in config.group.members]
+    if away := [str(path) for path in paths if not path.is_dir()]:
+        raise ConfigInvalid(f"{away[0]} is no directory; only adapters on this machine are timed")
+    rank = max(map(rank_of, paths), default=0)
+    base = resolve(config.base.model, data_dir)
+    return Subject(base, paths, rank, "as they are", dict(config.engine))
+
+
+def config_of(subject: Subject) -> Config:
+    """The subject as a config, on loopback."""
+    members = [{"key": key, "source": str(path)} for key, path in subject.members.items()]
+    tree = {
+        "base": {"model": str(subject.base), "key": "base"},
+        "group": {"name": "bench", "members": members},
+        "engine": dict(subject.engine),
+    }
+    return parse(tree, where="bench", directory=Path("/"))
+
+
+def rank_of(adapter: Path) -> int:
+    """As the adapter's config says. Raises WeightsInvalid."""
+    try:
+        return int(json.loads((adapter / "adapter_config.json").read_bytes())["r"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsInvalid(f"{adapter} is no LoRA adapter that can be read: {error}") from error
+
+
+def engine_options(words: Sequence[str]) -> dict[str, Any]:
+    """`max_model_len=512` and so on, values read as YAML. Raises ParameterInvalid."""
+    options: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not name:
+            raise ParameterInvalid(f"{word!r} is not NAME=VALUE, as in max_model_len=512")
+        options[name.strip()] = yaml.safe_load(value)
+    return options

@@ -1,0 +1,92 @@
+"""Options that several of the `stacked bench` commands have.
+
+It must not know what is done with them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+WHAT, HOW, OUT = "What is measured", "How", "Where the figures go"
+
+Base = Annotated[
+    str,
+    typer.Option(
+        help="A directory, a Hub id, a prepared name, or `tiny`: two layers, so that what "
+        "serving costs shows.",
+        rich_help_panel=WHAT,
+    ),
+]
+AdapterDirs = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--adapter",
+        help="An adapter's directory, again for each; without, random ones are made.",
+        rich_help_panel=WHAT,
+        show_default=False,
+    ),
+]
+Rank = Annotated[int, typer.Option(min=1, help="Of random adapters.", rich_help_panel=WHAT)]
+Targets = Annotated[
+    str,
+    typer.Option(help="Of random adapters: attention or all-linear.", rich_help_panel=WHAT),
+]
+EngineOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--engine",
+        metavar="NAME=VALUE",
+        help="vLLM's option, again for each; as max_model_len=512.",
+        rich_help_panel=WHAT,
+        show_default=False,
+    ),
+]
+PromptTokens = Annotated[
+    int, typer.Option(min=1, help="Tokens of each prompt.", rich_help_panel=WHAT)
+]
+OutputTokens = Annotated[
+    int, typer.Option(min=1, help="Tokens of each answer.", rich_help_panel=WHAT)
+]
+Rounds = Annotated[int, typer.Option(min=1, help="Times everything.", rich_help_panel=HOW)]
+Peer = Annotated[
+    str | None,
+    typer.Option(
+        metavar="vllm",
+        help="Measure vLLM's own beside it.",
+        rich_help_panel=HOW,
+        show_default=False,
+    ),
+]
+Together = Annotated[
+    bool,
+    typer.Option(
+        "--together/--apart",
+        help="All engines alive at once, one of them at work; else one alive at a time.",
+        rich_help_panel=HOW,
+    ),
+]
+JsonFile = Annotated[
+    Path | None,
+    typer.Option("--json", help="Write the figures here.", rich_help_panel=OUT, show_default=False),
+]
+TableFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--table",
+        help="Write the table here, as Markdown.",
+        rich_help_panel=OUT,
+        show_default=False,
+    ),
+]
+PlotFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--plot", help="Draw here, .svg or .png.", rich_help_panel=OUT, show_default=False
+    ),
+]
+Note = Annotated[
+    str, typer.Option(help="A sentence to keep with the figures.", rich_help_panel=OUT)
+]
