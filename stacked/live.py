@@ -11,7 +11,7 @@ import asyncio
 import enum
 import math
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,6 +19,8 @@ from stacked.core import Adapter, Base, Digest, Member, short
 from stacked.engine.engine import Loaded
 from stacked.errors import (
     CanaryFailed,
+    EngineError,
+    EngineLoadFailed,
     KeyInUse,
     StackedError,
     UpdateFailed,
@@ -32,7 +34,12 @@ from stacked.groups.swap import SwapPlan, plan_swap
 _LEAST_CHANGE = 1e-5
 # Logprobs of the base move by less than this between batches, in bfloat16 too.
 _MOST_DRIFT = 0.1
+# Cleaning up waits this long for one answer; an engine that is slower than that is not asked more.
 _UNDO_SECONDS = 60.0
+# Adapters that are staged together, while they are small.
+_AT_ONCE = 8
+_BYTES_AT_ONCE = 8 * 1024**2
+_SILENT = "no answer from the engine"
 
 
 class Phase(enum.Enum):
@@ -54,9 +61,9 @@ class AdapterEngine(Protocol):
     async def stage(self, adapter: Adapter) -> Loaded: ...
     async def adopt(self, loaded: Loaded) -> None: ...
     async def activate(self, loaded: Loaded) -> bool: ...
-    async def discard(self, loaded: Loaded) -> None: ...
+    async def discard(self, *loaded: Loaded) -> None: ...
     async def load(self, adapter: Adapter) -> Loaded: ...
-    async def remove(self, loaded: Loaded) -> None: ...
+    async def remove(self, *loaded: Loaded) -> None: ...
     async def canary(self, loaded: Loaded | None) -> Sequence[float]: ...
 
 
@@ -86,7 +93,7 @@ class SwapReport:
     """What an update did. Seconds by phase; `ended` requests had to be cut at the deadline.
 
     `left` are adapters that the engine would not let go of: nobody is served from them, but their
-    memory is not back.
+    memory is not back. The next update asks for it again.
     """
 
     generation: int
@@ -101,13 +108,22 @@ class Live:
     """The served group over one engine. All changes take turns; reading needs no lock."""
 
     def __init__(
-        self, engine: AdapterEngine, routing: Routing[Loaded], *, drain_seconds: float
+        self,
+        engine: AdapterEngine,
+        routing: Routing[Loaded],
+        *,
+        drain_seconds: float,
+        check: Callable[[Adapter], None] | None = None,
     ) -> None:
+        """`check` refuses an adapter whose files are not what they were; it runs in a thread."""
         self.routing = routing
+        self._check = check
         self.leases = Leases()
         self._engine = engine
         self._drain_seconds = drain_seconds
         self._changing = asyncio.Lock()
+        # What the engine did not let go of when it was asked to.
+        self._stuck: dict[int, Loaded] = {}
         # Tasks that nobody awaits; asyncio itself keeps only weak references.
         self._background: set[asyncio.Task[None]] = set()
 
@@ -175,7 +191,7 @@ class Live:
     async def _remove_when_free(self, handle: Loaded, names: frozenset[str]) -> None:
         while not await self.leases.until_free(handle, 3600):
             pass
-        await self._engine.remove(handle)
+        await self._let_go([handle])
         self.routing = self.routing.settled(names)
 
     # -- the whole group --------------------------------------------------------------------
@@ -197,6 +213,7 @@ class Live:
             before = self.routing
             plan = plan_swap(_adapters(before.members), _adapters(members))
             clock.enter(Phase.PLAN, _told(plan))
+            await self._let_go(self._stuck.values())
             staged: dict[Digest, Loaded] = {}
             try:
                 await self._stage(plan, staged, clock)
@@ -206,7 +223,8 @@ class Live:
                 # Once begun it is not given up: a commit that may have happened has happened.
                 await asyncio.shield(asyncio.ensure_future(journal.commit(after.generation)))
             except BaseException:
-                await self._undo(staged.values())
+                # A failed update leaves nothing in the engine.
+                await self._let_go(staged.values())
                 raise
             self.routing = after
             clock.enter(Phase.SWITCH, f"generation {after.generation} is live")
@@ -221,18 +239,33 @@ class Live:
         """Read every new adapter beside the engine's loop; all are tried, so that all are told."""
         clock.enter(Phase.STAGE, f"{len(plan.load)} adapters")
         failed: list[str] = []
-        for at, adapter in enumerate(plan.load, start=1):
-            try:
-                loaded = await self._engine.stage(adapter)
-                staged[adapter.digest] = loaded
-                await self._engine.adopt(loaded)
-                await self._engine.activate(loaded)
-            except StackedError as error:
-                clock.journal.refused(adapter.digest, error)
-                failed.append(f"{short(adapter.digest)}: {error}")
-            clock.tell(at / len(plan.load), f"staged {at} of {len(plan.load)}")
+        done = 0
+        for batch in _batches(plan.load):
+            async with asyncio.TaskGroup() as tasks:
+                brought = [tasks.create_task(self._bring(each, staged)) for each in batch]
+            errors = {a.digest: task.result() for a, task in zip(batch, brought, strict=True)}
+            for digest, error in errors.items():
+                if error is not None:
+                    clock.journal.refused(digest, error)
+                    failed.append(f"{short(digest)}: {error}")
+            done += len(batch)
+            clock.tell(done / len(plan.load), f"staged {done} of {len(plan.load)}")
+            if any(error is not None and _is_the_engines(error) for error in errors.values()):
+                break
         if failed:
             raise UpdateFailed(f"{len(failed)} adapters could not be staged: {'; '.join(failed)}")
+
+    async def _bring(self, adapter: Adapter, staged: dict[Digest, Loaded]) -> StackedError | None:
+        """Bring one adapter into the engine; why that failed."""
+        try:
+            if self._check is not None:
+                await asyncio.to_thread(self._check, adapter)
+            loaded = staged[adapter.digest] = await self._engine.stage(adapter)
+            await self._engine.adopt(loaded)
+            await self._engine.activate(loaded)
+        except StackedError as error:
+            return error
+        return None
 
     async def _verify(self, plan: SwapPlan, staged: Mapping[Digest, Loaded], clock: _Clock) -> None:
         """Canaries: each new adapter differs from the base and is finite; the base is unchanged."""
@@ -246,6 +279,8 @@ class Live:
             except StackedError as error:
                 clock.journal.refused(digest, error)
                 failed.append(f"{short(digest)}: {error}")
+                if _is_the_engines(error):
+                    raise
             clock.tell(at / len(staged), f"verified {at} of {len(staged)}")
         again = await self._engine.canary(None)
         if not _distance(base, again) <= max(_MOST_DRIFT, 4 * noise):  # NaN is drift too
@@ -285,24 +320,57 @@ class Live:
     ) -> tuple[Digest, ...]:
         """Remove what nobody uses. What the engine keeps is told: the new group serves already."""
         clock.enter(Phase.REMOVE, f"{len(plan.drop)} adapters")
-        left: list[Digest] = []
-        for digest in plan.drop:
-            try:
-                await self._engine.remove(before.handles[digest])
-            except StackedError as error:
-                left.append(digest)
-                clock.tell(0.0, f"{short(digest)} could not be removed: {error}")
+        handles = [before.handles[digest] for digest in plan.drop]
+        busy = [handle for handle in handles if self.leases.held(handle)]
+        left = {handle.digest: "a request still uses it" for handle in busy}
+        for handle in busy:
+            self._later(self._remove_when_free(handle, frozenset()))
+        left |= await self._let_go(handle for handle in handles if handle not in busy)
+        for digest, reason in left.items():
+            clock.tell(0.0, f"{short(digest)} could not be removed: {reason}")
         self.routing = self.routing.settled(self.routing.draining)
         return tuple(left)
 
-    async def _undo(self, staged: Iterable[Loaded]) -> None:
-        """Leave nothing of a failed update in the engine. What cannot be undone stays unnamed."""
-        for loaded in staged:
-            for cleanup in (self._engine.discard, self._engine.remove):
-                try:
-                    await asyncio.wait_for(asyncio.shield(cleanup(loaded)), _UNDO_SECONDS)
-                except (StackedError, TimeoutError):
-                    continue
+    async def _let_go(self, handles: Iterable[Loaded]) -> dict[Digest, str]:
+        """Have the engine forget these, staged or adopted; which it still has, and why.
+
+        All are asked for at once, and one by one where that fails. The next update asks for those
+        again. An engine that is silent is asked no more: there may be hundreds.
+        """
+        loaded = list(handles)
+        silent = await self._forget(*loaded) if loaded else ""
+        if not silent:
+            for each in loaded:
+                self._stuck.pop(each.number, None)
+            return {}
+        left: dict[Digest, str] = {}
+        for each in loaded:
+            asked = len(loaded) == 1 or silent.startswith(_SILENT)
+            reason = silent if asked else await self._forget(each)
+            if reason:
+                left[each.digest] = silent = reason
+                self._stuck[each.number] = each
+            else:
+                self._stuck.pop(each.number, None)
+        return left
+
+    async def _forget(self, *loaded: Loaded) -> str:
+        """Why the engine still has some of them; nothing where it has not."""
+
+        async def ask() -> None:
+            await self._engine.discard(*loaded)
+            await self._engine.remove(*loaded)
+
+        task = asyncio.ensure_future(ask())
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        try:
+            # Shielded: what was asked may still be done when nobody waits for it any more.
+            await asyncio.wait_for(asyncio.shield(task), _UNDO_SECONDS)
+        except TimeoutError:
+            return f"{_SILENT} in {_UNDO_SECONDS:.0f} s"
+        except StackedError as error:
+            return str(error)
+        return ""
 
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -331,12 +399,32 @@ def check_canary(
         )
 
 
+def _is_the_engines(error: StackedError) -> bool:
+    """Whether the engine itself is at fault: then the next adapter would fare no better."""
+    return isinstance(error, EngineError) and not isinstance(error, EngineLoadFailed)
+
+
 def _distance(one: Sequence[float], other: Sequence[float]) -> float:
     return max((abs(a - b) for a, b in zip(one, other, strict=True)), default=0.0)
 
 
 def _adapters(members: Sequence[Member]) -> list[Adapter]:
     return list({member.adapter.digest: member.adapter for member in members}.values())
+
+
+def _batches(adapters: Sequence[Adapter]) -> Iterator[list[Adapter]]:
+    """In order, small adapters together: each answer of a busy engine takes a step."""
+    batch: list[Adapter] = []
+    for adapter in adapters:
+        full = (
+            len(batch) >= _AT_ONCE or sum(a.bytes for a in batch) + adapter.bytes > _BYTES_AT_ONCE
+        )
+        if batch and full:
+            yield batch
+            batch = []
+        batch.append(adapter)
+    if batch:
+        yield batch
 
 
 def _names(members: Iterable[Member]) -> frozenset[str]:

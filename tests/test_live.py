@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
 
+from stacked import live as live_module
 from stacked.core import Adapter, Digest, Member
 from stacked.engine.engine import Loaded
 from stacked.errors import (
     CanaryFailed,
+    EngineError,
     EngineLoadFailed,
     KeyDraining,
     KeyUnknown,
     StackedError,
+    StoreDamaged,
     UpdateFailed,
     UpdateInProgress,
 )
@@ -64,17 +68,19 @@ class FakeEngine:
         self._enter("activate")
         return True
 
-    async def discard(self, loaded: Loaded) -> None:
-        self.staged.pop(loaded.number, None)
+    async def discard(self, *loaded: Loaded) -> None:
+        for each in loaded:
+            self.staged.pop(each.number, None)
 
     async def load(self, one: Adapter) -> Loaded:
         loaded = await self.stage(one)
         await self.adopt(loaded)
         return loaded
 
-    async def remove(self, loaded: Loaded) -> None:
+    async def remove(self, *loaded: Loaded) -> None:
         self._enter("remove")
-        self.held.pop(loaded.number, None)
+        for each in loaded:
+            self.held.pop(each.number, None)
 
     async def canary(self, loaded: Loaded | None) -> Sequence[float]:
         self._enter("canary")
@@ -277,3 +283,101 @@ async def test_what_cannot_be_cleaned_up_does_not_undo_a_switch(engine: FakeEngi
     report = await live.update(BASE, (member("a", 2),), Notes())
     assert report.left == (digest(1),)
     assert live.routing.resolve("a").digest == digest(2)
+
+
+async def test_what_the_engine_kept_goes_with_the_next_update(engine: FakeEngine) -> None:
+    live = await serving(engine, member("a", 1))
+    engine.fails["remove"] = EngineLoadFailed("still lists")
+    await live.update(BASE, (member("a", 2),), Notes())
+    engine.fails.clear()
+    assert digest(1) in engine.held.values()
+    await live.update(BASE, (member("b", 2),), Notes())
+    assert list(engine.held.values()) == [digest(2)]
+
+
+@pytest.mark.parametrize("call", ["stage", "canary"])
+async def test_engine_at_fault_is_not_asked_for_every_other_adapter(
+    engine: FakeEngine, call: str
+) -> None:
+    live = await serving(engine, member("a", 1))
+    engine.fails[call] = EngineError("no answer from the engine in 120 s")
+    with pytest.raises(StackedError, match="no answer"):
+        await live.update(BASE, tuple(member(f"k{at}", at) for at in range(2, 42)), Notes())
+    assert 1 <= engine.calls.count(call) <= 8, "those that are asked for together"
+
+
+async def test_small_adapters_are_staged_together_and_large_ones_alone(engine: FakeEngine) -> None:
+    live = await serving(engine, member("a", 1))
+    most, now = 0, 0
+    stage = engine.stage
+
+    async def counted(one: Adapter) -> Loaded:
+        nonlocal most, now
+        now += 1
+        most = max(most, now)
+        await asyncio.sleep(0)
+        now -= 1
+        return await stage(one)
+
+    engine.stage = counted  # type: ignore[method-assign]
+    small = tuple(member(f"s{at}", at) for at in range(2, 32))
+    await live.update(BASE, small, Notes())
+    assert most == 8
+    most = 0
+    large = tuple(
+        replace(each, adapter=replace(each.adapter, bytes=39 * 1024**2))
+        for each in (member(f"l{at}", at) for at in range(32, 36))
+    )
+    await live.update(BASE, large, Notes())
+    assert most == 1
+
+
+async def test_silent_engine_is_not_waited_for_once_per_adapter(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_module, "_UNDO_SECONDS", 0.05)
+    live = await serving(engine, *(member(f"k{at}", at) for at in range(1, 9)))
+    asked: list[int] = []
+    answering = asyncio.Event()
+
+    async def discard(*loaded: Loaded) -> None:
+        asked.append(len(loaded))
+        await answering.wait()
+
+    engine.discard = discard  # type: ignore[method-assign]
+    report = await live.update(BASE, (), Notes())
+    assert len(asked) == 1
+    assert report.left == tuple(digest(at) for at in range(1, 9))
+    answering.set()
+    await live.update(BASE, (member("a", 9),), Notes())
+    assert list(engine.held.values()) == [digest(9)]
+
+
+async def test_adapter_of_a_request_that_cannot_be_ended_is_removed_when_it_ends(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_module, "_UNDO_SECONDS", 0.02)
+    live = await serving(engine, member("a", 1), drain=0.02)
+    lease = live.admit({"key": "a"}).lease
+    report = await live.update(BASE, (member("a", 2),), Notes())
+    assert report.left == (digest(1),)
+    assert digest(1) in engine.held.values()
+    lease.release()
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert list(engine.held.values()) == [digest(2)]
+
+
+async def test_adapter_whose_files_have_changed_is_not_staged(engine: FakeEngine) -> None:
+    before = Routing[Loaded].of(BASE, (), {})
+
+    def check(one: Adapter) -> None:
+        if one.digest == digest(2):
+            raise StoreDamaged("it has other content now")
+
+    live, notes = Live(engine, before, drain_seconds=5, check=check), Notes()
+    with pytest.raises(UpdateFailed, match="other content"):
+        await live.update(BASE, (member("a", 1), member("b", 2)), notes)
+    assert notes.blamed == [digest(2)]
+    assert live.routing is before
+    assert not engine.held

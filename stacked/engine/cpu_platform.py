@@ -1,10 +1,14 @@
-"""vLLM's CPU platform with one answer changed: which class multiplies LoRA weights.
+"""vLLM's CPU platform with two answers changed: which class multiplies LoRA weights, and whether
+the engine's process may compute by itself.
 
 It must not import ``cpu_lora``: vLLM imports this module while it is still settling its platform,
 and the kernel's base class asks for the settled one.
 """
 
 from __future__ import annotations
+
+import os
+from typing import Any
 
 from vllm.platforms import cpu_platform_plugin
 from vllm.utils.import_utils import resolve_obj_by_qualname
@@ -23,3 +27,16 @@ class StackedCpuPlatform(_PlatformOfVllm):  # type: ignore[misc]
     @classmethod
     def get_punica_wrapper(cls) -> str:
         return KERNEL
+
+    @classmethod
+    def check_and_update_config(cls, vllm_config: Any) -> None:
+        """As vLLM's, but an engine that was asked to be one process stays one.
+
+        vLLM starts a worker all the same, because a worker's OpenMP can be told its cores before it
+        is loaded. `Engine.prepare` tells it to the engine's process instead.
+        """
+        parallel = vllm_config.parallel_config
+        one = parallel.distributed_executor_backend == "uni" and "OMP_NUM_THREADS" in os.environ
+        super().check_and_update_config(vllm_config)
+        if one:
+            parallel.distributed_executor_backend = "uni"

@@ -11,13 +11,15 @@ import contextlib
 import itertools
 import os
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stacked.core import Adapter, Digest, Progress, Silent
+from stacked.engine import preload
+from stacked.engine.machine import look
 from stacked.engine.options import parse_options
-from stacked.engine.plan import EnginePlan
+from stacked.engine.plan import EnginePlan, one_process
 from stacked.engine.platform import base_is_protected, enabled
 from stacked.errors import (
     EngineDead,
@@ -40,11 +42,20 @@ CALL_SECONDS = 120.0
 # Between two looks at an adapter that is being read: a look costs the engine's loop under 1 ms.
 _LOOK_SECONDS = 0.05
 
-# How long a step may wait for a part of what only the engine's loop can do.
-_PART_SECONDS = 0.002
+# How long a step may wait for a part of what only the engine's loop can do: a share of what a step
+# takes, which the answers of the loop tell.
+_PART_SHARE = 0.15
+_PART_SECONDS = (0.001, 0.008)
+
+# Each removal is Python in the engine's loop; so many take about a millisecond.
+_REMOVED_AT_ONCE = 16
 
 # What canaries read: plain words, digits and code, so that few adapters leave all of it alone.
-CANARY_TEXT = 'Question 42 is: SELECT name FROM users; {"ok": true} Ahoy, Dr. Smith. The'
+# Its first tokens alone: a prompt delays the streams it is batched with, on a CPU by its length.
+_CANARY_TEXT = 'Question 42 is: SELECT name FROM users; {"ok": true} Ahoy, Dr. Smith. The'
+_CANARY_TOKENS = 8
+
+_WARMING = {"max_tokens": 1, "detokenize": False, "logprobs": 1, "prompt_logprobs": 0}
 
 _EXTENSION = "stacked.engine.staging.StagingWorker"
 
@@ -77,6 +88,14 @@ class Resident:
     slots: tuple[int | None, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """Who waits for an adapter to be staged, and until when on the monotonic clock."""
+
+    ready: asyncio.Future[None]
+    until: float
+
+
 class Engine:
     """A running vLLM. Make one with `await Engine.start(plan)`; `await close()` ends it."""
 
@@ -87,9 +106,23 @@ class Engine:
         self._numbers = itertools.count(1)
         self._canaries = itertools.count(1)
         self._changing = asyncio.Lock()
-        # One adapter is read at a time, however many are asked for.
-        self._staging = asyncio.Lock()
+        # Adapters that are being staged, and the task that asks for all of them together.
+        self._staging: dict[int, _Waiting] = {}
+        self._advancing: asyncio.Task[None] | None = None
+        self._part = _PART_SECONDS[0]
         self._closed = False
+
+    @staticmethod
+    def prepare() -> None:
+        """Begin what a start needs however it is planned; returns at once, twice is once."""
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        # This one is not the user's to turn on: ours replaces it.
+        os.environ["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "0"
+        if one_process(look().cores):
+            # The other core is for the process that speaks HTTP; OpenMP's threads wait by spinning.
+            os.environ.setdefault("OMP_NUM_THREADS", "1")
+        preload.begin()
 
     @classmethod
     async def start(cls, plan: EnginePlan, *, progress: Progress | None = None) -> Engine:
@@ -98,12 +131,10 @@ class Engine:
         The slow work is done in a thread, so that this loop can answer "starting" meanwhile.
         """
         tell = progress or Silent()
-        for name, value in _ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        # This one is not the user's to turn on: ours replaces it.
-        os.environ["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "0"
+        cls.prepare()
         tell.step("Importing vLLM")
         await asyncio.to_thread(_import_vllm)
+        preload.use()
         options = {
             **plan.options,
             "model": plan.base,
@@ -126,8 +157,9 @@ class Engine:
             raise EngineStartFailed(f"vLLM did not start: {_first_line(error)}") from error
         engine = cls(plan, args, client)
         try:
-            tell.step("Warming the adapters' memory")
-            await engine._warm()
+            if args.enable_lora:  # a benchmark measures the engine without it, too
+                tell.step("Warming the adapters' memory")
+                await engine._warm()
         except BaseException:
             await engine.close()
             raise
@@ -148,6 +180,27 @@ class Engine:
             raise
         return loaded
 
+    async def load_all(
+        self, adapters: Sequence[Adapter], told: Callable[[int], None]
+    ) -> Mapping[Digest, Loaded]:
+        """Load these as fast as it goes, with no regard to requests: for a start.
+
+        `told` is called with how many are loaded. The first ones fill the slots. Raises
+        EngineLoadFailed; what was loaded before stays.
+        """
+        loaded: dict[Digest, Loaded] = {}
+        room = True
+        for adapter in adapters:
+            one = loaded[adapter.digest] = self._handle(adapter)
+            doing = f"loading adapter {adapter.digest}"
+            where = (one.number, one.name, str(adapter.path))
+            async with self._changing:
+                await self._workers("stacked_load", *where, doing=doing)
+            room = room and await self.activate(one)
+            told(len(loaded))
+        await self._workers("stacked_settle", doing="settling the worker's memory")
+        return loaded
+
     async def stage(self, adapter: Adapter) -> Loaded:
         """Read an adapter into the worker's memory, beside its loop; requests cannot use it yet.
 
@@ -155,12 +208,11 @@ class Engine:
         after CALL_SECONDS without an end; nothing is left staged then.
         """
         loaded = self._handle(adapter)
-        async with self._staging:
-            try:
-                await self._read(loaded)
-            except BaseException:
-                await self._quietly(self.discard(loaded))
-                raise
+        try:
+            await self._read(loaded)
+        except BaseException:
+            await self._quietly(self.discard(loaded))
+            raise
         return loaded
 
     async def adopt(self, loaded: Loaded) -> None:
@@ -186,17 +238,15 @@ class Engine:
         doing = f"activating adapter {loaded.digest}"
         async with self._changing:
             while True:
-                told = await self._workers(
-                    "stacked_activate", loaded.number, _PART_SECONDS, doing=doing
-                )
+                told = await self._a_part("stacked_activate", loaded.number, doing=doing)
                 if "more" not in told:
                     return "full" not in told
 
-    async def discard(self, loaded: Loaded) -> None:
+    async def discard(self, *loaded: Loaded) -> None:
         """Drop what is staged and not adopted, read or not. Discarding twice is allowed."""
-        await self._workers(
-            "stacked_discard", loaded.number, doing=f"discarding adapter {loaded.digest}"
-        )
+        names = ", ".join(each.digest for each in loaded[:3])
+        numbers = [each.number for each in loaded]
+        await self._workers("stacked_discard", *numbers, doing=f"discarding adapters {names}")
 
     async def resident(self) -> Resident:
         """What the engine holds, and where. With several workers: what all of them hold."""
@@ -207,18 +257,22 @@ class Engine:
             slots=tuple(number or None for number in told[0][2]),
         )
 
-    async def remove(self, loaded: Loaded) -> None:
-        """Remove an adapter and check by listing that it is gone. Removing twice is allowed.
+    async def remove(self, *loaded: Loaded) -> None:
+        """Remove adapters and check by listing that they are gone. Removing twice is allowed.
 
-        Only when no request uses it: vLLM would load it again from disk for a late one.
+        Only when no request uses them: vLLM would load one again from disk for a late one.
         """
         async with self._changing:
-            if loaded.number in await self.list():
-                await self._workers(
-                    "stacked_remove", loaded.number, doing=f"removing {loaded.name}"
-                )
-            if loaded.number in await self.list():
-                raise EngineError(f"vLLM still lists {loaded.name} after it was removed")
+            here = await self.list()
+            there = {each.number: each.name for each in loaded if each.number in here}
+            numbers = [*there]
+            for at in range(0, len(numbers), _REMOVED_AT_ONCE):
+                some = numbers[at : at + _REMOVED_AT_ONCE]
+                await self._workers("stacked_remove", *some, doing=f"removing {there[some[0]]}")
+            kept = there.keys() & await self.list() if there else set()
+            if kept:
+                names = ", ".join(there[number] for number in sorted(kept)[:3])
+                raise EngineError(f"vLLM still lists {names} after removal ({len(kept)} adapters)")
 
     async def list(self) -> set[int]:
         """The numbers of the adapters that the engine holds in host memory."""
@@ -246,13 +300,16 @@ class Engine:
         """How an adapter (None: the base) scores a fixed text: its tokens' logprobs, in order.
 
         The same weights give the same numbers up to float noise; NaN where the weights are broken.
+        Raises EngineLoadFailed, EngineDead, and EngineError after CALL_SECONDS without an answer.
         """
-        outputs = await self.generate(
-            [CANARY_TEXT],
+        tokens = self.tokenizer().encode(_CANARY_TEXT)[:_CANARY_TOKENS]
+        asked = self.generate(
+            [tokens],
             loaded,
             request_id=f"canary-{next(self._canaries)}",
             sampling={"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0},
         )
+        outputs = await self._call(asked, f"scoring {loaded.name if loaded else 'the base'}")
         scored = zip(outputs[0].prompt_token_ids, outputs[0].prompt_logprobs, strict=True)
         return [row[token].logprob for token, row in scored if row is not None]
 
@@ -322,21 +379,63 @@ class Engine:
         """Start to read in every worker, and wait until all of them have."""
         doing = f"loading adapter {loaded.digest}"
         path = loaded.request.lora_path
-        until = time.monotonic() + CALL_SECONDS
         await self._workers("stacked_stage", loaded.number, loaded.name, path, doing=doing)
-        while time.monotonic() < until:
-            told = await self._workers("stacked_advance", loaded.number, _PART_SECONDS, doing=doing)
-            failed = [reason or state for state, reason in told if state in ("failed", "absent")]
-            if failed:
-                raise EngineLoadFailed(f"{doing}: {failed[0]}")
-            if all(state == "ready" for state, _ in told):
+        ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._staging[loaded.number] = _Waiting(ready, time.monotonic() + CALL_SECONDS)
+        if self._advancing is None or self._advancing.done():
+            self._advancing = asyncio.create_task(self._advance())
+        try:
+            await ready
+        except EngineLoadFailed as error:
+            raise EngineLoadFailed(f"{doing}: {error}") from error
+        finally:
+            del self._staging[loaded.number]
+
+    async def _advance(self) -> None:
+        """Go on with all that is being staged, a part per step however many there are."""
+        while self._staging:
+            numbers = [*self._staging]
+            try:
+                told = await self._a_part("stacked_advance", numbers, doing="staging adapters")
+            except EngineError as error:
+                self._tell(dict.fromkeys(numbers, error))
                 return
-            if any(state == "reading" for state, _ in told):
+            states = dict(zip(numbers, zip(*told, strict=True), strict=True))
+            self._tell({number: _end_of(each) for number, each in states.items()})
+            if any(state == "reading" for each in states.values() for state, _ in each):
                 await asyncio.sleep(_LOOK_SECONDS)
-        raise EngineLoadFailed(f"{doing}: not read in {CALL_SECONDS:.0f} s")
+            else:
+                await asyncio.sleep(0)  # whoever was told goes on before the next part
+
+    def _tell(self, ends: Mapping[int, EngineError | bool]) -> None:
+        """Tell who waits for these adapters how it ended: an error, True, or not yet."""
+        for number, end in ends.items():
+            waiting = self._staging.get(number)
+            if waiting is None or waiting.ready.done():
+                continue
+            if isinstance(end, EngineError):
+                waiting.ready.set_exception(end)
+            elif end:
+                waiting.ready.set_result(None)
+            elif time.monotonic() > waiting.until:
+                late = EngineLoadFailed(f"not read in {CALL_SECONDS:.0f} s")
+                waiting.ready.set_exception(late)
+
+    async def _a_part(self, method: str, *args: Any, doing: str) -> Sequence[Any]:
+        """Have every worker do a part of something, as long as the last answer says it may be."""
+        began = time.perf_counter()
+        told = await self._workers(method, *args, self._part, doing=doing)
+        least, most = _PART_SECONDS
+        step = time.perf_counter() - began - self._part
+        self._part = min(most, max(least, _PART_SHARE * step))
+        return told
 
     async def _warm(self) -> None:
-        """Touch the slots' memory by one request on an adapter of zeros, before anyone waits."""
+        """Do once, before anyone waits, what the first of its kind makes everyone wait for.
+
+        One request on an adapter of zeros touches the slots' memory, and its logprobs have torch
+        compile what counts ranks, which takes seconds.
+        """
         from vllm.lora.request import LoRARequest
 
         number = next(self._numbers)
@@ -345,10 +444,11 @@ class Engine:
         doing = "warming the adapters' memory"
         await self._workers("stacked_warm", number, request.lora_name, "warm", doing=doing)
         await self._call(
-            self._last([0], loaded, request.lora_name, {"max_tokens": 1, "detokenize": False}),
+            self._last([0, 0], loaded, request.lora_name, _WARMING),
             doing,
         )
         await self.remove(loaded)
+        await self._workers("stacked_settle", doing=doing)
 
     async def _workers(self, method: str, *args: Any, doing: str) -> Sequence[Any]:
         """Ask every worker, and return what each answered."""
@@ -375,6 +475,8 @@ class Engine:
             raise EngineError(
                 f"{doing}: no answer from the engine in {time.monotonic() - started:.0f} s"
             ) from error
+        except StackedError:
+            raise
         except EngineDeadError as error:
             raise EngineDead(self._death()) from error
         except Exception as error:  # the engine sends any failure of its worker as a bare one
@@ -382,6 +484,14 @@ class Engine:
 
     def _death(self) -> str:
         return "the engine has died; its log says why. Restart the server"
+
+
+def _end_of(states: Sequence[Sequence[str]]) -> EngineError | bool:
+    """How the staging of one adapter ended, from its state and reason in each worker."""
+    failed = [reason or state for state, reason in states if state in ("failed", "absent")]
+    if failed:
+        return EngineLoadFailed(failed[0])
+    return all(state == "ready" for state, _ in states)
 
 
 def _import_vllm() -> None:

@@ -19,11 +19,13 @@ Relies on (vLLM 0.26 to 0.32):
 from __future__ import annotations
 
 import copy
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -51,12 +53,14 @@ class Job:
     work: Iterator[None] | None = None
     model: Any = None
     dropped: bool = False
+    urgent: bool = False
 
     def pause(self) -> None:
         """Called between chunks, in the reading thread. Raises Dropped."""
         if self.dropped:
             raise Dropped
-        time.sleep(PAUSE_SECONDS)
+        if not self.urgent:
+            time.sleep(PAUSE_SECONDS)
 
 
 @dataclass
@@ -76,6 +80,7 @@ class VllmLoras:
         self._step_aside = step_aside
         self._manager = lora_manager._adapter_manager
         self._fill: Fill | None = None
+        self._freeing: queue.SimpleQueue[list[Any]] | None = None
         # vLLM activates what a batch needs by this name, and may take the slot being filled.
         self._manager.activate_adapter = self._activate_now
 
@@ -164,13 +169,15 @@ class VllmLoras:
         return removed
 
     def free(self, last: list[Any]) -> None:
-        """Empty a list that holds the last references to models, in a thread."""
+        """Empty a list that holds the last references to models, in a thread, one after the other.
 
-        def work() -> None:
-            self._step_aside()
-            last.clear()
-
-        threading.Thread(target=work, name="stacked-free", daemon=True).start()
+        While the system takes memory back, whoever asks for some waits: so not all of it at once.
+        """
+        if self._freeing is None:
+            self._freeing = queue.SimpleQueue()
+            work = partial(_free_all, self._freeing, self._step_aside)
+            threading.Thread(target=work, name="stacked-free", daemon=True).start()
+        self._freeing.put(last)
 
     def resident(self) -> tuple[list[int], list[int]]:
         """What is in host memory, and what is in each slot, 0 for nothing."""
@@ -209,6 +216,16 @@ class VllmLoras:
         finally:
             if fill is not None and manager.lora_index_to_id[fill.slot] is not None:
                 self._fill = None  # its slot was taken, and with it what was written there
+
+
+def _free_all(lists: queue.SimpleQueue[list[Any]], step_aside: Callable[[], None]) -> None:
+    step_aside()
+    while True:
+        last = lists.get()
+        began = time.perf_counter()
+        last.clear()
+        del last
+        time.sleep(2 * (time.perf_counter() - began))
 
 
 @contextmanager

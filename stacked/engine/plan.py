@@ -44,6 +44,8 @@ class EnginePlan:
     host_adapters: int
     rows: tuple[tuple[str, str], ...]
     """What a person reads before the engine starts: label and value."""
+    memory_bytes: int = 0
+    """What the engine takes of the memory it runs in; on GPUs, of each one's share of it."""
 
     def text(self) -> str:
         """The plan as aligned lines."""
@@ -91,6 +93,7 @@ def make_plan(
     ]
     if build.device == "cpu":
         chosen |= {"kv_cache_memory_bytes": cache, "enforce_eager": True}
+        chosen["distributed_executor_backend"] = "uni" if one_process(machine.cores) else "mp"
         need += [
             (f"{host} adapters in host memory", host * slot_bytes),
             ("KV cache", cache),
@@ -115,7 +118,17 @@ def make_plan(
         slots=int(merged["max_loras"]),
         host_adapters=int(merged["max_cpu_loras"]),
         rows=_rows(build, machine, base, dtype, why, adapters, merged, need, room, place),
+        memory_bytes=sum(size for _, size in need) if build.device == "cpu" else room,
     )
+
+
+def one_process(cores: int) -> bool:
+    """Whether an engine on a CPU of so many cores computes in its own process, without a worker's.
+
+    With two cores, a worker takes one and the engine's process, polling for the worker's answers,
+    the other, which those who speak HTTP need. With more, vLLM's own way binds threads to cores.
+    """
+    return cores <= 2
 
 
 def _read_config(base: Path) -> dict[str, Any]:

@@ -17,9 +17,10 @@ has ``model_runner.lora_manager`` and ``device``.
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -45,6 +46,19 @@ class Stager:
         )
         thread.start()
 
+    def load(self, number: int, name: str, path: str) -> None:
+        """Stage and adopt at once, in the loop: for a start, when nobody waits for it.
+
+        Raises what reading and building raise; nothing is left then.
+        """
+        if self._loras.holds(number):
+            return
+        job = Job(number, name, path, urgent=True)
+        self._loras.read(job)
+        for _ in self._loras.build(job):
+            pass
+        self._loras.register(job.model)
+
     def _read(self, job: Job) -> None:
         try:
             self._step_aside()
@@ -55,12 +69,16 @@ class Stager:
         except Exception as error:  # noqa: BLE001  whatever a file does to its reader is told
             job.reason, job.state = _sentence(error), "failed"
 
-    def advance(self, number: int, seconds: float) -> tuple[str, str]:
-        """Go on with what belongs to the loop for about `seconds`, and tell the state."""
-        job = self._jobs.get(number)
-        if job is not None and job.state == "building":
-            self._build(job, time.perf_counter() + seconds)
-        return self.state(number)
+    def advance(self, numbers: Sequence[int], seconds: float) -> list[tuple[str, str]]:
+        """Go on with what belongs to the loop for about `seconds`; the state of each in order."""
+        until = time.perf_counter() + seconds
+        for number in numbers:
+            job = self._jobs.get(number)
+            if job is not None and job.state == "building":
+                self._build(job, until)
+                if time.perf_counter() >= until:
+                    break
+        return [self.state(number) for number in numbers]
 
     def _build(self, job: Job, until: float) -> None:
         job.work = job.work or self._loras.build(job)
@@ -89,15 +107,16 @@ class Stager:
         self._loras.register(self._jobs[number].model)
         del self._jobs[number]
 
-    def discard(self, number: int) -> None:
-        """Forget an adapter that is staged and not adopted, whether or not it has been read."""
-        job = self._jobs.pop(number, None)
-        if job is not None:
-            job.dropped = True  # what a thread still brings goes with the job
-            last = [job, job.work]
-            job.work = None
-            del job
-            self._loras.free(last)
+    def discard(self, *numbers: int) -> None:
+        """Forget adapters that are staged and not adopted, whether or not they have been read."""
+        for number in numbers:
+            job = self._jobs.pop(number, None)
+            if job is not None:
+                job.dropped = True  # what a thread still brings goes with the job
+                last = [job, job.work]
+                job.work = None
+                del job
+                self._loras.free(last)
 
     def staged(self) -> list[int]:
         return sorted(self._jobs)
@@ -116,25 +135,38 @@ class StagingWorker:
         """Start to read an adapter."""
         _parts(self)[0].stage(number, name, path)
 
-    def stacked_advance(self, number: int, seconds: float) -> list[str]:
-        """Go on with an adapter that has been read; state and reason, see `Stager.state`."""
-        return [*_parts(self)[0].advance(number, seconds)]
+    def stacked_load(self, number: int, name: str, path: str) -> None:
+        """Read an adapter and hand it to vLLM in one go, see `Stager.load`."""
+        _parts(self)[0].load(number, name, path)
+
+    def stacked_advance(self, numbers: list[int], seconds: float) -> list[list[str]]:
+        """Go on with adapters that have been read; state and reason each, see `Stager.state`."""
+        return [[*each] for each in _parts(self)[0].advance(numbers, seconds)]
 
     def stacked_adopt(self, number: int) -> None:
         """Hand a ready adapter to vLLM."""
         _parts(self)[0].adopt(number)
 
-    def stacked_discard(self, number: int) -> None:
+    def stacked_discard(self, *numbers: int) -> None:
         """Forget what is staged."""
-        _parts(self)[0].discard(number)
+        _parts(self)[0].discard(*numbers)
 
     def stacked_activate(self, number: int, seconds: float) -> str:
         """Copy an adapter into a free slot for a while, see `VllmLoras.activate`."""
         return _parts(self)[1].activate(number, seconds)
 
-    def stacked_remove(self, number: int) -> bool:
-        """Remove an adapter; False where it was not there."""
-        return _parts(self)[1].remove(number)
+    def stacked_remove(self, *numbers: int) -> None:
+        """Remove adapters; those that are not there are passed over."""
+        for number in numbers:
+            _parts(self)[1].remove(number)
+
+    def stacked_settle(self) -> None:
+        """Keep what the start has made out of the garbage collector's sight, for good.
+
+        Looking through it takes seconds, at any moment. vLLM does the same in its other processes.
+        """
+        gc.collect()
+        gc.freeze()
 
     def stacked_resident(self) -> list[list[int]]:
         """Numbers staged, in host memory, and in each slot (0 for nothing)."""

@@ -7,6 +7,7 @@ synchronous, so that nothing can come between a check and a change. It must not 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Hashable
 from types import TracebackType
 
@@ -82,6 +83,19 @@ class Leases:
             if free in waiting:
                 waiting.remove(free)
         return True
+
+    async def until_all_free(self, seconds: float) -> bool:
+        """Wait until nothing is held at all; False when that took longer than `seconds`."""
+        deadline = time.monotonic() + seconds
+        while self._held:
+            thing = next(iter(self._held))
+            if not await self.until_free(thing, max(0.0, deadline - time.monotonic())):
+                return False
+        return True
+
+    def end_all(self) -> int:
+        """Ask every holder of anything to finish at once; how many were asked."""
+        return sum(self.end(thing) for thing in list(self._held))
 
     def _returned(self, thing: Hashable, lease: Lease) -> None:
         held = self._held[thing]

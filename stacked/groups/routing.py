@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from stacked.core import MAX_KEY_LENGTH, Base, Digest, Member, ModelId, check_key
 from stacked.errors import KeyConflict, KeyDraining, KeyInUse, KeyUnknown
@@ -17,9 +17,11 @@ from stacked.errors import KeyConflict, KeyDraining, KeyInUse, KeyUnknown
 Handle = TypeVar("Handle")
 
 
-@dataclass(frozen=True, slots=True)
-class Route(Generic[Handle]):
-    """Where one name leads. `handle` is the engine's adapter; None means the base."""
+class Route(NamedTuple, Generic[Handle]):
+    """Where one name leads. `handle` is the engine's adapter; None means the base.
+
+    A tuple, because a table of 500 is made between two requests.
+    """
 
     label: str
     """What answers call the model: its key, or its model id where it has no key."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,13 @@ class Worker:
         self.outcome = ["ready", ""]
         self.parts = 2
         self.forgets = True
+        self.settled: int | None = None
 
     def stacked_stage(self, number: int, name: str, path: str) -> None:
         self.staged[number] = [name, path]
 
-    def stacked_advance(self, number: int, seconds: float) -> list[str]:
-        return self.outcome if number in self.staged else ["absent", ""]
+    def stacked_advance(self, numbers: list[int], seconds: float) -> list[list[str]]:
+        return [self.outcome if number in self.staged else ["absent", ""] for number in numbers]
 
     def stacked_adopt(self, number: int) -> None:
         if self.outcome[0] == "no room":
@@ -42,11 +44,19 @@ class Worker:
         self.parts -= 1
         return "more" if self.parts > 0 else "active" if self.parts == 0 else "full"
 
-    def stacked_discard(self, number: int) -> None:
-        self.staged.pop(number, None)
+    def stacked_discard(self, *numbers: int) -> None:
+        for number in numbers:
+            self.staged.pop(number, None)
 
-    def stacked_remove(self, number: int) -> bool:
-        return self.held.pop(number, None) is not None if self.forgets else True
+    def stacked_load(self, number: int, name: str, path: str) -> None:
+        self.held[number] = [name, path]
+
+    def stacked_settle(self) -> None:
+        self.settled = len(self.held)
+
+    def stacked_remove(self, *numbers: int) -> None:
+        for number in numbers if self.forgets else ():
+            self.held.pop(number, None)
 
     def stacked_resident(self) -> list[list[int]]:
         return [sorted(self.staged), sorted(self.held), [0, *self.held]]
@@ -102,6 +112,20 @@ async def test_removed_adapter_is_gone_from_the_engines_own_list(engine: Engine)
     await engine.remove(loaded)
     await engine.remove(loaded)
     assert await engine.list() == set()
+
+
+async def test_many_are_removed_at_once_and_others_stay(engine: Engine) -> None:
+    adapters = [replace(ADAPTER, digest=Digest(f"sha256:{n:064x}")) for n in range(40)]
+    counted: list[int] = []
+    loaded = list((await engine.load_all(adapters, counted.append)).values())
+    assert counted == list(range(1, 41))
+    await engine.remove(*loaded[:37], loaded[0])
+    assert await engine.list() == {each.number for each in loaded[37:]}
+
+
+async def test_what_a_start_has_loaded_is_settled(engine: Engine, client: Client) -> None:
+    await engine.load_all([ADAPTER], lambda count: None)
+    assert client.workers[0].settled == 1
 
 
 async def test_adapter_that_stays_after_its_removal_is_an_error(

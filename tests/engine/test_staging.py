@@ -72,7 +72,7 @@ def wait_for(stager: Stager, number: int) -> tuple[str, str]:
         if thread.name == f"stacked-stage-{number}":
             thread.join(20)
             assert not thread.is_alive()
-    return stager.advance(number, 60.0)
+    return stager.advance([number], 60.0)[0]
 
 
 def test_what_is_staged_is_unknown_to_vllm_until_it_is_adopted(
@@ -144,9 +144,9 @@ def test_what_the_loop_must_do_is_done_in_parts(stager: Stager, reader: Reader) 
     stager.stage(1, "one", "long")
     while stager.state(1)[0] == "reading":
         time.sleep(0.001)
-    told = [stager.advance(1, 0.0)[0] for _ in range(4)]
+    told = [stager.advance([1], 0.0)[0][0] for _ in range(4)]
     assert told == ["building", "building", "building", "ready"]
-    assert stager.advance(1, 0.0)[0] == "ready"
+    assert stager.advance([1], 0.0)[0][0] == "ready"
 
 
 def test_discarding_ends_a_reading_at_its_next_tensor(stager: Stager, reader: Reader) -> None:

@@ -49,3 +49,24 @@ def test_lease_is_released_when_its_block_raises() -> None:
     with pytest.raises(ValueError), leases.take("a"):
         raise ValueError
     assert leases.total() == 0
+
+
+async def test_waiting_for_all_of_them_ends_with_the_last() -> None:
+    leases = Leases()
+    held = [leases.take(thing) for thing in ("a", "a", None)]
+    assert not await leases.until_all_free(0.01)
+    asyncio.get_running_loop().call_later(0.01, held[0].release)
+    asyncio.get_running_loop().call_later(0.02, held[1].release)
+    asyncio.get_running_loop().call_later(0.03, held[2].release)
+    assert await leases.until_all_free(5)
+    assert leases.total() == 0
+
+
+async def test_all_holders_are_asked_to_end() -> None:
+    leases = Leases()
+    asked: list[str] = []
+    leases.take("a", lambda: asked.append("a"))
+    leases.take(None, lambda: asked.append("base"))
+    leases.take("b")
+    assert leases.end_all() == 2
+    assert sorted(asked) == ["a", "base"]

@@ -1,0 +1,66 @@
+"""A process that imports vLLM while this one does, and from which vLLM's engine process is forked.
+
+It owns where the engine's process comes from; it must not know what the engine is started with, and
+importing it imports neither vLLM nor torch.
+
+Importing vLLM takes a core more than ten seconds, and vLLM does it once for each of its processes,
+one after the other. Python's own fork server does it beside the import of this process instead. It
+is forked from before anything runs in it: no thread, no event loop and no socket is copied.
+
+Relies on (vLLM 0.26 to 0.32): ``vllm.v1.engine.utils.get_mp_context`` is what its engine processes
+are made with, and what they are given can be pickled, as it is where they are spawned.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from multiprocessing import context, forkserver
+from typing import Any, ClassVar
+
+SWITCH = "STACKED_PRELOAD"
+_MODULES = ["vllm.v1.engine.core", "vllm.v1.executor.uniproc_executor"]
+
+
+def begin() -> None:
+    """Start the importing process, and return at once. Later calls change nothing.
+
+    The environment that vLLM and OpenMP read when they are imported must be complete by now.
+    """
+    if enabled():
+        multiprocessing.set_forkserver_preload(_MODULES)
+        forkserver.ensure_running()
+
+
+def enabled() -> bool:
+    """False where ``STACKED_PRELOAD=0`` or the system has no fork server."""
+    known = "forkserver" in multiprocessing.get_all_start_methods()
+    return known and os.environ.get(SWITCH, "1") != "0"
+
+
+def use() -> None:
+    """Have vLLM make its engine processes by forking that one, from now on."""
+    if enabled():
+        from vllm.v1.engine import utils
+
+        utils.get_mp_context = _Context
+
+
+class _Process(context.ForkServerProcess):
+    """A fork server's child has the server's environment; this one brings its parent's."""
+
+    _environment: dict[str, str] | None = None
+
+    def start(self) -> None:
+        self._environment = dict(os.environ)
+        super().start()
+
+    def run(self) -> None:
+        if self._environment is not None:
+            os.environ.clear()
+            os.environ.update(self._environment)
+        super().run()
+
+
+class _Context(context.ForkServerContext):
+    Process: ClassVar[Any] = _Process
