@@ -1,0 +1,50 @@
+"""The id of the request that is being answered: taken or made, and put before its log lines.
+
+It must not know what a request is for.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import uuid
+from contextvars import ContextVar
+from typing import Any
+
+HEADER = "opc-request-id"
+
+# A request is a task of its own, and so is this variable's value.
+_current: ContextVar[str] = ContextVar("request_id", default="")
+
+# What may stand in a header and in a log line; no spaces, so that it stays one word there.
+_FIT = re.compile(r"[!-~]{1,256}")
+
+
+def begin(given: str | None) -> str:
+    """The id of a request that begins: the client's where it is fit, else one of our own."""
+    id = given if given is not None and _FIT.fullmatch(given) else uuid.uuid4().hex.upper()
+    _current.set(id)
+    return id
+
+
+def current() -> str:
+    """The id of the request that this code runs for; empty where it runs for none."""
+    return _current.get()
+
+
+def in_log_lines() -> None:
+    """Put the request's id before every line that is logged for one. Twice is once."""
+    made = logging.getLogRecordFactory()
+    if getattr(made, "with_request_id", False):
+        return
+
+    def with_id(*args: Any, **more: Any) -> logging.LogRecord:
+        record = made(*args, **more)
+        if id := _current.get():
+            record.request_id = id
+            # In front of the message, as the formats are not all ours: vLLM has its own.
+            record.msg = f"[{id.replace('%', '%%') if record.args else id}] {record.msg}"
+        return record
+
+    with_id.with_request_id = True  # type: ignore[attr-defined]
+    logging.setLogRecordFactory(with_id)

@@ -1,0 +1,158 @@
+"""`opc-retry-token`: a call that is repeated is done once, and answered as it was the first time.
+
+Only what was answered with success is kept; a call that failed may be made again. It must not
+know what a call does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from fastapi import Request, Response
+from starlette.types import Message, Receive
+
+from stacked.api.bodies import ClientGone, again, read_body
+from stacked.api.gate import is_upload, principal_of
+from stacked.errors import InvalidatedRetryToken, ParameterInvalid
+from stacked.registry import Registry
+from stacked.registry.retry_tokens import Call, Kept, RetryToken
+
+Handle = Callable[[Request], Awaitable[Response]]
+
+HEADER = "opc-retry-token"
+_TOKEN = re.compile(r"[!-~]{1,64}")
+# What a payload is filed as until an upload has passed; no digest looks so.
+_NOT_READ = ""
+# Made anew for each answer, and so not kept.
+_OF_THE_ANSWER = frozenset({"content-length", "opc-request-id", "date"})
+
+
+@dataclass
+class _Turns:
+    """Calls with one token that are there at a time."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    count: int = 0
+
+
+class RetryTokens:
+    """Runs calls once for each token. One object for all routes of a server.
+
+    Two calls with one token at a time: the second waits for the first, and gets its answer.
+    """
+
+    def __init__(self, registry: Callable[[], Registry], max_body_bytes: int) -> None:
+        self._registry = registry
+        self._limit = max_body_bytes
+        self._under_way: dict[RetryToken, _Turns] = {}
+
+    async def once(self, request: Request, handle: Handle) -> Response:
+        """`handle(request)`, or the answer that it gave before to the same call.
+
+        Only POST counts. Raises InvalidatedRetryToken where the token was used for other content,
+        or its first call was cut off; ParameterInvalid for what is no token.
+        """
+        text = request.headers.get(HEADER)
+        if text is None or request.method != "POST":
+            return await handle(request)
+        if not _TOKEN.fullmatch(text):
+            raise ParameterInvalid(f"{HEADER} has 1 to 64 characters, and no spaces")
+        operation = f"{request.method} {request.scope['path']}"
+        token = RetryToken(principal_of(request.scope), operation, text)
+        async with self._turn(token):
+            return await self._alone(token, request, handle)
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, token: RetryToken) -> AsyncIterator[None]:
+        turns = self._under_way.setdefault(token, _Turns())
+        turns.count += 1
+        try:
+            async with turns.lock:
+                yield
+        finally:
+            turns.count -= 1
+            if not turns.count:
+                del self._under_way[token]
+
+    async def _alone(self, token: RetryToken, request: Request, handle: Handle) -> Response:
+        seen = hashlib.sha256(request.scope.get("query_string", b"") + b"\n")
+        if is_upload(request.method, request.scope["path"]):
+            # Too large to hold: its digest is known when the work is done.
+            request = Request(request.scope, _hashed(request.receive, seen))
+            payload = None
+        else:
+            body = await read_body(
+                request.receive, self._limit, request.headers.get("content-length")
+            )
+            seen.update(body)
+            request = Request(request.scope, again(body, request.receive))
+            payload = seen.hexdigest()
+        now = datetime.now(UTC)
+        begin = self._registry().begin_retry
+        call = await asyncio.to_thread(begin, token, payload or _NOT_READ, now)
+        if call is not None:
+            if payload is None:
+                await _drain(request.receive)
+            return _answered(call, seen.hexdigest())
+        return await self._first(token, request, handle, seen.hexdigest)
+
+    async def _first(
+        self, token: RetryToken, request: Request, handle: Handle, payload: Callable[[], str]
+    ) -> Response:
+        kept = None
+        try:
+            response = await handle(request)
+            kept = _kept(response)
+        finally:
+            if kept is None:
+                await asyncio.shield(asyncio.to_thread(self._registry().forget_retry, token))
+        if kept is not None:
+            await asyncio.to_thread(self._registry().finish_retry, token, payload(), kept)
+        return response
+
+
+def _answered(call: Call, payload: str) -> Response:
+    if call.answer is None:
+        raise InvalidatedRetryToken(
+            "the first call with this retry token was cut off, such as by a stop of the server; "
+            "look whether it was done, and use a new token"
+        )
+    if call.payload != payload:
+        raise InvalidatedRetryToken(
+            "this retry token was used with other content; use a new one for a new request"
+        )
+    return Response(call.answer.body, call.answer.status, dict(call.answer.headers))
+
+
+def _kept(response: Response) -> Kept | None:
+    """What is answered to the same call later; None: this was no success, or is no whole body."""
+    body = getattr(response, "body", None)
+    if response.status_code >= 300 or body is None:
+        return None
+    headers = {name: text for name, text in response.headers.items() if name not in _OF_THE_ANSWER}
+    return Kept(response.status_code, headers, bytes(body))
+
+
+async def _drain(receive: Receive) -> None:
+    """Take the rest of a body, for its digest alone."""
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        more = message.get("more_body", False)
+
+
+def _hashed(receive: Receive, seen: hashlib._Hash) -> Receive:
+    async def receive_hashed() -> Message:
+        message = await receive()
+        seen.update(message.get("body", b""))
+        return message
+
+    return receive_hashed

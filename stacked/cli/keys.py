@@ -1,0 +1,129 @@
+"""The commands `stacked keys …`: making, listing and removing the keys that sign requests.
+
+It must not know how a key is made, or a running server: that looks into the directory by itself.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stacked.cli.shared import DataDir, fail
+
+keys = typer.Typer(
+    name="keys",
+    help="Keys that sign requests: make, list and remove them.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Name = Annotated[str, typer.Argument(help="How the key is called here: letters, digits, _ and -.")]
+
+
+class Bits(StrEnum):
+    """How long an RSA key may be."""
+
+    SHORT = "2048"
+    MIDDLE = "3072"
+    LONG = "4096"
+
+
+def _data_dir(given: Path | None) -> Path:
+    from stacked.bases import default_data_dir
+
+    return given.expanduser().absolute() if given else default_data_dir()
+
+
+@keys.command()
+def create(
+    name: Name,
+    oci: Annotated[bool, typer.Option("--oci", help="A key for OCI's SDKs.")] = False,
+    data_dir: DataDir = None,
+    tenancy: Annotated[
+        str | None, typer.Option(help="An OCID. Default: one made up.", show_default=False)
+    ] = None,
+    user: Annotated[
+        str | None, typer.Option(help="An OCID. Default: made from NAME.", show_default=False)
+    ] = None,
+    region: Annotated[
+        str | None,
+        typer.Option(help="What the SDK's file says; no server asks for it.", show_default=False),
+    ] = None,
+    bits: Annotated[Bits, typer.Option(help="The key's length.")] = Bits.SHORT,
+    inference_only: Annotated[
+        bool,
+        typer.Option(
+            "--inference-only", help="The key may ask models, and change or list nothing."
+        ),
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the key of this name, which stops to work.")
+    ] = False,
+) -> None:
+    """Make a signing key, register its public half, and write a config file for OCI's SDKs.
+
+    Example:  stacked keys create alice --oci
+    """
+    from stacked.keys import REGION
+    from stacked.keys import create as make
+    from stacked.terminal import out
+
+    if not oci:
+        raise typer.BadParameter("say what the key is for; only --oci is served")
+    made = make(
+        _data_dir(data_dir),
+        name,
+        tenancy=tenancy,
+        user=user,
+        region=region or REGION,
+        bits=int(bits.value),
+        inference_only=inference_only,
+        force=force,
+    )
+    for line in (
+        f'config = oci.config.from_file("{made.sdk_config}")',
+        'client = oci.data_science.DataScienceClient(config, service_endpoint="http://127.0.0.1:8080")',
+        f"# key id {made.principal}; the private key is {made.private}",
+    ):
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+@keys.command("list")
+def list_(data_dir: DataDir = None) -> None:
+    """List the keys that are registered.
+
+    Example:  stacked keys list
+    """
+    from stacked.keys import keys_dir, read_directory
+    from stacked.terminal import out, table
+
+    found, faults = read_directory(keys_dir(_data_dir(data_dir)))
+    rows = [
+        [
+            each.name,
+            each.principal.user,
+            each.principal.fingerprint,
+            "inference" if each.inference_only else "all",
+            f"{each.created:%Y-%m-%d %H:%M}" if each.created else "",
+        ]
+        for each in found
+    ]
+    out.print(table(["name", "user", "fingerprint", "may do", "created"], rows))
+    if faults:
+        fail("KeyFileInvalid", "; ".join(faults))
+
+
+@keys.command()
+def remove(name: Name, data_dir: DataDir = None) -> None:
+    """Remove a key: a running server refuses it within a second.
+
+    Example:  stacked keys remove alice
+    """
+    from stacked.keys import remove as forget
+    from stacked.terminal import out
+
+    forget(_data_dir(data_dir), name)
+    out.print(f"key {name} is removed", markup=False, highlight=False)
