@@ -12,10 +12,13 @@ from fastapi.responses import JSONResponse
 
 from stacked.api import asked
 from stacked.api.control.answers import OCI_CODES, PREFIX, Route
+from stacked.api.control.artifacts import artifact_routes
 from stacked.api.control.deployments import deployment_routes
 from stacked.api.control.groups import group_routes
+from stacked.api.control.histories import history_routes
 from stacked.api.control.models import model_routes
 from stacked.api.control.work_requests import work_request_routes
+from stacked.api.retry_tokens import RetryTokens
 from stacked.errors import UpdateNotLive
 from stacked.service import Service
 
@@ -24,11 +27,16 @@ __all__ = ["OCI_CODES", "control_routes"]
 
 def control_routes(app: FastAPI, service: Service, allowed: Depends) -> None:
     """Add the control plane to the app. `allowed` refuses writing verbs where they are off."""
+    app.state.retry_tokens = RetryTokens(
+        lambda: service.registry, service.config.server.max_body_bytes
+    )
     router = APIRouter(prefix=PREFIX, route_class=Route)
+    artifact_routes(router, service, allowed)
     model_routes(router, service, allowed)
     group_routes(router, service, allowed)
+    history_routes(router, service, allowed)
     deployment_routes(router, service, allowed)
-    work_request_routes(router, service)
+    work_request_routes(router, service, allowed)
     app.include_router(router)
     _own(app, service)
 

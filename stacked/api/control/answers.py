@@ -17,13 +17,15 @@ from stacked import errors
 from stacked.api import wire
 from stacked.api.bodies import parse_object, read_body
 from stacked.api.errors import plain_body, status_of
-from stacked.errors import RecordStale, StackedError
+from stacked.api.retry_tokens import RetryTokens
+from stacked.errors import RecordAbsent, RecordStale, StackedError
 from stacked.registry.records import Record, WorkRequest
 from stacked.service import Service
 
 PREFIX = "/20190101"
 
 B = TypeVar("B", bound=BaseModel)
+K = TypeVar("K", bound=Record)
 
 # What OCI calls these cases; every other error keeps its own code.
 OCI_CODES: Mapping[type[StackedError], str] = {
@@ -34,10 +36,23 @@ OCI_CODES: Mapping[type[StackedError], str] = {
     errors.PageInvalid: "InvalidParameter",
     errors.ParameterInvalid: "InvalidParameter",
     errors.GroupInvalid: "InvalidParameter",
+    errors.ConfigInvalid: "InvalidParameter",
+    errors.EngineOptionInvalid: "InvalidParameter",
     errors.BodyInvalid: "CannotParseRequest",
     errors.BodyTooLarge: "PayloadTooLarge",
     errors.NotReady: "ServiceUnavailable",
+    errors.NotOffered: "MethodNotImplemented",
 }
+
+
+def is_control(path: str) -> bool:
+    """Whether a path is the control plane's, where errors have OCI's codes."""
+    return path == PREFIX or path.startswith(f"{PREFIX}/")
+
+
+def oci_code(error: StackedError, path: str) -> str:
+    """The code of an error at a path."""
+    return OCI_CODES.get(type(error), error.code) if is_control(path) else error.code
 
 
 class Route(APIRoute):
@@ -47,10 +62,11 @@ class Route(APIRoute):
         inner = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
+            tokens: RetryTokens = request.app.state.retry_tokens
             try:
-                return await inner(request)
+                return await tokens.once(request, inner)
             except StackedError as error:
-                code = OCI_CODES.get(type(error), error.code)
+                code = oci_code(error, request.url.path)
                 return JSONResponse(plain_body(code, str(error)), status_of(error))
             except ValidationError as error:
                 return JSONResponse(invalid(error), 400)
@@ -74,6 +90,28 @@ def check_match(request: Request, record: Record) -> None:
     given = request.headers.get("if-match")
     if given is not None and given.strip('"') not in (wire.etag(record), "*"):
         raise RecordStale(f"{record.id} has changed since it was read; read it again")
+
+
+def expected(request: Request, record: K) -> K | None:
+    """What the registry must find unchanged: the record, where the request has an `if-match`.
+
+    Raises RecordStale where it is another one already.
+    """
+    check_match(request, record)
+    return None if request.headers.get("if-match") in (None, "*") else record
+
+
+def kept(record: K) -> K:
+    """The record, unless it is deleted: then nothing more can be done to it."""
+    state: Any = getattr(record, "state", None)
+    if state is not None and state.value == "DELETED":
+        raise RecordAbsent(f"{record.id} is deleted")
+    return record
+
+
+def done(record: Record, headers: Mapping[str, str] | None = None, status: int = 204) -> Response:
+    """An answer without a body."""
+    return Response(status_code=status, headers={"etag": wire.etag(record), **(headers or {})})
 
 
 def shown(

@@ -9,33 +9,49 @@ import asyncio
 from datetime import UTC, datetime
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from fastapi.params import Depends
 from fastapi.responses import JSONResponse
 
 from stacked.api import asked, wire
-from stacked.api.control.answers import shown, tree_of, uri
-from stacked.api.lists import FILTERS, SORTS, listed
-from stacked.errors import GroupInvalid
-from stacked.registry.records import Affected, ModelGroup, Page, Query, WorkRequest
+from stacked.api.control.answers import done, expected, read, shown, tree_of
+from stacked.api.control.finished import GROUP, finished
+from stacked.api.gate import principal_of
+from stacked.api.lists import FILTERS, SORTS, Names, listed
+from stacked.errors import GroupInvalid, RecordConflict
+from stacked.registry import GROUP as OCID
+from stacked.registry import new_id
+from stacked.registry.records import ModelGroup, Page, Query
 from stacked.registry.states import GroupState, ModelState
 from stacked.service import Service
 
+_FILTERS: Names = {
+    **FILTERS,
+    "modelGroupVersionHistoryId": "version_history_id",
+    "lifecycleState": GroupState,
+}
+_MODEL_FILTERS: Names = {
+    **{name: FILTERS[name] for name in ("id", "displayName", "createdBy")},
+    "inferenceKey": "key",
+    "lifecycleState": ModelState,
+}
+
 
 def group_routes(router: APIRouter, service: Service, allowed: Depends) -> None:
+    _create_and_read(router, service, allowed)
+    _change(router, service, allowed)
+    _states(router, service, allowed)
+
+
+def _create_and_read(router: APIRouter, service: Service, allowed: Depends) -> None:
     @router.post("/modelGroups", dependencies=[allowed])
     async def create(request: Request) -> JSONResponse:
         tree = await tree_of(request, service)
-        kind = asked.NewGroup.model_validate(tree).create_type
-        record = await (_create if kind == "CREATE" else _clone)(service, tree)
-        work = await asyncio.to_thread(_made, service, record)
-        return shown(wire.group(record), record, {"opc-work-request-id": work.id})
+        return await asyncio.to_thread(_create, service, tree, principal_of(request.scope))
 
     @router.get("/modelGroups")
     def list_(request: Request) -> JSONResponse:
-        history = {"modelGroupVersionHistoryId": "version_history_id"}
-        names = {**FILTERS, **history, "lifecycleState": GroupState}
-        return listed(request, service.registry.list_groups, SORTS, names, wire.group_summary)
+        return listed(request, service.registry.list_groups, SORTS, _FILTERS, wire.group_summary)
 
     @router.get("/modelGroups/{id}")
     def get(id: str) -> JSONResponse:
@@ -44,85 +60,142 @@ def group_routes(router: APIRouter, service: Service, allowed: Depends) -> None:
 
     @router.get("/modelGroups/{id}/models")
     def models(id: str, request: Request) -> JSONResponse:
-        def read(query: Query, **filters: Any) -> Page[Any]:
+        def read_page(query: Query, **filters: Any) -> Page[Any]:
             return service.registry.list_group_models(id, query, **filters)
 
-        of_model = {name: FILTERS[name] for name in ("id", "displayName", "createdBy")}
-        names = {**of_model, "inferenceKey": "key", "lifecycleState": ModelState}
-        return listed(request, read, SORTS, names, wire.group_model)
+        return listed(request, read_page, SORTS, _MODEL_FILTERS, wire.group_model)
 
 
-async def _create(service: Service, tree: dict[str, Any]) -> ModelGroup:
-    body = asked.CreateGroup.model_validate(tree)
-    body.check()
-    members = body.members()
-    base = body.model_group_details.stacked_base()
-    served = await asyncio.to_thread(_served_base, service)
-    if base != served:
-        raise GroupInvalid(f"baseModelId {base} is not the base that is served here ({served})")
-    record = await service.create_group(
+def _create(service: Service, tree: dict[str, Any], created_by: str) -> JSONResponse:
+    if asked.NewGroup.model_validate(tree).create_type == "CREATE":
+        wanted = _new(asked.CreateGroup.model_validate(tree), created_by)
+    else:
+        wanted = _clone(service, asked.CloneGroup.model_validate(tree), created_by)
+    record = service.catalogue.create_group(wanted)
+    work = finished(service.registry, "MODEL_GROUP_CREATE", "CREATED", GROUP, record)
+    return shown(wire.group(record), record, work)
+
+
+def _new(body: asked.CreateGroup, created_by: str) -> ModelGroup:
+    return ModelGroup(
+        id=new_id(OCID),
         display_name=body.display_name or _generated_name(),
-        members=members,
         description=body.description,
+        kind=body.model_group_details.type,
+        base_model_id=body.model_group_details.base(),
+        members=body.members(),
         custom_metadata=body.model_group_details.metadata(),
+        version_history_id=body.model_group_version_history_id or None,
+        version_label=body.version_label,
         compartment_id=body.compartment_id,
         project_id=body.project_id,
+        created_by=created_by,
+        tags=body.tags(),
     )
-    return await _labelled(service, record, body.tags(), body.version_label)
 
 
-def _served_base(service: Service) -> str:
-    held = service.registry.get_deployment(service.deployment_id).group_id
-    assert held is not None, "a deployment that serves has a group"
-    return service.registry.get_group(held).base_model_id
-
-
-async def _clone(service: Service, tree: dict[str, Any]) -> ModelGroup:
-    body = asked.CloneGroup.model_validate(tree)
+def _clone(service: Service, body: asked.CloneGroup, created_by: str) -> ModelGroup:
+    """What the source is, but for what is modified; a clone of a history is its next version."""
     source = body.model_group_clone_source_details
-    if source.model_group_clone_source_type != "MODEL_GROUP":
-        raise asked.not_yet("modelGroupCloneSourceType MODEL_GROUP_VERSION_HISTORY")
-    origin = await asyncio.to_thread(service.registry.get_group, source.source_id)
+    history = None
+    origin_id = source.source_id
+    if source.model_group_clone_source_type == "MODEL_GROUP_VERSION_HISTORY":
+        history = origin_id
+        origin_id = _latest(service, history)
+    origin = service.registry.get_group(origin_id)
+    if origin.state is GroupState.DELETED:
+        raise RecordConflict(f"model group {origin.id} is deleted, and cannot be cloned")
     modified = source.modify_model_group_details or asked.Modified()
-    modified.check()
     patches = source.patch_model_group_member_model_details or asked.Patches()
-    metadata = list(origin.custom_metadata)
+    metadata = origin.custom_metadata
     details = modified.model_group_details
-    if details is not None and details.custom_metadata_list is not None:
-        metadata = list(details.metadata())
-    record = await service.create_group(
+    if details is not None:
+        _check_same_kind(details, origin)
+        if details.custom_metadata_list is not None:
+            metadata = details.metadata()
+    return ModelGroup(
+        id=new_id(OCID),
         display_name=modified.display_name or _generated_name(),
-        members=asked.patched(origin.members, patches.items),
         description=modified.description or origin.description,
+        kind=origin.kind,
+        base_model_id=origin.base_model_id,
+        members=tuple(asked.patched(origin.members, patches.items)),
         custom_metadata=metadata,
+        version_history_id=modified.model_group_version_history_id or history,
+        version_label=modified.version_label,
         source_group_id=origin.id,
         create_type="CLONE",
         compartment_id=body.compartment_id or origin.compartment_id,
         project_id=body.project_id or origin.project_id,
-    )
-    tags = modified.tags() or dict(origin.tags)
-    return await _labelled(service, record, tags, modified.version_label)
-
-
-async def _labelled(
-    service: Service, record: ModelGroup, tags: dict[str, Any], label: str
-) -> ModelGroup:
-    if not tags and not label:
-        return record
-    return await asyncio.to_thread(
-        service.registry.update_group, record.id, tags=tags, version_label=label
+        created_by=created_by,
+        tags={**origin.tags, **modified.tags()},
     )
 
 
-def _made(service: Service, record: ModelGroup) -> WorkRequest:
-    """The finished work of making a group; clients poll the one that the answer names."""
-    registry = service.registry
-    what = Affected("CREATED", "data-science-model-group", record.id, uri("modelGroups", record))
-    work = registry.open_work_request(
-        "MODEL_GROUP_CREATE", [what], compartment_id=record.compartment_id
-    )
-    registry.advance(work.id, 0.0)
-    return registry.succeed(work.id, f"group {record.display_name!r} was created")
+def _latest(service: Service, history_id: str) -> str:
+    latest = service.registry.get_version_history(history_id).latest_group_id
+    if latest is None:
+        raise RecordConflict(f"version history {history_id} has no model group to clone")
+    return latest
+
+
+def _check_same_kind(details: asked.GroupDetails, origin: ModelGroup) -> None:
+    if details.type != origin.kind:
+        raise GroupInvalid(f"a clone is of its source's type {origin.kind}, not {details.type}")
+    if details.base_model_id not in (None, "", origin.base_model_id):
+        raise GroupInvalid(
+            f"a clone has its source's base {origin.base_model_id}; create a group for another one"
+        )
+
+
+def _change(router: APIRouter, service: Service, allowed: Depends) -> None:
+    @router.put("/modelGroups/{id}", dependencies=[allowed])
+    async def update(id: str, request: Request) -> JSONResponse:
+        tree = await tree_of(request, service)
+        return await asyncio.to_thread(_update, service, id, request, tree)
+
+    @router.post("/modelGroups/{id}/actions/changeCompartment", dependencies=[allowed])
+    async def move(id: str, request: Request) -> Response:
+        body = await read(request, service, asked.ChangeCompartment)
+        record = await asyncio.to_thread(service.registry.get_group, id)
+        changes: Any = {"compartment_id": body.compartment_id}
+        expect = expected(request, record)
+        return done(await asyncio.to_thread(service.registry.update_group, id, expect, **changes))
+
+
+def _update(service: Service, id: str, request: Request, tree: dict[str, Any]) -> JSONResponse:
+    body = asked.UpdateGroup.model_validate(tree)
+    record = service.registry.get_group(id)
+    expect = expected(request, record)
+    asked.check_mutable(tree, wire.group(record))
+    changes: Any = body.changes(record.tags)
+    changed = service.registry.update_group(id, expect, **changes)
+    return shown(wire.group(changed), changed)
+
+
+def _states(router: APIRouter, service: Service, allowed: Depends) -> None:
+    def set_state(id: str, state: GroupState, request: Request) -> JSONResponse:
+        registry = service.registry
+        expect = expected(request, registry.get_group(id))
+        changed = registry.set_group_state(id, state, expect=expect)
+        # Clients of OCI's own tools look for a work request here too.
+        work = finished(registry, "MODEL_GROUP_UPDATE", "UPDATED", GROUP, changed)
+        return shown(wire.group(changed), changed, work)
+
+    @router.post("/modelGroups/{id}/actions/activate", dependencies=[allowed])
+    def activate(id: str, request: Request) -> JSONResponse:
+        return set_state(id, GroupState.ACTIVE, request)
+
+    @router.post("/modelGroups/{id}/actions/deactivate", dependencies=[allowed])
+    def deactivate(id: str, request: Request) -> JSONResponse:
+        return set_state(id, GroupState.INACTIVE, request)
+
+    @router.delete("/modelGroups/{id}", dependencies=[allowed])
+    def delete(id: str, request: Request) -> Response:
+        expect = expected(request, service.registry.get_group(id))
+        gone = service.catalogue.delete_group(id, expect)
+        work = finished(service.registry, "MODEL_GROUP_DELETE", "DELETED", GROUP, gone)
+        return done(gone, work, 202)
 
 
 def _generated_name() -> str:

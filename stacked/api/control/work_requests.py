@@ -1,24 +1,27 @@
-"""Work requests: `/20190101/workRequests`, their logs and errors.
+"""Work requests: `/20190101/workRequests`, their logs and errors, and canceling one.
 
 It must not know what the work is.
 """
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
+from fastapi.params import Depends
 from fastapi.responses import JSONResponse
 
 from stacked.api import wire
 from stacked.api.control.answers import shown
 from stacked.api.lists import WORK_SORTS, Names, listed
+from stacked.errors import RecordStale
 from stacked.registry.records import Page, Query
 from stacked.registry.states import WorkStatus
 from stacked.service import Service
 
 
-def work_request_routes(router: APIRouter, service: Service) -> None:
+def work_request_routes(router: APIRouter, service: Service, allowed: Depends) -> None:
     @router.get("/workRequests")
     def list_(request: Request) -> JSONResponse:
         names: Names = {
@@ -49,3 +52,12 @@ def work_request_routes(router: APIRouter, service: Service) -> None:
             return service.registry.list_errors(id, query)
 
         return listed(request, read, {}, {}, wire.work_error)
+
+    @router.delete("/workRequests/{id}", dependencies=[allowed])
+    async def cancel(id: str, request: Request) -> Response:
+        record = await asyncio.to_thread(service.registry.get_work_request, id)
+        given = request.headers.get("if-match")
+        if given is not None and given.strip('"') not in (wire.etag(record), "*"):
+            raise RecordStale(f"{id} has changed since it was read; read it again")
+        await service.deployments.cancel(id)
+        return Response(status_code=202)

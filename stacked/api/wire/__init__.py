@@ -1,0 +1,43 @@
+"""Records to the JSON of OCI's control plane: discriminators always there, lists never null.
+
+Pure functions, one a kind of record. It must not know routes or what is live.
+"""
+
+from stacked.api.wire.common import Json, etag, moment
+from stacked.api.wire.deployments import deployment, deployment_summary, member_state, shape
+from stacked.api.wire.groups import group, group_summary
+from stacked.api.wire.histories import history, history_summary
+from stacked.api.wire.models import (
+    group_model,
+    is_by_reference,
+    metadata_part,
+    model,
+    model_summary,
+    provenance,
+    shown_source,
+)
+from stacked.api.wire.work import work_error, work_log, work_request
+
+__all__ = [
+    "Json",
+    "deployment",
+    "deployment_summary",
+    "etag",
+    "group",
+    "group_model",
+    "group_summary",
+    "history",
+    "history_summary",
+    "is_by_reference",
+    "member_state",
+    "metadata_part",
+    "model",
+    "model_summary",
+    "moment",
+    "provenance",
+    "shape",
+    "shown_source",
+    "work_error",
+    "work_log",
+    "work_request",
+]

@@ -1,0 +1,76 @@
+"""Which bases there are: where each stands, what can be adapted in it, and whose an adapter is.
+
+It must not know files of artifacts, groups' rules or what an engine is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stacked.core import Base, ModelId
+from stacked.errors import ParameterInvalid
+from stacked.registry import DeploymentState, Model, ModelState, Query, Registry
+from stacked.store import BaseModules, BaseStore
+
+# The custom metadata that says which base a fine-tune is of, as OCI's own tools write it.
+FINE_TUNE_SOURCE = "fine_tune_source"
+
+
+class CatalogueBases:
+    """The bases of one registry: those in `store`, and those that are kept by reference."""
+
+    def __init__(self, registry: Registry, store: BaseStore) -> None:
+        self._registry = registry
+        self.store = store
+        self._modules: dict[tuple[str, str], BaseModules] = {}
+
+    def base(self, model_id: str, key: str) -> Base:
+        """A base of the catalogue, ready for an engine. Raises RecordAbsent, AdapterAbsent."""
+        model = self._registry.get_model(model_id)
+        if model.kind != "base":
+            raise ParameterInvalid(f"model {model_id} is no base")
+        directory = self.base_directory(model)
+        return Base(ModelId(model_id), key, str(directory), model.digest)
+
+    def base_directory(self, model: Model) -> Path:
+        """Where a base stands. Raises AdapterAbsent where it is gone from the store."""
+        return Path(model.source) if model.source else self.store.path(model.digest)
+
+    def base_for(self, model: Model) -> Model:
+        """The base that an adapter is checked against: what its metadata says, else the served one.
+
+        Raises ParameterInvalid where neither tells.
+        """
+        items = model.extra.get("custom_metadata", ())
+        named = next((item.get("value") for item in items if item["key"] == FINE_TUNE_SOURCE), None)
+        if isinstance(named, str) and (found := self._registry.get_models([named]).get(named)):
+            if found.kind == "base" and found.state is not ModelState.DELETED:
+                return found
+            raise ParameterInvalid(f"{FINE_TUNE_SOURCE} names model {named}, which is no base here")
+        served = self._served_base()
+        if served is not None:
+            return served
+        bases = self._registry.list_models(
+            Query(limit=2), kind="base", state=ModelState.ACTIVE
+        ).items
+        if len(bases) != 1:
+            raise ParameterInvalid(
+                f"there are {'several bases' if bases else 'no bases'} here; say which one the "
+                f"adapter is of: custom metadata {FINE_TUNE_SOURCE} with the base's model id"
+            )
+        return bases[0]
+
+    def modules(self, base: Model) -> BaseModules:
+        """What adapters of a base are checked against. Raises BaseNotFound, AdapterAbsent."""
+        directory = self.base_directory(base)
+        known = (base.digest, str(directory))
+        if known not in self._modules:
+            self._modules[known] = BaseModules.read(directory)
+        return self._modules[known]
+
+    def _served_base(self) -> Model | None:
+        for deployment in self._registry.list_deployments().items:
+            if deployment.state is not DeploymentState.DELETED and deployment.group_id is not None:
+                base_id = self._registry.get_group(deployment.group_id).base_model_id
+                return self._registry.get_model(base_id) if base_id else None
+        return None

@@ -1,0 +1,289 @@
+"""The catalogue: models with their content, groups of them, and the files they came as.
+
+Between the registry's records and the stores on disk. It must not know the engine, HTTP or what is
+served.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, TypeVar
+
+from stacked.catalogue.bases import CatalogueBases
+from stacked.catalogue.contents import Contents
+from stacked.core import Base, check_digest, model_id_of
+from stacked.errors import (
+    AdapterError,
+    RecordAbsent,
+    RecordConflict,
+)
+from stacked.registry import (
+    MODEL,
+    Artifact,
+    Content,
+    GroupState,
+    Model,
+    ModelGroup,
+    ModelState,
+    Registry,
+    new_id,
+)
+from stacked.store import (
+    AdapterStore,
+    ArtifactFiles,
+    BaseModules,
+    BaseStore,
+    Incoming,
+    pack,
+)
+
+R = TypeVar("R")
+
+# What is said of a model by calls of its own, and stays when it is described anew.
+_SAID_APART = ("provenance",)
+
+
+class Catalogue:
+    """What can be served, kept in one registry. Every method blocks; any thread may call it.
+
+    `roots` are the directories that sources may stand in; `remote`: whether they may stand on other
+    machines too. Files of artifacts stand in `directory`, which nobody else uses.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        store: AdapterStore,
+        directory: Path,
+        *,
+        roots: Sequence[str] = (),
+        remote: bool = False,
+    ) -> None:
+        """Clears what a killed process left half received. Raises StoreUnusable."""
+        self._registry = registry
+        self._store = store
+        self._bases = CatalogueBases(registry, BaseStore(store.root))
+        self._files = ArtifactFiles(directory, registry.artifact_files())
+        self._contents = Contents(store, self._bases, [Path(root) for root in roots], remote=remote)
+        # Between a file's name and the record that needs it, nobody may drop it.
+        self._naming = threading.Lock()
+
+    # -- models -----------------------------------------------------------------------------
+
+    def create(self, model: Model) -> Model:
+        """Record a model that has no content yet, under a new id."""
+        return self._registry.put_model(replace(model, id=new_id(MODEL)))
+
+    def register(self, model: Model, source: str, model_id: str | None = None) -> Model:
+        """Record a model whose content is read from `source`, or describe it anew.
+
+        The id of an adapter follows from its content unless it is given. A base is a directory of
+        this machine, and is kept by reference. Raises AdapterError, and RecordConflict where the id
+        has other content.
+        """
+        content, source = self._contents.of_source(model, source)
+        id = model_id or self._id_of(content)
+        there = self._registry.get_models([id]).get(id)
+        if there is not None:
+            _check_same_place(there, content, source)
+            said = {name: there.extra[name] for name in _SAID_APART if name in there.extra}
+            model = replace(model, extra={**said, **model.extra})
+        return self._registry.put_model(
+            replace(
+                model,
+                id=id,
+                source=source,
+                kind=content.kind,
+                digest=content.digest,
+                bytes=content.bytes,
+                rank=content.rank,
+                base_model_id=content.base_model_id,
+            )
+        )
+
+    def _id_of(self, content: Content) -> str:
+        """The same adapter, the same id; what tells bases apart is no hash of their weights."""
+        if content.kind == "base":
+            return new_id(MODEL)
+        return model_id_of(check_digest(content.digest))
+
+    def delete(self, id: str, expect: Model | None = None) -> Model:
+        """Leave the record alone; the model's files go. Raises RecordConflict while it is served.
+
+        Adapters and bases stay in the store, which other groups of this data directory share.
+        """
+        with self._replacing(id):
+            return self._registry.set_model_state(id, ModelState.DELETED, expect=expect)
+
+    # -- artifacts --------------------------------------------------------------------------
+
+    def receive(self, expected: int) -> Incoming:
+        """A place for `expected` bytes that are on their way. Raises StoreUnusable."""
+        return self._files.receive(expected)
+
+    def fill(
+        self, id: str, incoming: Incoming, name: str = "", expect: Model | None = None
+    ) -> Model:
+        """Make a received zip the content of a model: an adapter, or a base.
+
+        The whole of it is there when this returns, or nothing of it. Raises AdapterError, and
+        RecordConflict for other content than the model has, where it is in a group.
+        """
+        model = self._registry.get_model(id)
+        content = self._contents.of_archive(model, incoming.path)
+        artifact = _artifact(id, "", incoming, name)
+        return self._named(
+            incoming, id, lambda: self._registry.fill_model(id, content, artifact, expect)
+        )
+
+    def attach(
+        self,
+        id: str,
+        part: str,
+        incoming: Incoming,
+        name: str = "",
+        expect: Model | None = None,
+        *,
+        new: bool,
+    ) -> Model:
+        """Keep a received file with one metadatum of a model. See `Registry.attach_artifact`."""
+        artifact = _artifact(id, part, incoming, name)
+        return self._named(
+            incoming, id, lambda: self._registry.attach_artifact(artifact, expect, new=new)
+        )
+
+    def attach_to_group(
+        self, id: str, incoming: Incoming, name: str = "", expect: ModelGroup | None = None
+    ) -> ModelGroup:
+        """Keep a received file as that of a HOMOGENEOUS group."""
+        artifact = _artifact(id, "", incoming, name)
+        return self._named(
+            incoming, id, lambda: self._registry.attach_group_artifact(artifact, expect)
+        )
+
+    def detach(self, id: str, part: str, expect: Model | None = None) -> Model:
+        """Forget the file of one metadatum of a model."""
+        with self._replacing(id):
+            return self._registry.detach_artifact(id, part, expect)
+
+    def artifact(self, owner_id: str, part: str = "") -> Artifact:
+        """What is known of a file. An adapter that was not uploaded is packed now.
+
+        Raises RecordAbsent.
+        """
+        try:
+            return self._registry.get_artifact(owner_id, part)
+        except RecordAbsent:
+            packed = None if part else self._pack(owner_id)
+            if packed is None:
+                raise
+            return packed
+
+    def open(self, owner_id: str, part: str = "") -> tuple[Artifact, IO[bytes]]:
+        """A file with what is known of it; its bytes stay readable whatever replaces it.
+
+        Raises RecordAbsent, StoreDamaged.
+        """
+        self.artifact(owner_id, part)
+        with self._naming:
+            artifact = self._registry.get_artifact(owner_id, part)
+            return artifact, self._files.open(artifact.sha256)
+
+    # -- groups -----------------------------------------------------------------------------
+
+    def create_group(self, group: ModelGroup) -> ModelGroup:
+        """Record a group whose models were checked to make one of its kind.
+
+        Raises GroupInvalid, RecordAbsent, RecordConflict.
+        """
+        if group.base_model_id is not None:
+            self._settle(group, group.base_model_id)
+        return self._registry.create_group(group, check=True)
+
+    def delete_group(self, id: str, expect: ModelGroup | None = None) -> ModelGroup:
+        """Leave the record alone; the group's file goes. Raises RecordConflict while it serves."""
+        with self._replacing(id):
+            self._registry.set_group_state(id, GroupState.DELETING, expect=expect)
+            return self._registry.set_group_state(id, GroupState.DELETED)
+
+    def _settle(self, group: ModelGroup, base_id: str) -> None:
+        """Check adapters of older records, which do not say what base they fit, against this one.
+
+        One that does not fit is left as it is: the group's own check then tells.
+        """
+        models = self._registry.get_models([member.model_id for member in group.members])
+        unsettled = [m for m in models.values() if m.kind == "adapter" and not m.base_model_id]
+        base = models.get(base_id)
+        if not unsettled or base is None or base.kind != "base":
+            return
+        for model in unsettled:
+            with suppress(AdapterError):
+                self._store.check(check_digest(model.digest), self.modules(base))
+                self._registry.keep_models([replace(model, base_model_id=base_id)])
+
+    # -- bases ------------------------------------------------------------------------------
+
+    def base(self, model_id: str, key: str) -> Base:
+        """A base of the catalogue, ready for an engine. Raises RecordAbsent, AdapterAbsent."""
+        return self._bases.base(model_id, key)
+
+    def modules(self, base: Model) -> BaseModules:
+        """What adapters of a base are checked against. Raises BaseNotFound, AdapterAbsent."""
+        return self._bases.modules(base)
+
+    # -- files ------------------------------------------------------------------------------
+
+    def _pack(self, owner_id: str) -> Artifact | None:
+        """The zip of an adapter that came from a source, made once and then kept."""
+        model = self._registry.get_models([owner_id]).get(owner_id)
+        if model is None or model.kind != "adapter" or model.state is ModelState.DELETED:
+            return None
+        adapter = self._store.get(check_digest(model.digest))
+        with self.receive(adapter.bytes) as incoming:
+            pack(adapter.path, incoming)
+            incoming.finish()
+            artifact = _artifact(owner_id, "", incoming, "artifact.zip")
+            return self._named(incoming, owner_id, lambda: self._remember(artifact))
+
+    def _remember(self, artifact: Artifact) -> Artifact:
+        self._registry.remember_artifact(artifact)
+        return artifact
+
+    def _named(self, incoming: Incoming, owner_id: str, record: Callable[[], R]) -> R:
+        """Give a file its name and record it; the one it replaces goes, or it where refused."""
+        with self._replacing(owner_id, incoming.sha256):
+            self._files.keep(incoming)
+            return record()
+
+    @contextmanager
+    def _replacing(self, owner_id: str, *new: str) -> Iterator[None]:
+        """Remove what no record needs afterwards: of the owner's files, and of `new` ones."""
+        with self._naming:
+            before = [artifact.sha256 for artifact in self._registry.artifacts_of(owner_id)]
+            try:
+                yield
+            finally:
+                for sha256 in {*before, *new}:
+                    if not self._registry.needs_file(sha256):
+                        self._files.drop(sha256)
+
+
+def _artifact(owner_id: str, part: str, incoming: Incoming, name: str) -> Artifact:
+    return Artifact(
+        owner_id=owner_id,
+        part=part,
+        sha256=incoming.sha256,
+        md5=incoming.md5,
+        bytes=incoming.bytes,
+        name=name,
+    )
+
+
+def _check_same_place(there: Model, content: Content, source: str) -> None:
+    """What tells bases by reference apart is no hash of their weights: one id means one place."""
+    if content.kind == "base" and there.source != source:
+        raise RecordConflict(f"model {there.id} is the base at {there.source or 'another place'}")

@@ -1,0 +1,84 @@
+"""What a model is made of: read from a source or from a zip, checked, and kept in the stores.
+
+It must not know records' tables or what becomes of a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from stacked.bases import base_digest, is_base
+from stacked.catalogue.bases import CatalogueBases
+from stacked.core import Adapter
+from stacked.errors import SourceRefused
+from stacked.registry import Content, Model
+from stacked.store import AdapterStore, Kind, is_remote, kind_of
+from stacked.store.files import CONFIG_FILE
+from stacked.store.uploads import LISTED_LIMITS
+
+_UPLOAD = "the artifact"
+
+
+class Contents:
+    """Reads content from under `roots` and, where `remote`, from other machines; and from zips."""
+
+    def __init__(
+        self, store: AdapterStore, bases: CatalogueBases, roots: Sequence[Path], *, remote: bool
+    ) -> None:
+        self._store = store
+        self._bases = bases
+        self._roots = roots
+        self._remote = remote
+
+    def of_source(self, model: Model, source: str) -> tuple[Content, str]:
+        """The content at `source`, and how the source is to be recorded.
+
+        An adapter is copied; a directory with a base stays where it is. Raises AdapterError.
+        """
+        if is_remote(source) and not self._remote:
+            raise SourceRefused(
+                f"{source[:200]}: no such path here, and adapters from other machines are off; "
+                "set server.remote_adapters: true to allow them"
+            )
+        directory = self._base_directory(source)
+        if directory is not None:
+            weights = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+            digest = base_digest(directory)
+            return Content(kind="base", digest=digest, bytes=weights), str(directory)
+        base = self._bases.base_for(model)
+        modules = self._bases.modules(base)
+        adapter = self._store.add(source, base=modules, allowed_roots=self._roots)
+        return _content(adapter, base), source
+
+    def of_archive(self, model: Model, archive: Path) -> Content:
+        """The content of a zip that was sent; what it is, is told by its files.
+
+        Raises AdapterError.
+        """
+        if kind_of(archive, LISTED_LIMITS, _UPLOAD) is Kind.BASE:
+            digest, weights = self._bases.store.add(archive, _UPLOAD)
+            return Content(kind="base", digest=digest, bytes=weights)
+        base = self._bases.base_for(model)
+        modules = self._bases.modules(base)
+        return _content(self._store.add_archive(archive, _UPLOAD, base=modules), base)
+
+    def _base_directory(self, source: str) -> Path | None:
+        """The directory of a base, where the source is one that may be read."""
+        if is_remote(source):
+            return None
+        directory = Path(source.removeprefix("file://")).expanduser().resolve()
+        if not any(directory.is_relative_to(root.resolve()) for root in self._roots):
+            return None  # the store refuses it, in its own words
+        whole = is_base(directory) and not (directory / CONFIG_FILE).exists()
+        return directory if whole else None
+
+
+def _content(adapter: Adapter, base: Model) -> Content:
+    return Content(
+        kind="adapter",
+        digest=adapter.digest,
+        bytes=adapter.bytes,
+        rank=adapter.rank,
+        base_model_id=base.id,
+    )
