@@ -1,4 +1,4 @@
-"""The records of one served group: what is registered at start, and how an update is written down.
+"""The records behind one server: what is registered at start, and what deployments are made of.
 
 Between the registry's rows and the core's nouns. One ledger per process and group name; it must not
 know the engine, HTTP or argv.
@@ -10,16 +10,15 @@ import asyncio
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from stacked.core import Base, Digest, Member, ModelGroup, ModelId, check_digest, check_key
-from stacked.errors import GroupInvalid, StackedError, UpdateNotLive
-from stacked.live import Phase
+from stacked.core import Base, Member, ModelGroup, ModelId, check_digest
+from stacked.errors import ParameterInvalid, RecordConflict, UpdateNotLive
 from stacked.registry import (
     DEPLOYMENT,
     GROUP,
@@ -28,8 +27,10 @@ from stacked.registry import (
     Deployment,
     DeploymentState,
     GroupMember,
+    GroupState,
     MemberState,
     Model,
+    Query,
     Registry,
     WorkRequest,
     lock_data_dir,
@@ -38,18 +39,12 @@ from stacked.registry import (
 from stacked.registry import ModelGroup as GroupRecord
 from stacked.store import AdapterStore
 
-# Where each phase of an update begins on the way to 100; a phase's own share is spread over it.
-_BEGINS = {
-    Phase.PLAN: 0.0,
-    Phase.STAGE: 2.0,
-    Phase.VERIFY: 60.0,
-    Phase.COMMIT: 75.0,
-    Phase.SWITCH: 80.0,
-    Phase.DRAIN: 82.0,
-    Phase.REMOVE: 95.0,
-    Phase.DONE: 99.0,
-}
-_ENTITY = "data-science-model-deployment"
+ENTITY = "data-science-model-deployment"
+
+# Where a committed group stands for what was served, also after a kill.
+_SERVED = (DeploymentState.ACTIVE, DeploymentState.NEEDS_ATTENTION, DeploymentState.FAILED)
+
+T = TypeVar("T")
 
 
 class Ledger:
@@ -59,16 +54,15 @@ class Ledger:
     """
 
     def __init__(self, data_dir: Path, name: str, store: AdapterStore) -> None:
-        directory = data_dir / "deployments" / _slug(name)
-        directory.mkdir(parents=True, exist_ok=True)
-        self._lock = lock_data_dir(directory)
-        self.registry = Registry(directory / "registry.sqlite")
+        self.directory = data_dir / "deployments" / _slug(name)
+        """Where the records stand, and what belongs to them: this process's alone."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._lock = lock_data_dir(self.directory)
+        self.registry = Registry(self.directory / "registry.sqlite")
         self.registry.recover()
         self._store = store
         # One thread, so that what is written keeps its order and no disk holds up the loop.
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="ledger")
-        found = self.registry.list_deployments().items
-        self.deployment: Deployment | None = found[0] if found else None
 
     def close(self) -> None:
         """Finish what is being written. Closing twice is allowed."""
@@ -78,51 +72,86 @@ class Ledger:
 
     # -- start ------------------------------------------------------------------------------
 
-    def committed(self, base: Base, declared: str | None, written: str) -> ModelGroup | None:
-        """The group that a restart serves, unless the config now declares another one.
+    def last_active(self) -> Deployment | None:
+        """The deployment that a restart serves: the one that served when this process ended.
 
-        `declared` is the id of the group that the config's members make, None where they could not
-        be read: the config's own text then tells whether it is the one that was declared before.
+        One that failed after it had served is tried again.
         """
-        held = self.deployment
-        if held is None or held.group_id is None:
-            return None
-        same = (
-            held.configuration.get("written") == written
-            if declared is None
-            else held.configuration.get("declared") == declared
+        found = [
+            one
+            for state in _SERVED
+            for one in self._deployments(state=state)
+            if one.group_id is not None
+        ]
+        return max(
+            found,
+            key=lambda one: (one.state is not DeploymentState.FAILED, one.time_updated),
+            default=None,
         )
-        return self.wanted(held.group_id, base) if same else None
 
-    def is_other(self, declared: ModelGroup) -> bool:
-        """Whether the committed group is not the declared one."""
-        return self.deployment is not None and self.deployment.group_id != group_id_of(declared)
+    def of_file(self) -> Deployment | None:
+        """The deployment that a config file made, which a later start goes on with."""
+        found = (
+            one
+            for one in self._deployments()
+            if "declared" in one.configuration and one.state is not DeploymentState.DELETED
+        )
+        return next(found, None)
+
+    def _deployments(self, **filters: Any) -> Iterator[Deployment]:
+        query = Query()
+        while True:
+            page = self.registry.list_deployments(query, **filters)
+            yield from page.items
+            if page.next is None:
+                return
+            query = Query(page=page.next)
+
+    def set_aside(self, served: str | None, reason: str) -> None:
+        """One deployment serves on one machine: every other one is INACTIVE, and says why."""
+        for state in _SERVED:
+            for one in list(self._deployments(state=state)):
+                if one.id != served and one.group_id is not None:
+                    self.registry.set_deployment_state(one.id, DeploymentState.INACTIVE, reason)
 
     def begin(
-        self, declared: ModelGroup | None, configuration: Mapping[str, Any], served: ModelGroup
+        self,
+        held: Deployment | None,
+        declared: ModelGroup | None,
+        configuration: Mapping[str, Any],
+        served: ModelGroup | None,
     ) -> Deployment:
-        """Register base, members, group and deployment; commit the declared group where it is new.
+        """Register base, members, group and deployment of a file; commit the group where it is new.
 
         `declared` is None where the config's adapters are gone: what it declared before stands.
-        Idempotent: the same config registers nothing twice.
+        `served` is None where the committed group is. Idempotent: the same config registers nothing
+        twice.
         """
-        held = self.deployment
         if declared is not None:
             self._register(declared)
             if held is None:
                 new = Deployment(id=new_id(DEPLOYMENT), display_name=declared.name)
                 held = self.registry.create_deployment(new)
-            held = self.registry.put_deployment(replace(held, configuration=configuration))
         assert held is not None, "a group that is not declared was committed before"
-        if declared is served and held.group_id != group_id_of(served):
+        held = self.registry.update_deployment(held.id, configuration=configuration)
+        if served is not None and held.group_id != group_id_of(served):
             held = self._commit_first(held, group_id_of(served))
         elif held.state is not DeploymentState.ACTIVE:
             held = self.registry.set_deployment_state(held.id, DeploymentState.ACTIVE)
-        self.deployment = held
         assert held.group_id is not None, "a deployment that serves has a group"
-        fared = [_fared(member, MemberState.SUCCESS) for member in served]
-        self.registry.put_member_states(held.id, held.group_id, fared)
+        self.set_aside(held.id, "the deployment of the configuration file is served")
+        self.registry.put_member_states(held.id, held.group_id, self.fared(held.group_id))
         return held
+
+    def fared(
+        self, group_id: str, state: MemberState = MemberState.SUCCESS, reason: str = ""
+    ) -> list[DeployedMember]:
+        """The members of a group, the base among them, all of them in one state."""
+        members = self.registry.get_group(group_id).members
+        return [
+            DeployedMember(model_id=entry.model_id, key=entry.key, state=state, reason=reason)
+            for entry in members
+        ]
 
     def _register(self, group: ModelGroup) -> None:
         base = group.base
@@ -135,8 +164,10 @@ class Ledger:
                 source=base.path,
             )
         ]
-        models += [model_record(member) for member in group]
-        self.registry.put_models(list({model.id: model for model in models}.values()))
+        models += [_model_record(member, base) for member in group]
+        # What people have said of a model since is theirs: a restart describes none anew.
+        self.registry.keep_models(list({model.id: model for model in models}.values()))
+        self._find_base_again(base)
         members = (GroupMember(base.model_id, base.key), *_entries(group.members))
         self.registry.create_group(
             GroupRecord(
@@ -150,9 +181,15 @@ class Ledger:
             )
         )
 
+    def _find_base_again(self, base: Base) -> None:
+        """A base that was moved on this machine: later starts look where the file says it is."""
+        kept = self.registry.get_model(base.model_id)
+        if kept.source != base.path:
+            self.registry.put_model(replace(kept, source=base.path))
+
     def _commit_first(self, held: Deployment, group_id: str) -> Deployment:
         operation = "MODEL_DEPLOYMENT_UPDATE" if held.group_id else "MODEL_DEPLOYMENT_CREATE"
-        work = self.registry.open_work_request(operation, [Affected("UPDATED", _ENTITY, held.id)])
+        work = self.registry.open_work_request(operation, [Affected("UPDATED", ENTITY, held.id)])
         self.registry.advance(work.id, 1.0, "serving the group of the config file")
         if held.state is not DeploymentState.CREATING:
             self.registry.set_deployment_state(held.id, DeploymentState.UPDATING)
@@ -188,111 +225,39 @@ class Ledger:
         metadata = {str(item.get("key")): str(item.get("value")) for item in record.custom_metadata}
         return ModelGroup(record.display_name, base, tuple(members), metadata)
 
-    def create_group(self, record: GroupRecord, base: Base) -> GroupRecord:
-        """Record a group after checking it whole. Raises GroupInvalid, RecordAbsent."""
-        ids = {entry.model_id for entry in record.members}
-        if base.model_id not in ids:
-            raise GroupInvalid(f"the base {base.model_id} must be a member of a STACKED group")
-        keys = [check_key(entry.key) for entry in record.members if entry.key is not None]
-        if len(keys) != len(set(keys)):
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise GroupInvalid(f"inference key {twice!r} is used twice; keys are unique in a group")
-        return self.registry.create_group(record)
+    # -- deployments ------------------------------------------------------------------------
 
-    # -- updates ----------------------------------------------------------------------------
+    def deployable(self, group_id: str) -> GroupRecord:
+        """A group that may be deployed. Raises RecordAbsent, ParameterInvalid, RecordConflict."""
+        group = self.registry.get_group(group_id)
+        if group.kind != "STACKED":
+            raise ParameterInvalid(
+                f"group {group_id} is {group.kind}; deploying one is not served yet (STACKED is)"
+            )
+        if group.state is not GroupState.ACTIVE:
+            raise RecordConflict(f"group {group_id} is {group.state.value}; only ACTIVE ones serve")
+        return group
 
-    def open_update(self, group_id: str) -> WorkRequest:
-        """Record that an update to this group begins. Raises IllegalMove while one is under way."""
-        assert self.deployment is not None, "an update needs a deployment"
-        held = self.deployment.id
-        self.registry.set_deployment_state(held, DeploymentState.UPDATING, f"to {group_id}")
+    def open_work(
+        self, operation: str, action: str, deployment: Deployment, group_id: str | None
+    ) -> WorkRequest:
+        """Record work on a deployment; it has begun in the answer."""
+        of_group = [Affected("RELATED", "model-group", group_id)] if group_id else []
+        uri = f"/20190101/modelDeployments/{deployment.id}"
         work = self.registry.open_work_request(
-            "MODEL_DEPLOYMENT_UPDATE",
-            [Affected("UPDATED", _ENTITY, held), Affected("RELATED", "model-group", group_id)],
+            operation,
+            [Affected(action, ENTITY, deployment.id, uri), *of_group],
+            compartment_id=deployment.compartment_id,
         )
         return self.registry.advance(work.id, 0.0, "accepted")
 
-    def journal(self, work: WorkRequest, group_id: str, wanted: ModelGroup) -> UpdateJournal:
-        assert self.deployment is not None, "an update needs a deployment"
-        return UpdateJournal(self, work.id, self.deployment.id, group_id, wanted)
+    async def do(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Write this in the writing thread, after what was asked before; its answer."""
+        return await asyncio.wrap_future(self.write(partial(call, *args, **kwargs)))
 
-    def write(self, call: Any) -> Future[Any]:
+    def write(self, call: Callable[[], T]) -> Future[T]:
         """Do this in the writing thread, after what was asked before."""
         return self._writer.submit(call)
-
-
-class UpdateJournal:
-    """One update's own lines: progress as it goes, the commit, and the end."""
-
-    def __init__(
-        self, ledger: Ledger, work_id: str, deployment_id: str, group_id: str, wanted: ModelGroup
-    ) -> None:
-        self._ledger = ledger
-        self._registry = ledger.registry
-        self._work_id = work_id
-        self._deployment_id = deployment_id
-        self._group_id = group_id
-        self._wanted = wanted
-        self._blamed: dict[Digest, StackedError] = {}
-
-    def phase(self, phase: Phase, done: float, text: str) -> None:
-        begins = list(_BEGINS.values())
-        at = list(_BEGINS).index(phase)
-        ends = begins[at + 1] if at + 1 < len(begins) else begins[at]
-        percent = begins[at] + (ends - begins[at]) * done
-        line = f"{phase.value}: {text}"
-        self._ledger.write(partial(self._registry.advance, self._work_id, percent, line))
-
-    def refused(self, adapter: Digest, error: StackedError) -> None:
-        self._blamed[adapter] = error
-
-    async def commit(self, generation: int) -> None:
-        call = partial(
-            self._registry.commit_group,
-            self._deployment_id,
-            self._group_id,
-            generation,
-            self._work_id,
-        )
-        self._ledger.deployment = await asyncio.wrap_future(self._ledger.write(call))
-
-    async def succeeded(self, text: str) -> None:
-        self._states()
-        await self._last(partial(self._registry.succeed, self._work_id, text))
-
-    async def failed(self, error: StackedError) -> None:
-        """Write every model's own reason, then the whole; the deployment serves on."""
-        for member in self._wanted:
-            blame = self._blamed.get(member.adapter.digest)
-            if blame is not None:
-                told = (self._work_id, blame.code, str(blame), member.model_id)
-                self._ledger.write(partial(self._registry.add_error, *told))
-        self._states()
-        active = partial(
-            self._registry.set_deployment_state,
-            self._deployment_id,
-            DeploymentState.ACTIVE,
-            f"the update to {self._group_id} failed: {error}",
-        )
-        self._ledger.write(active)
-        await self._last(partial(self._registry.fail, self._work_id, error.code, str(error)))
-
-    def _states(self) -> None:
-        members = [
-            _fared(
-                member,
-                MemberState.FAILED
-                if member.adapter.digest in self._blamed
-                else MemberState.SUCCESS,
-                str(self._blamed.get(member.adapter.digest, "")),
-            )
-            for member in self._wanted
-        ]
-        put = self._registry.put_member_states
-        self._ledger.write(partial(put, self._deployment_id, self._group_id, members))
-
-    async def _last(self, call: Any) -> None:
-        await asyncio.wrap_future(self._ledger.write(call))
 
 
 def group_id_of(group: ModelGroup) -> str:
@@ -307,26 +272,22 @@ def group_id_of(group: ModelGroup) -> str:
     return f"ocid1.{GROUP}.oc1..{hashlib.sha256(text).hexdigest()}"
 
 
-def model_record(member: Member, source: str = "", display_name: str = "") -> Model:
-    """The record of a member's model."""
+def _model_record(member: Member, base: Base) -> Model:
+    """The record of a member's model, which was checked against this base."""
     adapter = member.adapter
     return Model(
         id=member.model_id,
         kind="adapter",
-        display_name=display_name or member.label,
+        display_name=member.label,
         digest=adapter.digest,
-        source=source,
         rank=adapter.rank,
         bytes=adapter.bytes,
+        base_model_id=base.model_id,
     )
 
 
 def _entries(members: Sequence[Member]) -> tuple[GroupMember, ...]:
     return tuple(GroupMember(member.model_id, member.key) for member in members)
-
-
-def _fared(member: Member, state: MemberState, reason: str = "") -> DeployedMember:
-    return DeployedMember(model_id=member.model_id, key=member.key, state=state, reason=reason)
 
 
 def _slug(name: str) -> str:

@@ -1,28 +1,37 @@
 """One engine with its live group, from start to close: what a deployment is while it is active.
 
-It owns the order of a start (plan, engine, adapters, vLLM's app). It must not know records, HTTP or
-where the group came from.
+It owns the order of a start (engine, adapters, vLLM's app, commit) and of an end. It must not know
+records, HTTP or where the group came from.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import logging
+import multiprocessing
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from stacked import metrics
-from stacked.core import Base, Digest, ModelGroup, Progress
+from stacked.core import Adapter, Base, Digest, ModelGroup, Progress
 from stacked.engine.engine import Engine, Loaded
 from stacked.engine.machine import look
 from stacked.engine.openai import Served, build_openai_app
 from stacked.engine.plan import EnginePlan, make_plan
 from stacked.engine.support import Build
-from stacked.errors import EngineDead
+from stacked.errors import EngineDead, StackedError
 from stacked.groups.routing import Routing
 from stacked.live import Admission, Live
 from stacked.store import BaseModules
+from stacked.store.content import check_content
+
+logger = logging.getLogger("stacked.serving")
+
+# How long a request that was asked to end at the drain deadline has for its last bytes.
+_LAST_WORDS_SECONDS = 10.0
 
 
 class Serving:
@@ -39,40 +48,31 @@ class Serving:
     async def start(
         cls,
         group: ModelGroup,
-        modules: BaseModules,
-        options: Mapping[str, Any],
+        plan: EnginePlan,
         commit: Callable[[], Awaitable[int]],
         *,
-        build: Build,
         drain_seconds: float,
         progress: Progress,
     ) -> Serving:
-        """Plan, start the engine, load the group; 20 to 60 s.
+        """Start the engine and load the group; 20 to 60 s.
 
-        `commit` is called when all of it is loaded, and returns its generation. Raises what that
-        raises, GroupImpossible, EngineOptionInvalid, EngineStartFailed, EngineLoadFailed;
-        what was started is stopped then.
+        `commit` is called last, when nothing can fail any more, and returns the generation. Raises
+        what that raises, EngineOptionInvalid, EngineStartFailed, EngineLoadFailed; what was started
+        is stopped then, as it is when this is cancelled.
         """
-        base = group.base
-        plan = make_plan(
-            base=Path(base.path),
-            shapes=modules.modules,
-            served_names=(base.key, base.model_id),
-            adapters=list(group.adapters().values()),
-            options=options,
-            machine=look(),
-            build=build,
-        )
-        progress.note(plan.text())
-        engine = await Engine.start(plan, progress=progress)
+        engine = await _start_engine(plan, progress)
         try:
             handles = await _load_all(engine, group, progress)
-            routing = Routing.of(base, group.members, handles, await commit())
-            serving = cls(plan, engine, Live(engine, routing, drain_seconds=drain_seconds))
+            routing = Routing.of(group.base, group.members, handles, 0)
+            live = Live(engine, routing, drain_seconds=drain_seconds, check=check_content)
+            serving = cls(plan, engine, live)
             await serving._open_app()
+            generation = await commit()
         except BaseException:
             await engine.close()
             raise
+        serving.live.routing = Routing.of(group.base, group.members, handles, generation)
+        serving.count()
         return serving
 
     async def _open_app(self) -> None:
@@ -80,7 +80,6 @@ class Serving:
         # vLLM's app has a lifespan of its own, which no server runs as it is not the outermost.
         await self._open.enter_async_context(app.router.lifespan_context(app))
         self.openai_app = app
-        self.count()
 
     @property
     def base(self) -> Base:
@@ -117,6 +116,18 @@ class Serving:
             rows.append(Served(member.label, adapter.digest, base.key, more))
         return rows
 
+    async def drain(self, seconds: float) -> int:
+        """Wait for the requests that hold a lease; how many outlasted `seconds` and were ended.
+
+        Nothing may be admitted any more.
+        """
+        leases = self.live.leases
+        if await leases.until_all_free(seconds):
+            return 0
+        ended = leases.end_all()
+        await leases.until_all_free(_LAST_WORDS_SECONDS)
+        return ended
+
     async def close(self) -> None:
         """Stop the engine and whatever still runs on it. Closing twice is allowed."""
         self.live.close()
@@ -126,15 +137,90 @@ class Serving:
             await self.engine.close()
 
 
-async def _load_all(engine: Engine, group: ModelGroup, tell: Progress) -> dict[Digest, Loaded]:
-    """Load every adapter; told at most once a second, as a group may have 500."""
-    handles: dict[Digest, Loaded] = {}
-    adapters = group.adapters()
-    told = 0.0
-    for at, (digest, adapter) in enumerate(adapters.items(), start=1):
+def plan_for(
+    group: ModelGroup, modules: BaseModules, options: Mapping[str, Any], build: Build
+) -> EnginePlan:
+    """What the engine of a group will be started with. Raises GroupImpossible and alike."""
+    base = group.base
+    return make_plan(
+        base=Path(base.path),
+        shapes=modules.modules,
+        served_names=(base.key, base.model_id),
+        adapters=list(group.adapters().values()),
+        options=options,
+        machine=look(),
+        build=build,
+    )
+
+
+async def _start_engine(plan: EnginePlan, progress: Progress) -> Engine:
+    """Start an engine; a cancellation ends the processes that were started for it.
+
+    Once vLLM is being started, the start itself is not cancelled: its thread could not be, and the
+    engine would be lost.
+    """
+    before = {child.pid for child in multiprocessing.active_children()}
+    watched = _Watched(progress)
+    starting = asyncio.ensure_future(Engine.start(plan, progress=watched))
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        if not watched.creating:
+            starting.cancel()
+        await _abandon(starting, before)
+        raise
+
+
+class _Watched:
+    """Progress that notices when vLLM begins to start processes."""
+
+    def __init__(self, inner: Progress) -> None:
+        self._inner = inner
+        self.creating = False
+
+    def step(self, text: str) -> None:
+        self.creating = self.creating or text.startswith("Starting the engine")
+        self._inner.step(text)
+
+    def note(self, text: str) -> None:
+        self._inner.note(text)
+
+    def finish(self, text: str) -> None:
+        self._inner.finish(text)
+
+
+async def _abandon(starting: asyncio.Future[Engine], before: set[int | None]) -> None:
+    while not starting.done():
+        for child in multiprocessing.active_children():
+            if child.pid not in before:
+                child.terminate()
+        await asyncio.wait({starting}, timeout=0.2)
+    try:
+        engine = starting.result()
+    except (StackedError, asyncio.CancelledError) as error:
+        logger.info("a start was given up: %s", error)
+    else:
+        await engine.close()
+
+
+async def _load_all(engine: Engine, group: ModelGroup, tell: Progress) -> Mapping[Digest, Loaded]:
+    """Check that every adapter's files are still what they were, and load them."""
+    adapters = list(group.adapters().values())
+    tell.step(f"Checking {len(adapters)} stored adapters")
+    await asyncio.to_thread(_check_all, adapters)
+    last = 0.0
+
+    def told(count: int) -> None:
+        """At most once a second, as a group may have 500."""
+        nonlocal last
         now = time.monotonic()
-        if at in (1, len(adapters)) or now - told >= 1.0:
-            told = now
-            tell.step(f"Loading adapters into the engine {at}/{len(adapters)}")
-        handles[digest] = await engine.load(adapter)
-    return handles
+        if count in (1, len(adapters)) or now - last >= 1.0:
+            last = now
+            tell.step(f"Loading adapters into the engine {count}/{len(adapters)}")
+
+    return await engine.load_all(adapters, told)
+
+
+def _check_all(adapters: Sequence[Adapter]) -> None:
+    for adapter in adapters:
+        check_content(adapter)

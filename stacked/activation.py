@@ -1,0 +1,239 @@
+"""The one active serving of this machine: brought up, replaced, put down, and what is undone.
+
+It owns which engine requests go to, or why there is none. It must not know what may be asked when.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from stacked.changes import Change
+from stacked.core import Progress
+from stacked.errors import StackedError
+from stacked.journal import WorkProgress
+from stacked.ledger import Ledger
+from stacked.registry import Deployment, DeploymentState, MemberState, WorkRequest
+from stacked.serving import Serving
+from stacked.settings import Settings
+from stacked.starter import Prepared, Starts
+from stacked.store import BaseModules
+
+logger = logging.getLogger("stacked.activation")
+
+Json = Mapping[str, Any]
+
+NOTHING = (
+    "nothing is deployed here; create a deployment (POST /20190101/modelDeployments), activate "
+    "one, or start with a configuration file"
+)
+_ACTIVE, _INACTIVE, _FAILED = (
+    DeploymentState.ACTIVE,
+    DeploymentState.INACTIVE,
+    DeploymentState.FAILED,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Active:
+    """The deployment that answers requests, and what answers them."""
+
+    deployment_id: str
+    name: str
+    """Its group's."""
+    serving: Serving
+    settings: Settings
+    modules: BaseModules
+    """What an adapter that is loaded alone is checked against."""
+
+    @classmethod
+    def of(cls, deployment_id: str, serving: Serving, prepared: Prepared) -> Active:
+        """What was prepared, now running."""
+        name, settings = prepared.group.name, prepared.settings
+        return cls(deployment_id, name, serving, settings, prepared.modules)
+
+
+class Activation:
+    """What answers requests, and the one place where that is changed."""
+
+    def __init__(
+        self, ledger: Ledger, starts: Starts, *, drain_seconds: float, tell: Progress
+    ) -> None:
+        self.active: Active | None = None
+        self.reason = NOTHING
+        """Why nothing answers, when nothing does."""
+        self._ledger = ledger
+        self._registry = ledger.registry
+        self._starts = starts
+        self._drain_seconds = drain_seconds
+        self._tell = tell
+
+    # -- starting and stopping --------------------------------------------------------------
+
+    async def bring_up(
+        self,
+        change: Change,
+        record: Deployment,
+        group_id: str,
+        parts: Json,
+        *,
+        again: bool = False,
+    ) -> str:
+        """Start an engine for the group, commit, and let requests go to it."""
+        tell = self._progress(change)
+        tell.step("Reading the group and its base")
+        prepared = await self._starts.prepare(group_id, {**record.configuration, **parts})
+        for note in prepared.settings.notes:
+            tell.note(note)
+        commit = partial(self._commit, change, group_id, parts)
+        if again:
+            commit = partial(self._stands, record)
+        serving = await self._starts.start(prepared, commit, tell)
+        self.active = Active.of(record.id, serving, prepared)
+        return f"group {group_id} is served, generation {serving.live.routing.generation}"
+
+    async def _commit(self, change: Change, group_id: str, parts: Json) -> int:
+        """Make the group what a restart serves. Once begun it is not given up."""
+        change.settle("the new engine serves already")
+        return await asyncio.shield(self._ledger.do(self._commit_now, change, group_id, parts))
+
+    def _commit_now(self, change: Change, group_id: str, parts: Json) -> int:
+        id = change.deployment_id
+        generation = self._registry.get_deployment(id).generation + 1
+        self._ledger.set_aside(id, f"deployment {id} is served instead")
+        self._registry.put_member_states(id, group_id, self._ledger.fared(group_id))
+        self._registry.commit_group(id, group_id, generation, change.work_id, configuration=parts)
+        return generation
+
+    async def _stands(self, record: Deployment) -> int:
+        """What was committed before serves again."""
+        await self._write_state(record.id, _ACTIVE)
+        return record.generation
+
+    async def put_down(self, work: WorkRequest, record: Deployment, after: DeploymentState) -> str:
+        active = self.active
+        if active is not None and active.deployment_id == record.id:
+            self.active, self.reason = None, NOTHING
+            await self._retire(active, WorkProgress(self._ledger, work.id, self._tell))
+        await self._write_state(record.id, after)
+        return f"deployment {record.id} is {after.value}"
+
+    async def _retire(self, active: Active, tell: Progress) -> None:
+        """Let requests finish and end the engine. What goes wrong is logged: nobody is served."""
+        tell.step("Draining: requests of the old engine may finish")
+        try:
+            ended = await active.serving.drain(self._drain_seconds)
+            if ended:
+                tell.note(f"{ended} requests outlasted the drain time and were ended")
+            tell.step("Stopping the old engine")
+            await active.serving.close()
+        except asyncio.CancelledError:  # the server stops: nobody else knows this engine any more
+            await active.serving.close()
+            raise
+        except Exception:  # an engine that will not end must not undo what has been switched
+            logger.exception("the old engine did not end well")
+
+    async def _write_state(self, id: str, state: DeploymentState, reason: str = "") -> None:
+        await self._ledger.do(self._registry.set_deployment_state, id, state, reason)
+
+    def _progress(self, change: Change) -> WorkProgress:
+        return WorkProgress(self._ledger, change.work_id, _Reason(self, change, self._tell))
+
+    # -- another engine ---------------------------------------------------------------------
+
+    async def change_engines(
+        self, change: Change, old: Active, record: Deployment, group_id: str, parts: Json
+    ) -> str:
+        """Another engine beside the one that serves where memory allows it, else after it."""
+        tell = self._progress(change)
+        coming = await self._starts.prepare(group_id, {**record.configuration, **parts})
+        room = self._starts.room(old.serving, coming)
+        tell.note(room.text)
+        if not room.beside:
+            self.active, self.reason = None, f"deployment {record.id} is being replaced"
+            await self._retire(old, _Silenced(tell))
+        told = await self.bring_up(change, record, group_id, parts)
+        if room.beside:
+            await self._retire(old, tell)
+        return told
+
+    # -- undoing ----------------------------------------------------------------------------
+
+    async def not_created(self, id: str, group_id: str, reason: str) -> None:
+        self.reason = NOTHING
+        fared = partial(self._ledger.fared, group_id, MemberState.FAILED, reason)
+        members = await self._ledger.do(fared)
+        await self._ledger.do(self._registry.put_member_states, id, group_id, members)
+        await self._write_state(id, _FAILED, reason)
+
+    async def back_to(self, id: str, state: DeploymentState, reason: str) -> None:
+        self.reason = NOTHING if state is _INACTIVE else f"deployment {id} failed: {reason}"
+        await self._write_state(id, state, reason)
+
+    async def stays(self, record: Deployment, group_id: str, reason: str) -> None:
+        told = f"the update to {group_id} failed: {reason}"
+        await self._write_state(record.id, _ACTIVE, told)
+
+    async def restore(self, change: Change, record: Deployment, group_id: str, reason: str) -> None:
+        """The old engine serves on, or is started again where it had to make room."""
+        if self.active is not None:
+            await self.stays(record, group_id, reason)
+            return
+        tell = self._progress(change)
+        tell.note(f"starting again what was served before, since the update failed: {reason}")
+        try:
+            prepared = await self._starts.prepare(wanted_group(record), record.configuration)
+            serving = await self._starts.start(prepared, partial(self._generation, record), tell)
+        except StackedError as error:
+            told = f"{reason}; and what was served before did not start again: {error}"
+            await self.back_to(record.id, _FAILED, told)
+            return
+        self.active = Active.of(record.id, serving, prepared)
+        await self.stays(record, group_id, reason)
+
+    async def _generation(self, record: Deployment) -> int:
+        return record.generation
+
+
+def wanted_group(record: Deployment) -> str:
+    """The group that a deployment serves, or was to serve."""
+    return record.group_id or str(record.configuration["group"])
+
+
+class _Reason:
+    """Progress that is also what a request is told while there is nothing to answer it."""
+
+    def __init__(self, activation: Activation, change: Change, inner: Progress) -> None:
+        self._activation = activation
+        self._id = change.deployment_id
+        self._inner = inner
+
+    def step(self, text: str) -> None:
+        self._activation.reason = f"deployment {self._id} is starting: {text}"
+        self._inner.step(text)
+
+    def note(self, text: str) -> None:
+        self._inner.note(text)
+
+    def finish(self, text: str) -> None:
+        self._inner.finish(text)
+
+
+class _Silenced:
+    """Progress whose steps do not count: the end of the old engine is not that of the work."""
+
+    def __init__(self, inner: Progress) -> None:
+        self._inner = inner
+
+    def step(self, text: str) -> None:
+        self._inner.note(text)
+
+    def note(self, text: str) -> None:
+        self._inner.note(text)
+
+    def finish(self, text: str) -> None:
+        self._inner.finish(text)

@@ -1,0 +1,141 @@
+"""Work on deployments: one piece at a time, each with its work request, its end, and its undoing.
+
+It must not know what the work is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from functools import partial
+from typing import Any
+
+from stacked.errors import RecordConflict, StackedError, UpdateFailed, UpdateInProgress
+from stacked.ledger import Ledger
+from stacked.registry import WorkRequest
+
+logger = logging.getLogger("stacked.changes")
+
+CANCELED = "it was canceled"
+
+Undo = Callable[[str], Awaitable[None]]
+"""Puts everything back, and is told why."""
+
+
+class Change:
+    """One piece of work under way. `settled` says why it cannot be canceled, once it cannot."""
+
+    def __init__(self, work: WorkRequest, deployment_id: str, settled: str = "") -> None:
+        self.work_id = work.id
+        self.deployment_id = deployment_id
+        self.settled = settled
+        self.begun = False
+        self.over = False
+        """Nothing is left to do but to write down the end, which clients may see at once."""
+
+    def settle(self, why: str) -> None:
+        """From now on this cannot be taken back."""
+        self.settled = why
+
+
+class Changes:
+    """The work of one server. `await close()` gives up what runs."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._beginning = asyncio.Lock()
+        self._change: Change | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._closing = False
+
+    @property
+    def running(self) -> Change | None:
+        """What is under way."""
+        change, task = self._change, self._task
+        if change is None or task is None or task.done() or change.over:
+            return None
+        return change
+
+    @contextlib.asynccontextmanager
+    async def beginning(self) -> AsyncIterator[None]:
+        """Hold the place of the next change. Raises UpdateInProgress while another has it."""
+        if self.running is not None or self._beginning.locked():
+            raise UpdateInProgress("another change is under way; follow its work request")
+        async with self._beginning:
+            await self.wait()  # the last line of one that is over
+            yield
+
+    def launch(self, change: Change, act: Coroutine[Any, Any, str], undo: Undo) -> None:
+        """Start the work, which answers with a sentence about what was done."""
+        self._change = change
+        self._task = asyncio.create_task(self._run(change, act, undo))
+
+    async def cancel(self, work_id: str) -> None:
+        """Ask the work to stop and to put everything back; follow its work request.
+
+        Raises RecordAbsent, and RecordConflict where there is nothing to take back any more.
+        """
+        change, task = self.running, self._task
+        if change is None or task is None or change.work_id != work_id:
+            work = await self._ledger.do(self._ledger.registry.get_work_request, work_id)
+            raise RecordConflict(
+                f"work request {work_id} is {work.status.value}; there is nothing to cancel"
+            )
+        if not change.begun:  # a task that is canceled before it runs would undo nothing
+            await asyncio.sleep(0)
+        if change.settled:
+            raise RecordConflict(f"work request {work_id} cannot be canceled: {change.settled}")
+        # Nothing may come between the look and this, or the work could pass its switch.
+        change.settle("it is being canceled already")
+        asked = self._ledger.write(partial(self._ledger.registry.cancel, work_id))
+        task.cancel()
+        await asyncio.wrap_future(asked)
+
+    async def close(self) -> None:
+        """Give up what runs: a start that follows serves what was committed, so it may end
+        anywhere.
+        """
+        self._closing = True
+        if self._task is not None:
+            await asyncio.sleep(0)  # what has not begun yet begins, so that it can end
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def wait(self) -> None:
+        """Until what runs has ended, however it ends."""
+        if self._task is not None:
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self, change: Change, act: Coroutine[Any, Any, str], undo: Undo) -> None:
+        registry, do = self._ledger.registry, self._ledger.do
+        change.begun = True
+        try:
+            text = await act
+        except asyncio.CancelledError:
+            if self._closing:
+                raise
+            await undo(CANCELED)
+            change.over = True
+            await do(registry.canceled, change.work_id)
+        except StackedError as error:
+            change.settle("it has failed")
+            logger.warning("work %s failed: %s", change.work_id, error)
+            await self._failed(change, error, undo)
+        except Exception as error:  # a fault of ours must not leave the record open for ever
+            change.settle("it has failed")
+            logger.exception("work %s failed", change.work_id)
+            told = UpdateFailed(f"an internal error: {type(error).__name__}")
+            await self._failed(change, told, undo)
+        else:
+            change.over = True
+            await do(registry.succeed, change.work_id, text)
+        finally:
+            act.close()  # where it was not even begun
+
+    async def _failed(self, change: Change, error: StackedError, undo: Undo) -> None:
+        await undo(str(error))
+        change.over = True
+        registry = self._ledger.registry
+        await self._ledger.do(registry.fail, change.work_id, error.code, str(error))

@@ -1,0 +1,339 @@
+"""What may be asked of deployments, in which state, and the work request that each change gets.
+
+One deployment is active at a time, one change under way. It must not know HTTP, vLLM, or how a
+group is brought to an engine.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from stacked.activation import Activation, Active, wanted_group
+from stacked.changes import Change, Changes
+from stacked.errors import NotReady, RecordAbsent, RecordConflict
+from stacked.journal import UpdateJournal
+from stacked.ledger import Ledger
+from stacked.registry import Deployment, DeploymentState, WorkRequest
+from stacked.registry.deployments import DeploymentChanges
+from stacked.settings import read_settings
+from stacked.starter import base_key, settings_of
+from stacked.updates import update_live
+
+logger = logging.getLogger("stacked.deployments")
+
+Json = Mapping[str, Any]
+
+_CREATE, _UPDATE, _ACTIVATE, _DEACTIVATE, _DELETE = (
+    f"MODEL_DEPLOYMENT_{verb}" for verb in ("CREATE", "UPDATE", "ACTIVATE", "DEACTIVATE", "DELETE")
+)
+_ACTIVE, _INACTIVE, _FAILED = (
+    DeploymentState.ACTIVE,
+    DeploymentState.INACTIVE,
+    DeploymentState.FAILED,
+)
+_SERVES = (_ACTIVE, DeploymentState.NEEDS_ATTENTION)
+
+
+@dataclass(frozen=True, slots=True)
+class Revision:
+    """What an update asks for. None stays as it is; `described` never touches the engine."""
+
+    group_id: str | None = None
+    environment: Json | None = None
+    live: bool = False
+    described: DeploymentChanges = field(default_factory=DeploymentChanges)
+
+    @property
+    def describes_only(self) -> bool:
+        return self.group_id is None and self.environment is None
+
+
+class Deployments:
+    """What is served, and the one place that changes it. `await close()` ends everything.
+
+    `defaults` are engine options for what a deployment's environment leaves open.
+    """
+
+    def __init__(self, ledger: Ledger, activation: Activation, defaults: Json) -> None:
+        self._ledger = ledger
+        self._registry = ledger.registry
+        self._activation = activation
+        self._defaults = defaults
+        self._changes = Changes(ledger)
+
+    # -- what is served ---------------------------------------------------------------------
+
+    @property
+    def active(self) -> Active | None:
+        """The deployment that answers requests, if one does."""
+        return self._activation.active
+
+    @property
+    def reason(self) -> str:
+        """Why nothing answers, when nothing does."""
+        return self._activation.reason
+
+    @property
+    def running(self) -> Change | None:
+        """The change that is under way."""
+        return self._changes.running
+
+    def check_served(self, id: str) -> None:
+        """Raise RecordAbsent where this deployment answers no requests, NotReady where it will."""
+        if self.active is not None and self.active.deployment_id == id:
+            return
+        change = self.running
+        if change is not None and change.deployment_id == id and self.active is None:
+            raise NotReady(self.reason)
+        raise RecordAbsent(f"deployment {id} is not active here")
+
+    def adopt(self, active: Active) -> None:
+        """Serve what was started elsewhere: the deployment of a configuration file."""
+        self._activation.active = active
+
+    async def wait(self) -> None:
+        """Until the change that is under way has ended, however it ends."""
+        await self._changes.wait()
+
+    async def close(self) -> None:
+        """Give up what runs, and stop the engine. Closing twice is allowed."""
+        await self._changes.close()
+        if self.active is not None:
+            await self.active.serving.close()
+
+    # -- what may be asked ------------------------------------------------------------------
+
+    async def create(self, new: Deployment) -> tuple[Deployment, WorkRequest]:
+        """Record a deployment, and start serving its group; follow the work request.
+
+        `new.configuration` has the `group`, and `environment` as it was given. Raises RecordAbsent,
+        ConfigInvalid, ParameterInvalid, and RecordConflict while another deployment is active.
+        """
+        group_id = str(new.configuration["group"])
+        self._check_alone(new.id)
+        async with self._changes.beginning():
+            self._check_alone(new.id)
+            configuration = self._configured(new.configuration)
+            await self._check_deployable(group_id, configuration)
+            new = replace(new, configuration=configuration)
+            record = await self._ledger.do(self._registry.create_deployment, new)
+            work = await self._open(_CREATE, "CREATED", record, group_id)
+            change = Change(work, record.id)
+            act = self._activation.bring_up(change, record, group_id, {})
+            undo = partial(self._activation.not_created, record.id, group_id)
+            self._changes.launch(change, act, undo)
+        return record, work
+
+    async def activate(self, id: str, expect: Deployment | None = None) -> WorkRequest:
+        """Start serving what a deployment was to serve. Raises RecordConflict, RecordAbsent."""
+        self._check_alone(id)
+        async with self._changes.beginning():
+            self._check_alone(id)
+            record = await self._in_state(id, (_INACTIVE, _FAILED), "activated")
+            group_id = wanted_group(record)
+            await self._check_deployable(group_id, record.configuration)
+            await self._enter(record, DeploymentState.UPDATING, "being activated", expect)
+            work = await self._open(_ACTIVATE, "UPDATED", record, group_id)
+            change = Change(work, id)
+            act = self._activation.bring_up(change, record, group_id, {})
+            self._changes.launch(change, act, partial(self._activation.back_to, id, _INACTIVE))
+        return work
+
+    async def deactivate(self, id: str, expect: Deployment | None = None) -> WorkRequest:
+        """Stop serving: requests that run may finish, the engine ends, the record stays."""
+        async with self._changes.beginning():
+            record = await self._in_state(id, _SERVES, "deactivated")
+            await self._enter(record, DeploymentState.UPDATING, "being deactivated", expect)
+            work = await self._open(_DEACTIVATE, "UPDATED", record, record.group_id)
+            act = self._activation.put_down(work, record, _INACTIVE)
+            change = Change(work, id, "a deployment that is being stopped is stopped")
+            self._changes.launch(change, act, partial(self._activation.back_to, id, _FAILED))
+        return work
+
+    async def delete(self, id: str, expect: Deployment | None = None) -> WorkRequest:
+        """Stop serving where it serves, and leave the record alone, as DELETED."""
+        async with self._changes.beginning():
+            record = await self._in_state(id, (*_SERVES, _INACTIVE, _FAILED), "deleted")
+            await self._enter(record, DeploymentState.DELETING, "being deleted", expect)
+            work = await self._open(_DELETE, "DELETED", record, record.group_id)
+            act = self._activation.put_down(work, record, DeploymentState.DELETED)
+            change = Change(work, id, "a deployment that is being deleted is deleted")
+            self._changes.launch(change, act, partial(self._activation.back_to, id, _FAILED))
+        return work
+
+    async def update(
+        self, id: str, revision: Revision, expect: Deployment | None = None
+    ) -> WorkRequest:
+        """Change what a deployment serves or is called; follow the work request.
+
+        LIVE where the revision says so, else by another engine; while INACTIVE, with the next
+        activation. Raises RecordConflict, UpdateInProgress, UpdateNotLive, ConfigInvalid.
+        """
+        if revision.describes_only:
+            return await self._describe(id, revision, expect)
+        async with self._changes.beginning():
+            record = await self._in_state(id, (*_SERVES, _INACTIVE), "updated")
+            parts: dict[str, Any] = {}
+            if revision.environment is not None:
+                parts = self._configured({"environment": revision.environment})
+            group_id = revision.group_id or wanted_group(record)
+            await self._check_deployable(group_id, {**record.configuration, **parts})
+            if record.state is _INACTIVE:
+                return await self._revise(record, revision, parts, expect)
+            if revision.live:
+                return await self._go_live(record, revision, expect)
+            return await self._replace(record, revision, parts, expect)
+
+    async def cancel(self, work_id: str) -> None:
+        """See `Changes.cancel`."""
+        await self._changes.cancel(work_id)
+
+    async def resume(self, record: Deployment) -> None:
+        """Serve again what was served when the process before this one ended; in the background."""
+        async with self._changes.beginning():
+            group_id = wanted_group(record)
+            self._activation.reason = f"deployment {record.id} is starting again"
+            await self._enter(record, DeploymentState.UPDATING, "starting again", None)
+            work = await self._open(_UPDATE, "UPDATED", record, group_id)
+            change = Change(work, record.id, "the server has started again; deactivate it instead")
+            act = self._activation.bring_up(change, record, group_id, {}, again=True)
+            self._changes.launch(change, act, partial(self._activation.back_to, record.id, _FAILED))
+
+    # -- guards -----------------------------------------------------------------------------
+
+    def _check_alone(self, id: str) -> None:
+        """One deployment serves at a time on one machine."""
+        active, change = self.active, self.running
+        if active is not None and active.deployment_id != id:
+            raise RecordConflict(
+                f"deployment {active.deployment_id} is active, and this machine serves one at a "
+                "time; deactivate or delete that one first"
+            )
+        if change is not None and change.deployment_id != id:
+            raise RecordConflict(
+                f"deployment {change.deployment_id} is being changed, and this machine serves one "
+                f"at a time; follow work request {change.work_id}"
+            )
+
+    async def _check_deployable(self, group_id: str, configuration: Json) -> None:
+        """Refuse what cannot be served, as far as records tell, before anything is changed."""
+        group = await self._ledger.do(self._ledger.deployable, group_id)
+        keys = [member.key for member in group.members if member.model_id == group.base_model_id]
+        base_key(str(group.base_model_id), keys[0] if keys else None, settings_of(configuration))
+
+    async def _in_state(
+        self, id: str, allowed: tuple[DeploymentState, ...], verb: str
+    ) -> Deployment:
+        record = await self._ledger.do(self._registry.get_deployment, id)
+        if record.state is DeploymentState.DELETED:
+            raise RecordAbsent(f"deployment {id} is DELETED; only its record is left")
+        if record.state not in allowed:
+            names = ", ".join(state.value for state in allowed)
+            raise RecordConflict(
+                f"deployment {id} is {record.state.value}; it can be {verb} when it is {names}"
+            )
+        return record
+
+    async def _enter(
+        self, record: Deployment, state: DeploymentState, reason: str, expect: Deployment | None
+    ) -> None:
+        await self._ledger.do(self._registry.set_deployment_state, record.id, state, reason, expect)
+
+    async def _open(
+        self, operation: str, action: str, record: Deployment, group_id: str | None
+    ) -> WorkRequest:
+        return await self._ledger.do(self._ledger.open_work, operation, action, record, group_id)
+
+    def _configured(self, parts: Json) -> dict[str, Any]:
+        """A configuration whose engine options are read from its environment."""
+        variables = (parts.get("environment") or {}).get("environmentVariables") or {}
+        return {**parts, "engine": dict(read_settings(variables, self._defaults).engine)}
+
+    # -- updates ----------------------------------------------------------------------------
+
+    async def _describe(
+        self, id: str, revision: Revision, expect: Deployment | None
+    ) -> WorkRequest:
+        changes = revision.described
+        record = await self._ledger.do(
+            partial(self._registry.update_deployment, id, expect, **changes)
+        )
+        work = await self._open(_UPDATE, "UPDATED", record, record.group_id)
+        told = "names and tags were written" if changes else "nothing differs from what is there"
+        return await self._ledger.do(
+            self._registry.succeed, work.id, f"{told}; the engine was not touched"
+        )
+
+    async def _revise(
+        self, record: Deployment, revision: Revision, parts: Json, expect: Deployment | None
+    ) -> WorkRequest:
+        """Write what the next activation serves."""
+        group_id = revision.group_id or wanted_group(record)
+        await self._described(record, revision, expect)
+        work = await self._open(_UPDATE, "UPDATED", record, group_id)
+        commit = self._registry.commit_group
+        generation = record.generation + 1
+        call = partial(commit, record.id, group_id, generation, work.id, inactive=True)
+        await self._ledger.do(partial(call, configuration={**parts, "group": group_id}))
+        return await self._ledger.do(
+            self._registry.succeed, work.id, "written; it takes effect with the next activation"
+        )
+
+    async def _described(
+        self, record: Deployment, revision: Revision, expect: Deployment | None
+    ) -> None:
+        call = partial(self._registry.update_deployment, record.id, expect, **revision.described)
+        await self._ledger.do(call)
+
+    async def _go_live(
+        self, record: Deployment, revision: Revision, expect: Deployment | None
+    ) -> WorkRequest:
+        active = self._served(record)
+        active.serving.live.check_free()
+        group_id = revision.group_id or wanted_group(record)
+        wanted = await self._ledger.do(self._ledger.wanted, group_id, active.serving.base)
+        await self._described(record, revision, expect)
+        await self._enter(record, DeploymentState.UPDATING, f"to {group_id}", None)
+        work = await self._open(_UPDATE, "UPDATED", record, group_id)
+        change = Change(work, record.id)
+        settle = partial(change.settle, "the new group serves already")
+        journal = UpdateJournal(self._ledger, work.id, record, group_id, wanted, settle)
+
+        async def act() -> str:
+            told = await update_live(active.serving, wanted, journal)
+            self._activation.active = replace(active, name=wanted.name)
+            await journal.tell_members()
+            return told
+
+        async def undo(reason: str) -> None:
+            await journal.tell_members()
+            await self._activation.stays(record, group_id, reason)
+
+        self._changes.launch(change, act(), undo)
+        return work
+
+    async def _replace(
+        self, record: Deployment, revision: Revision, parts: Json, expect: Deployment | None
+    ) -> WorkRequest:
+        active = self._served(record)
+        group_id = revision.group_id or wanted_group(record)
+        await self._described(record, revision, expect)
+        await self._enter(record, DeploymentState.UPDATING, f"to {group_id}", None)
+        work = await self._open(_UPDATE, "UPDATED", record, group_id)
+        change = Change(work, record.id)
+        act = self._activation.change_engines(change, active, record, group_id, parts)
+        self._changes.launch(
+            change, act, partial(self._activation.restore, change, record, group_id)
+        )
+        return work
+
+    def _served(self, record: Deployment) -> Active:
+        active = self.active
+        if active is None or active.deployment_id != record.id:
+            raise NotReady(f"deployment {record.id} is {record.state.value}, and nothing serves it")
+        active.serving.check_alive()
+        return active

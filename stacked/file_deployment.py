@@ -1,0 +1,130 @@
+"""The deployment of a configuration file: what of it is served when a process starts with the file.
+
+A file is served as it stands, until its deployment is changed over the control plane; then as it
+was changed, until the file changes. It must not know HTTP, or how an engine is started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from stacked.activation import Active
+from stacked.catalogue import Catalogue
+from stacked.config import Config
+from stacked.core import ModelGroup, Progress
+from stacked.declared import DeclaredBase, read_group, written
+from stacked.errors import StackedError
+from stacked.ledger import Ledger, group_id_of
+from stacked.registry import Deployment
+from stacked.starter import Prepared, Starter, plan, settings_of
+from stacked.store import AdapterStore
+
+
+class FileDeployment:
+    """One file, and the records of what was served before."""
+
+    def __init__(
+        self,
+        config: Config,
+        base: DeclaredBase,
+        ledger: Ledger,
+        catalogue: Catalogue,
+        store: AdapterStore,
+    ) -> None:
+        self._config = config
+        self._base = base
+        self._ledger = ledger
+        self._store = store
+        drain = config.server.drain_seconds
+        self._starter = Starter(ledger, catalogue, drain_seconds=drain)
+        self._id = ""
+
+    async def serve(self, tell: Progress) -> Active | Deployment:
+        """Serve the file's deployment, or say which other one was served since the file changed.
+
+        Where the file's adapters are gone, the committed group is in the store all the same. Raises
+        AdapterError, GroupImpossible, EngineError.
+        """
+        declared, problem = await self._declared(tell)
+        held = await asyncio.to_thread(self._ledger.of_file)
+        last = await asyncio.to_thread(self._ledger.last_active)
+        same = held is not None and _is_same(held, declared, self._config)
+        if held is not None and same and last is not None and last.id != held.id:
+            return last
+        configuration = _configuration(self._config, declared, held if same else None)
+        stands = held.group_id if held is not None and same else None
+        served: ModelGroup | None = None
+        if stands is not None and (declared is None or stands != group_id_of(declared)):
+            prepared = await self._committed(stands, configuration)
+            count = len(prepared.group.members)
+            tell.note(f"group       {prepared.group.name}, as it was updated last ({count})")
+        elif declared is not None:
+            served = declared
+            prepared = plan(served, self._base.modules, settings_of(configuration))
+        else:
+            assert problem is not None, "a group that is not declared has a problem"
+            raise problem
+        commit = partial(self._register, held, declared, configuration, served, tell)
+        serving = await self._starter.start(prepared, commit, tell)
+        return Active.of(self._id, serving, prepared)
+
+    async def _declared(self, tell: Progress) -> tuple[ModelGroup | None, StackedError | None]:
+        try:
+            return await read_group(self._config, self._base, self._store, tell), None
+        except StackedError as error:
+            return None, error
+
+    async def _committed(self, group_id: str, configuration: Mapping[str, Any]) -> Prepared:
+        """The committed group, with the file's base where it is of that."""
+        record = await asyncio.to_thread(self._ledger.registry.get_group, group_id)
+        base = self._base.base
+        if record.base_model_id != base.model_id:
+            return await self._starter.prepare(group_id, configuration)
+        group = await asyncio.to_thread(self._ledger.wanted, group_id, base)
+        return plan(group, self._base.modules, settings_of(configuration))
+
+    async def _register(
+        self,
+        held: Deployment | None,
+        declared: ModelGroup | None,
+        configuration: Mapping[str, Any],
+        served: ModelGroup | None,
+        tell: Progress,
+    ) -> int:
+        """Write down what is served, and return its generation."""
+        begin = self._ledger.begin
+        deployment = await asyncio.to_thread(begin, held, declared, configuration, served)
+        self._id = deployment.id
+        tell.note(f"deployment  {deployment.id}\ngroup       {deployment.group_id}")
+        return deployment.generation
+
+
+def _is_same(held: Deployment, declared: ModelGroup | None, config: Config) -> bool:
+    """Whether a file still declares what it declared when its deployment was last begun.
+
+    Where its members cannot be read any more, its own text tells.
+    """
+    if declared is None:
+        return held.configuration.get("written") == written(config)
+    return held.configuration.get("declared") == group_id_of(declared)
+
+
+def _configuration(
+    config: Config, declared: ModelGroup | None, held: Deployment | None
+) -> dict[str, Any]:
+    """What is kept of a file; `held`: its deployment, where what was changed there still counts."""
+    before = held.configuration if held is not None else {}
+    own = dict(config.engine)
+    engine = own
+    if before.get("file_engine", before.get("engine")) == own:
+        engine = before.get("engine", own)
+    return {
+        "written": written(config),
+        "declared": group_id_of(declared) if declared else before.get("declared"),
+        "file_engine": own,
+        "engine": engine,
+        **{name: before.get(name) for name in ("environment", "infrastructure", "group")},
+    }

@@ -1,0 +1,114 @@
+"""How a deployed group is to be served: what its environment says, over this server's defaults.
+
+The variables are those of the STACKED contract, as in `container.py`. It must not know the engine,
+records or wire formats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast, get_args
+
+from stacked.config import PredictEndpoint
+from stacked.container import boolean, served_names, tensor_parallel
+from stacked.core import Silent
+from stacked.errors import ConfigInvalid
+from stacked.vllm_flags import read_flags
+
+# What the platform allows: all names and values together.
+MOST_BYTES = 2048
+
+# Options that one server has once, whatever is deployed on it.
+_SERVERS_OWN = ("host", "port", "model", "enable_lora", "served_model_name")
+# Variables that are the server's own, or that one engine with one base has no use for.
+_WITHOUT_EFFECT = (
+    "PORT",
+    "HEALTH_CHECK_PORT",
+    "MODEL_DEPLOY_HEALTH_ENDPOINT",
+    "MODEL",
+    "MODEL_DEPLOY_ENABLE_STREAMING",
+    "BASE_MODEL",
+    "BASE_MODEL_FILE",
+    "FT_MODEL",
+    "WEB_CONCURRENCY",
+)
+_READ = (
+    "PARAMS",
+    "TENSOR_PARALLELISM",
+    "MODEL_DEPLOY_PREDICT_ENDPOINT",
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What an engine is started with, and what is served over it.
+
+    `base_key` and `base_id` are how `--served-model-name` calls the base, empty where it does not.
+    """
+
+    engine: Mapping[str, Any]
+    base_key: str = ""
+    base_id: str = ""
+    predict_endpoint: PredictEndpoint | None = None
+    runtime_updates: bool = True
+    """False: adapters are not loaded and removed one by one in this deployment."""
+    notes: tuple[str, ...] = ()
+    """What is kept and has no effect, in sentences."""
+
+
+def read_settings(environ: Mapping[str, str], defaults: Mapping[str, Any]) -> Settings:
+    """The settings of an environment; `defaults` are engine options where it says nothing.
+
+    Raises ConfigInvalid naming the variable.
+    """
+    size = sum(len(name.encode()) + len(value.encode()) for name, value in environ.items())
+    if size >= MOST_BYTES:
+        raise ConfigInvalid(
+            f"environmentVariables: {size} bytes; all names and values together are under "
+            f"{MOST_BYTES}"
+        )
+    options = read_flags(environ.get("PARAMS", ""), where="PARAMS")
+    if "lora_modules" in options:
+        raise ConfigInvalid("PARAMS: --lora-modules: what is served is said by the model group")
+    names = served_names(options)
+    tensor_parallel(environ, options, Silent())
+    notes = _notes(environ, options)
+    for name in _SERVERS_OWN:
+        options.pop(name, None)
+    allowed = boolean(environ, "VLLM_ALLOW_RUNTIME_LORA_UPDATING")
+    return Settings(
+        engine={**_plain(defaults), **options},
+        base_key=names.get("key", ""),
+        base_id=names.get("id", ""),
+        predict_endpoint=_predict_endpoint(environ),
+        runtime_updates=allowed is not False,
+        notes=notes,
+    )
+
+
+def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name.replace("-", "_"): value for name, value in options.items()}
+
+
+def _notes(environ: Mapping[str, str], options: Mapping[str, Any]) -> tuple[str, ...]:
+    idle = [name for name in environ if name in _WITHOUT_EFFECT]
+    idle += [f"PARAMS --{name}" for name in ("host", "port", "model") if name in options]
+    unknown = [name for name in environ if name not in (*_READ, *_WITHOUT_EFFECT)]
+    notes = []
+    if idle:
+        notes.append(f"kept without effect, as this server decides them: {', '.join(idle)}")
+    if unknown:
+        notes.append(f"kept without effect, as nothing here reads them: {', '.join(unknown)}")
+    return tuple(notes)
+
+
+def _predict_endpoint(environ: Mapping[str, str]) -> PredictEndpoint | None:
+    endpoint = environ.get("MODEL_DEPLOY_PREDICT_ENDPOINT", "").rstrip("/")
+    if endpoint and endpoint not in get_args(PredictEndpoint):
+        raise ConfigInvalid(
+            "MODEL_DEPLOY_PREDICT_ENDPOINT: expected "
+            f"{' or '.join(get_args(PredictEndpoint))}, got {endpoint[:80]!r}"
+        )
+    return cast("PredictEndpoint", endpoint) if endpoint else None

@@ -1,0 +1,123 @@
+"""From a recorded group and its settings to a running engine: what every start has in common.
+
+It must not know who asked for the start, or which deployment it is for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from stacked.catalogue import Catalogue
+from stacked.core import ModelGroup, Progress
+from stacked.engine.beside import Room, room_beside
+from stacked.engine.machine import look
+from stacked.engine.plan import EnginePlan
+from stacked.engine.support import require_build
+from stacked.errors import ConfigInvalid
+from stacked.ledger import Ledger
+from stacked.serving import Serving, plan_for
+from stacked.settings import Settings, read_settings
+from stacked.store import BaseModules
+
+DEFAULT_BASE_KEY = "base"
+
+Commit = Callable[[], Awaitable[int]]
+"""Makes a group durable; its generation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """All that is decided before an engine is started."""
+
+    group: ModelGroup
+    modules: BaseModules
+    settings: Settings
+    plan: EnginePlan
+
+
+class Starts(Protocol):
+    """What a deployment needs to be started; see `Starter`."""
+
+    async def prepare(self, group_id: str, configuration: Mapping[str, Any]) -> Prepared: ...
+    async def start(self, prepared: Prepared, commit: Commit, tell: Progress) -> Serving: ...
+    def room(self, running: Serving, coming: Prepared) -> Room: ...
+
+
+class Starter:
+    """Starts engines for the groups of one ledger."""
+
+    def __init__(self, ledger: Ledger, catalogue: Catalogue, *, drain_seconds: float) -> None:
+        self._ledger = ledger
+        self._catalogue = catalogue
+        self._drain_seconds = drain_seconds
+
+    async def prepare(self, group_id: str, configuration: Mapping[str, Any]) -> Prepared:
+        """Read the group and its base from disk, and plan. Starts nothing.
+
+        Raises RecordAbsent, AdapterAbsent, BaseNotFound, ConfigInvalid, GroupImpossible.
+        """
+        return await asyncio.to_thread(self._prepare, group_id, configuration)
+
+    def _prepare(self, group_id: str, configuration: Mapping[str, Any]) -> Prepared:
+        settings = settings_of(configuration)
+        record = self._ledger.registry.get_group(group_id)
+        base_id = record.base_model_id
+        if base_id is None:
+            raise ConfigInvalid(f"group {group_id} has no base")
+        entry = next(member for member in record.members if member.model_id == base_id)
+        base = self._catalogue.base(base_id, base_key(base_id, entry.key, settings))
+        modules = self._catalogue.modules(self._ledger.registry.get_model(base_id))
+        return plan(self._ledger.wanted(group_id, base), modules, settings)
+
+    async def start(self, prepared: Prepared, commit: Commit, tell: Progress) -> Serving:
+        """See `Serving.start`."""
+        return await start(prepared, commit, tell, drain_seconds=self._drain_seconds)
+
+    def room(self, running: Serving, coming: Prepared) -> Room:
+        """Whether the one that comes may start while the other runs."""
+        return room_beside(running.plan, coming.plan, look())
+
+
+def plan(group: ModelGroup, modules: BaseModules, settings: Settings) -> Prepared:
+    """Decide what the engine of a group is started with. Raises GroupImpossible and alike."""
+    return Prepared(
+        group, modules, settings, plan_for(group, modules, settings.engine, require_build())
+    )
+
+
+async def start(
+    prepared: Prepared, commit: Commit, tell: Progress, *, drain_seconds: float
+) -> Serving:
+    """Show the plan and start what it says. See `Serving.start`."""
+    tell.note(prepared.plan.text())
+    return await Serving.start(
+        prepared.group, prepared.plan, commit, drain_seconds=drain_seconds, progress=tell
+    )
+
+
+def settings_of(configuration: Mapping[str, Any]) -> Settings:
+    """The settings in a deployment's configuration. Raises ConfigInvalid."""
+    environment = configuration.get("environment") or {}
+    variables = environment.get("environmentVariables") or {}
+    return read_settings(variables, configuration.get("engine") or {})
+
+
+def base_key(base_id: str, given: str | None, settings: Settings) -> str:
+    """How a group's base is called: as the group says, else as `--served-model-name` does.
+
+    Raises ConfigInvalid where the two differ.
+    """
+    if settings.base_id and settings.base_id != base_id:
+        raise ConfigInvalid(
+            f"PARAMS: --served-model-name names model {settings.base_id}, and the base of the "
+            f"group is {base_id}"
+        )
+    if given and settings.base_key and settings.base_key != given:
+        raise ConfigInvalid(
+            f"PARAMS: --served-model-name calls the base {settings.base_key!r}, and the group "
+            f"calls it {given!r}; it has one inference key"
+        )
+    return given or settings.base_key or DEFAULT_BASE_KEY

@@ -1,0 +1,231 @@
+"""A machine of doubles: real records and routing over engines that start when they are told to.
+
+It must not know how the deployment under test does what it does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from stacked.activation import Activation
+from stacked.core import Adapter, Base, Digest, Progress, Silent
+from stacked.deployments import Deployments
+from stacked.engine.beside import Room
+from stacked.engine.engine import Loaded
+from stacked.errors import StackedError
+from stacked.groups.routing import Routing
+from stacked.ledger import Ledger
+from stacked.live import Live
+from stacked.registry import (
+    DEPLOYMENT,
+    GROUP,
+    Deployment,
+    GroupMember,
+    Model,
+    ModelGroup,
+    WorkRequest,
+    new_id,
+)
+from stacked.serving import Serving
+from stacked.starter import Commit, Prepared, settings_of
+from stacked.store import AdapterStore
+from tests.groups.test_routing import adapter
+from tests.test_live import FakeEngine
+
+BASE = "ocid1.datasciencemodel.oc1..base"
+OVER = ("SUCCEEDED", "FAILED", "CANCELED")
+
+
+def model_id(number: int) -> str:
+    return f"ocid1.datasciencemodel.oc1..m{number}"
+
+
+class YieldingEngine(FakeEngine):
+    """Lets the loop run between its steps, as a real one does: cancellations meet each of them."""
+
+    async def stage(self, one: Adapter) -> Loaded:
+        await _turns()
+        return await super().stage(one)
+
+    async def adopt(self, loaded: Loaded) -> None:
+        await _turns()
+        await super().adopt(loaded)
+
+    async def canary(self, loaded: Loaded | None) -> Sequence[float]:
+        await _turns()
+        return await super().canary(loaded)
+
+
+async def _turns() -> None:
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+class FakeServing:
+    """A serving whose engine is a double; whether it was closed, and what it serves."""
+
+    def __init__(self, live: Live, engine: FakeEngine) -> None:
+        self.live = live
+        self.engine = engine
+        self.plan = type("Plan", (), {"max_rank": 64})()
+        self.dead = False
+        self.closed = False
+
+    @property
+    def base(self) -> Base:
+        return self.live.routing.base
+
+    def check_alive(self) -> None: ...
+
+    def count(self) -> None: ...
+
+    async def drain(self, seconds: float) -> int:
+        if await self.live.leases.until_all_free(seconds):
+            return 0
+        return self.live.leases.end_all()
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+class FakeStarts:
+    """Starts at `gate`; `fails` has what the next starts raise, None for those that come up."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self.gate: asyncio.Event | None = None
+        self.fails: list[StackedError | None] = []
+        self.beside = True
+        self.started: list[FakeServing] = []
+        self.configurations: list[Mapping[str, Any]] = []
+
+    async def prepare(self, group_id: str, configuration: Mapping[str, Any]) -> Prepared:
+        base = Base(cast("Any", BASE), "base", "/base")
+        group = self._ledger.wanted(group_id, base)
+        self.configurations.append(configuration)
+        nothing = cast("Any", None)
+        return Prepared(group, nothing, settings_of(configuration), nothing)
+
+    async def start(self, prepared: Prepared, commit: Commit, tell: Progress) -> Serving:
+        tell.step("Importing vLLM")
+        if self.gate is not None:
+            await self.gate.wait()
+        tell.step("Starting the engine and loading the base")
+        if self.fails and (error := self.fails.pop(0)) is not None:
+            raise error
+        engine = YieldingEngine()
+        group = prepared.group
+        handles = {digest: await engine.load(one) for digest, one in group.adapters().items()}
+        generation = await commit()
+        routing = Routing.of(group.base, group.members, handles, generation)
+        serving = FakeServing(Live(engine, routing, drain_seconds=5), engine)
+        self.started.append(serving)
+        return cast(Serving, serving)
+
+    def room(self, running: Serving, coming: Prepared) -> Room:
+        return Room(self.beside, "beside the old one" if self.beside else "after the old one")
+
+
+class _Store:
+    """Adapters by digest, without a disk."""
+
+    def get(self, digest: Digest) -> Adapter:
+        return next(one for one in map(adapter, range(10)) if one.digest == digest)
+
+
+class Machine:
+    """One server's records and deployments. `again()` is what a restart after a kill finds."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._open()
+        registry = self.ledger.registry
+        registry.put_model(Model(id=BASE, kind="base", digest="sha256:b"))
+        for number in range(1, 5):
+            registry.put_model(
+                Model(id=model_id(number), kind="adapter", digest=adapter(number).digest, rank=8)
+            )
+
+    def _open(self) -> None:
+        store = cast(AdapterStore, _Store())
+        self.ledger = Ledger(self.directory, "tests", store)
+        self.registry = self.ledger.registry
+        self.starts = FakeStarts(self.ledger)
+        activation = Activation(self.ledger, self.starts, drain_seconds=0.5, tell=Silent())
+        self.deployments = Deployments(self.ledger, activation, {"max_loras": 4})
+
+    async def again(self) -> None:
+        """The process is gone, nothing more was written, and another one starts."""
+        await self.deployments.close()
+        self.ledger.close()
+        self._open()
+
+    async def close(self) -> None:
+        await self.deployments.close()
+        self.ledger.close()
+
+    def group(self, *numbers: int, **more: Any) -> str:
+        """A group whose key `k<n>` is adapter n."""
+        entries = (
+            GroupMember(BASE, "base"),
+            *(GroupMember(model_id(number), f"k{number}") for number in numbers),
+        )
+        base = BASE if more.get("kind", "STACKED") == "STACKED" else None
+        group = ModelGroup(
+            id=new_id(GROUP), display_name="g", base_model_id=base, members=entries, **more
+        )
+        return self.registry.create_group(group).id
+
+    async def create(self, group_id: str, **configuration: Any) -> tuple[Deployment, WorkRequest]:
+        new = Deployment(
+            id=new_id(DEPLOYMENT),
+            display_name="d",
+            configuration={"group": group_id} | configuration,
+        )
+        return await self.deployments.create(new)
+
+    async def active(self, *numbers: int) -> str:
+        """A deployment that serves a group of these; its id."""
+        record, work = await self.create(self.group(*numbers))
+        assert await self.end(work) == "SUCCEEDED"
+        return record.id
+
+    async def end(self, work: WorkRequest) -> str:
+        """How a piece of work ended."""
+        await self.deployments.wait()
+        status = self.registry.get_work_request(work.id).status.value
+        assert status in OVER, status
+        return status
+
+    def state(self, id: str) -> str:
+        return self.registry.get_deployment(id).state.value
+
+    def reason(self, id: str) -> str:
+        return self.registry.get_deployment(id).reason
+
+    def logs(self, work: WorkRequest) -> str:
+        return "\n".join(line.message for line in self.registry.list_logs(work.id).items)
+
+    def errors(self, work: WorkRequest) -> list[str]:
+        return [error.code for error in self.registry.list_errors(work.id).items]
+
+    def closed(self, number: int) -> bool:
+        """Whether the engine that was started as the nth has been stopped."""
+        return self.starts.started[number].closed
+
+    def serves(self) -> list[str]:
+        """The keys that requests reach now."""
+        active = self.deployments.active
+        return [] if active is None else [str(m.key) for m in active.serving.live.routing.members]
+
+
+async def until(condition: Any) -> None:
+    """Return when it is so; a second of real time at most."""
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0.001)
+    raise AssertionError("it did not come about")

@@ -1,0 +1,188 @@
+"""Updates of an active deployment: LIVE and by another engine, failed ones and canceled ones."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import pytest
+
+from stacked.deployments import Revision
+from stacked.errors import EngineLoadFailed, EngineStartFailed, NotReady, RecordConflict
+from tests.deployments.machine import Machine, until
+
+
+async def test_live_update_keeps_the_engine(machine: Machine) -> None:
+    id = await machine.active(1)
+    group = machine.group(2, 3)
+    described = {"display_name": "renamed"}
+    work = await machine.deployments.update(
+        id,
+        Revision(group, live=True, described=described),  # type: ignore[arg-type]
+    )
+    assert await machine.end(work) == "SUCCEEDED"
+    found = machine.registry.get_deployment(id)
+    assert (found.state.value, found.group_id, found.generation) == ("ACTIVE", group, 2)
+    assert found.display_name == "renamed"
+    assert machine.serves() == ["k2", "k3"]
+    assert len(machine.starts.started) == 1
+    fared = machine.registry.list_member_states(id).items
+    assert {one.key for one in fared} == {"base", "k2", "k3"}
+
+
+async def test_failed_live_update_tells_each_model_and_the_old_group_serves(
+    machine: Machine,
+) -> None:
+    id = await machine.active(1)
+    machine.starts.started[0].engine.fails["adopt"] = EngineLoadFailed("broken")
+    work = await machine.deployments.update(id, Revision(machine.group(2), live=True))
+    assert await machine.end(work) == "FAILED"
+    assert machine.errors(work) == ["EngineLoadFailed", "UpdateFailed"]
+    assert machine.state(id) == "ACTIVE"
+    assert "broken" in machine.reason(id)
+    assert machine.serves() == ["k1"]
+
+
+async def test_live_update_can_be_canceled_before_its_switch(machine: Machine) -> None:
+    id = await machine.active(1)
+    engine = machine.starts.started[0].engine
+    held = dict(engine.held)
+    engine.gate = asyncio.Event()
+    work = await machine.deployments.update(id, Revision(machine.group(2), live=True))
+    await until(lambda: "staging" in machine.logs(work))
+    await machine.deployments.cancel(work.id)
+    assert await machine.end(work) == "CANCELED"
+    engine.gate.set()
+    assert (engine.held, engine.staged) == (held, {})
+    assert machine.state(id) == "ACTIVE"
+    assert machine.serves() == ["k1"]
+    again = await machine.deployments.update(id, Revision(machine.group(2), live=True))
+    assert await machine.end(again) == "SUCCEEDED"
+
+
+async def test_live_update_that_has_switched_cannot_be_canceled(machine: Machine) -> None:
+    id = await machine.active(1)
+    lease = machine.starts.started[0].live.admit({"key": "k1"}).lease
+    work = await machine.deployments.update(id, Revision(machine.group(2), live=True))
+    await until(lambda: machine.serves() == ["k2"])
+    with pytest.raises(RecordConflict, match="the new group serves already"):
+        await machine.deployments.cancel(work.id)
+    lease.release()
+    assert await machine.end(work) == "SUCCEEDED"
+
+
+async def test_cancel_that_meets_the_commit_is_refused_and_the_commit_stands(
+    machine: Machine,
+) -> None:
+    """However the two race, records and routing say the same."""
+    id = await machine.active(1)
+    outcomes: set[str] = set()
+    for steps in range(60):
+        group = machine.group(2 + steps % 3)
+        work = await machine.deployments.update(id, Revision(group, live=True))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        with contextlib.suppress(RecordConflict):
+            await machine.deployments.cancel(work.id)
+        status = await machine.end(work)
+        outcomes.add(status)
+        found = machine.registry.get_deployment(id)
+        assert found.state.value == "ACTIVE"
+        assert (found.group_id == group) == (status == "SUCCEEDED")
+        wanted = [str(m.key) for m in machine.registry.get_group(str(found.group_id)).members[1:]]
+        assert machine.serves() == wanted
+        active = machine.deployments.active
+        assert active is not None
+        assert active.serving.live.routing.generation == found.generation
+    assert outcomes == {"CANCELED", "SUCCEEDED"}
+
+
+async def test_another_engine_starts_beside_the_one_that_serves(machine: Machine) -> None:
+    id = await machine.active(1)
+    old = machine.starts.started[0]
+    lease = old.live.admit({"key": "k1"}).lease
+    machine.starts.gate = asyncio.Event()
+    group = machine.group(2)
+    work = await machine.deployments.update(id, Revision(group))
+    await until(lambda: "Importing" in machine.logs(work))
+    assert machine.state(id) == "UPDATING"
+    assert machine.serves() == ["k1"]
+    machine.starts.gate.set()
+    await until(lambda: machine.serves() == ["k2"])
+    assert not machine.closed(0)  # a request of it runs
+    with pytest.raises(RecordConflict, match="serves already"):
+        await machine.deployments.cancel(work.id)
+    lease.release()
+    assert await machine.end(work) == "SUCCEEDED"
+    assert machine.closed(0)
+    assert "beside the old one" in machine.logs(work)
+    found = machine.registry.get_deployment(id)
+    assert (found.state.value, found.group_id, found.generation) == ("ACTIVE", group, 2)
+
+
+async def test_where_there_is_no_room_the_old_engine_goes_first(machine: Machine) -> None:
+    id = await machine.active(1)
+    machine.starts.beside = False
+    machine.starts.gate = asyncio.Event()
+    work = await machine.deployments.update(id, Revision(machine.group(2)))
+    await until(lambda: "Importing" in machine.logs(work))
+    assert machine.closed(0)
+    with pytest.raises(NotReady, match="starting"):
+        machine.deployments.check_served(id)
+    machine.starts.gate.set()
+    assert await machine.end(work) == "SUCCEEDED"
+    assert "after the old one" in machine.logs(work)
+    assert machine.serves() == ["k2"]
+
+
+@pytest.mark.parametrize("beside", [True, False])
+@pytest.mark.parametrize("wish", ["cancel", "fail"])
+async def test_what_served_before_serves_when_the_new_engine_does_not_come(
+    machine: Machine, beside: bool, wish: str
+) -> None:
+    id = await machine.active(1)
+    before = machine.registry.get_deployment(id)
+    machine.starts.beside = beside
+    machine.starts.gate = asyncio.Event()
+    machine.starts.fails = [EngineStartFailed("no memory")] if wish == "fail" else []
+    environment = {"environmentVariables": {"PARAMS": "--max-model-len 7"}}
+    work = await machine.deployments.update(id, Revision(machine.group(2), environment))
+    await until(lambda: "Importing" in machine.logs(work))
+    if wish == "cancel":
+        await machine.deployments.cancel(work.id)
+    machine.starts.gate.set()
+    assert await machine.end(work) == {"cancel": "CANCELED", "fail": "FAILED"}[wish]
+    found = machine.registry.get_deployment(id)
+    assert machine.serves() == ["k1"]
+    assert (found.state.value, found.group_id) == ("ACTIVE", before.group_id)
+    assert found.configuration == before.configuration
+    assert ("no memory" if wish == "fail" else "it was canceled") in found.reason
+    machine.deployments.check_served(id)
+    active = machine.deployments.active
+    assert active is not None
+    assert active.serving.live.routing.generation == found.generation == 1
+
+
+async def test_nothing_comes_back(machine: Machine) -> None:
+    id = await machine.active(1)
+    machine.starts.beside = False
+    machine.starts.fails = [EngineStartFailed("no memory"), EngineStartFailed("none at all")]
+    work = await machine.deployments.update(id, Revision(machine.group(2)))
+    assert await machine.end(work) == "FAILED"
+    assert machine.state(id) == "FAILED"
+    assert "no memory" in machine.reason(id)
+    assert "none at all" in machine.reason(id)
+    assert await machine.end(await machine.deployments.activate(id)) == "SUCCEEDED"
+    assert machine.serves() == ["k1"]
+
+
+async def test_environment_is_committed_with_the_engine_that_has_it(machine: Machine) -> None:
+    id = await machine.active(1)
+    environment = {"environmentVariables": {"PARAMS": "--max-model-len 7"}}
+    work = await machine.deployments.update(id, Revision(environment=environment))
+    assert await machine.end(work) == "SUCCEEDED"
+    kept = machine.registry.get_deployment(id).configuration
+    assert kept["environment"] == environment
+    assert kept["engine"] == {"max_loras": 4, "max_model_len": 7}
+    assert machine.serves() == ["k1"]
+    assert len(machine.starts.started) == 2

@@ -1,0 +1,290 @@
+"""What a process serves when it starts: what its file declares, what was served last, or nothing.
+
+Engines are doubles; records, stores and bases are real.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stacked.config import BaseConfig, Config, ControlConfig, GroupConfig, MemberConfig
+from stacked.core import ModelGroup, Progress
+from stacked.deployments import Revision
+from stacked.engine.plan import EnginePlan
+from stacked.errors import EngineStartFailed, NotReady, SourceNotFound
+from stacked.groups.routing import Routing
+from stacked.live import Live
+from stacked.registry import DEPLOYMENT, Deployment, new_id
+from stacked.service import Service, State
+from stacked.serving import Serving
+from tests.deployments.machine import FakeServing, YieldingEngine
+from tests.store.small import write_adapter, write_base
+
+
+class Engines:
+    """Stands in for `Serving.start`: what was started with what, and what the next start raises."""
+
+    def __init__(self) -> None:
+        self.plans: list[EnginePlan] = []
+        self.fails: EngineStartFailed | None = None
+
+    async def start(
+        self,
+        group: ModelGroup,
+        plan: EnginePlan,
+        commit: Callable[[], Awaitable[int]],
+        *,
+        drain_seconds: float,
+        progress: Progress,
+    ) -> Any:
+        self.plans.append(plan)
+        if self.fails is not None:
+            raise self.fails
+        engine = YieldingEngine()
+        handles = {digest: await engine.load(one) for digest, one in group.adapters().items()}
+        routing = Routing.of(group.base, group.members, handles, await commit())
+        return FakeServing(Live(engine, routing, drain_seconds=1), engine)
+
+
+@pytest.fixture
+def engines(monkeypatch: pytest.MonkeyPatch) -> Engines:
+    made = Engines()
+    monkeypatch.setattr(Serving, "start", made.start)
+    return made
+
+
+class Place:
+    """A data directory with a base and adapters, and the services that start in it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.data = directory / "data"
+        self.base = write_base(directory / "base")
+        for name, seed in (("a", 1), ("b", 2), ("c", 3)):
+            write_adapter(directory / name, seed=seed)
+        self.directory = directory
+
+    def config(self, *names: str, **engine: Any) -> Config:
+        members = tuple(MemberConfig(source=str(self.directory / name), key=name) for name in names)
+        return Config(
+            base=BaseConfig(model=str(self.base)),
+            group=GroupConfig(members=members),
+            engine=engine,
+        )
+
+    async def start(self, config: ControlConfig) -> Service:
+        service = Service(config, self.data, durable=True)
+        await service.start()
+        await service.deployments.wait()
+        return service
+
+
+@pytest.fixture
+def place(tmp_path: Path, engines: Engines) -> Place:
+    return Place(tmp_path)
+
+
+def keys(service: Service) -> list[str]:
+    return [route.label for route in service.routing]
+
+
+def state(service: Service, id: str) -> str:
+    return service.registry.get_deployment(id).state.value
+
+
+async def create(service: Service, group_id: str | None) -> str:
+    """Deploy a group over the control plane; the deployment's id."""
+    assert group_id is not None
+    new = Deployment(id=new_id(DEPLOYMENT), configuration={"group": group_id})
+    await service.deployments.create(new)
+    await service.deployments.wait()
+    return new.id
+
+
+async def test_server_without_a_file_has_nothing_and_says_what_to_do(place: Place) -> None:
+    service = await place.start(ControlConfig())
+    try:
+        assert service.state is State.SERVING
+        with pytest.raises(NotReady, match="nothing is deployed here; create"):
+            service.admit({})
+        assert service.registry.list_deployments().items == ()
+        assert not service.notice_death()
+    finally:
+        await service.close()
+
+
+async def test_file_is_served_and_the_same_file_registers_nothing_twice(place: Place) -> None:
+    config = place.config("a", "b")
+    ids = []
+    for _ in range(2):
+        service = await place.start(config)
+        assert keys(service) == ["base", "a", "b"]
+        ids.append(service.deployment_id)
+        service.check_served(ids[-1])
+        assert state(service, ids[-1]) == "ACTIVE"
+        assert service.routing.generation == 1
+        await service.close()
+    assert ids[0] == ids[1]
+
+
+async def test_what_a_file_served_is_served_again_without_the_file(place: Place) -> None:
+    first = await place.start(place.config("a", max_loras=3))
+    id = first.deployment_id
+    await first.close()
+    service = await place.start(ControlConfig())
+    try:
+        assert (keys(service), service.deployment_id) == (["base", "a"], id)
+        assert service.serving.live.routing.generation == 1
+    finally:
+        await service.close()
+
+
+async def test_update_of_a_files_deployment_is_served_until_the_file_changes(
+    place: Place, engines: Engines
+) -> None:
+    service = await place.start(place.config("a", max_loras=2))
+    declared = service.registry.get_deployment(service.deployment_id).group_id
+    await service.close()
+    service = await place.start(place.config("b", max_loras=2))
+    environment = {"environmentVariables": {"PARAMS": "--max-loras 5"}}
+    await service.deployments.update(service.deployment_id, Revision(declared, environment))
+    await service.deployments.wait()
+    assert (keys(service), engines.plans[-1].slots) == (["base", "a"], 5)
+    await service.close()
+    service = await place.start(place.config("b", max_loras=2))
+    assert (keys(service), engines.plans[-1].slots) == (["base", "a"], 5)
+    await service.close()
+    service = await place.start(place.config("c", max_loras=2))
+    assert (keys(service), engines.plans[-1].slots) == (["base", "c"], 2)
+    assert (
+        service.registry.get_deployment(service.deployment_id).configuration["environment"] is None
+    )
+    await service.close()
+
+
+async def test_deployment_that_was_made_over_http_is_served_again_until_the_file_changes(
+    place: Place,
+) -> None:
+    service = await place.start(place.config("a"))
+    of_file = service.deployment_id
+    group_a = service.registry.get_deployment(of_file).group_id
+    await service.deployments.deactivate(of_file)
+    await service.deployments.wait()
+    made = await create(service, group_a)
+    await service.close()
+    service = await place.start(place.config("a"))
+    assert (service.deployment_id, state(service, of_file)) == (made, "INACTIVE")
+    await service.close()
+    service = await place.start(place.config("b"))
+    assert (service.deployment_id, keys(service)) == (of_file, ["base", "b"])
+    assert state(service, made) == "INACTIVE"
+    assert "configuration file" in service.registry.get_deployment(made).reason
+    await service.close()
+
+
+async def test_file_whose_deployment_was_deactivated_or_deleted_is_served_when_asked_for_again(
+    place: Place,
+) -> None:
+    service = await place.start(place.config("a"))
+    id = service.deployment_id
+    await service.deployments.deactivate(id)
+    await service.close()
+    service = await place.start(place.config("a"))
+    assert (service.deployment_id, state(service, id)) == (id, "ACTIVE")
+    await service.deployments.delete(id)
+    await service.deployments.wait()
+    await service.close()
+    service = await place.start(place.config("a"))
+    assert state(service, id) == "DELETED"
+    assert service.deployment_id != id
+    await service.close()
+
+
+async def test_engine_that_does_not_come_again_leaves_the_control_plane(
+    place: Place, engines: Engines
+) -> None:
+    first = await place.start(place.config("a"))
+    id = first.deployment_id
+    await first.close()
+    engines.fails = EngineStartFailed("no memory")
+    service = await place.start(ControlConfig())
+    try:
+        assert state(service, id) == "FAILED"
+        with pytest.raises(NotReady, match="no memory"):
+            service.admit({})
+    finally:
+        await service.close()
+    engines.fails = None
+    service = await place.start(ControlConfig())
+    assert state(service, id) == "ACTIVE"
+    await service.close()
+
+
+async def test_file_that_cannot_be_served_ends_the_start(place: Place, engines: Engines) -> None:
+    engines.fails = EngineStartFailed("no memory")
+    service = Service(place.config("a"), place.data, durable=True)
+    with pytest.raises(EngineStartFailed):
+        await service.start()
+    assert service.state is State.FAILED
+    engines.fails = None
+    config = place.config("a")
+    gone = replace_source(config, str(place.directory / "gone"))
+    with pytest.raises(SourceNotFound, match=r"group.members\[0\] \(a\)"):
+        await Service(gone, place.data, durable=True).start()
+
+
+def replace_source(config: Config, source: str) -> Config:
+    member = config.group.members[0].model_copy(update={"source": source})
+    return config.model_copy(
+        update={"group": config.group.model_copy(update={"members": (member,)})}
+    )
+
+
+async def test_committed_group_is_served_when_the_files_adapters_are_gone(place: Place) -> None:
+    service = await place.start(place.config("a"))
+    await service.close()
+    (place.directory / "a" / "adapter_model.safetensors").unlink()
+    service = await place.start(place.config("a"))
+    assert keys(service) == ["base", "a"]
+    await service.close()
+
+
+async def test_dead_engine_is_noticed_whoever_made_its_deployment(place: Place) -> None:
+    service = await place.start(place.config("a"))
+    id = service.deployment_id
+    group = service.registry.get_deployment(id).group_id
+    await service.deployments.delete(id)
+    await service.deployments.wait()
+    assert not service.notice_death()
+    await create(service, group)
+    active = service.active
+    active.serving.dead = True  # type: ignore[misc]
+    assert service.notice_death()
+    assert service.state is State.FAILED
+    await service.close()
+
+
+async def test_loading_alone_can_be_off_in_a_deployment(place: Place) -> None:
+    service = await place.start(place.config("a"))
+    active = service.active
+    off = replace(active, settings=replace(active.settings, runtime_updates=False))
+    service.deployments.adopt(off)
+    with pytest.raises(Exception, match="VLLM_ALLOW_RUNTIME_LORA_UPDATING"):
+        await service.load(str(place.directory / "b"), key="b", model_id=None)
+    await service.close()
+
+
+async def test_group_without_records_is_served_and_cannot_be_deployed_over(place: Place) -> None:
+    service = Service(place.config("a", "b"), place.data)
+    await service.start()
+    assert keys(service) == ["base", "a", "b"]
+    assert service.active.name == "default"
+    with pytest.raises(NotReady):
+        _ = service.deployments
+    assert not (place.data / "deployments").exists()
+    await service.close()
+    assert service.state is State.STOPPING
