@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from stacked.core import Progress
+from stacked.core import Digest, Progress
 from stacked.errors import BaseNotFound, PrepareFailed
 from stacked.packages import download_package
 
@@ -79,6 +79,17 @@ def bases_dir(data_dir: Path) -> Path:
 def is_base(directory: Path) -> bool:
     """Whether a directory holds a whole model: its config and its weights as safetensors."""
     return (directory / "config.json").is_file() and any(directory.glob("*.safetensors"))
+
+
+def base_digest(directory: Path) -> Digest:
+    """What tells a base from another: its config, and the names and sizes of its weights.
+
+    Hashing the weights themselves would take minutes for a large base.
+    """
+    hasher = hashlib.sha256((directory / "config.json").read_bytes())
+    for file in sorted(directory.glob("*.safetensors")):
+        hasher.update(f"{file.name}\0{file.stat().st_size}\0".encode())
+    return Digest(f"sha256:{hasher.hexdigest()}")
 
 
 def resolve(model: str, data_dir: Path) -> Path:

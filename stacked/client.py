@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 from urllib.parse import quote
@@ -23,6 +24,16 @@ DEFAULT_URL = "http://127.0.0.1:8080"
 def default_url() -> str:
     """`$STACKED_URL`, else where `stacked serve` serves by default."""
     return os.environ.get("STACKED_URL") or DEFAULT_URL
+
+
+def _signer() -> httpx.Auth | None:
+    """Who signs: the key of `$STACKED_OCI_CONFIG`. Raises KeyFileInvalid."""
+    path = os.environ.get("STACKED_OCI_CONFIG")
+    if not path:
+        return None
+    from stacked.signing import Signer  # brings cryptography, which most calls do not need
+
+    return Signer.from_file(Path(path).expanduser())
 
 
 class ClientError(Exception):
@@ -69,14 +80,17 @@ class Entry:
 
 
 class Client:
-    """One server, reached at `url`. A context manager; not for several threads at once."""
+    """One server, reached at `url`. A context manager; not for several threads at once.
+
+    Requests are signed where `$STACKED_OCI_CONFIG` names a file that says as whom.
+    """
 
     def __init__(self, url: str | None = None, *, timeout: float = 600) -> None:
         self.url = (url or default_url()).rstrip("/")
         if "://" not in self.url:
             self.url = f"http://{self.url}"
         # An answer may take minutes on a CPU; that a server is there shows at once.
-        self._http = httpx.Client(timeout=httpx.Timeout(timeout, connect=5))
+        self._http = httpx.Client(timeout=httpx.Timeout(timeout, connect=5), auth=_signer())
 
     def predict(self, key: str | None, body: dict[str, Any]) -> dict[str, Any]:
         """POST /predict and return the whole answer. Raises ClientError."""

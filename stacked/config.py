@@ -5,13 +5,22 @@ It must not know what is on disk or live: a path is made absolute here, and look
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Hashable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from stacked.core import check_key, check_model_id
 from stacked.errors import ConfigInvalid, StackedError
@@ -64,6 +73,38 @@ class GroupConfig(_Frozen):
     metadata: dict[str, str] = {}
 
 
+class OciAuth(_Frozen):
+    """Requests are signed as OCI's SDKs do; these keys may."""
+
+    keys: dict[str, str] = {}
+    """`tenancy/user/fingerprint` to a public key: PEM, or the path of one."""
+    directory: str | None = None
+    """Where `stacked keys create` registers keys; None: `keys` in the data directory."""
+    clock_skew_seconds: float = Field(default=300, gt=0, le=3600)
+    """How far a request's date may be from the server's clock."""
+
+
+class AuthConfig(_Frozen):
+    """Who may call. Neither: whoever can, and on a loopback address alone."""
+
+    oci: OciAuth | None = None
+    none: bool = False
+    """Whether requests that nobody signed are taken on any address."""
+
+    @field_validator("oci", mode="before")
+    @classmethod
+    def _on_or_described(cls, value: object) -> object:
+        if value is None or value is False:  # an empty `oci:` was not meant to switch it off
+            raise ValueError("expected true, or a mapping with keys, directory, clock_skew_seconds")
+        return {} if value is True else value
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> AuthConfig:
+        if self.oci is not None and self.none:
+            raise ValueError("oci asks for signed requests and none for no signature; keep one")
+        return self
+
+
 class ServerConfig(_Frozen):
     host: str = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65535)
@@ -74,6 +115,8 @@ class ServerConfig(_Frozen):
     predict_endpoint: PredictEndpoint | None = None
     """What `/predict` means; None: `messages` in the body means chat, else completions."""
     max_body_bytes: int = Field(default=10 * 1024 * 1024, ge=1024)
+    max_artifact_bytes: int = Field(default=64 * 1024**3, ge=1024)
+    """How large an uploaded artifact of a model or group may be."""
     drain_seconds: float = Field(default=300, ge=0)
     """How long requests may finish on a removed adapter or at shutdown before they are ended."""
     runtime_updates: bool | None = None
@@ -82,15 +125,33 @@ class ServerConfig(_Frozen):
     """Local directories from which HTTP callers may load adapters."""
     remote_adapters: bool = False
     """Whether HTTP callers may load adapters from the Hub and from http(s) addresses."""
+    auth: AuthConfig = AuthConfig()
 
 
-class Config(_Frozen):
-    """The whole file. `engine` holds vLLM's own option names and is checked by vLLM's parser."""
+class ControlConfig(_Frozen):
+    """A file without a base: a server that begins with nothing deployed.
 
-    base: BaseConfig
+    `group.name` names its records, `engine` holds defaults for what is deployed over HTTP.
+    """
+
     group: GroupConfig = GroupConfig()
     engine: dict[str, Any] = {}
     server: ServerConfig = ServerConfig()
+
+    @model_validator(mode="after")
+    def _members_have_a_base(self) -> ControlConfig:
+        if self.group.members and not isinstance(self, Config):
+            raise ValueError("group.members needs a base; set base.model, or leave the members out")
+        return self
+
+
+class Config(ControlConfig):
+    """The whole file. `engine` holds vLLM's own option names and is checked by vLLM's parser."""
+
+    base: BaseConfig
+
+
+C = TypeVar("C", bound=ControlConfig)
 
 
 def load(path: Path) -> Config:
@@ -98,39 +159,80 @@ def load(path: Path) -> Config:
 
     Raises ConfigInvalid with the file, the key path and what was expected there.
     """
+    return parse(_read(path), where=str(path), directory=path.resolve().parent)
+
+
+def load_server(path: Path) -> ControlConfig:
+    """`load`, for a server: a file without `base` is one that begins with nothing deployed."""
+    tree, directory = _read(path), path.resolve().parent
+    if not isinstance(tree, dict) or "base" in tree:
+        return parse(tree, where=str(path), directory=directory)
+    return _resolved(_checked(ControlConfig, tree, str(path)), directory)
+
+
+def _read(path: Path) -> object:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigInvalid(f"{path}: cannot be read ({error})") from error
     try:
-        tree = yaml.load(text, _UniqueKeys)
+        return yaml.load(text, _UniqueKeys)
     except yaml.YAMLError as error:
         raise ConfigInvalid(f"{path}: not valid YAML: {error}") from error
-    return parse(tree, where=str(path), directory=path.resolve().parent)
 
 
 def parse(tree: object, *, where: str, directory: Path) -> Config:
     """Check a tree that came from `where`; paths in it are relative to `directory`."""
     if not isinstance(tree, dict):
         raise ConfigInvalid(f"{where}: expected a mapping with base, group, engine, server")
+    config = _resolved(_checked(Config, tree, where), directory)
+    model = resolve_path(config.base.model, directory)
+    return config.model_copy(update={"base": config.base.model_copy(update={"model": model})})
+
+
+def _checked(kind: type[C], tree: dict[str, Any], where: str) -> C:
     try:
-        config = Config.model_validate(tree)
+        return kind.model_validate(tree)
     except ValidationError as error:
         raise ConfigInvalid(_sentences(where, error)) from error
+
+
+def _resolved(config: C, directory: Path) -> C:
     members = tuple(
         member.model_copy(update={"source": resolve_path(member.source, directory)})
         for member in config.group.members
     )
     roots = tuple(str((directory / root).resolve()) for root in config.server.adapter_roots)
+    server = {"adapter_roots": roots, "auth": _resolved_auth(config.server.auth, directory)}
     return config.model_copy(
         update={
-            "base": config.base.model_copy(
-                update={"model": resolve_path(config.base.model, directory)}
-            ),
             "group": config.group.model_copy(update={"members": members}),
-            "server": config.server.model_copy(update={"adapter_roots": roots}),
+            "server": config.server.model_copy(update=server),
         }
     )
+
+
+def _resolved_auth(auth: AuthConfig, directory: Path) -> AuthConfig:
+    if auth.oci is None:
+        return auth
+
+    def absolute(text: str) -> str:
+        return (
+            text if "-----BEGIN" in text else str((directory / Path(text).expanduser()).resolve())
+        )
+
+    changed: dict[str, Any] = {"keys": {id: absolute(text) for id, text in auth.oci.keys.items()}}
+    if auth.oci.directory is not None:
+        changed["directory"] = absolute(auth.oci.directory)
+    return auth.model_copy(update={"oci": auth.oci.model_copy(update=changed)})
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens on `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def resolve_path(text: str, directory: Path) -> str:
@@ -173,10 +275,16 @@ def _siblings(location: tuple[int | str, ...]) -> list[str]:
         "group": GroupConfig,
         "server": ServerConfig,
     }
-    if "members" in location:
-        return list(MemberConfig.model_fields)
-    found = models.get(str(location[0])) if len(location) > 1 else Config
-    return list((found or Config).model_fields)
+    nested: dict[str, type[_Frozen]] = {
+        "members": MemberConfig,
+        "oci": OciAuth,
+        "auth": AuthConfig,
+    }
+    for name, model in nested.items():
+        if name in location[:-1]:
+            return list(model.model_fields)
+    found = models.get(str(location[0])) if len(location) > 1 else None
+    return list(found.model_fields) if found else ["base", *ControlConfig.model_fields]
 
 
 class _UniqueKeys(yaml.SafeLoader):

@@ -12,6 +12,7 @@ engine, and it reads directories only to find which of them hold a base or an ad
     VLLM_ALLOW_RUNTIME_LORA_UPDATING   whether adapters may be loaded over HTTP
     STACKED_MODEL_DIR                  default /opt/ds/model/deployed_model
     STACKED_KEYS                       {"inference key": "OCID", …} as JSON
+    STACKED_AUTH                       none (default), or oci: requests are signed
 
 Known and without effect here, since the engine streams whenever asked and there is one base:
 MODEL_DEPLOY_ENABLE_STREAMING, BASE_MODEL, BASE_MODEL_FILE, FT_MODEL, WEB_CONCURRENCY.
@@ -54,14 +55,14 @@ def read_environment(environ: Environment, progress: Progress | None = None) -> 
     root = Path(environ.get("STACKED_MODEL_DIR") or MODEL_DIR)
     models = _models(root)
     base = _base(environ, options, root, models)
-    names = _served_names(options)
+    names = served_names(options)
     if "id" not in names and (owner := _owner(Path(base))):
         names["id"] = owner
     keys = _keys(environ)
     _name_base(names, keys)
     members = _members(models, base, names.get("id"), keys, tell) + _lora_modules(options)
     server = _server(environ, options, root)
-    _tensor_parallel(environ, options, tell)
+    tensor_parallel(environ, options, tell)
     for ours in ("enable_lora", "model", "host", "port", "lora_modules", "served_model_name"):
         options.pop(ours, None)
     tree = {
@@ -173,7 +174,7 @@ def _members(
 # --- what the variables say ----------------------------------------------------------------------
 
 
-def _served_names(options: Mapping[str, Any]) -> dict[str, str]:
+def served_names(options: Mapping[str, Any]) -> dict[str, str]:
     """`--served-model-name`: an OCID is the base's id, another name its inference key."""
     said = options.get("served_model_name")
     if said is None:
@@ -239,6 +240,7 @@ def _server(environ: Environment, options: Mapping[str, Any], root: Path) -> dic
     port = _port(environ, "PORT", options.get("port", 8080))
     health = _port(environ, "HEALTH_CHECK_PORT", port)
     server: dict[str, Any] = {
+        "auth": _auth(environ),
         "host": str(options.get("host", "0.0.0.0")),  # the platform probes from outside
         "port": port,
         "adapter_roots": [str(root)],
@@ -258,12 +260,20 @@ def _server(environ: Environment, options: Mapping[str, Any], root: Path) -> dic
                 f"MODEL_DEPLOY_HEALTH_ENDPOINT: expected a path that begins with /, got {path!r}"
             )
         server["health_path"] = path
-    if (allowed := _boolean(environ, "VLLM_ALLOW_RUNTIME_LORA_UPDATING")) is not None:
+    if (allowed := boolean(environ, "VLLM_ALLOW_RUNTIME_LORA_UPDATING")) is not None:
         server["runtime_updates"] = allowed
     return server
 
 
-def _tensor_parallel(environ: Environment, options: dict[str, Any], tell: Progress) -> None:
+def _auth(environ: Environment) -> dict[str, bool]:
+    """The platform checks signatures before it passes a request on; elsewhere, ask for them."""
+    text = (environ.get("STACKED_AUTH") or "none").strip().lower()
+    if text not in ("none", "oci"):
+        raise ConfigInvalid(f"STACKED_AUTH: expected none or oci, got {text[:80]!r}")
+    return {text: True}
+
+
+def tensor_parallel(environ: Environment, options: dict[str, Any], tell: Progress) -> None:
     text = environ.get("TENSOR_PARALLELISM", "").strip()
     if not text:
         return
@@ -281,7 +291,7 @@ def _port(environ: Environment, name: str, default: Any) -> int:
     return int(text)
 
 
-def _boolean(environ: Environment, name: str) -> bool | None:
+def boolean(environ: Environment, name: str) -> bool | None:
     if name not in environ:
         return None
     text = environ[name].strip().lower()

@@ -9,7 +9,8 @@
     │   ├── EngineNotInstalled     no vLLM here, or one outside the supported range
     │   ├── BaseNotFound           neither a directory nor a Hub id nor a known name
     │   ├── PrepareFailed          a base could not be fetched or converted
-    │   └── StoreUnusable          the adapter store cannot be written: disk full, no permission
+    │   ├── StoreUnusable          the adapter store cannot be written: disk full, no permission
+    │   └── KeyFileInvalid         a signing key cannot be made, found or removed as asked
     ├── PlanError
     │   └── GroupImpossible        the group cannot fit this machine; the arithmetic is shown
     ├── AdapterError               an adapter that is refused, before the engine hears of it
@@ -39,8 +40,13 @@
     ├── RequestError               a request that is wrong before any model is asked
     │   ├── BodyInvalid            not JSON, or not an object
     │   ├── BodyTooLarge           over the payload limit
+    │   ├── LengthRequired         an upload that does not say how long it is
+    │   ├── RangeInvalid           a part of an artifact that it does not have
+    │   ├── NotOffered             an operation of OCI's that needs what is not here, by name
     │   ├── ParameterInvalid       a parameter of the wrong type or unknown
-    │   └── NotAllowed             an administrative operation that this server does not take
+    │   ├── NotAllowed             an administrative operation that this server does not take
+    │   ├── NotAuthenticated       not signed, or not by a key that is known here
+    │   └── InvalidatedRetryToken  a retry token that was used for something else
     ├── RegistryError              the durable records
     │   ├── RecordAbsent           no record of that id
     │   ├── RecordConflict         an id or name that is taken, or something still needs the record
@@ -113,6 +119,10 @@ class PrepareFailed(SetupError):
 
 class StoreUnusable(SetupError):
     code = "StoreUnusable"
+
+
+class KeyFileInvalid(SetupError):
+    code = "KeyFileInvalid"
 
 
 class PlanError(StackedError):
@@ -239,12 +249,32 @@ class BodyTooLarge(RequestError):
     code = "BodyTooLarge"
 
 
+class LengthRequired(RequestError):
+    code = "LengthRequired"
+
+
+class RangeInvalid(RequestError):
+    code = "RangeInvalid"
+
+
+class NotOffered(RequestError):
+    code = "NotOffered"
+
+
 class ParameterInvalid(RequestError):
     code = "ParameterInvalid"
 
 
 class NotAllowed(RequestError):
     code = "NotAllowed"
+
+
+class NotAuthenticated(RequestError):
+    code = "NotAuthenticated"
+
+
+class InvalidatedRetryToken(RequestError):
+    code = "InvalidatedRetryToken"
 
 
 class RegistryError(StackedError):

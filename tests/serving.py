@@ -51,8 +51,13 @@ def serving(
     port: int,
     environment: Mapping[str, str] | None = None,
     ends_with: int = 0,
+    path: str = "/health",
+    status: int = 200,
 ) -> Iterator[Server]:
-    """Run `stacked serve` with these arguments until the block ends; its exit code is checked."""
+    """Run `stacked serve` with these arguments until the block ends; its exit code is checked.
+
+    The block begins when `path` answers with `status`.
+    """
     terminal = directory / "terminal.txt"
     command = [sys.executable, "-m", "stacked", "serve", *arguments]
     with terminal.open("wb") as output:
@@ -66,7 +71,7 @@ def serving(
         )
     server = Server(f"http://127.0.0.1:{port}", process, directory, terminal)
     try:
-        wait_until_healthy(server)
+        wait_until_healthy(server, path, status)
         yield server
     finally:
         code = stop(process)
@@ -84,14 +89,14 @@ def stop(process: subprocess.Popen[bytes]) -> int:
         return process.wait(timeout=30)
 
 
-def wait_until_healthy(server: Server) -> None:
-    """Return when `/health` says so; AssertionError with what was printed where it does not."""
+def wait_until_healthy(server: Server, path: str = "/health", status: int = 200) -> None:
+    """Return when `path` answers with `status`; AssertionError with what was printed if never."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if server.process.poll() is not None:
             raise AssertionError(f"the server did not start:\n{server.printed()}")
         try:
-            if httpx.get(f"{server.url}/health", timeout=5).status_code == 200:
+            if httpx.get(f"{server.url}{path}", timeout=5).status_code == status:
                 return
         except httpx.TransportError:
             pass

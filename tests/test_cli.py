@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 
 from stacked import __version__
 from stacked.cli import app
+from stacked.config import ControlConfig
 from tests.serving import Server, free_port
 from tests.store.small import write_adapter, write_base
 from tests.wire import Wire, wire
@@ -109,7 +110,6 @@ def test_client_commands_import_nothing_heavy(arguments: list[str], told: Wire) 
         ["predict", "hi", "--max-tokens", "0"],
         ["predict", "hi", "--completion", "--system", "be brief"],
         ["serve", "configs/demo.yaml", "--port", "70000"],
-        ["serve"],
     ],
 )
 def test_wrong_usage_is_told_with_exit_code_2(arguments: list[str]) -> None:
@@ -119,10 +119,26 @@ def test_wrong_usage_is_told_with_exit_code_2(arguments: list[str]) -> None:
     assert done.stdout == ""
 
 
-def test_serve_without_a_file_says_what_to_give() -> None:
-    said = within("serve").stderr
-    assert "configs/demo.yaml" in said
-    assert "STACKED_MODEL_DIR" in said
+@pytest.mark.parametrize("text", [None, "server: {drain_seconds: 7}"])
+def test_serve_without_a_base_begins_with_the_control_plane_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None
+) -> None:
+    seen: list[ControlConfig] = []
+
+    def serve(config: ControlConfig, **_: object) -> int:
+        seen.append(config)
+        return 0
+
+    monkeypatch.setattr("stacked.api.server.run", serve)
+    given = []
+    if text is not None:
+        path = tmp_path / "control.yaml"
+        path.write_text(text, encoding="utf-8")
+        given = [str(path)]
+    assert within("serve", *given, "--port", "9000").exit_code == 0
+    assert [type(config) for config in seen] == [ControlConfig]
+    assert seen[0].server.port == 9000
+    assert seen[0].server.drain_seconds == (7 if text else 300)
 
 
 def test_serve_refuses_a_wrong_file_in_one_line_before_anything_starts(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from stacked.config import Config, load, resolve_path
+from stacked.config import Config, load, load_server, resolve_path
 from stacked.errors import ConfigInvalid
 
 OCID = "ocid1.datasciencemodel.oc1..a"
@@ -145,3 +145,78 @@ def test_engine_options_are_passed_through_as_they_stand(tmp_path: Path) -> None
     config = load(write(tmp_path, "base: {model: m}\nengine: {max_loras: 4, dtype: float32}"))
     assert isinstance(config, Config)
     assert config.engine == {"max_loras": 4, "dtype": "float32"}
+
+
+def test_signed_requests_are_asked_for_with_paths_beside_the_file(tmp_path: Path) -> None:
+    text = """
+base: {model: m}
+server:
+  auth:
+    oci:
+      directory: ../keys
+      clock_skew_seconds: 60
+      keys: {t/u/f: bob.pem, t/u/g: "-----BEGIN PUBLIC KEY-----"}
+"""
+    oci = load(write(tmp_path, text)).server.auth.oci
+    assert oci is not None
+    assert oci.directory == str(tmp_path / "keys")
+    assert oci.clock_skew_seconds == 60
+    assert oci.keys["t/u/f"] == str(tmp_path / "conf" / "bob.pem")
+    assert oci.keys["t/u/g"].startswith("-----BEGIN")
+
+
+@pytest.mark.parametrize("text", ["oci: true", "oci: {}"])
+def test_signed_requests_may_be_asked_for_in_a_word(tmp_path: Path, text: str) -> None:
+    config = load(write(tmp_path, f"base: {{model: m}}\nserver: {{auth: {{{text}}}}}"))
+    oci = config.server.auth.oci
+    assert oci is not None
+    assert (oci.keys, oci.directory, oci.clock_skew_seconds) == ({}, None, 300)
+
+
+def test_without_auth_nothing_is_asked_for(tmp_path: Path) -> None:
+    auth = load(write(tmp_path, "base: {model: m}")).server.auth
+    assert (auth.oci, auth.none) == (None, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{oci: }", "expected true, or a mapping"),
+        ("{oci: false}", "expected true, or a mapping"),
+        ("{oci: true, none: true}", "keep one"),
+        ("{oci: {keyz: {}}}", "expected one of: keys, directory, clock_skew_seconds"),
+        ("{oidc: {}}", "expected one of: oci, none"),
+        ("{oci: {clock_skew_seconds: 0}}", "server.auth.oci.clock_skew_seconds"),
+        ("{oci: {clock_skew_seconds: 86400}}", "server.auth.oci.clock_skew_seconds"),
+    ],
+)
+def test_auth_that_cannot_be_meant_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    said = refusal(tmp_path, f"base: {{model: m}}\nserver: {{auth: {text}}}")
+    assert "server.auth" in said
+    assert words in said
+
+
+def test_server_file_may_have_no_base(tmp_path: Path) -> None:
+    path = tmp_path / "control.yaml"
+    path.write_text("server: {port: 9000, adapter_roots: [adapters]}\nengine: {max_loras: 2}\n")
+    found = load_server(path)
+    assert not isinstance(found, Config)
+    assert (found.server.port, found.engine) == (9000, {"max_loras": 2})
+    assert found.server.adapter_roots == (str(tmp_path / "adapters"),)
+    path.write_text("base: {model: m}\n")
+    assert isinstance(load_server(path), Config)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("group: {members: [{source: a}]}", "needs a base"),
+        ("bass: {model: m}", "expected one of: base, group"),
+        ("- server", "expected a mapping"),
+    ],
+)
+def test_server_file_without_a_base_is_checked_too(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "control.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigInvalid, match=said):
+        load_server(path)

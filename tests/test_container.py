@@ -325,3 +325,16 @@ def test_find_model_ends_in_a_circle_of_links(tmp_path: Path) -> None:
 def test_the_environment_says_that_this_is_a_container(name: str) -> None:
     assert is_container({name: "x"})
     assert not is_container({name: "", "HOME": "/root"})
+
+
+def test_the_platform_checks_who_calls_unless_signatures_are_asked_for(
+    deployment: Deployment,
+) -> None:
+    plain = deployment.config().server.auth
+    assert (plain.none, plain.oci) == (True, None)
+    assert deployment.config(STACKED_AUTH="none").server.auth == plain
+    signed = deployment.config(STACKED_AUTH="oci").server.auth
+    assert signed.oci is not None
+    assert not signed.none
+    said = deployment.refusal(STACKED_AUTH="basic")
+    assert said.startswith("STACKED_AUTH: expected none or oci")

@@ -24,6 +24,8 @@ class Wire:
     """JSON; a list is a stream of server-sent events; bytes go as they are."""
     path: str = ""
     key: str | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    """By lower-case name."""
     body: dict[str, Any] = field(default_factory=dict)
     asked: threading.Event = field(default_factory=threading.Event)
     """Set once a request has come."""
@@ -39,6 +41,7 @@ def wire() -> Iterator[Wire]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             told.path, told.key = self.path, self.headers.get("model-key")
+            told.headers = {name.lower(): text for name, text in self.headers.items()}
             told.asked.set()
             told.may_answer.wait(timeout=60)
             data, kind = _encoded(told.answer)

@@ -11,21 +11,38 @@ import difflib
 import json
 import logging
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stacked import metrics
+from stacked.api import request_ids
 from stacked.api.bodies import ClientGone, Cut, parse_object, read_body, replay, with_fields
-from stacked.api.errors import openai_body, plain_body, status_of, to_plain
-from stacked.api.targets import Target, is_open, is_plain, model_target, predict_path
+from stacked.api.control.answers import PREFIX, oci_code
+from stacked.api.errors import (
+    INTERNAL,
+    INTERNAL_CODE,
+    openai_body,
+    plain_body,
+    status_of,
+    to_plain,
+)
+from stacked.api.gate import Gate
+from stacked.api.targets import (
+    Target,
+    inner_path,
+    is_open,
+    is_plain,
+    model_target,
+    predict_path,
+)
 from stacked.core import short
 from stacked.engine.engine import Loaded
 from stacked.engine.openai import Selection, known_parameters, selected
-from stacked.errors import KeyDraining, NotReady, ParameterInvalid, StackedError
+from stacked.errors import KeyDraining, ParameterInvalid, StackedError
 from stacked.groups.routing import Route
 from stacked.service import Service
 
@@ -37,9 +54,11 @@ _TRUE = frozenset({"true", "1", "yes"})
 class FrontDoor:
     """The outermost ASGI app: model requests to vLLM's app with a lease, the rest to `ours`."""
 
-    def __init__(self, service: Service, ours: ASGIApp) -> None:
+    def __init__(self, service: Service, ours: ASGIApp, gate: Gate | None = None) -> None:
+        """`gate`: who may come in; None lets every request in."""
         self._service = service
         self._ours = ours
+        self._gate = gate
         self._known: Mapping[str, frozenset[str]] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,11 +66,20 @@ class FrontDoor:
             await self._ours(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        tagged = _Tagged(send, {"opc-request-id": _request_id(headers)})
+        id = request_ids.begin(headers.get(request_ids.HEADER))
+        tagged = _Tagged(send, {request_ids.HEADER: id})
         method, path = scope["method"], scope["path"]
+        if path.startswith("//"):  # an SDK whose endpoint ends in a slash
+            path = scope["path"] = "/" + path.lstrip("/")
+        deployment, path = inner_path(path)
+        scope["path"] = path
         target = model_target(method, path)
         plain = target.plain if target else is_plain(path)
         try:
+            if self._gate is not None:
+                receive = await self._gate.admit(scope, receive)
+            if deployment is not None:
+                self._service.check_served(deployment)
             if target is not None:
                 await self._run_model(target, headers, scope, receive, tagged)
             elif is_open(method, path):
@@ -63,7 +91,14 @@ class FrontDoor:
         except StackedError as error:
             if tagged.started:
                 raise
-            await respond_error(error, plain, tagged)
+            await respond_error(
+                error, plain, tagged, oci_code(error, PREFIX if deployment else path)
+            )
+        except Exception:  # a fault of ours: the client gets a whole answer, the log the trace
+            if tagged.started:
+                raise
+            logger.exception("%s %s failed", method, path)
+            await respond_error(StackedError(INTERNAL), plain, tagged, INTERNAL_CODE)
 
     async def _run_model(
         self, target: Target, headers: Headers, scope: Scope, receive: Receive, send: _Tagged
@@ -74,9 +109,9 @@ class FrontDoor:
         cut = Cut()
         admission = self._service.admit(_names(target, headers, tree), cut.ask)
         route = admission.route
-        with admission.lease, _counted(route, send):
+        with admission.lease, _counted(route, send) as labels:
             send.headers |= _route_headers(route)
-            path = target.path or predict_path(tree, self._service.config.server.predict_endpoint)
+            path = target.path or predict_path(tree, self._service.predict_endpoint)
             self._check_parameters(path, tree)
             body = _body_for_vllm(body, tree, target, headers, route)
             send.cut = cut
@@ -87,7 +122,9 @@ class FrontDoor:
                 "raw_path": path.encode(),
                 "headers": _inner_headers(scope["headers"], len(body), target.plain),
             }
-            token = selected.set(Selection(route.label, route.handle))
+            token = selected.set(
+                Selection(route.label, route.handle, partial(metrics.tokens, *labels))
+            )
             try:
                 await self._vllm(inner, replay(body, receive, cut), out)
             finally:
@@ -96,10 +133,7 @@ class FrontDoor:
                 await send.cut_off(_overdue(route), target.plain)
 
     async def _vllm(self, scope: Scope, receive: Receive, send: Send) -> None:
-        app = self._service.openai_app
-        if app is None:
-            raise NotReady(f"{self._service.state.value}: {self._service.reason}")
-        await app(scope, receive, send)
+        await self._service.openai_app(scope, receive, send)
 
     def _check_parameters(self, path: str, tree: Mapping[str, Any]) -> None:
         if self._known is None:
@@ -131,13 +165,13 @@ def _names(target: Target, headers: Headers, tree: Mapping[str, Any]) -> dict[st
 
 
 @contextlib.contextmanager
-def _counted(route: Route[Loaded], send: _Tagged) -> Iterator[None]:
+def _counted(route: Route[Loaded], send: _Tagged) -> Iterator[tuple[str, str]]:
     """Count a request by the key it used and the content it got, however it ends."""
     labels = (route.label, short(route.digest) if route.digest else "base")
     began = time.perf_counter()
     metrics.request_began(*labels)
     try:
-        yield
+        yield labels
     finally:
         if send.first_body is not None:
             metrics.first_byte(*labels, send.first_body - began)
@@ -171,13 +205,6 @@ def _route_headers(route: Route[Loaded]) -> dict[str, str]:
         "model-generation": str(route.generation),
     }
     return headers | ({"model-key": route.key} if route.key else {})
-
-
-def _request_id(headers: Headers) -> str:
-    given = headers.get("opc-request-id", "")
-    if given and len(given) <= 256 and given.isprintable():
-        return given
-    return uuid.uuid4().hex.upper()
 
 
 def _inner_headers(
@@ -265,14 +292,19 @@ class _PlainErrors:
         await _send_json(self._send, status, body)
 
 
-async def respond_error(error: StackedError, plain: bool, send: Send) -> None:
-    """Answer with an error of ours in the shape of the surface it happened on."""
+async def respond_error(
+    error: StackedError, plain: bool, send: Send, code: str | None = None
+) -> None:
+    """Answer with an error of ours in the shape of the surface it happened on.
+
+    `code`: what that surface calls it, where that is not the error's own code.
+    """
     status = status_of(error)
     if status >= 500:
         logger.warning("%s: %s", error.code, error)
-    shaped = plain_body(error.code, str(error))
+    shaped = plain_body(code or error.code, str(error))
     if not plain:
-        shaped = openai_body(error.code, str(error), status)
+        shaped = openai_body(code or error.code, str(error), status)
     await _send_json(send, status, json.dumps(shaped, ensure_ascii=False).encode())
 
 
@@ -281,5 +313,7 @@ async def _send_json(send: Send, status: int, body: bytes) -> None:
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
     ]
+    if status == 401:  # HTTP wants to be told what would do
+        headers.append((b"www-authenticate", b'Signature version="1"'))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -105,6 +105,20 @@ def replay(body: bytes, receive: Receive, cut: Cut) -> Receive:
     return again
 
 
+def again(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives a body that was read, and then whatever the client does."""
+    sent = False
+
+    async def receive_again() -> Message:
+        nonlocal sent
+        if sent:
+            return await receive()
+        sent = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return receive_again
+
+
 def _too_large(limit: int) -> BodyTooLarge:
     return BodyTooLarge(
         f"the body is larger than {limit} bytes; send less, or raise server.max_body_bytes"

@@ -29,7 +29,12 @@ STATUS: dict[type[errors.StackedError], int] = {
     errors.KeyInUse: 409,
     errors.RequestError: 400,
     errors.BodyTooLarge: 413,
+    errors.LengthRequired: 411,
+    errors.RangeInvalid: 416,
+    errors.NotOffered: 501,
     errors.NotAllowed: 403,
+    errors.NotAuthenticated: 401,
+    errors.InvalidatedRetryToken: 409,
     errors.RegistryError: 500,
     errors.RecordAbsent: 404,
     errors.RecordConflict: 409,
@@ -44,7 +49,12 @@ STATUS: dict[type[errors.StackedError], int] = {
 }
 
 # What OpenAI's clients call these; they choose their exception class by status.
-_OPENAI_TYPES = {400: "invalid_request_error", 404: "not_found_error", 403: "permission_error"}
+_OPENAI_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+}
 
 # vLLM's own errors carry no stable code but their status.
 _PLAIN_CODES = {
@@ -57,6 +67,10 @@ _PLAIN_CODES = {
     422: "InvalidParameter",
     503: "ServiceUnavailable",
 }
+
+# A fault of ours: what happened stands in the log, under the request's id.
+INTERNAL = "the server failed at this request; its log says why, under this opc-request-id"
+INTERNAL_CODE = "InternalServerError"
 
 
 def status_of(error: errors.StackedError) -> int:

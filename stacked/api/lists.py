@@ -23,7 +23,8 @@ SORTS = {
     "lifecycleState": "state",
 }
 WORK_SORTS = {"timeAccepted": "time_accepted", "operationType": "operation", "status": "status"}
-# How a filter's name on the wire is the registry's; of a state, its values.
+# How a filter's name on the wire is the registry's; of a choice, its values. `lifecycleState` is
+# `state` there, and another choice is called as it is here.
 Names = Mapping[str, str | type[enum.Enum]]
 FILTERS: Names = {
     "id": "id",
@@ -65,7 +66,7 @@ def _filters(request: Request, names: Names) -> dict[str, str | enum.Enum]:
             continue
         known = {str(state.value): str(state.value) for state in field}
         chosen = _one_of(value, name, known)
-        found["status" if name == "status" else "state"] = field(chosen)
+        found["state" if name == "lifecycleState" else name] = field(chosen)
     return found
 
 

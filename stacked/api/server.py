@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import multiprocessing
 import signal
 import socket
 from collections.abc import Iterator
@@ -19,11 +18,13 @@ import uvicorn
 import uvloop
 
 from stacked.api.admission import FrontDoor
+from stacked.api.gate import Gate, check_reach, open_gate
 from stacked.api.process import engine_log
+from stacked.api.request_ids import in_log_lines
 from stacked.api.routes import create_routes
-from stacked.config import Config
+from stacked.config import ControlConfig, is_loopback
 from stacked.core import Progress
-from stacked.errors import ConfigInvalid, EngineDead, EngineError
+from stacked.errors import ConfigInvalid, EngineDead, EngineError, NotReady
 from stacked.service import Service, State
 
 _INTERRUPTED = 130
@@ -37,18 +38,21 @@ _LOG_STEPS = (
 )
 
 
-def run(config: Config, *, data_dir: Path, progress: Progress) -> int:
+def run(config: ControlConfig, *, data_dir: Path, progress: Progress) -> int:
     """Serve until told to stop; the process's exit code. Raises StackedError when it cannot start.
 
     SIGINT and SIGTERM let requests in flight finish within `server.drain_seconds`; a second one
     ends them. What this process and the engine print goes to the engine's log from here on. When
     the engine dies, this program starts anew and serves the committed group again.
     """
+    check_reach(config.server)
+    gate = open_gate(config, data_dir)
     sockets = _bind(config)
+    in_log_lines()
     log = engine_log(data_dir)
-    progress.note(f"engine log  {log.path}")
+    progress.note(f"engine log  {log.path}\n{_who_may_call(config, gate)}")
     try:
-        return uvloop.run(_serve(config, data_dir, progress, sockets, log.path))
+        return uvloop.run(_serve(config, data_dir, progress, sockets, log.path, gate))
     except EngineDead as error:
         if log.may_restart():
             progress.note(f"{error}. Its log: {log.path}\nstarting again")
@@ -62,14 +66,15 @@ def run(config: Config, *, data_dir: Path, progress: Progress) -> int:
 
 
 async def _serve(
-    config: Config,
+    config: ControlConfig,
     data_dir: Path,
     progress: Progress,
     sockets: list[socket.socket],
     log: Path,
+    gate: Gate | None,
 ) -> int:
     service = Service(config, data_dir, durable=True)
-    server = _Server(service, _uvicorn_config(service))
+    server = _Server(service, _uvicorn_config(service, gate))
     serving = asyncio.create_task(server.serve(sockets=sockets))
     starting = asyncio.create_task(service.start(progress))
     following = asyncio.create_task(_follow(log, progress))
@@ -118,9 +123,9 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def _uvicorn_config(service: Service) -> uvicorn.Config:
+def _uvicorn_config(service: Service, gate: Gate | None) -> uvicorn.Config:
     return uvicorn.Config(
-        FrontDoor(service, create_routes(service)),
+        FrontDoor(service, create_routes(service), gate),
         lifespan="off",  # what there is to start is started beside the server, not before it
         log_config=None,
         access_log=False,
@@ -150,9 +155,7 @@ async def _follow(log: Path, progress: Progress) -> None:
 
 
 async def _abandon(starting: asyncio.Task[None]) -> None:
-    """Stop a start that is under way: its thread waits for processes, so these are ended."""
-    for child in multiprocessing.active_children():
-        child.terminate()
+    """Stop a start that is under way; it ends the processes that it has started."""
     starting.cancel()
     await asyncio.gather(starting, return_exceptions=True)
 
@@ -160,12 +163,26 @@ async def _abandon(starting: asyncio.Task[None]) -> None:
 def _announce(service: Service, sockets: list[socket.socket], progress: Progress) -> None:
     host, port = sockets[0].getsockname()[:2]
     url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
-    keys = ", ".join(route.label for route in service.routing)
-    progress.finish(f"Serving group {service.config.group.name!r} on {url}")
+    try:
+        active = service.active
+    except NotReady as nothing:
+        progress.finish(f"The control plane is on {url}")
+        progress.note(str(nothing))
+        return
+    keys = ", ".join(route.label for route in active.serving.live.routing)
+    progress.finish(f"Serving group {active.name!r} on {url}")
     progress.note(f"inference keys  {keys}\ntry             stacked predict --url {url} 'Hello'")
 
 
-def _bind(config: Config) -> list[socket.socket]:
+def _who_may_call(config: ControlConfig, gate: Gate | None) -> str:
+    """A line for the person who starts a server."""
+    if gate is not None:
+        return f"requests    {gate}"
+    who = "is on this machine" if is_loopback(config.server.host) else "reaches this address"
+    return f"requests    are not signed: whoever {who} may use this server"
+
+
+def _bind(config: ControlConfig) -> list[socket.socket]:
     """Listening sockets for the server's port and, where it is another, the health port."""
     server = config.server
     ports = [server.port]

@@ -16,10 +16,16 @@ _MODEL_PATHS = re.compile(
 )
 # Its other paths that are open to everyone. What is in neither list is administrative (pausing,
 # scaling, sleeping, aborting others' requests) and is not reachable.
-_OPEN_PATHS = re.compile(r"/(metrics/?|version|load|docs|docs/oauth2-redirect|redoc|openapi\.json)")
+_OPEN_PATHS = re.compile(r"/(metrics/?|version|load|docs|docs/oauth2-redirect|redoc)")
 _LORA_PATHS = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
 
 _PREDICT = re.compile(r"(?:/models?/(?P<model>[^/]+))?/(?P<verb>predict|predictWithResponseStream)")
+
+# Deployments are called by OCIDs; the other names are first parts of paths of our own.
+_BELOW = re.compile(
+    r"/(?!(?:v1|v2|models?|predict|stacked|20190101)/)(?P<id>[^/]+)"
+    r"(?P<rest>/(?:predict|predictWithResponseStream)(?:/.*)?)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +41,19 @@ class Target:
     """Whether errors are `{"code", "message"}`; else OpenAI's."""
 
 
+def inner_path(path: str) -> tuple[str | None, str]:
+    """The deployment that a path is below, if any, and the path as it is without.
+
+    What follows `/predict/` is a path of vLLM's own: `/{id}/predict/v1/models` is `/v1/models`.
+    """
+    deployment = None
+    if match := _BELOW.fullmatch(path):
+        deployment, path = unquote(match["id"]), match["rest"]
+    if path.startswith("/predict/v1/"):
+        path = path.removeprefix("/predict")
+    return deployment, path
+
+
 def model_target(method: str, path: str) -> Target | None:
     """The target of a request that runs a model; None for every other request."""
     if method != "POST":
@@ -48,8 +67,6 @@ def model_target(method: str, path: str) -> Target | None:
             stream=match["verb"] == "predictWithResponseStream",
             plain=True,
         )
-    if path.startswith("/predict/v1/"):  # AQUA's spelling of a path below the deployment
-        path = path.removeprefix("/predict")
     if path not in _LORA_PATHS and _MODEL_PATHS.fullmatch(path):
         return Target(path=path)
     return None

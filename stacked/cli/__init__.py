@@ -15,13 +15,14 @@ import typer
 
 from stacked import __version__
 from stacked.cli.bench import bench
+from stacked.cli.keys import keys
 from stacked.cli.live import rollback, update
 from stacked.cli.shared import DataDir, Url, fail
 from stacked.cli.view import groups, status
 from stacked.errors import StackedError
 
 if TYPE_CHECKING:
-    from stacked.config import Config
+    from stacked.config import AuthConfig, ControlConfig
 
 app = typer.Typer(
     name="stacked",
@@ -79,7 +80,8 @@ def serve(
         Path | None,
         typer.Argument(
             help="A YAML file such as configs/demo.yaml. Without one, the environment of a "
-            "container (MODEL, PARAMS, …) says what to serve.",
+            "container (MODEL, PARAMS, …) says what to serve; without that, what was deployed "
+            "last is served, or nothing until something is deployed over HTTP.",
             show_default=False,
         ),
     ] = None,
@@ -90,18 +92,31 @@ def serve(
         int | None,
         typer.Option(min=0, max=65535, help="Port, over the file's.", show_default=False),
     ] = None,
+    insecure_no_auth: Annotated[
+        bool,
+        typer.Option(
+            "--insecure-no-auth",
+            help="Take requests that nobody signed on any address, not on loopback alone.",
+        ),
+    ] = False,
     data_dir: DataDir = None,
 ) -> None:
     """Serve a base and its adapters over HTTP.
 
     Example:  stacked serve configs/demo.yaml --port 9000
+
+    A file without a base (or no file) begins with the control plane alone.
     """
     from stacked.terminal import Terminal
 
     with Terminal() as progress:
         tree = _config(config, progress)
         given = {"host": host, "port": port}
-        changed = {name: value for name, value in given.items() if value is not None}
+        changed: dict[str, Any] = {
+            name: value for name, value in given.items() if value is not None
+        }
+        if insecure_no_auth:
+            changed["auth"] = _unsigned(tree)
         server = tree.server.model_copy(update=changed)
         tree = tree.model_copy(update={"server": server})
         # Brings the engine with it: seconds that no other command should wait for.
@@ -111,19 +126,26 @@ def serve(
     raise typer.Exit(code)
 
 
-def _config(path: Path | None, progress: Any) -> Config:
-    from stacked.config import load
+def _unsigned(config: ControlConfig) -> AuthConfig:
+    from stacked.config import AuthConfig
+    from stacked.errors import ConfigInvalid
+
+    if config.server.auth.oci is not None:
+        raise ConfigInvalid(
+            "server.auth.oci asks for signed requests; leave --insecure-no-auth out"
+        )
+    return AuthConfig(none=True)
+
+
+def _config(path: Path | None, progress: Any) -> ControlConfig:
+    from stacked.config import ControlConfig, load_server
     from stacked.container import is_container, read_environment
 
     if path is not None:
-        return load(path)
+        return load_server(path)
     if is_container(os.environ):
         return read_environment(os.environ, progress)
-    raise typer.BadParameter(
-        "give a file (stacked serve configs/demo.yaml), or the environment of a container: "
-        "MODEL and PARAMS, or STACKED_MODEL_DIR",
-        param_hint="CONFIG",
-    )
+    return ControlConfig()
 
 
 @app.command()
@@ -290,3 +312,4 @@ def doctor(
 for command in (update, rollback, status, groups):
     app.command()(command)
 app.add_typer(bench)
+app.add_typer(keys)

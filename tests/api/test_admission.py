@@ -218,6 +218,23 @@ def test_requests_are_counted_by_key_and_digest(http: httpx.Client) -> None:
         assert line in text, line
 
 
+def test_tokens_are_counted_by_key_streamed_or_not(http: httpx.Client) -> None:
+    def counted() -> list[float]:
+        lines = http.get("/metrics").text.splitlines()
+        ours = [line for line in lines if line.startswith("stacked_tokens_total")]
+        return [
+            sum(float(line.split()[-1]) for line in ours if 'key="b"' in line and kind in line)
+            for kind in ('kind="prompt"', 'kind="generated"')
+        ]
+
+    before = counted()
+    body = {"model": "b", "prompt": PROMPT, "max_tokens": 5, "temperature": 0, "ignore_eos": True}
+    usage = http.post("/v1/completions", json=body).json()["usage"]
+    assert http.post("/v1/completions", json=body | {"stream": True}).status_code == 200
+    asked, given = (now - was for now, was in zip(counted(), before, strict=True))
+    assert (asked, given) == (2 * usage["prompt_tokens"], 2 * usage["completion_tokens"])
+
+
 def test_server_says_what_it_planned_and_what_it_serves(server: Server) -> None:
     printed = server.printed()
     for said in ("4 slots of rank 16", "float32", "engine log", "inference keys", server.url):

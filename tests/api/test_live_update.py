@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import concurrent.futures
+import itertools
 import json
 import shutil
 import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,11 @@ import httpx
 import pytest
 import yaml
 
+from tests.api.aftermath import Held, check_records, check_store, kill
 from tests.conftest import PROMPT, TinyModels, complete
+from tests.live import faults
 from tests.serving import Server, free_port, serving
+from tests.tiny import build_adapter
 
 pytestmark = pytest.mark.engine
 
@@ -100,8 +106,8 @@ def create_group(client: httpx.Client, members: dict[str, str]) -> str:
     return str(ok(client.post(f"{API}/modelGroups", json=body))["id"])
 
 
-def update(client: httpx.Client, group_id: str) -> str:
-    """Start a LIVE update; the id of its work request."""
+def asked_live(client: httpx.Client, group_id: str) -> httpx.Response:
+    """The answer to the wish for a LIVE update to this group."""
     deployment = status(client)["deploymentId"]
     body = {
         "modelDeploymentConfigurationDetails": {
@@ -110,7 +116,12 @@ def update(client: httpx.Client, group_id: str) -> str:
             "modelGroupConfigurationDetails": {"modelGroupId": group_id},
         }
     }
-    response = client.put(f"{API}/modelDeployments/{deployment}", json=body)
+    return client.put(f"{API}/modelDeployments/{deployment}", json=body)
+
+
+def update(client: httpx.Client, group_id: str) -> str:
+    """Start a LIVE update; the id of its work request."""
+    response = asked_live(client, group_id)
     assert response.status_code == 202, response.text
     return response.headers["opc-work-request-id"]
 
@@ -273,31 +284,105 @@ def test_no_response_is_lost_or_mixed_under_a_storm_of_updates(
     assert counts["aborted"] > 0
 
 
-def test_bad_updates_leave_the_old_group_serving_and_say_which_model(
+def test_fifty_bad_updates_in_a_row_disturb_no_answer(
     live: Server, ids: dict[str, str], texts: dict[str, str], tiny_models: TinyModels
 ) -> None:
-    from safetensors.numpy import load_file, save_file
-
-    noop = tiny_models.base.parent / "noop"
-    shutil.copytree(tiny_models.adapters["a"], noop, dirs_exist_ok=True)
-    weights = load_file(noop / "adapter_model.safetensors")
-    zeroed = {k: v * (0 if "lora_B" in k else 1) for k, v in weights.items()}
-    save_file(zeroed, noop / "adapter_model.safetensors")
+    """Each says which model it was and why; the old group answers all the while, and as it was."""
+    bad = bad_models(live, tiny_models)
     with live.client() as client:
-        swap(client, {"x": ids["a"]})
+        assert swap(client, {"x": ids["a"], "y": ids["b"]})["status"] == "SUCCEEDED"
         before = status(client)
-        bad = register(client, noop)
-        for _ in range(3):
-            work = swap(client, {"x": bad, "y": ids["b"]})
-            assert work["status"] == "FAILED"
-            errors = ok(client.get(f"{API}/workRequests/{work['id']}/errors"))
-            assert any("changes nothing" in row["message"] for row in errors)
-        assert complete(client, "x") == texts["a"]
+        with asking(live, {"x": texts["a"], "y": texts["b"], "base": texts["base"]}) as asked:
+            for at in range(50):
+                kind, model = bad[at % len(bad)]
+                group = create_group(client, {"x": model, "z": ids["c"]})
+                answer = asked_live(client, group)
+                if answer.status_code != 202:  # what even a look at the headers finds
+                    assert answer.json()["code"] == "StoreDamaged", (kind, answer.text)
+                    assert kind not in ("no_op", "not_a_number", "other_values")
+                    continue
+                work = follow(client, answer.headers["opc-work-request-id"])
+                assert work["status"] == "FAILED", kind
+                errors = ok(client.get(f"{API}/workRequests/{work['id']}/errors"))
+                blamed = {row["modelId"]: row["message"] for row in errors if "modelId" in row}
+                assert list(blamed) == [model], (kind, errors)
+                assert ("changes nothing" in blamed[model]) == (kind == "no_op"), (kind, blamed)
+            while asked.right <= 100 and not asked.wrong:
+                time.sleep(0.01)
+        assert not asked.wrong, asked.wrong[:5]
         after = status(client)
         assert after["groupId"] == before["groupId"]
         assert after["generation"] == before["generation"]
+        assert all(model["resident"] for model in after["models"])
         assert swap(client, {"x": ids["b"]})["status"] == "SUCCEEDED"
         assert complete(client, "x") == texts["b"]
+
+
+def bad_models(live: Server, models: TinyModels) -> list[tuple[str, str]]:
+    """Registered models that cannot be served: how each was broken, and its id."""
+    harm = [
+        faults.no_op,
+        faults.weights_missing,
+        faults.truncated,
+        faults.bad_json,
+        faults.rank_too_large,
+        faults.wrong_shapes,
+        faults.not_a_number,
+        faults.pickle,
+        faults.other_values,
+    ]
+    store = live.directory / "data" / "store" / "adapters"
+    found = []
+    with live.client() as client:
+        for seed, how in enumerate(harm, start=50):
+            place = models.base.parent / f"bad-{how.__name__}"
+            build_adapter(place, models.base, seed)
+            if how is faults.no_op:  # nothing but a canary can tell
+                how(place)
+            had = set(store.iterdir())
+            found.append((how.__name__, register(client, place)))
+            (stored,) = set(store.iterdir()) - had
+            if how is not faults.no_op:
+                faults.damaged(stored, how)
+    return found
+
+
+@dataclass
+class Asked:
+    """What clients were answered: how often right, and everything else."""
+
+    right: int = 0
+    wrong: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def asking(live: Server, wanted: dict[str, str], clients: int = 8) -> Iterator[Asked]:
+    """Clients ask these keys all the while, and each answer must be the wanted one."""
+    asked, stop = Asked(), threading.Event()
+
+    def ask(number: int) -> None:
+        with live.client() as client:
+            for at in itertools.count(number):
+                if stop.is_set():
+                    return
+                key = list(wanted)[at % len(wanted)]
+                body = {"prompt": PROMPT, "max_tokens": 12, "temperature": 0, "model": key}
+                response = client.post("/v1/completions", json=body)
+                if response.status_code == 200 and (
+                    response.json()["choices"][0]["text"] == wanted[key]
+                ):
+                    asked.right += 1
+                else:
+                    asked.wrong.append(f"{key}: {response.text}")
+
+    with concurrent.futures.ThreadPoolExecutor(clients) as pool:
+        working = [pool.submit(ask, number) for number in range(clients)]
+        try:
+            yield asked
+        finally:
+            stop.set()
+        for one in working:
+            one.result()
 
 
 def straggler_is_cut(
@@ -332,21 +417,16 @@ def test_server_that_was_killed_serves_the_committed_group_again(
         second = complete(client, "x")
         assert second != first
         assert straggler_is_cut(client, "x", {"x": model, "y": model}, tiny_models)
-        held = status(client)
+        held = Held.of(client)
         # In the middle of another one, which must leave no trace.
         third = register(client, tiny_models.adapters["c"])
-        work_id = update(client, create_group(client, {"x": third}))
-        server.process.kill()
-        server.process.wait()
+        wanted_id = create_group(client, {"x": third})
+        work_id = update(client, wanted_id)
+        kill(server)
+    check_store(tmp_path / "data")
     shutil.rmtree(tmp_path / "data" / "logs")
     with serving(*arguments, directory=tmp_path, port=port) as server, server.client() as client:
-        now = status(client)
-        work = ok(client.get(f"{API}/workRequests/{work_id}"))
-        if work["status"] == "FAILED":
-            assert now["groupId"] == held["groupId"]
+        if not check_records(client, held, wanted_id, work_id):
             assert complete(client, "x") == complete(client, "y") == second
         else:  # it was killed after its commit: then that is what is served
-            assert work["status"] == "SUCCEEDED"
-            assert now["generation"] == held["generation"] + 1
-        assert now["deploymentId"] == held["deploymentId"]
-        assert now["state"] == "ACTIVE"
+            assert complete(client, "x") not in (first, second)
