@@ -138,7 +138,7 @@ class Activation:
             logger.exception("the old engine did not end well")
 
     async def _write_state(self, id: str, state: DeploymentState, reason: str = "") -> None:
-        await self._ledger.do(self._registry.set_deployment_state, id, state, reason)
+        await self._ledger.surely(self._registry.set_deployment_state, id, state, reason)
 
     def _progress(self, change: Change) -> WorkProgress:
         return WorkProgress(self._ledger, change.work_id, _Reason(self, change, self._tell))
@@ -166,8 +166,8 @@ class Activation:
     async def not_created(self, id: str, group_id: str, reason: str) -> None:
         self.reason = NOTHING
         fared = partial(self._ledger.fared, group_id, MemberState.FAILED, reason)
-        members = await self._ledger.do(fared)
-        await self._ledger.do(self._registry.put_member_states, id, group_id, members)
+        members = await self._ledger.surely(fared)
+        await self._ledger.surely(self._registry.put_member_states, id, group_id, members)
         await self._write_state(id, _FAILED, reason)
 
     async def back_to(self, id: str, state: DeploymentState, reason: str) -> None:

@@ -124,9 +124,9 @@ class UpdateJournal:
             blame = self._blamed.get(member.adapter.digest)
             if blame is not None:
                 told = (self._work_id, blame.code, str(blame), member.model_id)
-                await self._ledger.do(self._registry.add_error, *told)
+                await self._ledger.surely(self._registry.add_error, *told)
         put = self._registry.put_member_states
-        await self._ledger.do(put, self._deployment_id, self._group_id, self._members())
+        await self._ledger.surely(put, self._deployment_id, self._group_id, self._members())
 
     def _members(self) -> list[DeployedMember]:
         base = self._wanted.base

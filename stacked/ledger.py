@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from stacked.core import Base, Member, ModelGroup, ModelId, check_digest
-from stacked.errors import ParameterInvalid, RecordConflict, UpdateNotLive
+from stacked.errors import ParameterInvalid, RecordConflict, RegistryUnusable, UpdateNotLive
 from stacked.registry import (
     DEPLOYMENT,
     GROUP,
@@ -43,6 +44,8 @@ ENTITY = "data-science-model-deployment"
 
 # Where a committed group stands for what was served, also after a kill.
 _SERVED = (DeploymentState.ACTIVE, DeploymentState.NEEDS_ATTENTION, DeploymentState.FAILED)
+
+logger = logging.getLogger("stacked.ledger")
 
 T = TypeVar("T")
 
@@ -254,6 +257,20 @@ class Ledger:
     async def do(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Write this in the writing thread, after what was asked before; its answer."""
         return await asyncio.wrap_future(self.write(partial(call, *args, **kwargs)))
+
+    async def surely(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """`do`, tried again for as long as the disk takes nothing: for what has happened already.
+
+        A record that is never closed would stay in progress until a restart.
+        """
+        wait = 0.1
+        while True:
+            try:
+                return await self.do(call, *args, **kwargs)
+            except RegistryUnusable as error:
+                logger.warning("the records cannot be written, trying again: %s", error)
+            await asyncio.sleep(wait)
+            wait = min(5.0, 2 * wait)
 
     def write(self, call: Callable[[], T]) -> Future[T]:
         """Do this in the writing thread, after what was asked before."""

@@ -5,50 +5,32 @@ A route parses, calls the service and renders. Running a model is not here: see 
 
 from __future__ import annotations
 
-import ipaddress
 import os
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import Body, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
-from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
+from stacked.api.asked.adapters import LoadBody, LoadLoraBody, UnloadLoraBody
 from stacked.api.control import control_routes
-from stacked.api.errors import openai_body, plain_body, status_of
+from stacked.api.control.answers import is_control, oci_code
+from stacked.api.errors import INTERNAL, INTERNAL_CODE, openai_body, plain_body, status_of
+from stacked.api.openapi import openapi_routes
 from stacked.api.targets import is_plain
-from stacked.config import ServerConfig
+from stacked.config import ServerConfig, is_loopback
 from stacked.core import ModelId, check_key, check_model_id
-from stacked.errors import KeyInvalid, NotAllowed, ParameterInvalid, SourceNotFound, StackedError
+from stacked.errors import (
+    BodyInvalid,
+    KeyInvalid,
+    NotAllowed,
+    ParameterInvalid,
+    SourceNotFound,
+    StackedError,
+)
 from stacked.service import Service
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class LoadBody(_Strict):
-    """`POST /models/{id}`: where the adapter is, and the inference key it gets."""
-
-    source: str | None = Field(default=None, min_length=1)
-    key: str | None = None
-
-
-class LoadLoraBody(_Strict):
-    """vLLM's own shape of `/v1/load_lora_adapter`."""
-
-    lora_name: str
-    lora_path: str
-    load_inplace: bool = False
-    is_3d_lora_weight: bool = False
-
-
-class UnloadLoraBody(_Strict):
-    """vLLM's own shape of `/v1/unload_lora_adapter`; the id is vLLM's and means nothing here."""
-
-    lora_name: str
-    lora_int_id: int | None = None
 
 
 def create_routes(service: Service) -> FastAPI:
@@ -57,19 +39,22 @@ def create_routes(service: Service) -> FastAPI:
     app.exception_handler(StackedError)(_stacked_error)
     app.exception_handler(RequestValidationError)(_validation_error)
     app.exception_handler(HTTPException)(_http_error)
+    app.exception_handler(Exception)(_internal_error)
     _health_routes(app, service)
     _model_routes(app, service)
     _lora_routes(app, service)
     control_routes(app, service, Depends(_runtime_updates(service.config.server)))
+    openapi_routes(app, service)
     return app
 
 
 def _health_routes(app: FastAPI, service: Service) -> None:
     async def health() -> dict[str, Any]:
-        routing = service.routing
+        active = service.active
+        routing = active.serving.live.routing
         return {
             "status": "serving",
-            "group": service.config.group.name,
+            "group": active.name,
             "generation": routing.generation,
             "models": len(routing.members) + 1,
         }
@@ -148,7 +133,7 @@ def _runtime_updates(server: ServerConfig) -> Any:
     """A dependency that refuses administrative verbs where they are off."""
     on = server.runtime_updates
     if on is None:
-        on = _is_loopback(server.host)
+        on = is_loopback(server.host)
 
     def check() -> None:
         if not on:
@@ -158,13 +143,6 @@ def _runtime_updates(server: ServerConfig) -> Any:
             )
 
     return check
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _source_of(service: Service, name: str) -> str:
@@ -190,27 +168,45 @@ def _ocid(name: str) -> ModelId:
 
 async def _stacked_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, StackedError)
-    return _render(request, error.code, str(error), status_of(error))
+    return _render(request, oci_code(error, request.url.path), str(error), status_of(error))
 
 
 async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
+    wrong: StackedError
     if first["type"] == "json_invalid":
-        return _render(request, "BodyInvalid", "the body is not valid JSON", 400)
-    place = ".".join(str(part) for part in first["loc"][1:]) or "body"
-    return _render(request, "ParameterInvalid", f"{place}: {first['msg']}", 400)
+        wrong = BodyInvalid("the body is not valid JSON")
+    else:
+        place = ".".join(str(part) for part in first["loc"][1:]) or "body"
+        wrong = ParameterInvalid(f"{place}: {first['msg']}")
+    return await _stacked_error(request, wrong)
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    codes = {404: "NotFound", 405: "MethodNotAllowed"}
-    said = {404: f"there is nothing at {request.method} {request.url.path}"}
+    absent = "NotAuthorizedOrNotFound" if is_control(request.url.path) else "NotFound"
+    codes = {404: absent, 405: "MethodNotAllowed"}
+    said = {
+        404: f"there is nothing at {request.method} {request.url.path}",
+        405: f"{request.method} is not for {request.url.path}",
+    }
     message = said.get(error.status_code, str(error.detail))
-    return _render(request, codes.get(error.status_code, "Error"), message, error.status_code)
+    code = codes.get(error.status_code, "Error")
+    return _render(request, code, message, error.status_code, error.headers)
 
 
-def _render(request: Request, code: str, message: str, status: int) -> JSONResponse:
+async def _internal_error(request: Request, error: Exception) -> JSONResponse:
+    return _render(request, INTERNAL_CODE, INTERNAL, 500)
+
+
+def _render(
+    request: Request,
+    code: str,
+    message: str,
+    status: int,
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
     plain = is_plain(request.url.path)
     body = plain_body(code, message) if plain else openai_body(code, message, status)
-    return JSONResponse(body, status_code=status)
+    return JSONResponse(body, status_code=status, headers=headers)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import math
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -50,12 +51,12 @@ _PART_SECONDS = (0.001, 0.008)
 # Each removal is Python in the engine's loop; so many take about a millisecond.
 _REMOVED_AT_ONCE = 16
 
-# What canaries read: plain words, digits and code, so that few adapters leave all of it alone.
-# Its first tokens alone: a prompt delays the streams it is batched with, on a CPU by its length.
-_CANARY_TEXT = 'Question 42 is: SELECT name FROM users; {"ok": true} Ahoy, Dr. Smith. The'
-_CANARY_TOKENS = 8
+# What canaries read, by two tokens at a time: on a CPU each row of a step delays the streams it is
+# batched with, and with one token queries and keys would make no difference.
+_CANARY_TEXT = "Question: SELECT name FROM users"
+_CANARY_PAIRS = 2
 
-_WARMING = {"max_tokens": 1, "detokenize": False, "logprobs": 1, "prompt_logprobs": 0}
+_CANARY_SAMPLING = {"max_tokens": 1, "temperature": 0.0, "logprobs": 1, "prompt_logprobs": 1}
 
 _EXTENSION = "stacked.engine.staging.StagingWorker"
 
@@ -297,21 +298,21 @@ class Engine:
         return await asyncio.gather(*streams)
 
     async def canary(self, loaded: Loaded | None) -> Sequence[float]:
-        """How an adapter (None: the base) scores a fixed text: its tokens' logprobs, in order.
+        """How an adapter (None: the base) continues a few tokens: the best logprobs, in order.
 
         The same weights give the same numbers up to float noise; NaN where the weights are broken.
         Raises EngineLoadFailed, EngineDead, and EngineError after CALL_SECONDS without an answer.
         """
-        tokens = self.tokenizer().encode(_CANARY_TEXT)[:_CANARY_TOKENS]
-        asked = self.generate(
-            [tokens],
-            loaded,
-            request_id=f"canary-{next(self._canaries)}",
-            sampling={"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0},
-        )
-        outputs = await self._call(asked, f"scoring {loaded.name if loaded else 'the base'}")
-        scored = zip(outputs[0].prompt_token_ids, outputs[0].prompt_logprobs, strict=True)
-        return [row[token].logprob for token, row in scored if row is not None]
+        tokens = self.tokenizer().encode(_CANARY_TEXT)
+        doing = f"scoring {loaded.name if loaded else 'the base'}"
+        scores: list[float] = []
+        for at in range(0, 2 * _CANARY_PAIRS, 2):
+            name = f"canary-{next(self._canaries)}"
+            pair = self._last(tokens[at : at + 2], loaded, name, _CANARY_SAMPLING)
+            output = await self._call(pair, doing)
+            rows = [*(output.prompt_logprobs or ()), *(output.outputs[0].logprobs or ())]
+            scores += [_best(row) for row in rows if row]
+        return scores
 
     async def stream(
         self,
@@ -433,8 +434,8 @@ class Engine:
     async def _warm(self) -> None:
         """Do once, before anyone waits, what the first of its kind makes everyone wait for.
 
-        One request on an adapter of zeros touches the slots' memory, and its logprobs have torch
-        compile what counts ranks, which takes seconds.
+        A canary on an adapter of zeros touches the slots' memory, and its logprobs have torch
+        compile what counts ranks, which takes seconds; for the sizes of others it compiles again.
         """
         from vllm.lora.request import LoRARequest
 
@@ -443,10 +444,8 @@ class Engine:
         loaded = Loaded(Digest("warm"), request.lora_name, number, request)
         doing = "warming the adapters' memory"
         await self._workers("stacked_warm", number, request.lora_name, "warm", doing=doing)
-        await self._call(
-            self._last([0, 0], loaded, request.lora_name, _WARMING),
-            doing,
-        )
+        for each in (loaded, None, loaded, None):
+            await self.canary(each)
         await self.remove(loaded)
         await self._workers("stacked_settle", doing=doing)
 
@@ -484,6 +483,12 @@ class Engine:
 
     def _death(self) -> str:
         return "the engine has died; its log says why. Restart the server"
+
+
+def _best(row: Mapping[int, Any]) -> float:
+    """The likeliest token's logprob, which moves little where two are as likely; or NaN."""
+    values = [each.logprob for each in row.values()]
+    return max(values) if all(map(math.isfinite, values)) else math.nan
 
 
 def _end_of(states: Sequence[Sequence[str]]) -> EngineError | bool:

@@ -87,7 +87,7 @@ def text_of(answer: str) -> str:
 
 
 def clients_of(server: Server) -> Clients:
-    config = sdk_config(server.directory / "keys")
+    config = sdk_config(server.directory / "keys", force=True)
     options: dict[str, Any] = {
         "service_endpoint": server.url,
         "retry_strategy": NoneRetryStrategy(),

@@ -88,9 +88,11 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 
 
 def changed_places(given: Mapping[str, Any], shown: Mapping[str, Any], place: str) -> list[str]:
-    """The places where what is given is not what is shown; what is left out stays."""
+    """The places where what is given is not what is shown; what is left out or null stays."""
     found: list[str] = []
     for name, value in given.items():
+        if value is None:
+            continue
         there = shown.get(name)
         if isinstance(value, Mapping) and isinstance(there, Mapping):
             found += changed_places(value, there, f"{place}{name}.")

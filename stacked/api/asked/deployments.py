@@ -157,7 +157,10 @@ class Settings(Body):
 
 
 def parts_given(tree: Json) -> Json:
-    """The blocks of a body that are kept as they were given, by the name they are kept under."""
+    """The blocks of a body that are kept as they were given, by the name they are kept under.
+
+    What is null in them was left out.
+    """
     details = tree.get(DETAILS) or {}
     given = {
         "infrastructure": details.get(INFRASTRUCTURE),
@@ -165,8 +168,8 @@ def parts_given(tree: Json) -> Json:
         "logs": tree.get("categoryLogDetails"),
     }
     return {
-        name: {key: value for key, value in block.items() if value is not None}
-        for name, block in given.items()
+        part: {name: value for name, value in block.items() if value is not None}
+        for part, block in given.items()
         if block is not None
     }
 

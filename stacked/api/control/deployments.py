@@ -25,9 +25,9 @@ from stacked.registry.records import Deployment, Page, Query, WorkRequest
 from stacked.registry.states import DeploymentState
 from stacked.service import Service
 
-_SORTS = {name: SORTS[name] for name in ("timeCreated", "displayName")}
-_FILTERS: Names = {**FILTERS, "lifecycleState": DeploymentState}
-_STATE_FILTERS: Names = {
+LIST_SORTS = {name: SORTS[name] for name in ("timeCreated", "displayName")}
+LIST_FILTERS: Names = {**FILTERS, "lifecycleState": DeploymentState}
+STATE_FILTERS: Names = {
     "inferenceKey": "key",
     "modelId": "model_id",
     "displayName": "display_name",
@@ -48,8 +48,8 @@ def _read(router: APIRouter, service: Service) -> None:
         return listed(
             request,
             service.registry.list_deployments,
-            _SORTS,
-            _FILTERS,
+            LIST_SORTS,
+            LIST_FILTERS,
             lambda record: wire.deployment_summary(record, url),
         )
 
@@ -64,7 +64,7 @@ def _read(router: APIRouter, service: Service) -> None:
         def read_page(query: Query, **filters: Any) -> Page[Any]:
             return service.registry.list_member_states(id, query, **filters)
 
-        return listed(request, read_page, _SORTS, _STATE_FILTERS, wire.member_state)
+        return listed(request, read_page, LIST_SORTS, STATE_FILTERS, wire.member_state)
 
     @router.get("/modelDeploymentShapes")
     def shapes() -> list[wire.Json]:

@@ -25,12 +25,12 @@ from stacked.registry.records import ModelGroup, Page, Query
 from stacked.registry.states import GroupState, ModelState
 from stacked.service import Service
 
-_FILTERS: Names = {
+LIST_FILTERS: Names = {
     **FILTERS,
     "modelGroupVersionHistoryId": "version_history_id",
     "lifecycleState": GroupState,
 }
-_MODEL_FILTERS: Names = {
+MEMBER_FILTERS: Names = {
     **{name: FILTERS[name] for name in ("id", "displayName", "createdBy")},
     "inferenceKey": "key",
     "lifecycleState": ModelState,
@@ -51,7 +51,9 @@ def _create_and_read(router: APIRouter, service: Service, allowed: Depends) -> N
 
     @router.get("/modelGroups")
     def list_(request: Request) -> JSONResponse:
-        return listed(request, service.registry.list_groups, SORTS, _FILTERS, wire.group_summary)
+        return listed(
+            request, service.registry.list_groups, SORTS, LIST_FILTERS, wire.group_summary
+        )
 
     @router.get("/modelGroups/{id}")
     def get(id: str) -> JSONResponse:
@@ -63,7 +65,7 @@ def _create_and_read(router: APIRouter, service: Service, allowed: Depends) -> N
         def read_page(query: Query, **filters: Any) -> Page[Any]:
             return service.registry.list_group_models(id, query, **filters)
 
-        return listed(request, read_page, SORTS, _MODEL_FILTERS, wire.group_model)
+        return listed(request, read_page, SORTS, MEMBER_FILTERS, wire.group_model)
 
 
 def _create(service: Service, tree: dict[str, Any], created_by: str) -> JSONResponse:

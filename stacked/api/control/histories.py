@@ -25,7 +25,7 @@ from stacked.service import Service
 
 _ALL = "/modelGroupVersionHistory"
 _ONE = f"{_ALL}/{{id}}"
-_FILTERS: Names = {**FILTERS, "lifecycleState": HistoryState}
+LIST_FILTERS: Names = {**FILTERS, "lifecycleState": HistoryState}
 
 
 def history_routes(router: APIRouter, service: Service, allowed: Depends) -> None:
@@ -53,7 +53,7 @@ def _create_and_read(router: APIRouter, service: Service, allowed: Depends) -> N
     @router.get(_ALL)
     def list_(request: Request) -> JSONResponse:
         read_page = service.registry.list_version_histories
-        return listed(request, read_page, SORTS, _FILTERS, wire.history_summary)
+        return listed(request, read_page, SORTS, LIST_FILTERS, wire.history_summary)
 
     @router.get(_ONE)
     def get(id: str) -> JSONResponse:

@@ -31,7 +31,7 @@ class Category(enum.StrEnum):
     SERVICE = "SERVICE"
 
 
-_FILTERS: Names = {
+LIST_FILTERS: Names = {
     **FILTERS,
     "category": Category,
     "versionLabel": "version_label",
@@ -40,7 +40,7 @@ _FILTERS: Names = {
 }
 
 # Operations between the catalogue and OCI's object storage, and what does the same here.
-_OBJECT_STORAGE = {
+OBJECT_STORAGE = {
     "exportArtifact": "upload the artifact: POST …/artifact",
     "importArtifact": "download it: GET …/artifact/content",
     "registerArtifactReference": (
@@ -66,7 +66,9 @@ def _create_and_read(router: APIRouter, service: Service, allowed: Depends) -> N
 
     @router.get("/models")
     def list_(request: Request) -> JSONResponse:
-        return listed(request, service.registry.list_models, SORTS, _FILTERS, wire.model_summary)
+        return listed(
+            request, service.registry.list_models, SORTS, LIST_FILTERS, wire.model_summary
+        )
 
     @router.get("/models/{id}")
     def get(id: str) -> JSONResponse:
@@ -181,7 +183,7 @@ def _provenance_of(record: Model) -> wire.Json:
 def _not_offered(router: APIRouter) -> None:
     @router.post("/models/{id}/actions/{action}")
     def refuse(id: str, action: str) -> Response:
-        advice = _OBJECT_STORAGE.get(action)
+        advice = OBJECT_STORAGE.get(action)
         if advice is None:
             raise RecordAbsent(f"models have no action {action[:40]!r}")
         raise NotOffered(f"{action} needs OCI's object storage, which is not here; {advice}")

@@ -20,18 +20,19 @@ from stacked.registry.records import Page, Query
 from stacked.registry.states import WorkStatus
 from stacked.service import Service
 
+LIST_FILTERS: Names = {
+    "id": "id",
+    "resourceId": "resource_id",
+    "operationType": "operation",
+    "status": WorkStatus,
+}
+
 
 def work_request_routes(router: APIRouter, service: Service, allowed: Depends) -> None:
     @router.get("/workRequests")
     def list_(request: Request) -> JSONResponse:
-        names: Names = {
-            "id": "id",
-            "resourceId": "resource_id",
-            "operationType": "operation",
-            "status": WorkStatus,
-        }
         read = service.registry.list_work_requests
-        return listed(request, read, WORK_SORTS, names, wire.work_request)
+        return listed(request, read, WORK_SORTS, LIST_FILTERS, wire.work_request)
 
     @router.get("/workRequests/{id}")
     def get(id: str) -> JSONResponse:

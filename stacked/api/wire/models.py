@@ -22,13 +22,20 @@ def metadata_part(kind: str, key: str) -> str:
 
 def model_summary(record: Model) -> Json:
     return {
-        **head_of(record, record.state.value),
-        "category": record.category,
-        "isModelByReference": is_by_reference(record),
+        **_outline(record),
         "modelVersionSetId": record.extra.get("version_set_id"),
         "modelVersionSetName": None,
         "versionId": None,
         "versionLabel": record.version_label or None,
+    }
+
+
+def _outline(record: Model) -> Json:
+    """What is told of a model wherever one is listed."""
+    return {
+        **head_of(record, record.state.value),
+        "category": record.category,
+        "isModelByReference": is_by_reference(record),
     }
 
 
@@ -71,7 +78,7 @@ def provenance(given: Json) -> Json:
 def group_model(entry: GroupModel) -> Json:
     named: Json = {"modelId": entry.model.id, "inferenceKey": entry.key, "systemTags": {}}
     changed = {"timeUpdated": moment(entry.model.time_updated)}
-    return {**model_summary(entry.model), **named, **changed}
+    return {**_outline(entry.model), **named, **changed}
 
 
 def shown_source(source: str) -> str:

@@ -1,0 +1,283 @@
+"""The control plane's operations, by the names that OCI's SDK gives them.
+
+Filters and bodies are those that the routes read. It must not know how a document is put together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from stacked.api import asked
+from stacked.api.control import deployments, groups, histories, models, work_requests
+from stacked.api.control.answers import PREFIX
+from stacked.api.lists import SORTS, WORK_SORTS, Names
+from stacked.api.openapi import shapes
+from stacked.api.openapi.parts import (
+    DOWNLOAD_HEADERS,
+    FILE_NAME,
+    IF_MATCH,
+    RANGE,
+    RETRY_TOKEN,
+    Answer,
+    Json,
+    Operation,
+    filters,
+    query,
+)
+
+_READS = (401, 403, 404, 500, 503)
+_LISTS = (400, 401, 403, 404, 500, 503)
+_WRITES = (400, 401, 403, 404, 409, 412, 413, 500, 503)
+_WORK = "opc-work-request-id"
+_STREAM = "application/octet-stream"
+
+
+def operations() -> Iterator[Operation]:
+    yield from _models()
+    yield from _groups()
+    yield from _histories()
+    yield from _deployments()
+    yield from _work_requests()
+
+
+def _models() -> Iterator[Operation]:
+    tag, one = "Models", "/models/{id}"
+    yield _create("create_model", "/models", tag, asked.CreateModel, shapes.Model, (502,))
+    yield _list("list_models", "/models", tag, shapes.ModelSummary, models.LIST_FILTERS)
+    yield from _get_and_put("model", one, tag, shapes.Model, asked.UpdateModel)
+    yield _delete("delete_model", one, tag, 204, ("etag",))
+    yield from _switch("model", one, tag, 200, shapes.Model, ("etag",))
+    yield _move("change_model_compartment", one, tag)
+    yield from _artifact("model", f"{one}/artifact", tag)
+    for kind in ("custom", "defined"):
+        path = f"{one}/{kind}Metadata/{{key}}/artifact"
+        yield from _artifact(f"model_{kind}_metadatum", path, tag, whole=False)
+    shape, place = shapes.ModelProvenance, f"{one}/provenance"
+    yield from _get_and_put("model_provenance", place, tag, shape, asked.Provenance)
+    yield _create(
+        "create_model_provenance", place, tag, asked.Provenance, shape, (404,), more=(IF_MATCH,)
+    )
+    yield _not_offered(f"{one}/actions/{{action}}", tag)
+
+
+def _groups() -> Iterator[Operation]:
+    tag, one, shape = "Model groups", "/modelGroups/{id}", shapes.ModelGroup
+    made = Answer(200, "The group, ready", shape, ("etag", _WORK))
+    body = asked.CreateGroup | asked.CloneGroup
+    yield _make("create_model_group", "/modelGroups", tag, made, body, (404,))
+    yield _list(
+        "list_model_groups", "/modelGroups", tag, shapes.ModelGroupSummary, groups.LIST_FILTERS
+    )
+    yield from _get_and_put("model_group", one, tag, shape, asked.UpdateGroup)
+    yield _delete("delete_model_group", one, tag, 202, ("etag", _WORK))
+    yield from _switch("model_group", one, tag, 200, shape, ("etag", _WORK))
+    yield _move("change_model_group_compartment", one, tag)
+    yield _list(
+        "list_model_group_models",
+        f"{one}/models",
+        tag,
+        shapes.ModelGroupModelSummary,
+        groups.MEMBER_FILTERS,
+    )
+    yield from _artifact("model_group", f"{one}/artifact", tag)
+
+
+def _histories() -> Iterator[Operation]:
+    tag, all_, shape = (
+        "Version histories",
+        "/modelGroupVersionHistory",
+        shapes.ModelGroupVersionHistory,
+    )
+    one, name = f"{all_}/{{id}}", "model_group_version_history"
+    yield _create(f"create_{name}", all_, tag, asked.CreateHistory, shape, (404,))
+    summary = shapes.ModelGroupVersionHistorySummary
+    yield _list("list_model_group_version_histories", all_, tag, summary, histories.LIST_FILTERS)
+    yield from _get_and_put(name, one, tag, shape, asked.UpdateHistory)
+    yield _delete(f"delete_{name}", one, tag, 202, ("etag", _WORK))
+    yield _move(f"change_{name}_compartment", one, tag)
+
+
+def _deployments() -> Iterator[Operation]:
+    tag, all_, shape = "Deployments", "/modelDeployments", shapes.ModelDeployment
+    one, sorts = f"{all_}/{{id}}", deployments.LIST_SORTS
+    made = Answer(200, "It is starting; follow the work request", shape, ("etag", _WORK))
+    yield _make("create_model_deployment", all_, tag, made, asked.CreateDeployment, (404,))
+    summary = shapes.ModelDeploymentSummary
+    yield _list("list_model_deployments", all_, tag, summary, deployments.LIST_FILTERS, sorts)
+    yield _get("get_model_deployment", one, tag, shape)
+    yield _write(
+        "update_model_deployment",
+        "PUT",
+        one,
+        tag,
+        Answer(202, "Under way; follow the work request", None, (_WORK,)),
+        body=asked.UpdateDeployment,
+    )
+    yield _delete("delete_model_deployment", one, tag, 202, (_WORK,))
+    yield from _switch("model_deployment", one, tag, 202, None, (_WORK,))
+    yield _move("change_model_deployment_compartment", one, tag)
+    state, names = shapes.ModelDeploymentModelStateSummary, deployments.STATE_FILTERS
+    id = "list_model_deployment_model_states"
+    yield _list(id, f"{one}/models/modelState", tag, state, names, sorts)
+    yield _list(f"{id}_too", f"{one}/modelStates", tag, state, names, sorts)
+    shape_list = Answer(200, "This machine", list[shapes.ModelDeploymentShapeSummary])
+    path = "/modelDeploymentShapes"
+    yield _operation("list_model_deployment_shapes", "GET", path, tag, shape_list, _READS)
+
+
+def _work_requests() -> Iterator[Operation]:
+    tag, all_ = "Work requests", "/workRequests"
+    one, shape = f"{all_}/{{id}}", shapes.WorkRequest
+    yield _list("list_work_requests", all_, tag, shape, work_requests.LIST_FILTERS, WORK_SORTS)
+    answer = Answer(200, "How far it is", shape, ("etag", "retry-after"))
+    yield _operation("get_work_request", "GET", one, tag, answer, _READS)
+    lines, faults = shapes.WorkRequestLogEntry, shapes.WorkRequestError
+    yield _list("list_work_request_logs", f"{one}/logs", tag, lines, {}, {})
+    yield _list("list_work_request_errors", f"{one}/errors", tag, faults, {}, {})
+    yield _write("cancel_work_request", "DELETE", one, tag, Answer(202, "It is asked to stop"))
+
+
+# -- kinds of operations --------------------------------------------------------------------
+
+
+def _operation(
+    id: str,
+    method: str,
+    path: str,
+    tag: str,
+    answer: Answer | Sequence[Answer],
+    errors: Sequence[int],
+    **more: Any,
+) -> Operation:
+    answers = (answer,) if isinstance(answer, Answer) else answer
+    told = id.replace("_", " ").capitalize()
+    return Operation(id, method, PREFIX + path, told, tag, answers, sorted(set(errors)), **more)
+
+
+def _make(
+    id: str,
+    path: str,
+    tag: str,
+    answer: Answer,
+    body: Any,
+    errors: Sequence[int],
+    more: Sequence[Json] = (),
+) -> Operation:
+    # A token that is no token, or was used for something else, and the rest of a creation.
+    wrong = {400, 401, 403, 409, 413, 500, 503, *errors} | ({412} if more else set())
+    given = (RETRY_TOKEN, *more)
+    return _operation(id, "POST", path, tag, answer, sorted(wrong), parameters=given, body=body)
+
+
+def _create(
+    id: str,
+    path: str,
+    tag: str,
+    body: Any,
+    shape: Any,
+    errors: Sequence[int],
+    more: Sequence[Json] = (),
+) -> Operation:
+    answer = Answer(200, "What was made", shape, ("etag",))
+    return _make(id, path, tag, answer, body, (404, *errors), more)
+
+
+def _list(
+    id: str,
+    path: str,
+    tag: str,
+    shape: Any,
+    names: Names,
+    sorts: Mapping[str, str] = SORTS,
+) -> Operation:
+    answer = Answer(200, "A page of them, in an array", list[shape], ("opc-next-page",))
+    return _operation(id, "GET", path, tag, answer, _LISTS, parameters=filters(names, sorts))
+
+
+def _get(id: str, path: str, tag: str, shape: Any) -> Operation:
+    return _operation(id, "GET", path, tag, Answer(200, "It", shape, ("etag",)), _READS)
+
+
+def _write(id: str, method: str, path: str, tag: str, answer: Answer, **more: Any) -> Operation:
+    given = (IF_MATCH, *more.pop("parameters", ()))
+    return _operation(id, method, path, tag, answer, _WRITES, parameters=given, **more)
+
+
+def _get_and_put(name: str, path: str, tag: str, shape: Any, body: Any) -> Iterator[Operation]:
+    yield _get(f"get_{name}", path, tag, shape)
+    answer = Answer(200, "As it is now", shape, ("etag",))
+    yield _write(f"update_{name}", "PUT", path, tag, answer, body=body)
+
+
+def _delete(id: str, path: str, tag: str, status: int, headers: Sequence[str]) -> Operation:
+    return _write(id, "DELETE", path, tag, Answer(status, "It is gone or going", None, headers))
+
+
+def _switch(
+    name: str, path: str, tag: str, status: int, shape: Any, headers: Sequence[str]
+) -> Iterator[Operation]:
+    for verb in ("activate", "deactivate"):
+        answer = Answer(status, "As it is now" if shape else "Under way", shape, headers)
+        # A POST, so that a token that is sent along is kept.
+        yield _write(
+            f"{verb}_{name}",
+            "POST",
+            f"{path}/actions/{verb}",
+            tag,
+            answer,
+            parameters=(RETRY_TOKEN,),
+        )
+
+
+def _move(id: str, path: str, tag: str) -> Operation:
+    answer = Answer(204, "It is in that compartment now", None, ("etag",))
+    return _write(
+        id,
+        "POST",
+        f"{path}/actions/changeCompartment",
+        tag,
+        answer,
+        body=asked.ChangeCompartment,
+        parameters=(RETRY_TOKEN,),
+    )
+
+
+def _artifact(name: str, path: str, tag: str, *, whole: bool = True) -> Iterator[Operation]:
+    """Upload, download and head. `whole`: of the thing itself; else of one of its metadata."""
+    kept = Answer(204, "The whole of it is kept", None, ("etag",))
+    upload: dict[str, Any] = {"bytes_in": True, "errors": {*_WRITES, 411, 502}}
+    verbs = {"POST": "create"} | ({} if whole else {"PUT": "update"})
+    for method, verb in verbs.items():
+        token = (RETRY_TOKEN,) if method == "POST" else ()
+        given = (IF_MATCH, *token, FILE_NAME)
+        id = f"{verb}_{name}_artifact"
+        yield _operation(id, method, path, tag, kept, parameters=given, **upload)
+    if not whole:
+        yield _delete(f"delete_{name}_artifact", path, tag, 204, ("etag",))
+    content, bytes_ = f"{path}/content", {"type": "string", "format": "binary"}
+    all_ = Answer(200, "All of it", bytes_, DOWNLOAD_HEADERS, _STREAM)
+    part = Answer(206, "That part", bytes_, (*DOWNLOAD_HEADERS, "content-range"), _STREAM)
+    id = f"get_{name}_artifact_content"
+    errors = (*_READS, 416)
+    yield _operation(id, "GET", content, tag, (all_, part), errors, parameters=(RANGE,))
+    bare = Answer(200, "The headers of a download", None, DOWNLOAD_HEADERS)
+    yield _operation(f"head_{name}_artifact", "HEAD", content, tag, bare, _READS)
+
+
+def _not_offered(path: str, tag: str) -> Operation:
+    """The four operations with OCI's object storage: one route, which says what does the same."""
+    action = {"name": "action", "in": "path", "required": True}
+    given = {**action, "schema": {"enum": sorted(models.OBJECT_STORAGE)}}
+    hours = query("restoreModelForHoursSpecified", {"type": "integer"})
+    return _operation(
+        "move_model_artifact_to_or_from_object_storage",
+        "POST",
+        path,
+        tag,
+        (),
+        (400, 401, 403, 404, 409, 413, 500, 501, 503),
+        parameters=(given, hours, IF_MATCH, RETRY_TOKEN),
+        body={"type": "object"},
+        body_needed=False,
+    )

@@ -1,0 +1,89 @@
+"""What this server answers with, as types: the shapes of `wire`, for the OpenAPI document.
+
+Nothing may be in an answer that is not here; tests hold real answers against it. It must not know
+routes.
+"""
+
+from stacked.api.openapi.shapes.common import (
+    Error,
+    OpenAIError,
+    OpenAIErrorDetails,
+)
+from stacked.api.openapi.shapes.deployments import (
+    DeploymentConfiguration,
+    ModelDeployment,
+    ModelDeploymentModelStateSummary,
+    ModelDeploymentShapeSummary,
+    ModelDeploymentSummary,
+    ModelGroupChoice,
+    Resource,
+    ShownEnvironment,
+    ShownInfrastructure,
+    SystemData,
+    WorkRequest,
+    WorkRequestError,
+    WorkRequestLogEntry,
+)
+from stacked.api.openapi.shapes.groups import (
+    GroupMetadata,
+    MemberModelDetails,
+    MemberModelEntries,
+    ModelGroup,
+    ModelGroupDetails,
+    ModelGroupModelSummary,
+    ModelGroupSummary,
+    ModelGroupVersionHistory,
+    ModelGroupVersionHistorySummary,
+)
+from stacked.api.openapi.shapes.models import (
+    Metadata,
+    Model,
+    ModelProvenance,
+    ModelSummary,
+)
+from stacked.api.openapi.shapes.serving import (
+    Health,
+    LoadedModel,
+    MemberStatus,
+    ModelHealth,
+    RemovedModel,
+    Status,
+)
+
+__all__ = [
+    "DeploymentConfiguration",
+    "Error",
+    "GroupMetadata",
+    "Health",
+    "LoadedModel",
+    "MemberModelDetails",
+    "MemberModelEntries",
+    "MemberStatus",
+    "Metadata",
+    "Model",
+    "ModelDeployment",
+    "ModelDeploymentModelStateSummary",
+    "ModelDeploymentShapeSummary",
+    "ModelDeploymentSummary",
+    "ModelGroup",
+    "ModelGroupChoice",
+    "ModelGroupDetails",
+    "ModelGroupModelSummary",
+    "ModelGroupSummary",
+    "ModelGroupVersionHistory",
+    "ModelGroupVersionHistorySummary",
+    "ModelHealth",
+    "ModelProvenance",
+    "ModelSummary",
+    "OpenAIError",
+    "OpenAIErrorDetails",
+    "RemovedModel",
+    "Resource",
+    "ShownEnvironment",
+    "ShownInfrastructure",
+    "Status",
+    "SystemData",
+    "WorkRequest",
+    "WorkRequestError",
+    "WorkRequestLogEntry",
+]
