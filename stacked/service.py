@@ -13,23 +13,23 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stacked.activation import NOTHING, Activation, Active
 from stacked.catalogue import Catalogue
 from stacked.config import Config, ControlConfig, PredictEndpoint
 from stacked.core import Adapter, Member, ModelId, Progress, Silent, model_id_of
-from stacked.declared import read_base, read_group
-from stacked.deployments import Deployments
+from stacked.deployment.activation import NOTHING, Activation, Active
+from stacked.deployment.declared import read_base, read_group
+from stacked.deployment.deployments import Deployments
+from stacked.deployment.from_file import FileDeployment
+from stacked.deployment.ledger import Ledger
+from stacked.deployment.serving import Serving
+from stacked.deployment.starter import Starter, plan, settings_of, start
 from stacked.engine.engine import Engine, Loaded, Resident
 from stacked.engine.options import check_names
 from stacked.engine.support import require_build
 from stacked.errors import NotAllowed, NotReady, SourceRefused
-from stacked.file_deployment import FileDeployment
 from stacked.groups.routing import Route, Routing
-from stacked.ledger import Ledger
 from stacked.live import Admission, Live
 from stacked.registry import DeployedMember, Deployment, MemberState, Query, Registry
-from stacked.serving import Serving
-from stacked.starter import Starter, plan, settings_of, start
 from stacked.store import AdapterStore, is_remote
 
 logger = logging.getLogger("stacked.service")

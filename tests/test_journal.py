@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stacked.core import Silent
-from stacked.journal import WorkProgress, percent_of
+from stacked.deployment.journal import WorkProgress, percent_of
 from tests.deployments.machine import Machine
 
 STEPS = [

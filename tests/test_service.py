@@ -14,14 +14,14 @@ import pytest
 
 from stacked.config import BaseConfig, Config, ControlConfig, GroupConfig, MemberConfig
 from stacked.core import ModelGroup, Progress
-from stacked.deployments import Revision
+from stacked.deployment.deployments import Revision
+from stacked.deployment.serving import Serving
 from stacked.engine.plan import EnginePlan
 from stacked.errors import EngineStartFailed, NotReady, SourceNotFound
 from stacked.groups.routing import Routing
 from stacked.live import Live
 from stacked.registry import DEPLOYMENT, Deployment, new_id
 from stacked.service import Service, State
-from stacked.serving import Serving
 from tests.deployments.machine import FakeServing, YieldingEngine
 from tests.store.small import write_adapter, write_base
 

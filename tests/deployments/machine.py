@@ -10,14 +10,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from stacked.activation import Activation
 from stacked.core import Adapter, Base, Digest, Progress, Silent
-from stacked.deployments import Deployments
+from stacked.deployment.activation import Activation
+from stacked.deployment.deployments import Deployments
+from stacked.deployment.ledger import Ledger
+from stacked.deployment.serving import Serving
+from stacked.deployment.starter import Commit, Prepared, settings_of
 from stacked.engine.beside import Room
 from stacked.engine.engine import Loaded
 from stacked.errors import StackedError
 from stacked.groups.routing import Routing
-from stacked.ledger import Ledger
 from stacked.live import Live
 from stacked.registry import (
     DEPLOYMENT,
@@ -29,8 +31,6 @@ from stacked.registry import (
     WorkRequest,
     new_id,
 )
-from stacked.serving import Serving
-from stacked.starter import Commit, Prepared, settings_of
 from stacked.store import AdapterStore
 from tests.groups.test_routing import adapter
 from tests.test_live import FakeEngine

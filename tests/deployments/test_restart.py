@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from stacked.deployments import Revision
+from stacked.deployment.deployments import Revision
 from stacked.registry import Deployment
 from tests.deployments.machine import Machine, until
 

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from stacked.deployments import Revision
+from stacked.deployment.deployments import Revision
 from stacked.errors import (
     ConfigInvalid,
     EngineStartFailed,

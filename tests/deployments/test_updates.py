@@ -7,7 +7,7 @@ import contextlib
 
 import pytest
 
-from stacked.deployments import Revision
+from stacked.deployment.deployments import Revision
 from stacked.errors import EngineLoadFailed, EngineStartFailed, NotReady, RecordConflict
 from tests.deployments.machine import Machine, until
 

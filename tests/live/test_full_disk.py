@@ -16,7 +16,7 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import Connection, event
 
-from stacked.deployments import Revision
+from stacked.deployment.deployments import Revision
 from stacked.errors import StackedError
 from stacked.live import Phase
 from stacked.registry import WorkStatus

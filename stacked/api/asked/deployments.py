@@ -20,8 +20,8 @@ from stacked.api.asked.common import (
     changed_places,
     not_yet,
 )
+from stacked.deployment.settings import MOST_BYTES
 from stacked.errors import ParameterInvalid
-from stacked.settings import MOST_BYTES
 
 DETAILS = "modelDeploymentConfigurationDetails"
 INFRASTRUCTURE = "infrastructureConfigurationDetails"

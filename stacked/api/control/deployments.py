@@ -12,12 +12,12 @@ from fastapi import APIRouter, Request, Response
 from fastapi.params import Depends
 from fastapi.responses import JSONResponse
 
-from stacked.activation import wanted_group
 from stacked.api import asked, wire
 from stacked.api.control.answers import done, expected, read, shown, tree_of, url_of
 from stacked.api.gate import principal_of
 from stacked.api.lists import FILTERS, SORTS, Names, listed
-from stacked.deployments import Revision
+from stacked.deployment.activation import wanted_group
+from stacked.deployment.deployments import Revision
 from stacked.engine.machine import look
 from stacked.errors import ParameterInvalid
 from stacked.registry import DEPLOYMENT, new_id

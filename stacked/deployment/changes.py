@@ -12,11 +12,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any
 
+from stacked.deployment.ledger import Ledger
 from stacked.errors import RecordConflict, StackedError, UpdateFailed, UpdateInProgress
-from stacked.ledger import Ledger
 from stacked.registry import WorkRequest
 
-logger = logging.getLogger("stacked.changes")
+logger = logging.getLogger("stacked.deployment.changes")
 
 CANCELED = "it was canceled"
 

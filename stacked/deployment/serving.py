@@ -28,7 +28,7 @@ from stacked.live import Admission, Live
 from stacked.store import BaseModules
 from stacked.store.content import check_content
 
-logger = logging.getLogger("stacked.serving")
+logger = logging.getLogger("stacked.deployment.serving")
 
 # How long a request that was asked to end at the drain deadline has for its last bytes.
 _LAST_WORDS_SECONDS = 10.0

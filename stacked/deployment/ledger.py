@@ -45,7 +45,7 @@ ENTITY = "data-science-model-deployment"
 # Where a committed group stands for what was served, also after a kill.
 _SERVED = (DeploymentState.ACTIVE, DeploymentState.NEEDS_ATTENTION, DeploymentState.FAILED)
 
-logger = logging.getLogger("stacked.ledger")
+logger = logging.getLogger("stacked.deployment.ledger")
 
 T = TypeVar("T")
 

@@ -11,8 +11,8 @@ from functools import partial
 from typing import Any
 
 from stacked.core import Digest, ModelGroup, Progress
+from stacked.deployment.ledger import Ledger
 from stacked.errors import StackedError
-from stacked.ledger import Ledger
 from stacked.live import Phase
 from stacked.registry import DeployedMember, Deployment, MemberState
 

@@ -11,15 +11,15 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from stacked.activation import Active
 from stacked.catalogue import Catalogue
 from stacked.config import Config
 from stacked.core import ModelGroup, Progress
-from stacked.declared import DeclaredBase, read_group, written
+from stacked.deployment.activation import Active
+from stacked.deployment.declared import DeclaredBase, read_group, written
+from stacked.deployment.ledger import Ledger, group_id_of
+from stacked.deployment.starter import Prepared, Starter, plan, settings_of
 from stacked.errors import StackedError
-from stacked.ledger import Ledger, group_id_of
 from stacked.registry import Deployment
-from stacked.starter import Prepared, Starter, plan, settings_of
 from stacked.store import AdapterStore
 
 

@@ -12,14 +12,14 @@ from typing import Any, Protocol
 
 from stacked.catalogue import Catalogue
 from stacked.core import ModelGroup, Progress
+from stacked.deployment.ledger import Ledger
+from stacked.deployment.serving import Serving, plan_for
+from stacked.deployment.settings import Settings, read_settings
 from stacked.engine.beside import Room, room_beside
 from stacked.engine.machine import look
 from stacked.engine.plan import EnginePlan
 from stacked.engine.support import require_build
 from stacked.errors import ConfigInvalid
-from stacked.ledger import Ledger
-from stacked.serving import Serving, plan_for
-from stacked.settings import Settings, read_settings
 from stacked.store import BaseModules
 
 DEFAULT_BASE_KEY = "base"

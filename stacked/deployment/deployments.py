@@ -12,18 +12,18 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from stacked.activation import Activation, Active, wanted_group
-from stacked.changes import Change, Changes
+from stacked.deployment.activation import Activation, Active, wanted_group
+from stacked.deployment.changes import Change, Changes
+from stacked.deployment.journal import UpdateJournal
+from stacked.deployment.ledger import Ledger
+from stacked.deployment.settings import read_settings
+from stacked.deployment.starter import base_key, settings_of
+from stacked.deployment.updates import update_live
 from stacked.errors import NotReady, RecordAbsent, RecordConflict
-from stacked.journal import UpdateJournal
-from stacked.ledger import Ledger
 from stacked.registry import Deployment, DeploymentState, WorkRequest
 from stacked.registry.deployments import DeploymentChanges
-from stacked.settings import read_settings
-from stacked.starter import base_key, settings_of
-from stacked.updates import update_live
 
-logger = logging.getLogger("stacked.deployments")
+logger = logging.getLogger("stacked.deployment.deployments")
 
 Json = Mapping[str, Any]
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from stacked import metrics
 from stacked.core import ModelGroup
+from stacked.deployment.journal import UpdateJournal
+from stacked.deployment.serving import Serving
 from stacked.errors import RankRefused, UpdateFailed
-from stacked.journal import UpdateJournal
-from stacked.serving import Serving
 
 
 async def update_live(serving: Serving, wanted: ModelGroup, journal: UpdateJournal) -> str:

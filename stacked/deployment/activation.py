@@ -12,18 +12,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from stacked.changes import Change
 from stacked.core import Progress
+from stacked.deployment.changes import Change
+from stacked.deployment.journal import WorkProgress
+from stacked.deployment.ledger import Ledger
+from stacked.deployment.serving import Serving
+from stacked.deployment.settings import Settings
+from stacked.deployment.starter import Prepared, Starts
 from stacked.errors import StackedError
-from stacked.journal import WorkProgress
-from stacked.ledger import Ledger
 from stacked.registry import Deployment, DeploymentState, MemberState, WorkRequest
-from stacked.serving import Serving
-from stacked.settings import Settings
-from stacked.starter import Prepared, Starts
 from stacked.store import BaseModules
 
-logger = logging.getLogger("stacked.activation")
+logger = logging.getLogger("stacked.deployment.activation")
 
 Json = Mapping[str, Any]
 
