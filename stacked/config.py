@@ -120,7 +120,8 @@ class ServerConfig(_Frozen):
     drain_seconds: float = Field(default=300, ge=0)
     """How long requests may finish on a removed adapter or at shutdown before they are ended."""
     runtime_updates: bool | None = None
-    """Whether HTTP callers may load and remove adapters; None: only on a loopback address."""
+    """Whether HTTP callers may load and remove adapters; None: on a loopback address, and where
+    requests are signed."""
     adapter_roots: tuple[str, ...] = ()
     """Local directories from which HTTP callers may load adapters."""
     remote_adapters: bool = False

@@ -133,7 +133,7 @@ def _runtime_updates(server: ServerConfig) -> Any:
     """A dependency that refuses administrative verbs where they are off."""
     on = server.runtime_updates
     if on is None:
-        on = is_loopback(server.host)
+        on = is_loopback(server.host) or server.auth.oci is not None
 
     def check() -> None:
         if not on:

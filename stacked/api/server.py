@@ -29,6 +29,9 @@ from stacked.service import Service, State
 
 _INTERRUPTED = 130
 
+# A group may have 500.
+_KEYS_TOLD = 20
+
 # What vLLM's log says on the way, and what it means to who waits. A line that a version of vLLM
 # does not print is a step that is not told, nothing more.
 _LOG_STEPS = (
@@ -169,7 +172,9 @@ def _announce(service: Service, sockets: list[socket.socket], progress: Progress
         progress.finish(f"The control plane is on {url}")
         progress.note(str(nothing))
         return
-    keys = ", ".join(route.label for route in active.serving.live.routing)
+    labels = [route.label for route in active.serving.live.routing]
+    more = f" and {len(labels) - _KEYS_TOLD} more" if len(labels) > _KEYS_TOLD else ""
+    keys = ", ".join(labels[:_KEYS_TOLD]) + more
     progress.finish(f"Serving group {active.name!r} on {url}")
     progress.note(f"inference keys  {keys}\ntry             stacked predict --url {url} 'Hello'")
 

@@ -15,7 +15,7 @@ from stacked.api.control import OCI_CODES
 from stacked.api.routes import create_routes
 from stacked.api.wire import moment
 from stacked.catalogue import Catalogue
-from stacked.config import BaseConfig, Config, ServerConfig
+from stacked.config import AuthConfig, BaseConfig, Config, OciAuth, ServerConfig
 from stacked.errors import StackedError
 from stacked.registry import (
     Affected,
@@ -269,6 +269,16 @@ def test_writing_is_refused_where_runtime_updates_are_off(
         answer = write(http)
         assert (answer.status_code, answer.json()["code"]) == (403, "NotAllowed")
         assert len(get(http, "/modelGroups")) == 1
+
+
+def test_writing_is_allowed_on_any_address_where_requests_are_signed(
+    registry: Registry, tmp_path: Path
+) -> None:
+    server = ServerConfig(host="0.0.0.0", auth=AuthConfig(oci=OciAuth()))
+    with client_of(
+        Double(registry, server, tmp_path)
+    ) as http:  # behind the gate, which is not here
+        assert update(http, live_body()).status_code == 202
 
 
 def test_a_body_over_the_limit_is_refused(registry: Registry, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def openapi_routes(app: FastAPI, service: Service) -> None:
             engine = service.openai_app.openapi()
         except (NotReady, EngineDead):
             return JSONResponse(own)
-        return JSONResponse(with_engine(own, engine, _reaches))
+        return JSONResponse(with_engine(own, engine, _reaches, serving.ROUTING))
 
 
 def of_server(service: Service) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -18,6 +18,9 @@ from stacked.api.openapi import shapes
 from stacked.api.openapi.parts import ERRORS, HEADERS, REQUEST_ID, Answer, Json, Operation
 
 _SCHEMAS = "#/components/schemas/"
+# What the engine's operations answer with beside what it says itself.
+_BEFORE_A_MODEL = (400, 401, 403, 404, 409, 413, 500, 503)
+Reaches = Callable[[str, str], bool]
 _SIGNED: Json = {
     "type": "apiKey",
     "in": "header",
@@ -52,25 +55,42 @@ def document(operations: Iterable[Operation], *, signed: bool = False) -> Json:
     }
 
 
-def with_engine(own: Json, engine: Json, reaches: Any) -> Json:
+def with_engine(own: Json, engine: Json, reaches: Reaches, routing: Sequence[Json]) -> Json:
     """The document with the operations of a running engine's own document.
 
     `reaches(method, path)` tells which of them can be called here. Where both have an operation it
-    is the engine's, with our parameters beside its own.
+    is the engine's; those that run a model take the parameters `routing` beside their own.
     """
     theirs = json.loads(json.dumps(engine).replace(_SCHEMAS, f"{_SCHEMAS}engine."))
     paths = {path: dict(item) for path, item in own["paths"].items()}
     for path, item in theirs.get("paths", {}).items():
         for method, operation in item.items():
-            if not reaches(method.upper(), path):
-                continue
-            before = paths.setdefault(path, {}).get(method, {})
-            given = [*operation.get("parameters", ()), *before.get("parameters", ())]
-            paths[path][method] = {**operation, "parameters": given, "tags": ["Inference"]}
+            if reaches(method.upper(), path):
+                given = routing if method == "post" else ()
+                paths.setdefault(path, {})[method] = _of_engine(operation, given)
     added = theirs.get("components", {}).get("schemas", {})
     named = {f"engine.{name}": schema for name, schema in added.items()}
     components = {**own["components"], "schemas": {**own["components"]["schemas"], **named}}
     return {**own, "paths": paths, "components": components}
+
+
+def _of_engine(operation: Json, routing: Sequence[Json]) -> Json:
+    """An operation of the engine's as it is behind our front door, which has errors of its own."""
+    given = [*operation.get("parameters", ()), REQUEST_ID, *routing]
+    named = {(each["in"], each["name"].lower()): each for each in given}
+    answers = dict(operation.get("responses", {}))
+    ours = [{"$ref": f"{_SCHEMAS}{name}"} for name in ("OpenAIError", "Error")]
+    for status in _BEFORE_A_MODEL:
+        before = answers.get(str(status), {}).get("content", {}).get("application/json", {})
+        shapes_ = [before["schema"], *ours] if "schema" in before else ours
+        content = {"application/json": {"schema": {"anyOf": shapes_}}}
+        answers[str(status)] = {"description": ERRORS[status], "content": content}
+    return {
+        **operation,
+        "parameters": list(named.values()),
+        "responses": answers,
+        "tags": ["Inference"],
+    }
 
 
 class _Plain(GenerateJsonSchema):

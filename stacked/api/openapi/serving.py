@@ -18,6 +18,7 @@ INFERENCE = "Inference"
 
 _MODEL_KEY = header("model-key", "The inference key of the model; or in the body's `model`")
 _MODEL_OCID = header("model-ocid", "The id of the model, instead of a key")
+ROUTING = (_MODEL_KEY, _MODEL_OCID)
 _STREAMING = header("enable-streaming", "`true` asks for a stream")
 _ROUTED = (401, 403, 404, 409, 413, 500, 503)
 
@@ -126,7 +127,7 @@ def _stacked() -> Iterator[Operation]:
 
 
 def _inference() -> Iterator[Operation]:
-    routing = (_MODEL_KEY, _MODEL_OCID, _STREAMING)
+    routing = (*ROUTING, _STREAMING)
     below = ("", "/models/{model}", "/model/{model}", "/{deploymentId}")
     for prefix in below:
         for verb in ("predict", "predictWithResponseStream"):
@@ -154,7 +155,7 @@ def _inference() -> Iterator[Operation]:
                 INFERENCE,
                 _ANSWERS,
                 (400, *_ROUTED),
-                parameters=(_MODEL_KEY, _MODEL_OCID),
+                parameters=ROUTING,
                 body=_BODY,
                 openai_errors=True,
             )
