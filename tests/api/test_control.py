@@ -275,10 +275,9 @@ def test_writing_is_allowed_on_any_address_where_requests_are_signed(
     registry: Registry, tmp_path: Path
 ) -> None:
     server = ServerConfig(host="0.0.0.0", auth=AuthConfig(oci=OciAuth()))
-    with client_of(
-        Double(registry, server, tmp_path)
-    ) as http:  # behind the gate, which is not here
-        assert update(http, live_body()).status_code == 202
+    with client_of(Double(registry, server, tmp_path)) as http:  # the gate is not here
+        answer = http.post("/20190101/models", json={"displayName": "m"})
+        assert answer.status_code == 200, answer.text
 
 
 def test_a_body_over_the_limit_is_refused(registry: Registry, tmp_path: Path) -> None:
