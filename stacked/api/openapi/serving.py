@@ -34,9 +34,15 @@ _BODY: Json = {
         "stream": {"type": "boolean"},
     },
 }
+_EVENT: Json = {
+    "type": "object",
+    "description": "One event; the last has `[DONE]`",
+    "properties": {"data": {"type": "string"}},
+    "required": ["data"],
+}
 _ANSWERS = (
     Answer(200, "vLLM's answer, or a stream of it", {"type": "object"}),
-    Answer(200, "Server-sent events", {"type": "string"}, media="text/event-stream"),
+    Answer(200, "Server-sent events", _EVENT, media="text/event-stream"),
 )
 
 

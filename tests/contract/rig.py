@@ -1,0 +1,172 @@
+"""A whole server over HTTP whose engine is a double: the real service, records, files and routes.
+
+It must not know how the routes do what they do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+from unittest.mock import patch
+
+import httpx
+
+import stacked.service
+from stacked.api.admission import FrontDoor
+from stacked.api.routes import create_routes
+from stacked.catalogue import Catalogue
+from stacked.config import ControlConfig, ServerConfig
+from stacked.core import Progress
+from stacked.deployment.ledger import Ledger
+from stacked.deployment.serving import Serving
+from stacked.deployment.starter import Commit, Prepared, base_key, settings_of
+from stacked.service import Service
+from tests.api.control.plane import packed, stacked_body
+from tests.api.doors import served
+from tests.deployments.machine import FakeServing, FakeStarts
+from tests.store.small import write_base
+
+PREFIX = "/20190101"
+
+
+class Starts(FakeStarts):
+    """Engines that are doubles, for groups and bases that are real."""
+
+    def __init__(self, ledger: Ledger, catalogue: Catalogue, *, drain_seconds: float) -> None:
+        super().__init__(ledger)
+        self._records = ledger
+        self._catalogue = catalogue
+
+    async def prepare(self, group_id: str, configuration: Mapping[str, Any]) -> Prepared:
+        settings = settings_of(configuration)
+        record = self._records.registry.get_group(group_id)
+        id = str(record.base_model_id)
+        entry = next(member for member in record.members if member.model_id == id)
+        base = self._catalogue.base(id, base_key(id, entry.key, settings))
+        modules = self._catalogue.modules(self._records.registry.get_model(id))
+        group = self._records.wanted(group_id, base)
+        return Prepared(group, modules, settings, cast("Any", None))
+
+    async def start(self, prepared: Prepared, commit: Commit, tell: Progress) -> Serving:
+        serving = cast(FakeServing, await super().start(prepared, commit, tell))
+        serving.engine.resident = _nothing_resident  # type: ignore[attr-defined]
+        serving.openai_app = SimpleNamespace(openapi=dict)  # type: ignore[attr-defined]
+        return cast(Serving, serving)
+
+
+async def _nothing_resident() -> Any:
+    return SimpleNamespace(host=frozenset(), slots=frozenset())
+
+
+@dataclass(frozen=True)
+class Rig:
+    """A running server, and what fills it. `ids` are records by the collection they are in."""
+
+    service: Service
+    http: httpx.Client
+    url: str
+    roots: Path
+    ids: dict[str, list[str]]
+
+    def ask(self, method: str, path: str, body: Any = None, **more: Any) -> Any:
+        answer = self.http.request(method, PREFIX + path, json=body, **more)
+        assert answer.is_success, f"{method} {path}: {answer.status_code} {answer.text}"
+        return answer.json() if answer.content else None
+
+    def model(self, **more: Any) -> str:
+        return str(self.ask("POST", "/models", {"displayName": "m", **more})["id"])
+
+    def adapter(self, seed: int, base: str) -> str:
+        items = [{"key": "fine_tune_source", "value": base}]
+        id = self.model(displayName=f"adapter {seed}", customMetadataList=items)
+        content = packed(self.roots, seed)
+        self.http.post(f"{PREFIX}/models/{id}/artifact", content=content).raise_for_status()
+        return id
+
+    def group(self, base: str, *members: tuple[str, str | None]) -> str:
+        return str(self.ask("POST", "/modelGroups", stacked_body(*members, base=base))["id"])
+
+    def stock(self) -> None:
+        """New records of every kind, whatever has become of those before."""
+        base = self.model(customMetadataList=[{"key": "source", "value": str(self.roots / "base")}])
+        first, second, empty = self.adapter(1, base), self.adapter(2, base), self.model()
+        groups = [
+            self.group(base, (first, "x")),
+            self.group(base, (first, "x"), (second, "y")),
+            str(self.ask("POST", "/modelGroups", homogeneous(first))["id"]),
+        ]
+        number = len(self.ask("GET", "/modelGroupVersionHistory", params={"limit": 1000}))
+        named = {"displayName": f"line {number}", "latestModelGroupId": groups[0]}
+        history = self.ask("POST", "/modelGroupVersionHistory", named)["id"]
+        for path, kind in (("customMetadata/k", "POST"), ("definedMetadata/k", "POST")):
+            place = f"{PREFIX}/models/{empty}/{path}/artifact"
+            self.http.request(kind, place, content=b"some bytes").raise_for_status()
+        self.ask("POST", f"/models/{first}/provenance", {"gitBranch": "main"})
+        fresh = {
+            "models": [first, empty, second, base],
+            "modelGroups": groups,
+            "modelGroupVersionHistory": [history],
+            "modelDeployments": [self._deployed(groups[0])],
+            "workRequests": [row["id"] for row in self.ask("GET", "/workRequests?limit=3")],
+        }
+        self.ids.update(fresh)
+
+    def retire(self) -> None:
+        """Delete the deployment that serves, if one does."""
+        for row in self.ask("GET", "/modelDeployments?lifecycleState=ACTIVE"):
+            self.http.delete(f"{PREFIX}/modelDeployments/{row['id']}").raise_for_status()
+            until(lambda id=row["id"]: self.state(id) == "DELETED")
+
+    def state(self, id: str) -> str:
+        return str(self.ask("GET", f"/modelDeployments/{id}")["lifecycleState"])
+
+    def _deployed(self, group_id: str) -> str:
+        """A new deployment, in the place of the one that serves."""
+        self.retire()
+        details = {
+            "deploymentType": "MODEL_GROUP",
+            "modelGroupConfigurationDetails": {"modelGroupId": group_id},
+        }
+        body = {"displayName": "d", "modelDeploymentConfigurationDetails": details}
+        id = str(self.ask("POST", "/modelDeployments", body)["id"])
+        until(lambda: self.state(id) == "ACTIVE")
+        return id
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Return when it is so; ten seconds at most."""
+    for _ in range(1000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it did not come about")
+
+
+def homogeneous(*members: str) -> dict[str, Any]:
+    entries = [{"modelId": id} for id in members]
+    return {
+        "createType": "CREATE",
+        "modelGroupDetails": {"type": "HOMOGENEOUS"},
+        "memberModelEntries": {"memberModelDetails": entries},
+    }
+
+
+@contextmanager
+def rig(directory: Path, **server: Any) -> Iterator[Rig]:
+    """A server on a port of its own, with nothing in it."""
+    roots = directory / "roots"
+    write_base(roots / "base")
+    config = ControlConfig(server=ServerConfig(adapter_roots=(str(roots),), **server))
+    service = Service(config, directory / "data", durable=True)
+    with patch.object(stacked.service, "Starter", Starts):
+        asyncio.run(service.start())
+    door = FrontDoor(service, create_routes(service))
+    with served(door) as url, httpx.Client(base_url=url, timeout=30) as http:
+        yield Rig(service, http, url, roots, {})
+    service.ledger.close()
