@@ -80,7 +80,8 @@ def make_plan(
     weights = _weight_bytes(base, width, config)
     cache = _cpu_cache_bytes(given, config, width, machine) if build.device == "cpu" else 0
     taken = weights + slots * slot_bytes + cache + _CPU_OVERHEAD if build.device == "cpu" else 0
-    host = _host_adapters(given, adapters, slots, slot_bytes, machine.memory_bytes - taken)
+    host_bytes = _host_bytes(adapters, slot_bytes, width)
+    host = _host_adapters(given, adapters, slots, host_bytes, machine.memory_bytes - taken)
     chosen: dict[str, Any] = {
         "dtype": dtype,
         "max_lora_rank": rank,
@@ -95,7 +96,7 @@ def make_plan(
         chosen |= {"kv_cache_memory_bytes": cache, "enforce_eager": True}
         chosen["distributed_executor_backend"] = "uni" if one_process(machine.cores) else "mp"
         need += [
-            (f"{host} adapters in host memory", host * slot_bytes),
+            (f"{host} adapters in host memory", host * host_bytes),
             ("KV cache", cache),
             ("vLLM's processes", _CPU_OVERHEAD),
         ]
@@ -178,7 +179,7 @@ def _host_adapters(
     given: Mapping[str, Any],
     adapters: Sequence[Adapter],
     slots: int,
-    slot_bytes: int,
+    host_bytes: int,
     room: int,
 ) -> int:
     """How many adapters the engine keeps in host memory: two whole groups where they fit.
@@ -188,7 +189,7 @@ def _host_adapters(
     if "max_cpu_loras" in given:
         return _whole(given, "max_cpu_loras")
     wanted = max(slots + 1, 2 * len(adapters), 8)
-    fit = int(room * _HOST_SHARE) // slot_bytes if slot_bytes else wanted
+    fit = int(room * _HOST_SHARE) // host_bytes if host_bytes else wanted
     return max(slots, min(wanted, fit))
 
 
@@ -206,6 +207,15 @@ def _slot_bytes(shapes: Shapes, rank: int, width: int) -> int:
     """One slot: lora_A [rank, in] and lora_B [out, rank] for every module vLLM can put one on."""
     sizes = (out + inner for name, (out, inner) in _linear(shapes) if "embed" not in name)
     return rank * width * sum(sizes)
+
+
+def _host_bytes(adapters: Sequence[Adapter], slot_bytes: int, width: int) -> int:
+    """What one adapter takes of host memory, where it keeps its own rank and modules.
+
+    Twice the group's largest, as the next group's may be larger; at most what fills a slot.
+    """
+    largest = max((adapter.bytes for adapter in adapters), default=slot_bytes)
+    return min(slot_bytes, 2 * largest * width // _DTYPE_BYTES["float16"])
 
 
 def _linear(shapes: Shapes) -> list[tuple[str, tuple[int, int]]]:

@@ -22,9 +22,9 @@ H200 = Machine(16, 128 * GIB, 120 * GIB, "a server", frozenset(), (Gpu("H200", 1
 SHAPES = {f"model.layers.{at}.self_attn.q_proj": (4096, 4096) for at in range(32)}
 
 
-def adapters(*ranks: int) -> list[Adapter]:
+def adapters(*ranks: int, size: int = 1000) -> list[Adapter]:
     return [
-        Adapter(Digest(f"sha256:{at:064x}"), Path("/x"), rank, ("q_proj",), 1000)
+        Adapter(Digest(f"sha256:{at:064x}"), Path("/x"), rank, ("q_proj",), size)
         for at, rank in enumerate(ranks)
     ]
 
@@ -51,12 +51,13 @@ def plan(
     options: Mapping[str, Any] | None = None,
     machine: Machine = LAPTOP,
     build: Build = CPU,
+    size: int = 1000,
 ) -> EnginePlan:
     return make_plan(
         base=base,
         shapes=SHAPES,
         served_names=("base",),
-        adapters=adapters(*ranks),
+        adapters=adapters(*ranks, size=size),
         options=options or {},
         machine=machine,
         build=build,
@@ -83,8 +84,12 @@ def test_slots_follow_the_group_up_to_what_the_device_bears(base: Path) -> None:
 def test_host_memory_holds_two_groups_where_that_fits(base: Path) -> None:
     assert plan(base, (8,) * 20).host_adapters == 40
     # 500 adapters of rank 512 would be tens of times this machine: never fewer than the slots.
-    crowded = plan(base, (512,) * 100, {"max_loras": 4})
+    crowded = plan(base, (512,) * 100, {"max_loras": 4}, size=GIB)
     assert 4 <= crowded.host_adapters < 200
+
+
+def test_small_adapters_take_what_they_are_of_host_memory_not_what_a_slot_is(base: Path) -> None:
+    assert plan(base, (64,) * 500, {"max_loras": 8}, size=10**6).host_adapters == 1000
 
 
 def test_what_the_user_set_is_kept_and_the_rest_is_chosen(base: Path) -> None:
