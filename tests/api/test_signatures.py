@@ -30,7 +30,16 @@ PRIVATE = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 ALICE = Principal(
     "ocid1.tenancy.oc1..t", "ocid1.user.oc1..alice", fingerprint(PRIVATE.public_key())
 )
-NOW = time.time()
+NOW = 0.0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _now() -> None:
+    """Not when the module is imported: tests may run much later, and the SDK dates what it signs."""
+    global NOW
+    NOW = time.time()
+
+
 URL = "http://127.0.0.1:8080"
 GENERIC = ("date", "(request-target)", "host")
 WITH_BODY = (*GENERIC, "content-length", "content-type", BODY_DIGEST)
@@ -102,7 +111,7 @@ def by_hand(
     return Sent(method, target, tuple((name.encode(), value) for name, value in wire.items()))
 
 
-def check(sent: Sent, *, now: float = NOW, covers_body: bool | None = None) -> Verified:
+def check(sent: Sent, *, now: float | None = None, covers_body: bool | None = None) -> Verified:
     """Verify all of a request, its body too."""
     covered = sent.method in ("POST", "PUT") if covers_body is None else covers_body
     keys = {str(ALICE): PRIVATE.public_key()}
@@ -111,7 +120,7 @@ def check(sent: Sent, *, now: float = NOW, covers_body: bool | None = None) -> V
         sent.target,
         sent.headers,
         keys.get,
-        now=now,
+        now=NOW if now is None else now,
         skew_seconds=300,
         covers_body=covered,
     )
