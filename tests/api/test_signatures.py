@@ -35,7 +35,7 @@ NOW = 0.0
 
 @pytest.fixture(scope="module", autouse=True)
 def _now() -> None:
-    """Not when the module is imported: tests may run much later, and the SDK dates what it signs."""
+    """Not when the module is imported: the SDK dates what it signs, maybe much later."""
     global NOW
     NOW = time.time()
 
