@@ -22,7 +22,7 @@ import copy
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,6 +34,10 @@ from stacked.engine.tensors import read_tensors
 
 # Between two chunks the reading thread leaves the memory bus to the loop.
 PAUSE_SECONDS = 0.002
+
+
+# LoRA modules that vLLM's loader makes in one part: a few milliseconds of Python.
+_MODULES = 24
 
 
 class Dropped(Exception):
@@ -103,10 +107,15 @@ class VllmLoras:
         from vllm.lora.request import LoRARequest
 
         request = LoRARequest(lora_name=job.name, lora_int_id=job.number, lora_path=job.path)
-        with _read_already(job.tensors or {}):
-            model = self._loader._load_adapter(request)
+        tensors = job.tensors or {}
+        model: Any = None
+        for takes in self._slices(job):
+            with _read_already(tensors, takes):
+                part = self._loader._load_adapter(request)
+            model = model or part
+            model.loras.update(part.loras)
+            yield
         job.tensors = None
-        yield
         if not getattr(self._manager, "_is_moe", False):  # experts are scaled when packed
             for weights in model.loras.values():
                 weights.optimize()
@@ -116,6 +125,22 @@ class VllmLoras:
         apart._registered_adapters = {}
         apart._add_adapter(model)
         job.model = apart._registered_adapters[job.number]
+
+    def _slices(self, job: Job) -> Iterator[Callable[[str], bool]]:
+        """Which tensors each part of a loading takes, so that no part is long.
+
+        All in one where nobody waits, and where tensors beside LoRA's may belong together. The
+        first takes what was not read before, too.
+        """
+        names = list(job.tensors or {})
+        modules = list(dict.fromkeys(name.partition(".lora_")[0] for name in names))
+        whole = job.urgent or getattr(self._manager, "_is_moe", False)
+        if whole or not all(".lora_" in name for name in names) or len(modules) <= _MODULES:
+            yield lambda name: True
+            return
+        yield partial(_is_not_of, frozenset(modules[_MODULES:]))
+        for at in range(_MODULES, len(modules), _MODULES):
+            yield partial(_is_of, frozenset(modules[at : at + _MODULES]))
 
     def holds(self, number: int) -> bool:
         return number in self._manager._registered_adapters
@@ -229,14 +254,17 @@ def _free_all(lists: queue.SimpleQueue[list[Any]], step_aside: Callable[[], None
 
 
 @contextmanager
-def _read_already(ready: dict[str, Any]) -> Iterator[None]:
-    """Let vLLM's loader, which runs in the loop alone, find LoRA tensors that were read before."""
+def _read_already(ready: dict[str, Any], takes: Callable[[str], bool]) -> Iterator[None]:
+    """Let vLLM's loader, which runs in the loop alone, find LoRA tensors that were read before.
+
+    It sees no others of the file than those that `takes` names.
+    """
     from vllm.lora import lora_model
 
     real = lora_model.safetensors
 
     def safe_open(*args: Any, **kwargs: Any) -> _Opened:
-        return _Opened(real.safe_open(*args, **kwargs), ready)
+        return _Opened(real.safe_open(*args, **kwargs), ready, takes)
 
     lora_model.safetensors = SimpleNamespace(safe_open=safe_open)
     try:
@@ -248,10 +276,14 @@ def _read_already(ready: dict[str, Any]) -> Iterator[None]:
 class _Opened:
     """An open safetensors file, some of whose tensors are there already."""
 
-    def __init__(self, file: Any, ready: dict[str, Any]) -> None:
+    def __init__(self, file: Any, ready: dict[str, Any], takes: Callable[[str], bool]) -> None:
         self._file = file
         self._ready = ready
-        self.keys = file.keys
+        self._takes = takes
+
+    def keys(self) -> list[str]:
+        names = self._file.keys()
+        return [name for name in names if self._takes(name)]
 
     def __enter__(self) -> _Opened:
         self._file.__enter__()
@@ -264,6 +296,15 @@ class _Opened:
         # Others keep their dtype: vLLM converts what belongs to LoRA, not what stands beside it.
         found = self._ready.get(name) if ".lora_" in name else None
         return self._file.get_tensor(name) if found is None else found
+
+
+def _is_of(modules: Collection[str], name: str) -> bool:
+    """Whether a tensor of this name belongs to one of these modules."""
+    return name.partition(".lora_")[0] in modules
+
+
+def _is_not_of(modules: Collection[str], name: str) -> bool:
+    return not _is_of(modules, name)
 
 
 def _nothing(number: int) -> None:

@@ -411,3 +411,21 @@ def test_removed_and_discarded_adapters_are_gone(report: dict[str, Any]) -> None
     assert report["discarded"]["staged"] == []
     assert report["removed"]["host"] == []
     assert set(report["removed"]["slots"]) == {None}
+
+
+def test_large_adapters_are_made_in_slices_that_keep_modules_whole() -> None:
+    modules = [f"model.layers.{at}.q_proj" for at in range(100)]
+    names = [f"{module}.lora_{half}.weight" for module in modules for half in "AB"]
+    job = Job(1, "one", "/one", tensors=dict.fromkeys(names))
+    loras = SimpleNamespace(_manager=SimpleNamespace())
+    slices = [
+        {name for name in [*names, "other"] if takes(name)}
+        for takes in VllmLoras._slices(loras, job)  # type: ignore[arg-type]
+    ]
+    assert len(slices) > 3
+    assert sorted(name for each in slices for name in each) == sorted([*names, "other"])
+    for each in slices:
+        halves = {name.replace("lora_A", "lora_B") for name in each}
+        assert halves - {"other"} <= each
+    job.urgent = True
+    assert len(list(VllmLoras._slices(loras, job))) == 1  # type: ignore[arg-type]
