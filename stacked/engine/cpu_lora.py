@@ -170,6 +170,10 @@ class Layer:
             return (self.rank,) * len(self.columns)
         if slot not in self._ranks:
             by_rank = self._b[0][slot] if self._a is None else self._a[slot]
+            # Where every slice uses its last row, the others need no look, which is most of it.
+            if bool(by_rank[self.rank - 1 :: self.rank].any(dim=1).all()):
+                self._ranks[slot] = (self.rank,) * (len(by_rank) // self.rank)
+                return self._ranks[slot]
             used = (by_rank != 0).any(dim=1).view(-1, self.rank).tolist()
             last = [max((r + 1 for r, live in enumerate(row) if live), default=0) for row in used]
             self._ranks[slot] = tuple(last)
