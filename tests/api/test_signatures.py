@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -30,16 +29,8 @@ PRIVATE = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 ALICE = Principal(
     "ocid1.tenancy.oc1..t", "ocid1.user.oc1..alice", fingerprint(PRIVATE.public_key())
 )
-NOW = 0.0
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _now() -> None:
-    """Not when the module is imported: the SDK dates what it signs, maybe much later."""
-    global NOW
-    NOW = time.time()
-
-
+NOW = 1_767_225_600.0  # of all that is signed and checked here: 2026-01-01T00:00:00Z
+DATE = formatdate(NOW, usegmt=True)
 URL = "http://127.0.0.1:8080"
 GENERIC = ("date", "(request-target)", "host")
 WITH_BODY = (*GENERIC, "content-length", "content-type", BODY_DIGEST)
@@ -72,8 +63,9 @@ class Sent:
 
 
 def signed(method: str, path: str, body: bytes | None = None) -> Sent:
-    """What OCI's signer makes of a request."""
-    made = requests.Request(method, URL + path, data=body, auth=SIGNER).prepare()
+    """What OCI's signer makes of a request, dated at ``NOW``."""
+    dated = {"date": DATE}
+    made = requests.Request(method, URL + path, headers=dated, data=body, auth=SIGNER).prepare()
     headers = tuple((n.lower().encode(), _bytes(v)) for n, v in made.headers.items())
     return Sent(method, made.path_url.encode(), headers, body or b"")
 
@@ -90,7 +82,7 @@ def by_hand(
     **parameters: str,
 ) -> Sent:
     """A signature that OCI's signer would not make."""
-    values = {"date": formatdate(NOW, usegmt=True).encode(), "host": b"here", **(given or {})}
+    values = {"date": DATE.encode(), "host": b"here", **(given or {})}
     lines = [
         b"(request-target): " + method.lower().encode() + b" " + target
         if name == "(request-target)"
@@ -159,7 +151,7 @@ def test_parameters_and_names_may_stand_in_any_order() -> None:
 
 
 def test_x_date_does_instead_of_date() -> None:
-    date = formatdate(NOW, usegmt=True).encode()
+    date = DATE.encode()
     names = ("x-date", "(request-target)", "host")
     assert check(by_hand(names=names, given={"x-date": date})).principal == ALICE
     with refused("date is .* behind"):
