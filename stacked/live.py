@@ -12,10 +12,12 @@ import enum
 import math
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from stacked.core import Adapter, Base, Digest, Member, short
+from stacked.engine.aside import yield_to_others
 from stacked.engine.engine import Loaded
 from stacked.errors import (
     CanaryFailed,
@@ -115,9 +117,10 @@ class Live:
         drain_seconds: float,
         check: Callable[[Adapter], None] | None = None,
     ) -> None:
-        """`check` refuses an adapter whose files are not what they were; it runs in a thread."""
+        """`check` refuses an adapter whose files are not what they were; in a thread of its own."""
         self.routing = routing
         self._check = check
+        self._checking = ThreadPoolExecutor(1, "stacked-check", initializer=yield_to_others)
         self.leases = Leases()
         self._engine = engine
         self._drain_seconds = drain_seconds
@@ -259,7 +262,8 @@ class Live:
         """Bring one adapter into the engine; why that failed."""
         try:
             if self._check is not None:
-                await asyncio.to_thread(self._check, adapter)
+                loop = asyncio.get_running_loop()
+                await loop.run_in_executor(self._checking, self._check, adapter)
             loaded = staged[adapter.digest] = await self._engine.stage(adapter)
             await self._engine.adopt(loaded)
             await self._engine.activate(loaded)
@@ -379,6 +383,7 @@ class Live:
 
     def close(self) -> None:
         """Give up waiting for what still drains; the engine is about to go."""
+        self._checking.shutdown(wait=False, cancel_futures=True)
         for task in self._background:
             task.cancel()
 

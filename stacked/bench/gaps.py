@@ -6,6 +6,7 @@ know how either does it; it sees tokens arrive.
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -15,6 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from stacked.bench.cores import off_engine_core
 from stacked.bench.figures import quantile
 from stacked.bench.gap_table import gaps_result
 from stacked.bench.loaders import LiveUpdate, Loader, Loading, VllmEndpoint
@@ -30,7 +32,7 @@ from stacked.core import MAX_MEMBERS
 from stacked.errors import ParameterInvalid
 
 _SETTLE_SECONDS = 2.0
-_STREAM_TOKENS = 384
+_STREAM_TOKENS = 1600  # at most; a stream that ends and begins anew makes the others wait
 _AROUND_SWITCH = (0.02, 0.05)  # seconds before and after it
 _SWITCHES = 20
 _LISTEN_SECONDS = 0.2  # a gap that a load began may end after it
@@ -74,6 +76,8 @@ def run_gaps(subject: Subject, settings: Settings, directory: Path, tell: Tellin
     if len(subject.adapters) < 2:
         raise ParameterInvalid("gaps need two adapters at least: one streams, the rest are loaded")
     directory.mkdir(parents=True, exist_ok=True)
+    gc.collect()
+    gc.freeze()  # a collection here would look like a token that came late
     each: list[dict[str, Any]] = []
     for side in settings.sides:
         tell.step(f"Starting {SIDES[side]}")
@@ -110,8 +114,10 @@ def _measure(
 ) -> dict[str, Any]:
     """One load under streams alone, then one with other requests beside them."""
     tokens = min(_STREAM_TOKENS, int(subject.engine.get("max_model_len", 1024)) - 64)
-    with Streams(url, loader.streamed, settings.streams, tokens) as streams:
-        time.sleep(_SETTLE_SECONDS)
+    with (
+        Streams(url, loader.streamed, settings.streams, tokens) as streams,
+        off_engine_core(_SETTLE_SECONDS),
+    ):
         began, loading = _steady_then_load(settings, loader)
         row = gap_figures(streams.arrivals, began, loading)
         loader.unload()

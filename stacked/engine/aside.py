@@ -1,22 +1,27 @@
-"""Moves the calling thread out of an engine worker's way: its cores, its threads, its priority.
+"""Keeps what else runs on a machine out of an engine's way: its cores, its threads, its priority.
 
-It owns what the operating system lets one thread say about itself; it must not know what the
-thread is about to do.
+It owns what the operating system lets a process say about its threads; it must not know what they
+are about to do.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import tempfile
 import threading
+from collections.abc import Collection
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 # Enough to yield a shared core to the processes that serve requests, not enough to starve: a
 # starved thread that holds the interpreter would hold up the worker's loop with it.
 NICENESS = 5
+
+# The core that an engine's loop in this process keeps, with the open lock that tells others.
+_taken: dict[int, IO[str]] = {}
 
 
 def step_aside(device: Any) -> None:
@@ -27,8 +32,7 @@ def step_aside(device: Any) -> None:
     me = threading.get_native_id()
     with suppress(OSError, AttributeError):  # not Linux, or no right to
         os.sched_setaffinity(me, spare_cores())
-    with suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, me, NICENESS)
+    yield_to_others()
     _one_openmp_thread()
     if getattr(device, "type", "cpu") == "cuda":
         import torch  # a new thread starts on GPU 0; pinned memory belongs to the worker's own
@@ -36,17 +40,71 @@ def step_aside(device: Any) -> None:
         torch.cuda.set_device(device)
 
 
-@cache  # later the threads that stepped aside would count among the bound ones
 def spare_cores() -> frozenset[int]:
     """The cores this process was given, less those that one of its threads alone is bound to."""
     allowed = os.sched_getaffinity(os.getppid())
+    return frozenset((allowed - _bound_cores()) or allowed)
+
+
+@cache  # later the threads that stepped aside would count among the bound ones
+def _bound_cores() -> frozenset[int]:
+    if _taken:
+        return frozenset(_taken)
     bound: set[int] = set()
     for task in Path("/proc/self/task").iterdir():
         with suppress(OSError):  # a thread that ended meanwhile
             cores = os.sched_getaffinity(int(task.name))
             if len(cores) == 1:
                 bound |= cores
-    return frozenset((allowed - bound) or allowed)
+    return frozenset(bound)
+
+
+def take_core(cores: Collection[int]) -> int | None:
+    """Bind the calling thread, an engine's loop that computes alone, to one of these cores.
+
+    Others are woken wherever there is room for them a moment long, and then hold up a step by two
+    or three of their turns. None where no core would be left, another engine on this machine has
+    taken one, or the system refuses.
+    """
+    import torch
+
+    if len(cores) < 2 or torch.get_num_threads() > 1:
+        return None
+    core = max(cores)
+    with suppress(OSError, AttributeError, ImportError):
+        if core in _taken or _is_first_to_take(core):
+            leave_core(core)
+            os.sched_setaffinity(threading.get_native_id(), {core})
+            _bound_cores.cache_clear()
+            return core
+    return None
+
+
+def leave_core(core: int) -> None:
+    """Take every thread of this process, and those they start, off a core."""
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(OSError):  # a thread that ended meanwhile
+            thread = int(task.name)
+            os.sched_setaffinity(thread, os.sched_getaffinity(thread) - {core})
+
+
+def yield_to_others() -> None:
+    """Lower the calling thread's priority."""
+    with suppress(OSError, AttributeError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+
+
+def _is_first_to_take(core: int) -> bool:
+    import fcntl
+
+    lock = (Path(tempfile.gettempdir()) / f"stacked-core-{core}.lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        return False
+    _taken[core] = lock  # it goes with the process
+    return True
 
 
 def _one_openmp_thread() -> None:

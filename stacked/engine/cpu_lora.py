@@ -26,7 +26,9 @@ Relies on (vLLM 0.26 to 0.32):
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NoReturn
 
 import numpy as np
@@ -34,6 +36,9 @@ import torch
 from vllm.lora.punica_wrapper.punica_base import PunicaWrapperBase
 
 SHORT_RUN = 16  # rows; where runs are shorter on average, moving the rows pays
+# What a core reads from memory in the time that one more run costs a layer. PyTorch's products of
+# few rows take three times as long in bfloat16.
+_BYTES_A_RUN = {torch.float32: 128 * 1024, torch.bfloat16: 512 * 1024}
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,8 @@ class RowPlan:
     Runs (``height`` 0): ``sizes[i]`` rows, one after the other, belong to ``slots[i]`` (-1: to no
     adapter). Stacked: ``height`` rows for each of the consecutive ``slots``. The rows are those of
     the batch as they stand, or, with ``order``, picked in that order; of the picked ones those at
-    ``kept`` (all, if None) are real and the others padding.
+    ``kept`` (all, if None) are real and the others padding. Of a stack's slots ``idle`` are wanted
+    by no row; ``apart`` has the same rows slot by slot, for layers where reading those costs more.
     """
 
     rows: int
@@ -52,6 +58,8 @@ class RowPlan:
     height: int = 0
     order: torch.Tensor | None = None
     kept: torch.Tensor | None = None
+    idle: int = 0
+    apart: RowPlan | None = None
 
 
 def plan_rows(row_slots: np.ndarray[Any, Any]) -> RowPlan:
@@ -62,8 +70,23 @@ def plan_rows(row_slots: np.ndarray[Any, Any]) -> RowPlan:
     order = np.argsort(row_slots, kind="stable")[count - busy :]  # base rows sort first
     present, sizes = np.unique(row_slots[order], return_counts=True)
     span, height = int(present[-1] - present[0]) + 1, int(sizes.max())
-    if len(present) > 1 and height <= SHORT_RUN and span * height <= 2 * busy:
-        return _plan_stack(row_slots, order, present, sizes)
+    if len(present) == 1 or height > SHORT_RUN or span * height > 2 * busy:
+        return _plan_runs(row_slots, order, present, sizes)
+    stack = _plan_stack(row_slots, order, present, sizes)
+    idle = span - len(present)
+    if not idle:
+        return stack
+    return replace(stack, idle=idle, apart=_plan_runs(row_slots, order, present, sizes))
+
+
+def _plan_runs(
+    row_slots: np.ndarray[Any, Any],
+    order: np.ndarray[Any, Any],
+    present: np.ndarray[Any, Any],
+    sizes: np.ndarray[Any, Any],
+) -> RowPlan:
+    """Multiply run by run, of rows as they stand or, where there are many runs, sorted by slot."""
+    count, busy = len(row_slots), len(order)
     starts = np.flatnonzero(np.diff(row_slots, prepend=row_slots[0] - 1))
     runs = row_slots[starts]
     if busy < SHORT_RUN * (runs >= 0).sum() and (runs >= 0).sum() > 2 * len(present):
@@ -115,12 +138,20 @@ class Factors:
     a: torch.Tensor | None = None
     slices: tuple[Slice, ...] = ()
 
+    @cached_property
+    def nbytes(self) -> int:
+        """What is read to multiply with them."""
+        read = [part.b for part in self.slices] + ([] if self.a is None else [self.a])
+        sizes: list[int] = [each.nbytes for each in read]
+        return sum(sizes)
+
 
 class Layer:
     """The slot tensors of one layer, with the rank that each slot uses of each slice.
 
     A module that an adapter does not target, and the rank it does not use, are zeros in its slot.
-    They are found by looking once after slots were written, and left out from then on.
+    They are found by looking once after slots were written, and left out from then on. Whoever says
+    which slot it writes (``writing``) has only that one looked at again.
     """
 
     def __init__(
@@ -140,13 +171,28 @@ class Layer:
     def factors(self, slots: tuple[int, ...]) -> Factors:
         """The factors of one slot (none for -1), or of several consecutive ones as a stack."""
         if self._trim:
-            version = sum([tensor._version for tensor in self._watched])  # none ever falls
+            version = self._now()
             if version != self._version:
                 self._ranks, self._factors, self._version = {}, {}, version
         found = self._factors.get(slots)
         if found is None:
             found = self._factors[slots] = self._build(slots)
         return found
+
+    @contextmanager
+    def writing(self, slot: int) -> Iterator[None]:
+        """Around writes to one slot alone: what was found out about the others stays known."""
+        known = self._trim and self._now() == self._version
+        yield
+        if known:
+            self._ranks.pop(slot, None)
+            self._factors = {at: it for at, it in self._factors.items() if slot not in at}
+            self._version = self._now()
+            self.factors((slot,))
+
+    def _now(self) -> int:
+        versions: list[int] = [tensor._version for tensor in self._watched]
+        return sum(versions)  # none ever falls
 
     def _build(self, slots: tuple[int, ...]) -> Factors:
         if slots == (-1,):
@@ -317,6 +363,13 @@ class GroupedLora(PunicaWrapperBase):  # type: ignore[misc]
     def add_lora_w2(self, *args: Any, **kwargs: Any) -> NoReturn:
         _refuse_experts()
 
+    def writing(
+        self, lora_b_stacked: Sequence[torch.Tensor] | torch.Tensor, slot: int
+    ) -> AbstractContextManager[None]:
+        """Around writes to one slot of the layer that owns these tensors, see `Layer.writing`."""
+        layer = self._layers.get(id(lora_b_stacked)) or self._layers.get(id(lora_b_stacked[0]))
+        return nullcontext() if layer is None else layer.writing(slot)
+
     def _layer(
         self, a: Sequence[torch.Tensor], b: Sequence[torch.Tensor], widths: Sequence[int]
     ) -> Layer:
@@ -349,6 +402,8 @@ def add_product(
     y: torch.Tensor, x: torch.Tensor, layer: Layer, plan: RowPlan, scale: float
 ) -> None:
     """Add the LoRA product of every row of ``plan`` to ``y``; rows beyond the plan are padding."""
+    if plan.apart and _reads_idle_slots_at_length(layer, plan):
+        plan = plan.apart
     stacked = (layer.factors(plan.slots),) if plan.height else None
     factors = stacked or [layer.factors((slot,)) for slot in plan.slots]
     if not any(one.slices for one in factors):
@@ -379,6 +434,15 @@ def add_product(
         else:
             kept = plan.kept
             y.index_copy_(0, plan.order.index_select(0, kept), rows_y.index_select(0, kept))
+
+
+def _reads_idle_slots_at_length(layer: Layer, plan: RowPlan) -> bool:
+    """Whether a stack's slots that no row wants take longer to read than run after run takes."""
+    runs = len(plan.slots) - plan.idle
+    ends = layer.factors(plan.slots[:1]), layer.factors(plan.slots[-1:])  # neither is idle
+    return plan.idle * max(ends[0].nbytes, ends[1].nbytes) > (runs - 1) * _BYTES_A_RUN.get(
+        layer.dtype, 0
+    )
 
 
 def _add_run(y: torch.Tensor, x: torch.Tensor, factors: Factors, scale: float) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from stacked.core import Adapter, Digest, Progress, Silent
 from stacked.engine import preload
-from stacked.engine.machine import look
+from stacked.engine.machine import CORES, look
 from stacked.engine.options import parse_options
 from stacked.engine.plan import EnginePlan, one_process
 from stacked.engine.platform import base_is_protected, enabled
@@ -45,18 +45,19 @@ _LOOK_SECONDS = 0.05
 
 # How long a step may wait for a part of what only the engine's loop can do: a share of what a step
 # takes, which the answers of the loop tell.
-_PART_SHARE = 0.15
+_PART_SHARE = 0.08
 _PART_SECONDS = (0.001, 0.008)
 
 # Each removal is Python in the engine's loop; so many take about a millisecond.
 _REMOVED_AT_ONCE = 16
 
-# What canaries read, by two tokens at a time: on a CPU each row of a step delays the streams it is
-# batched with, and with one token queries and keys would make no difference.
+# What canaries read: one token, then the next one in its place whatever is likelier, which the
+# logprobs do not see. One row in each of two steps delays the streams it is batched with least, and
+# at a first token alone queries and keys would make no difference.
 _CANARY_TEXT = "Question: SELECT name FROM users"
 _CANARY_PAIRS = 2
-
-_CANARY_SAMPLING = {"max_tokens": 1, "temperature": 0.0, "logprobs": 1, "prompt_logprobs": 1}
+_CANARY_SAMPLING = {"max_tokens": 2, "temperature": 0.0, "logprobs": 1, "ignore_eos": True}
+_CERTAIN = 100.0
 
 _EXTENSION = "stacked.engine.staging.StagingWorker"
 
@@ -111,6 +112,8 @@ class Engine:
         self._staging: dict[int, _Waiting] = {}
         self._advancing: asyncio.Task[None] | None = None
         self._part = _PART_SECONDS[0]
+        # The core that its loop keeps, if any; who serves beside it should `aside.leave_core`.
+        self.core: int | None = None
         self._closed = False
 
     @staticmethod
@@ -158,6 +161,7 @@ class Engine:
             raise EngineStartFailed(f"vLLM did not start: {_first_line(error)}") from error
         engine = cls(plan, args, client)
         try:
+            await engine._take_core()
             if args.enable_lora:  # a benchmark measures the engine without it, too
                 tell.step("Warming the adapters' memory")
                 await engine._warm()
@@ -307,11 +311,13 @@ class Engine:
         doing = f"scoring {loaded.name if loaded else 'the base'}"
         scores: list[float] = []
         for at in range(0, 2 * _CANARY_PAIRS, 2):
+            first, second = tokens[at : at + 2]
+            sampling: dict[str, Any] = dict(_CANARY_SAMPLING)
+            if self.client.model_config.logprobs_mode.startswith("raw"):
+                sampling["logit_bias"] = {second: _CERTAIN}
             name = f"canary-{next(self._canaries)}"
-            pair = self._last(tokens[at : at + 2], loaded, name, _CANARY_SAMPLING)
-            output = await self._call(pair, doing)
-            rows = [*(output.prompt_logprobs or ()), *(output.outputs[0].logprobs or ())]
-            scores += [_best(row) for row in rows if row]
+            output = await self._call(self._last([first], loaded, name, sampling), doing)
+            scores += [_best(row) for row in output.outputs[0].logprobs or ()]
         return scores
 
     async def stream(
@@ -430,6 +436,12 @@ class Engine:
         step = time.perf_counter() - began - self._part
         self._part = min(most, max(least, _PART_SHARE * step))
         return told
+
+    async def _take_core(self) -> None:
+        """Have a loop that computes alone on a CPU, without a worker, keep a core if it can."""
+        if self.plan.device == "cpu" and self.plan.options["distributed_executor_backend"] == "uni":
+            told = await self._workers("stacked_take_core", [*CORES], doing="taking a core")
+            self.core = told[0]
 
     async def _warm(self) -> None:
         """Do once, before anyone waits, what the first of its kind makes everyone wait for.

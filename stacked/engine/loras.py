@@ -23,7 +23,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -32,9 +32,9 @@ from typing import Any
 
 from stacked.engine.tensors import read_tensors
 
-# Between two chunks the reading thread leaves the memory bus to the loop.
+# Between two chunks the reading thread leaves the memory bus to the loop, longer than it had it.
 PAUSE_SECONDS = 0.002
-
+_PAUSE_SHARE = 2.0
 
 # LoRA modules that vLLM's loader makes in one part: a few milliseconds of Python.
 _MODULES = 24
@@ -58,13 +58,16 @@ class Job:
     model: Any = None
     dropped: bool = False
     urgent: bool = False
+    resumed: float = 0.0
 
     def pause(self) -> None:
         """Called between chunks, in the reading thread. Raises Dropped."""
         if self.dropped:
             raise Dropped
         if not self.urgent:
-            time.sleep(PAUSE_SECONDS)
+            worked = time.perf_counter() - self.resumed if self.resumed else 0.0
+            time.sleep(max(PAUSE_SECONDS, _PAUSE_SHARE * worked))
+            self.resumed = time.perf_counter()
 
 
 @dataclass
@@ -220,7 +223,8 @@ class VllmLoras:
             apart.modules = {module: manager.modules[module]}
             apart.lora_index_to_id = [*layout[: fill.slot], None, *layout[fill.slot + 1 :]]
             apart._active_adapters = type(manager._active_adapters)(1, _nothing)
-            type(manager).activate_adapter(apart, fill.number)
+            with _writing(manager.modules[module], fill.slot):
+                type(manager).activate_adapter(apart, fill.number)
             fill.left.pop()
             if time.perf_counter() >= until:
                 break
@@ -241,6 +245,12 @@ class VllmLoras:
         finally:
             if fill is not None and manager.lora_index_to_id[fill.slot] is not None:
                 self._fill = None  # its slot was taken, and with it what was written there
+
+
+def _writing(module: Any, slot: int) -> AbstractContextManager[None]:
+    """Tell our kernel which slot is written, if it is ours: it has less to look at afterwards."""
+    writing = getattr(getattr(module, "punica_wrapper", None), "writing", None)
+    return nullcontext() if writing is None else writing(module.lora_b_stacked, slot)
 
 
 def _free_all(lists: queue.SimpleQueue[list[Any]], step_aside: Callable[[], None]) -> None:

@@ -14,6 +14,11 @@ from pathlib import Path
 
 GIB = 1024**3
 
+# The cores this process was given; some of its threads leave one to an engine later.
+CORES: frozenset[int] = frozenset(
+    os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
@@ -47,17 +52,13 @@ def look() -> Machine:
     memory = _memory()
     cpu, flags = _cpu()
     return Machine(
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else _cores(),
+        cores=len(CORES),
         memory_bytes=memory[0],
         available_bytes=memory[1],
         cpu=cpu,
         cpu_flags=flags,
         gpus=_gpus(),
     )
-
-
-def _cores() -> int:
-    return os.cpu_count() or 1
 
 
 def _memory() -> tuple[int, int]:

@@ -17,7 +17,8 @@ pytest.importorskip("vllm")
 
 from vllm.lora.layers import LoRAMapping  # noqa: E402
 
-from stacked.engine.cpu_lora import GroupedLora, plan_rows  # noqa: E402
+from stacked.engine import cpu_lora  # noqa: E402
+from stacked.engine.cpu_lora import GroupedLora, add_product, plan_rows  # noqa: E402
 
 RANK, WIDTH, VOCAB = 8, 24, 40
 DTYPES = [torch.float32, torch.bfloat16]
@@ -114,9 +115,27 @@ def test_linear_is_right_for_any_mix(slots: list[int], widths: Any, dtype: Any, 
     a, b = stacks(widths, dtype, slots=8, seed=seed)
     x, y = random_batch(len(slots), sum(widths), dtype, seed)
     before, want = y.clone(), reference(y, x, a, b, slots)
-    wrapper(slots, lora_slots=8).add_lora_linear(y, x, a, b, 1.0, widths)
+    again = y.clone()
+    kernel = wrapper(slots, lora_slots=8)
+    kernel.add_lora_linear(y, x, a, b, 1.0, widths)
+    with pytest.MonkeyPatch.context() as patch:  # as large layers do, never reading idle slots
+        patch.setattr(cpu_lora, "_BYTES_A_RUN", {})
+        kernel.add_lora_linear(again, x, a, b, 1.0, widths)
+    for each in (y, again):
+        assert_close(each, want)
+        assert base_rows_unchanged(before, each, slots)
+
+
+@pytest.mark.parametrize(("width", "stacked"), [(WIDTH, True), (40_000, False)])
+def test_idle_slots_are_read_in_small_layers_only(width: int, stacked: bool) -> None:
+    slots = [0, 2, 2]
+    a, b = stacks((width,), torch.float32)
+    layer = cpu_lora.Layer(a, b, (width,))
+    x, y = random_batch(3, width, torch.float32)
+    want = reference(y, x, a, b, slots)
+    add_product(y, x, layer, plan_rows(np.array(slots)), 1.0)
     assert_close(y, want)
-    assert base_rows_unchanged(before, y, slots)
+    assert ((0, 1, 2) in layer._factors) is stacked
 
 
 @settings(max_examples=200, deadline=None)
@@ -231,6 +250,48 @@ def test_a_slot_written_again_is_seen_at_once(inference: bool) -> None:
             want = reference(y, x, a, b, slots)
             kernel.add_lora_linear(y, x, a, b, 1.0, (24, 8, 8))
         assert_close(y, want)
+
+
+@pytest.mark.parametrize("unsaid", [(), (0,), (0, 1)])
+def test_what_was_said_to_be_written_is_seen_and_what_was_not_too(unsaid: tuple[int, ...]) -> None:
+    """Slot 1 is written as said; before and after it slots of `unsaid` without a word."""
+    slots = [0, 1, 2, 1]
+    a, b = stacks((24, 8, 8), torch.float32)
+    for each in (*a, *b):
+        each[:2] = 0  # nothing to multiply with, which is remembered
+    fresh_a, fresh_b = stacks((24, 8, 8), torch.float32, seed=9)
+
+    def write(slot: int) -> None:
+        for old, new in zip((*a, *b), (*fresh_a, *fresh_b), strict=True):
+            old[slot] = new[slot]
+
+    kernel = wrapper(slots)
+    for moment in ("none", "before", "after"):
+        x, y = random_batch(4, 40, torch.float32)
+        kernel.add_lora_linear(y, x, a, b, 1.0, (24, 8, 8))
+        for slot in unsaid if moment == "before" else ():
+            write(slot)
+        with kernel.writing(b, 1):
+            write(1)
+        for slot in unsaid if moment == "after" else ():
+            write(slot)
+        want = reference(y, x, a, b, slots)
+        kernel.add_lora_linear(y, x, a, b, 1.0, (24, 8, 8))
+        assert_close(y, want)
+        for each in (*a, *b):
+            each[:2] = 0
+
+
+def test_writing_one_slot_keeps_what_is_known_of_others() -> None:
+    a, b = stacks((20,), torch.float32)
+    layer = cpu_lora.Layer(a, b, (20,))
+    other, stack = layer.factors((0,)), layer.factors((0, 1))
+    with layer.writing(1):
+        b[0][1] = 0
+        a[0][1] = 0
+    assert layer.factors((0,)) is other
+    assert layer.factors((0, 1)) is not stack
+    assert not layer.factors((1,)).slices
 
 
 def test_an_untargeted_slice_is_left_alone() -> None:

@@ -1,0 +1,60 @@
+"""Keeps the load off the core that an engine under test computes on.
+
+Clients are elsewhere where users are. On a machine of few cores the system wakes them on whichever
+core is free for a moment, also on the engine's, and then times itself. It must not know which
+server the engine belongs to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from stacked.bench.memory import descendants
+
+
+def engine_core(seconds: float) -> int | None:
+    """The core of the one thread that works most for so long, of those bound to one core.
+
+    Threads of this process's descendants count. None where there is no such thread.
+    """
+    before = _spent()
+    time.sleep(seconds)
+    worked = {task: spent - before.get(task, 0) for task, spent in _spent().items()}
+    return max(worked, key=lambda task: worked[task])[1] if worked else None
+
+
+def _spent() -> dict[tuple[int, int], int]:
+    """What each thread that is bound to one core has spent there, by its id and core."""
+    spent: dict[tuple[int, int], int] = {}
+    for process in descendants(os.getpid())[1:]:
+        for task in Path(f"/proc/{process}/task").glob("[0-9]*"):
+            with contextlib.suppress(OSError, ValueError):
+                cores = os.sched_getaffinity(int(task.name))
+                if len(cores) == 1:
+                    times = (task / "stat").read_text().rpartition(")")[2].split()[11:13]
+                    spent[int(task.name), cores.pop()] = sum(map(int, times))
+    return spent
+
+
+@contextlib.contextmanager
+def off_engine_core(seconds: float) -> Iterator[None]:
+    """Watch for so long; within the block, this process's threads leave the engine's core."""
+    before = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set[int]()
+    core = engine_core(seconds)
+    if core is not None and before - {core}:
+        _bind(before - {core})
+    try:
+        yield
+    finally:
+        if core is not None:
+            _bind(before)
+
+
+def _bind(cores: set[int]) -> None:
+    for task in Path("/proc/self/task").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # a thread that ended meanwhile
+            os.sched_setaffinity(int(task.name), cores)
