@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -67,6 +68,7 @@ class AdapterEngine(Protocol):
     async def load(self, adapter: Adapter) -> Loaded: ...
     async def remove(self, *loaded: Loaded) -> None: ...
     async def canary(self, loaded: Loaded | None) -> Sequence[float]: ...
+    def undisturbed(self) -> AbstractAsyncContextManager[None]: ...
 
 
 class Journal(Protocol):
@@ -219,8 +221,9 @@ class Live:
             await self._let_go(self._stuck.values())
             staged: dict[Digest, Loaded] = {}
             try:
-                await self._stage(plan, staged, clock)
-                await self._verify(plan, staged, clock)
+                async with self._engine.undisturbed():
+                    await self._stage(plan, staged, clock)
+                    await self._verify(plan, staged, clock)
                 after = self._table(base, members, before, staged)
                 clock.enter(Phase.COMMIT, f"generation {after.generation}")
                 # Once begun it is not given up: a commit that may have happened has happened.

@@ -6,7 +6,8 @@ The real engine has its own tests; this double replaces none of them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, cast
 
@@ -87,6 +88,10 @@ class FakeEngine:
         digest = loaded.digest if loaded else None
         default = [-1.0, -2.0] if loaded is None else [-3.0, -4.0]
         return self.canaries.get(digest, default)
+
+    @asynccontextmanager
+    async def undisturbed(self) -> AsyncIterator[None]:
+        yield
 
 
 class Notes:

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from stacked.bench.memory import descendants
+from stacked.engine.aside import use_cores
+from stacked.engine.machine import CORES
 
 
 def engine_core(seconds: float) -> int | None:
@@ -42,19 +44,17 @@ def _spent() -> dict[tuple[int, int], int]:
 
 @contextlib.contextmanager
 def off_engine_core(seconds: float) -> Iterator[None]:
-    """Watch for so long; within the block, this process's threads leave the engine's core."""
-    before = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set[int]()
+    """Watch for so long; within the block, this process's threads leave the engine's core.
+
+    Where no thread is bound and there are two cores, that is the last one, which ours takes for
+    the time of an update.
+    """
     core = engine_core(seconds)
-    if core is not None and before - {core}:
-        _bind(before - {core})
+    if core is None and len(CORES) == 2:
+        core = max(CORES)
+    if CORES - {core}:
+        use_cores(CORES - {core})
     try:
         yield
     finally:
-        if core is not None:
-            _bind(before)
-
-
-def _bind(cores: set[int]) -> None:
-    for task in Path("/proc/self/task").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # a thread that ended meanwhile
-            os.sched_setaffinity(int(task.name), cores)
+        use_cores(CORES)

@@ -30,7 +30,9 @@ replies.write("{}\\n")
 for line in sys.stdin:
     try:
         result = asyncio.run(main_async(parser.parse_args(json.loads(line)["words"])))
+        errors = [error for error in result.pop("errors", ()) if error]
         result = {k: v for k, v in result.items() if isinstance(v, (int, float, str))}
+        result["first_error"] = errors[0][-400:] if errors else ""
     except BaseException as error:
         result = {"error": f"{type(error).__name__}: {error}"}
     replies.write(json.dumps(result) + "\\n")
@@ -81,7 +83,8 @@ def words(
     said += ["--model", "base", "--tokenizer", str(tokenizer), "--dataset-name", "random"]
     said += ["--random-input-len", str(lengths.prompt), "--random-output-len", str(lengths.output)]
     said += ["--num-prompts", str(load.requests), "--seed", str(seed), "--temperature", "0"]
-    said += ["--disable-tqdm", "--percentile-metrics", "ttft,tpot,itl"]
+    # Detailed, so that errors are told.
+    said += ["--save-detailed", "--disable-tqdm", "--percentile-metrics", "ttft,tpot,itl"]
     if keys:
         said += ["--lora-modules", *keys, "--lora-assignment", "round-robin"]
     if load.clients:
@@ -130,6 +133,7 @@ def checked(told: Mapping[str, Any], load: Load) -> dict[str, Any]:
     if told.get("completed") != load.requests:
         raise ParameterInvalid(
             f"{load.requests - int(told.get('completed', 0))} of {load.requests} requests failed "
-            f"under {load.name}; a run with failures is no measurement"
+            f"under {load.name}, and such a run is no measurement. "
+            f"The first: {told.get('first_error') or 'it does not say'}"
         )
     return {name: float(told[name]) for name in FIGURES}

@@ -18,6 +18,7 @@ from stacked.bench.load import FIGURES, Lengths, Load, generator, run_load, word
 from stacked.bench.report import Bar, Chart, Result, Telling
 from stacked.bench.server import peer_serving, serving
 from stacked.bench.subject import Subject
+from stacked.errors import ParameterInvalid
 
 OURS, PEER = "stacked", "vllm"
 SIDES = {OURS: "Stacked", PEER: "vLLM's server"}
@@ -134,7 +135,10 @@ def _one(
     # Prompts of its own each round: a prefix cache would know those of the round before.
     keys, seed = list(subject.members), number + 1
     said = words(url, subject.base, keys, load, settings.lengths, seed)
-    return Measured(number, side, load.name, run_load(talk, said, load))
+    try:
+        return Measured(number, side, load.name, run_load(talk, said, load))
+    except ParameterInvalid as error:
+        raise ParameterInvalid(f"{SIDES[side]}: {error}") from error
 
 
 def online_result(

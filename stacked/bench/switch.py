@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,9 @@ class Staged:
     async def canary(self, loaded: Loaded | None) -> Sequence[float]:
         await asyncio.sleep(0)
         return (0.0,) if loaded is None else (-1.0,)
+
+    def undisturbed(self) -> AbstractAsyncContextManager[None]:
+        return nullcontext()
 
 
 class Times:

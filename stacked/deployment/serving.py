@@ -17,7 +17,6 @@ from typing import Any
 
 from stacked import metrics
 from stacked.core import Adapter, Base, Digest, ModelGroup, Progress
-from stacked.engine.aside import leave_core
 from stacked.engine.engine import Engine, Loaded
 from stacked.engine.machine import look
 from stacked.engine.openai import Served, build_openai_app
@@ -68,8 +67,6 @@ class Serving:
             live = Live(engine, routing, drain_seconds=drain_seconds, check=check_content)
             serving = cls(plan, engine, live)
             await serving._open_app()
-            if engine.core is not None:
-                leave_core(engine.core)
             generation = await commit()
         except BaseException:
             await engine.close()

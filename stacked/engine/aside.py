@@ -14,14 +14,14 @@ from collections.abc import Collection
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 # Enough to yield a shared core to the processes that serve requests, not enough to starve: a
 # starved thread that holds the interpreter would hold up the worker's loop with it.
 NICENESS = 5
 
 # The core that an engine's loop in this process keeps, with the open lock that tells others.
-_taken: dict[int, IO[str]] = {}
+_taken: dict[int, int] = {}
 
 
 def step_aside(device: Any) -> None:
@@ -64,7 +64,7 @@ def take_core(cores: Collection[int]) -> int | None:
 
     Others are woken wherever there is room for them a moment long, and then hold up a step by two
     or three of their turns. None where no core would be left, another engine on this machine has
-    taken one, or the system refuses.
+    taken one, or the system refuses. Follow with `give_core`.
     """
     import torch
 
@@ -73,19 +73,26 @@ def take_core(cores: Collection[int]) -> int | None:
     core = max(cores)
     with suppress(OSError, AttributeError, ImportError):
         if core in _taken or _is_first_to_take(core):
-            leave_core(core)
+            use_cores({*cores} - {core})
             os.sched_setaffinity(threading.get_native_id(), {core})
             _bound_cores.cache_clear()
             return core
     return None
 
 
-def leave_core(core: int) -> None:
-    """Take every thread of this process, and those they start, off a core."""
-    for task in Path("/proc/self/task").iterdir():
-        with suppress(OSError):  # a thread that ended meanwhile
-            thread = int(task.name)
-            os.sched_setaffinity(thread, os.sched_getaffinity(thread) - {core})
+def give_core(cores: Collection[int]) -> None:
+    """Let all threads of this process, which took one of these cores, use each of them again."""
+    use_cores(cores)
+    while _taken:
+        os.close(_taken.popitem()[1])
+    _bound_cores.cache_clear()
+
+
+def use_cores(cores: Collection[int]) -> None:
+    """Have every thread of this process, and those they start, run on these cores."""
+    for task in Path("/proc/self/task").glob("[0-9]*"):
+        with suppress(OSError, AttributeError):  # a thread that ended meanwhile; not Linux
+            os.sched_setaffinity(int(task.name), cores)
 
 
 def yield_to_others() -> None:
@@ -97,13 +104,14 @@ def yield_to_others() -> None:
 def _is_first_to_take(core: int) -> bool:
     import fcntl
 
-    lock = (Path(tempfile.gettempdir()) / f"stacked-core-{core}.lock").open("w")
+    path = Path(tempfile.gettempdir()) / f"stacked-core-{core}.lock"
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        lock.close()
+        os.close(lock)
         return False
-    _taken[core] = lock  # it goes with the process
+    _taken[core] = lock  # the system closes it when the process dies
     return True
 
 

@@ -39,6 +39,9 @@ SHORT_RUN = 16  # rows; where runs are shorter on average, moving the rows pays
 # What a core reads from memory in the time that one more run costs a layer. PyTorch's products of
 # few rows take three times as long in bfloat16.
 _BYTES_A_RUN = {torch.float32: 128 * 1024, torch.bfloat16: 512 * 1024}
+# What multiplying one more row costs, in readings of its slot's weights.
+_READS_A_ROW = 0.1
+_MOST_PADDED = 4  # times the rows that are real
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,9 @@ class RowPlan:
     Runs (``height`` 0): ``sizes[i]`` rows, one after the other, belong to ``slots[i]`` (-1: to no
     adapter). Stacked: ``height`` rows for each of the consecutive ``slots``. The rows are those of
     the batch as they stand, or, with ``order``, picked in that order; of the picked ones those at
-    ``kept`` (all, if None) are real and the others padding. Of a stack's slots ``idle`` are wanted
-    by no row; ``apart`` has the same rows slot by slot, for layers where reading those costs more.
+    ``kept`` (all, if None) are real and the others padding. A stack that pads, or spans slots that
+    no row wants, has in ``waste`` what that costs, in readings of a slot, and in ``apart`` the same
+    rows slot by slot, for layers where that is cheaper.
     """
 
     rows: int
@@ -58,7 +62,7 @@ class RowPlan:
     height: int = 0
     order: torch.Tensor | None = None
     kept: torch.Tensor | None = None
-    idle: int = 0
+    waste: float = 0.0
     apart: RowPlan | None = None
 
 
@@ -70,13 +74,13 @@ def plan_rows(row_slots: np.ndarray[Any, Any]) -> RowPlan:
     order = np.argsort(row_slots, kind="stable")[count - busy :]  # base rows sort first
     present, sizes = np.unique(row_slots[order], return_counts=True)
     span, height = int(present[-1] - present[0]) + 1, int(sizes.max())
-    if len(present) == 1 or height > SHORT_RUN or span * height > 2 * busy:
+    if len(present) == 1 or height > SHORT_RUN or span * height > _MOST_PADDED * busy:
         return _plan_runs(row_slots, order, present, sizes)
     stack = _plan_stack(row_slots, order, present, sizes)
-    idle = span - len(present)
-    if not idle:
+    waste = span - len(present) + _READS_A_ROW * (span * height - busy)
+    if not waste:
         return stack
-    return replace(stack, idle=idle, apart=_plan_runs(row_slots, order, present, sizes))
+    return replace(stack, waste=waste, apart=_plan_runs(row_slots, order, present, sizes))
 
 
 def _plan_runs(
@@ -85,11 +89,11 @@ def _plan_runs(
     present: np.ndarray[Any, Any],
     sizes: np.ndarray[Any, Any],
 ) -> RowPlan:
-    """Multiply run by run, of rows as they stand or, where there are many runs, sorted by slot."""
+    """Multiply run by run, of rows as they stand or, where there are more runs, sorted by slot."""
     count, busy = len(row_slots), len(order)
     starts = np.flatnonzero(np.diff(row_slots, prepend=row_slots[0] - 1))
     runs = row_slots[starts]
-    if busy < SHORT_RUN * (runs >= 0).sum() and (runs >= 0).sum() > 2 * len(present):
+    if busy < SHORT_RUN * (runs >= 0).sum() and (runs >= 0).sum() > len(present) + 1:
         rows = torch.from_numpy(order)
         return RowPlan(count, tuple(present.tolist()), tuple(sizes.tolist()), order=rows)
     lengths = np.diff(starts, append=count)
@@ -402,7 +406,7 @@ def add_product(
     y: torch.Tensor, x: torch.Tensor, layer: Layer, plan: RowPlan, scale: float
 ) -> None:
     """Add the LoRA product of every row of ``plan`` to ``y``; rows beyond the plan are padding."""
-    if plan.apart and _reads_idle_slots_at_length(layer, plan):
+    if plan.apart and _is_cheaper_apart(layer, plan, plan.apart):
         plan = plan.apart
     stacked = (layer.factors(plan.slots),) if plan.height else None
     factors = stacked or [layer.factors((slot,)) for slot in plan.slots]
@@ -436,13 +440,11 @@ def add_product(
             y.index_copy_(0, plan.order.index_select(0, kept), rows_y.index_select(0, kept))
 
 
-def _reads_idle_slots_at_length(layer: Layer, plan: RowPlan) -> bool:
-    """Whether a stack's slots that no row wants take longer to read than run after run takes."""
-    runs = len(plan.slots) - plan.idle
-    ends = layer.factors(plan.slots[:1]), layer.factors(plan.slots[-1:])  # neither is idle
-    return plan.idle * max(ends[0].nbytes, ends[1].nbytes) > (runs - 1) * _BYTES_A_RUN.get(
-        layer.dtype, 0
-    )
+def _is_cheaper_apart(layer: Layer, plan: RowPlan, apart: RowPlan) -> bool:
+    """Whether what a stack wastes in this layer costs more than run after run does."""
+    first, last = layer.factors(plan.slots[:1]), layer.factors(plan.slots[-1:])  # neither is idle
+    wasted = plan.waste * max(first.nbytes, last.nbytes)
+    return wasted > (len(apart.slots) - 1) * _BYTES_A_RUN.get(layer.dtype, 0)
 
 
 def _add_run(y: torch.Tensor, x: torch.Tensor, factors: Factors, scale: float) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from stacked.core import Adapter, Digest, Progress, Silent
 from stacked.engine import preload
+from stacked.engine.aside import use_cores
 from stacked.engine.machine import CORES, look
 from stacked.engine.options import parse_options
 from stacked.engine.plan import EnginePlan, one_process
@@ -47,6 +48,9 @@ _LOOK_SECONDS = 0.05
 # takes, which the answers of the loop tell.
 _PART_SHARE = 0.08
 _PART_SECONDS = (0.001, 0.008)
+
+# How long the end of an update waits for the loop to share its core again.
+_GIVE_SECONDS = 2.0
 
 # Each removal is Python in the engine's loop; so many take about a millisecond.
 _REMOVED_AT_ONCE = 16
@@ -112,8 +116,6 @@ class Engine:
         self._staging: dict[int, _Waiting] = {}
         self._advancing: asyncio.Task[None] | None = None
         self._part = _PART_SECONDS[0]
-        # The core that its loop keeps, if any; who serves beside it should `aside.leave_core`.
-        self.core: int | None = None
         self._closed = False
 
     @staticmethod
@@ -161,7 +163,6 @@ class Engine:
             raise EngineStartFailed(f"vLLM did not start: {_first_line(error)}") from error
         engine = cls(plan, args, client)
         try:
-            await engine._take_core()
             if args.enable_lora:  # a benchmark measures the engine without it, too
                 tell.step("Warming the adapters' memory")
                 await engine._warm()
@@ -358,6 +359,33 @@ class Engine:
             raise EngineError("vLLM ended a request without an answer")
         return last
 
+    @contextlib.asynccontextmanager
+    async def undisturbed(self) -> AsyncIterator[None]:
+        """Within the block, an engine that computes alone on a CPU has a core for its loop.
+
+        This process leaves that core meanwhile. Where none can be had, nothing changes.
+        """
+        alone = self.plan.options.get("distributed_executor_backend") == "uni"
+        core: int | None = None
+        if self.plan.device == "cpu" and alone:
+            with contextlib.suppress(EngineError):
+                told = await self._workers("stacked_take_core", [*CORES], doing="taking a core")
+                core = told[0]
+        if core is None:
+            yield
+            return
+        use_cores(CORES - {core})
+        try:
+            yield
+        finally:
+            use_cores(CORES)
+            give = self._workers("stacked_give_core", [*CORES], doing="sharing a core")
+            with contextlib.suppress(
+                TimeoutError
+            ):  # a silent engine hears it when it listens again
+                async with asyncio.timeout(_LOOK_SECONDS * 40):
+                    await self._quietly(give)
+
     def tokenizer(self) -> Any:
         """The base's tokenizer, a transformers object."""
         return self.client.get_tokenizer()
@@ -436,12 +464,6 @@ class Engine:
         step = time.perf_counter() - began - self._part
         self._part = min(most, max(least, _PART_SHARE * step))
         return told
-
-    async def _take_core(self) -> None:
-        """Have a loop that computes alone on a CPU, without a worker, keep a core if it can."""
-        if self.plan.device == "cpu" and self.plan.options["distributed_executor_backend"] == "uni":
-            told = await self._workers("stacked_take_core", [*CORES], doing="taking a core")
-            self.core = told[0]
 
     async def _warm(self) -> None:
         """Do once, before anyone waits, what the first of its kind makes everyone wait for.

@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from stacked.engine.aside import step_aside, take_core
+from stacked.engine.aside import give_core, step_aside, take_core
 from stacked.engine.loras import Dropped, Job, VllmLoras
 
 
@@ -171,6 +171,10 @@ class StagingWorker:
     def stacked_take_core(self, cores: list[int]) -> int | None:
         """Keep a core for the loop alone, see `aside.take_core`."""
         return take_core(cores)
+
+    def stacked_give_core(self, cores: list[int]) -> None:
+        """Share it again, see `aside.give_core`."""
+        give_core(cores)
 
     def stacked_resident(self) -> list[list[int]]:
         """Numbers staged, in host memory, and in each slot (0 for nothing)."""

@@ -73,16 +73,29 @@ def test_a_core_is_taken_by_loops_of_one_thread_only(change: str, tmp_path: Path
         assert told(child).startswith("None" if "2" in change else str(CORES[-1]))
 
 
-def test_whoever_leaves_a_core_leaves_it_with_the_threads_it_starts_later(tmp_path: Path) -> None:
+def test_a_core_that_is_given_back_is_used_and_taken_by_others_again(tmp_path: Path) -> None:
+    everywhere = " ".join(map(str, CORES))
+    code = TAKE.replace(
+        "sys.stdin",
+        f"""aside.give_core({CORES})
+print(*sorted(os.sched_getaffinity(0)), *sorted(os.sched_getaffinity(other.native_id)), flush=True)
+sys.stdin""",
+    )
+    with process(code, tmp_path) as first:
+        assert [told(first) for _ in range(3)][-1] == f"{everywhere} {everywhere}"
+        with process(TAKE, tmp_path) as second:
+            assert told(second) == f"{CORES[-1]} {CORES[-1]}"
+
+
+def test_threads_that_are_started_later_stay_on_the_cores_too(tmp_path: Path) -> None:
     code = f"""
 import os, threading
 from stacked.engine import aside
-aside.leave_core({CORES[-1]})
+aside.use_cores({CORES[:-1]})
 seen = []
 thread = threading.Thread(target=lambda: seen.append(sorted(os.sched_getaffinity(0))))
 thread.start(); thread.join()
 print(*seen[0])
-aside.leave_core({CORES[-1]})
 """
     with process(code, tmp_path) as child:
         assert told(child) == " ".join(map(str, CORES[:-1]))

@@ -155,7 +155,7 @@ def test_rows_are_moved_only_where_it_pays() -> None:
     assert (in_place.height, in_place.order) == (1, None)
     assert plan_rows(np.array([0, 1] * 8)).height == 8
     assert plan_rows(np.array(([0] * 64 + [1] * 64) * 3)).order is None
-    far_apart = plan_rows(np.array([0, 7]))
+    far_apart = plan_rows(np.array([0, 9]))
     assert (far_apart.height, far_apart.order) == (0, None)
     many_runs = plan_rows(np.array([0, 1, 0, 0, 7] * 8))
     assert many_runs.height == 0
