@@ -380,10 +380,8 @@ class Engine:
         finally:
             use_cores(CORES)
             give = self._workers("stacked_give_core", [*CORES], doing="sharing a core")
-            with contextlib.suppress(
-                TimeoutError
-            ):  # a silent engine hears it when it listens again
-                async with asyncio.timeout(_LOOK_SECONDS * 40):
+            with contextlib.suppress(TimeoutError):  # a silent one hears it when it listens again
+                async with asyncio.timeout(_GIVE_SECONDS):
                     await self._quietly(give)
 
     def tokenizer(self) -> Any:
