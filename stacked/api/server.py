@@ -24,6 +24,7 @@ from stacked.api.request_ids import in_log_lines
 from stacked.api.routes import create_routes
 from stacked.config import ControlConfig, is_loopback
 from stacked.core import Progress
+from stacked.engine.aside import hand_over_soon
 from stacked.errors import ConfigInvalid, EngineDead, EngineError, NotReady
 from stacked.service import Service, State
 
@@ -51,6 +52,7 @@ def run(config: ControlConfig, *, data_dir: Path, progress: Progress) -> int:
     check_reach(config.server)
     gate = open_gate(config, data_dir)
     sockets = _bind(config)
+    hand_over_soon()
     in_log_lines()
     log = engine_log(data_dir)
     progress.note(f"engine log  {log.path}\n{_who_may_call(config, gate)}")

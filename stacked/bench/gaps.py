@@ -29,6 +29,7 @@ from stacked.bench.subject import Subject
 from stacked.bench.switch import measure_switch
 from stacked.client import Client
 from stacked.core import MAX_MEMBERS
+from stacked.engine.aside import hand_over_soon
 from stacked.errors import ParameterInvalid
 
 _SETTLE_SECONDS = 2.0
@@ -77,7 +78,8 @@ def run_gaps(subject: Subject, settings: Settings, directory: Path, tell: Tellin
         raise ParameterInvalid("gaps need two adapters at least: one streams, the rest are loaded")
     directory.mkdir(parents=True, exist_ok=True)
     gc.collect()
-    gc.freeze()  # a collection here would look like a token that came late
+    gc.freeze()  # a collection here would look like a token that came late,
+    hand_over_soon()  # and so would another thread's turn
     each: list[dict[str, Any]] = []
     for side in settings.sides:
         tell.step(f"Starting {SIDES[side]}")

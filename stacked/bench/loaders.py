@@ -50,7 +50,7 @@ class LiveUpdate:
 
     def __init__(self, client: Client, members: Mapping[str, Path]) -> None:
         # Seldom asked: each question takes time of the server that is being timed.
-        self._updater = Updater(client, poll_seconds=0.1)
+        self._updater = Updater(client, poll_seconds=0.5)
         listed = [(key, MemberConfig(source=str(path))) for key, path in members.items()]
         self.streamed = listed[0][0]
         self._alone = self._updater.create("first", listed[:1])

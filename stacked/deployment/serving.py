@@ -17,6 +17,7 @@ from typing import Any
 
 from stacked import metrics
 from stacked.core import Adapter, Base, Digest, ModelGroup, Progress
+from stacked.engine.aside import Pauses
 from stacked.engine.engine import Engine, Loaded
 from stacked.engine.machine import look
 from stacked.engine.openai import Served, build_openai_app
@@ -64,7 +65,7 @@ class Serving:
         try:
             handles = await _load_all(engine, group, progress)
             routing = Routing.of(group.base, group.members, handles, 0)
-            live = Live(engine, routing, drain_seconds=drain_seconds, check=check_content)
+            live = Live(engine, routing, drain_seconds=drain_seconds, check=_check_beside)
             serving = cls(plan, engine, live)
             await serving._open_app()
             generation = await commit()
@@ -219,6 +220,11 @@ async def _load_all(engine: Engine, group: ModelGroup, tell: Progress) -> Mappin
             tell.step(f"Loading adapters into the engine {count}/{len(adapters)}")
 
     return await engine.load_all(adapters, told)
+
+
+def _check_beside(adapter: Adapter) -> None:
+    """In a thread beside requests: it takes turns with what serves them."""
+    check_content(adapter, Pauses())
 
 
 def _check_all(adapters: Sequence[Adapter]) -> None:

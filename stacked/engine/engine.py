@@ -59,7 +59,6 @@ _REMOVED_AT_ONCE = 16
 # logprobs do not see. One row in each of two steps delays the streams it is batched with least, and
 # at a first token alone queries and keys would make no difference.
 _CANARY_TEXT = "Question: SELECT name FROM users"
-_CANARY_PAIRS = 2
 _CANARY_SAMPLING = {"max_tokens": 2, "temperature": 0.0, "logprobs": 1, "ignore_eos": True}
 _CERTAIN = 100.0
 
@@ -308,18 +307,14 @@ class Engine:
         The same weights give the same numbers up to float noise; NaN where the weights are broken.
         Raises EngineLoadFailed, EngineDead, and EngineError after CALL_SECONDS without an answer.
         """
-        tokens = self.tokenizer().encode(_CANARY_TEXT)
+        first, second = self.tokenizer().encode(_CANARY_TEXT)[:2]
+        sampling: dict[str, Any] = dict(_CANARY_SAMPLING)
+        if self.client.model_config.logprobs_mode.startswith("raw"):
+            sampling["logit_bias"] = {second: _CERTAIN}
+        name = f"canary-{next(self._canaries)}"
         doing = f"scoring {loaded.name if loaded else 'the base'}"
-        scores: list[float] = []
-        for at in range(0, 2 * _CANARY_PAIRS, 2):
-            first, second = tokens[at : at + 2]
-            sampling: dict[str, Any] = dict(_CANARY_SAMPLING)
-            if self.client.model_config.logprobs_mode.startswith("raw"):
-                sampling["logit_bias"] = {second: _CERTAIN}
-            name = f"canary-{next(self._canaries)}"
-            output = await self._call(self._last([first], loaded, name, sampling), doing)
-            scores += [_best(row) for row in output.outputs[0].logprobs or ()]
-        return scores
+        output = await self._call(self._last([first], loaded, name, sampling), doing)
+        return [_best(row) for row in output.outputs[0].logprobs or ()]
 
     async def stream(
         self,

@@ -30,11 +30,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from stacked.engine.aside import Pauses
 from stacked.engine.tensors import read_tensors
-
-# Between two chunks the reading thread leaves the memory bus to the loop, longer than it had it.
-PAUSE_SECONDS = 0.002
-_PAUSE_SHARE = 2.0
 
 # LoRA modules that vLLM's loader makes in one part: a few milliseconds of Python.
 _MODULES = 24
@@ -58,16 +55,14 @@ class Job:
     model: Any = None
     dropped: bool = False
     urgent: bool = False
-    resumed: float = 0.0
+    pauses: Pauses = field(default_factory=Pauses)
 
     def pause(self) -> None:
         """Called between chunks, in the reading thread. Raises Dropped."""
         if self.dropped:
             raise Dropped
         if not self.urgent:
-            worked = time.perf_counter() - self.resumed if self.resumed else 0.0
-            time.sleep(max(PAUSE_SECONDS, _PAUSE_SHARE * worked))
-            self.resumed = time.perf_counter()
+            self.pauses()
 
 
 @dataclass

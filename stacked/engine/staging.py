@@ -18,14 +18,17 @@ has ``model_runner.lora_manager`` and ``device``.
 from __future__ import annotations
 
 import gc
-import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from stacked.engine.aside import give_core, step_aside, take_core
+from stacked.engine.aside import give_core, hand_over_soon, step_aside, take_core
 from stacked.engine.loras import Dropped, Job, VllmLoras
+
+# Adapters that are read at once; more wait their turn.
+_READERS = 8
 
 
 class Stager:
@@ -33,7 +36,10 @@ class Stager:
 
     def __init__(self, loras: Any, step_aside: Callable[[], None]) -> None:
         self._loras = loras
-        self._step_aside = step_aside
+        # They stay, and the first one begins now: a new thread runs on the core of the loop that
+        # starts it, until it has stepped aside.
+        self._readers = ThreadPoolExecutor(_READERS, "stacked-stage", initializer=step_aside)
+        self._readers.submit(int)
         self._jobs: dict[int, Job] = {}
 
     def stage(self, number: int, name: str, path: str) -> None:
@@ -41,10 +47,7 @@ class Stager:
         if number in self._jobs or self._loras.holds(number):
             return
         job = self._jobs[number] = Job(number, name, path)
-        thread = threading.Thread(
-            target=self._read, args=(job,), name=f"stacked-stage-{number}", daemon=True
-        )
-        thread.start()
+        self._readers.submit(self._read, job)
 
     def load(self, number: int, name: str, path: str) -> None:
         """Stage and adopt at once, in the loop: for a start, when nobody waits for it.
@@ -61,7 +64,6 @@ class Stager:
 
     def _read(self, job: Job) -> None:
         try:
-            self._step_aside()
             self._loras.read(job)
             job.state = "building"
         except Dropped:
@@ -83,9 +85,12 @@ class Stager:
     def _build(self, job: Job, until: float) -> None:
         job.work = job.work or self._loras.build(job)
         try:
+            began = time.perf_counter()
             for _ in job.work:
-                if time.perf_counter() >= until:
+                now = time.perf_counter()
+                if now + (now - began) > until:  # the next part is like the last one
                     return
+                began = now
             job.state = "ready"
         except Exception as error:  # noqa: BLE001  whatever vLLM finds wrong with it is told
             job.reason, job.state = _sentence(error), "failed"
@@ -193,6 +198,7 @@ def _parts(worker: Any) -> tuple[Stager, VllmLoras]:
     """The worker's stager and adapters, made at the first call."""
     found: tuple[Stager, VllmLoras] | None = worker.__dict__.get("_stacked_parts")
     if found is None:
+        hand_over_soon()
         aside = partial(step_aside, worker.device)
         loras = VllmLoras(worker.model_runner.lora_manager, aside)
         found = worker.__dict__["_stacked_parts"] = (Stager(loras, aside), loras)

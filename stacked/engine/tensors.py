@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# Large enough that Python is asked for rarely, small enough to leave the memory bus to others.
-_CHUNK_BYTES = 4 * 1024**2
+# Large enough that Python is asked for rarely, small enough to leave core and memory bus to others.
+_CHUNK_BYTES = 1024**2
 
 _DTYPES = {
     "F64": "float64",

@@ -5,20 +5,22 @@ It must not know who is about to read them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from stacked.core import Adapter, short
 from stacked.errors import AdapterError, StoreDamaged
 from stacked.store.checks import read_config
-from stacked.store.digest import digest_of
+from stacked.store.digest import digest_of, no_pause
 from stacked.store.files import WEIGHTS_FILE
 
 
-def check_content(adapter: Adapter) -> None:
+def check_content(adapter: Adapter, pause: Callable[[], None] = no_pause) -> None:
     """Hash the files where the adapter stands; tenths of a second for 100 MB. Raises StoreDamaged.
 
     The digest covers every check of values, shapes and names: they were made on the same bytes.
     """
     try:
-        found = digest_of(read_config(adapter.path), adapter.path / WEIGHTS_FILE)
+        found = digest_of(read_config(adapter.path), adapter.path / WEIGHTS_FILE, pause)
     except (AdapterError, OSError) as error:
         raise StoreDamaged(
             f"stored adapter {short(adapter.digest)} cannot be read any more ({error}); "

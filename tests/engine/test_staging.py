@@ -67,11 +67,11 @@ def stager(reader: Reader) -> Stager:
 
 
 def wait_for(stager: Stager, number: int) -> tuple[str, str]:
-    """The state of an adapter when its thread has ended and the loop has built it."""
-    for thread in threading.enumerate():
-        if thread.name == f"stacked-stage-{number}":
-            thread.join(20)
-            assert not thread.is_alive()
+    """The state of an adapter when it has been read and the loop has built it."""
+    until = time.monotonic() + 20
+    while stager.state(number)[0] == "reading":
+        assert time.monotonic() < until
+        time.sleep(0.002)
     return stager.advance([number], 60.0)[0]
 
 
