@@ -52,6 +52,9 @@ _PART_SECONDS = (0.001, 0.008)
 # How long the end of an update waits for the loop to share its core again.
 _GIVE_SECONDS = 2.0
 
+# A start has that many read and built by one call, so that the next ones are read meanwhile.
+_LOADED_AT_ONCE = 16
+
 # Each removal is Python in the engine's loop; so many take about a millisecond.
 _REMOVED_AT_ONCE = 16
 
@@ -194,15 +197,16 @@ class Engine:
         EngineLoadFailed; what was loaded before stays.
         """
         loaded: dict[Digest, Loaded] = {}
-        room = True
-        for adapter in adapters:
-            one = loaded[adapter.digest] = self._handle(adapter)
-            doing = f"loading adapter {adapter.digest}"
-            where = (one.number, one.name, str(adapter.path))
+        for at in range(0, len(adapters), _LOADED_AT_ONCE):
+            some = [self._handle(adapter) for adapter in adapters[at : at + _LOADED_AT_ONCE]]
+            wanted = [(each.number, each.name, each.request.lora_path) for each in some]
             async with self._changing:
-                await self._workers("stacked_load", *where, doing=doing)
-            room = room and await self.activate(one)
+                await self._workers("stacked_load", wanted, doing="loading adapters")
+            loaded |= {each.digest: each for each in some}
             told(len(loaded))
+        for each in loaded.values():
+            if not await self.activate(each):
+                break
         await self._workers("stacked_settle", doing="settling the worker's memory")
         return loaded
 

@@ -19,9 +19,11 @@ from __future__ import annotations
 
 import gc
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from stacked.engine.aside import give_core, hand_over_soon, step_aside, take_core
@@ -29,6 +31,9 @@ from stacked.engine.loras import Dropped, Job, VllmLoras
 
 # Adapters that are read at once; more wait their turn.
 _READERS = 8
+
+# Adapters of a start that are read while one is built.
+_AHEAD = 2
 
 
 class Stager:
@@ -49,18 +54,31 @@ class Stager:
         job = self._jobs[number] = Job(number, name, path)
         self._readers.submit(self._read, job)
 
-    def load(self, number: int, name: str, path: str) -> None:
-        """Stage and adopt at once, in the loop: for a start, when nobody waits for it.
+    def load(self, wanted: Sequence[tuple[int, str, str]]) -> None:
+        """Stage and adopt these at once, in the loop: for a start, when nobody waits for it.
 
-        Raises what reading and building raise; nothing is left then.
+        The next ones are read while one is built. Raises RuntimeError with the name of the first
+        that fails; those before it stay.
         """
-        if self._loras.holds(number):
-            return
-        job = Job(number, name, path, urgent=True)
-        self._loras.read(job)
-        for _ in self._loras.build(job):
-            pass
-        self._loras.register(job.model)
+        jobs = [Job(*each, urgent=True) for each in wanted if not self._loras.holds(each[0])]
+        waiting = iter(jobs)
+        reading = deque((job, self._read_ahead(job)) for job in islice(waiting, _AHEAD))
+        try:
+            while reading:
+                job, read = reading.popleft()
+                reading.extend((each, self._read_ahead(each)) for each in islice(waiting, 1))
+                read.result()
+                for _ in self._loras.build(job):
+                    pass
+                self._loras.register(job.model)
+        except Exception as error:
+            raise RuntimeError(f"{job.name}: {_sentence(error)}") from error
+        finally:
+            for job, _ in reading:
+                job.dropped = True
+
+    def _read_ahead(self, job: Job) -> Future[None]:
+        return self._readers.submit(self._loras.read, job)
 
     def _read(self, job: Job) -> None:
         try:
@@ -140,9 +158,9 @@ class StagingWorker:
         """Start to read an adapter."""
         _parts(self)[0].stage(number, name, path)
 
-    def stacked_load(self, number: int, name: str, path: str) -> None:
-        """Read an adapter and hand it to vLLM in one go, see `Stager.load`."""
-        _parts(self)[0].load(number, name, path)
+    def stacked_load(self, wanted: list[tuple[int, str, str]]) -> None:
+        """Read adapters and hand them to vLLM in one go, see `Stager.load`."""
+        _parts(self)[0].load(wanted)
 
     def stacked_advance(self, numbers: list[int], seconds: float) -> list[list[str]]:
         """Go on with adapters that have been read; state and reason each, see `Stager.state`."""

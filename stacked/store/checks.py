@@ -5,11 +5,10 @@ It must not know where the files came from or who will serve them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from stacked.core import Adapter, Digest
 from stacked.errors import (
@@ -56,12 +55,19 @@ class Report:
 
 
 def check_directory(
-    directory: Path, base: BaseModules, max_rank: int | None, limits: Limits = DEFAULT
+    directory: Path,
+    base: BaseModules,
+    max_rank: int | None,
+    limits: Limits = DEFAULT,
+    *,
+    digest: Digest | None = None,
+    known_finite: bool = False,
 ) -> tuple[PeftConfig, Report]:
     """Run every check on a directory that nobody else can write to.
 
     Raises the AdapterError of the first check that fails: config, rank, weights file, names,
-    halves, shapes, values.
+    halves, shapes, values. `digest`, where it was just found; `known_finite`, where the values were
+    checked before.
     """
     config = read_config(directory, limits)
     check_rank(config, max_rank)
@@ -71,8 +77,11 @@ def check_directory(
     _check_modules(pairs, base)
     for pair in pairs.values():
         _check_shape(pair, config, base)
-    no_effect = _check_values(weights, tensors, pairs)
-    return config, report_of(config, weights, pairs, no_effect=no_effect)
+    with Values(weights) as values:
+        if not known_finite:
+            _check_finite(values, tensors)
+        no_effect = _has_no_effect(values, pairs)
+    return config, report_of(config, weights, pairs, no_effect=no_effect, digest=digest)
 
 
 def read_config(directory: Path, limits: Limits = DEFAULT) -> PeftConfig:
@@ -102,7 +111,7 @@ def report_of(
         rank=config.max_rank,
         target_modules=tuple(names),
         modules=len(pairs),
-        parameters=sum(int(np.prod(tensor.shape, dtype=np.int64)) for tensor in tensors),
+        parameters=sum(math.prod(tensor.shape) for tensor in tensors),
         bytes=weights.stat().st_size,
         dtypes=tuple(sorted({tensor.dtype for tensor in tensors})),
         base=config.base,
@@ -190,21 +199,23 @@ def _shape_advice(tensor: Tensor) -> str:
     return ""
 
 
-def _check_values(weights: Path, tensors: dict[str, Tensor], pairs: dict[str, Pair]) -> bool:
-    """Refuse NaN and infinity; True when the adapter adds nothing to any module."""
-    with Values(weights) as values:
-        for tensor in tensors.values():
-            if not is_finite(values.bits(tensor), FLOATS[tensor.dtype]):
-                raise ValueNotFinite(
-                    f"{WEIGHTS_FILE}: tensor {quoted(tensor.name, 200)} holds NaN or infinity; "
-                    "training diverged, or the file is damaged. Take an earlier checkpoint"
-                )
+def _check_finite(values: Values, tensors: dict[str, Tensor]) -> None:
+    for tensor in tensors.values():
+        if not is_finite(values.bits(tensor), FLOATS[tensor.dtype]):
+            raise ValueNotFinite(
+                f"{WEIGHTS_FILE}: tensor {quoted(tensor.name, 200)} holds NaN or infinity; "
+                "training diverged, or the file is damaged. Take an earlier checkpoint"
+            )
 
-        def zero(tensor: Tensor) -> bool:
-            return is_zero(values.bits(tensor), FLOATS[tensor.dtype])
 
-        # lora_B starts as zero in training, so it tells first.
-        return all(zero(pair.b) or zero(pair.a) for pair in pairs.values())
+def _has_no_effect(values: Values, pairs: dict[str, Pair]) -> bool:
+    """Whether the adapter adds nothing to any module."""
+
+    def zero(tensor: Tensor) -> bool:
+        return is_zero(values.bits(tensor), FLOATS[tensor.dtype])
+
+    # lora_B starts as zero in training, so it tells first.
+    return all(zero(pair.b) or zero(pair.a) for pair in pairs.values())
 
 
 def _warnings(config: PeftConfig, names: list[str], no_effect: bool) -> Iterator[str]:

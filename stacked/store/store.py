@@ -19,6 +19,7 @@ from stacked.errors import AdapterAbsent, AdapterError, StoreDamaged, StoreUnusa
 from stacked.store.archives import unpack
 from stacked.store.base import BaseModules
 from stacked.store.checks import Report, check_directory, read_config, report_of
+from stacked.store.digest import digest_of
 from stacked.store.disk import clear_workplaces, flush, locked, workplace
 from stacked.store.files import CONFIG_FILE, WANTED, WEIGHTS_FILE
 from stacked.store.limits import DEFAULT, Limits
@@ -75,21 +76,21 @@ class AdapterStore:
         directories are refused. Raises an AdapterError, or StoreUnusable.
         """
         with self._usable(), self._workplace() as place:
-            config, report = self._checked(source, place, base, max_rank, allowed_roots)
-            return self._kept(config, report, place / "adapter")
+            copy = self._fetched(source, place, allowed_roots)
+            return self._kept(copy, base, max_rank)
 
     def add_archive(self, archive: Path, name: str, *, base: BaseModules) -> Adapter:
         """`add` for an archive that was sent; `name` is what sentences call it."""
         with self._usable(), self._workplace() as place:
             copy, scratch = _rooms(place)
             unpack(archive, copy, scratch, self.limits, name)
-            config, report = check_directory(copy, base, None, self.limits)
-            return self._kept(config, report, copy)
+            return self._kept(copy, base, None)
 
     def inspect(self, source: str, *, base: BaseModules, max_rank: int | None = None) -> Report:
         """The checks of `add` and what they found; nothing is kept. Raises what `add` raises."""
         with self._usable(), self._workplace() as place:
-            return self._checked(source, place, base, max_rank, None)[1]
+            copy = self._fetched(source, place, None)
+            return check_directory(copy, base, max_rank, self.limits)[1]
 
     def get(self, digest: Digest) -> Adapter:
         """The stored adapter, without reading its weights. Raises AdapterAbsent, StoreDamaged."""
@@ -160,24 +161,35 @@ class AdapterStore:
             clear_workplaces(self._staging)
         return removed
 
-    def _checked(
-        self,
-        source: str,
-        place: Path,
-        base: BaseModules,
-        max_rank: int | None,
-        allowed_roots: Sequence[Path] | None,
-    ) -> tuple[PeftConfig, Report]:
-        """Copy the source into `place` and run the checks on that copy, which nobody else has."""
+    def _fetched(self, source: str, place: Path, allowed_roots: Sequence[Path] | None) -> Path:
+        """A copy of the source within `place`, which nobody else has: checks are of that."""
         copy, scratch = _rooms(place)
         roots = None if allowed_roots is None else [Path(root).resolve() for root in allowed_roots]
         fetch(source, copy, scratch, self.limits, roots=roots, download=self._download)
-        return check_directory(copy, base, max_rank, self.limits)
+        return copy
 
-    def _kept(self, config: PeftConfig, report: Report, copy: Path) -> Adapter:
+    def _kept(self, copy: Path, base: BaseModules, max_rank: int | None) -> Adapter:
+        """Check a copy and make it the store's, unless the store has the same already."""
+        digest = digest_of(read_config(copy, self.limits), copy / WEIGHTS_FILE)
+        report, path = self._standing(digest, base, max_rank), self._path(digest)
+        if report is None:
+            config, report = check_directory(copy, base, max_rank, self.limits, digest=digest)
+            path = self._publish(config, digest, copy)
         for warning in report.warnings:
-            logger.warning("adapter %s: %s", report.digest, warning)
-        return report.adapter(self._publish(config, report.digest, copy))
+            logger.warning("adapter %s: %s", digest, warning)
+        return report.adapter(path)
+
+    def _standing(self, digest: Digest, base: BaseModules, max_rank: int | None) -> Report | None:
+        """What stands under a digest, checked again but for its values; None unless all is well.
+
+        That it is absent, damaged, or does not fit, the checks of the copy tell better.
+        """
+        try:
+            check = check_directory
+            report = check(self._path(digest), base, max_rank, self.limits, known_finite=True)[1]
+        except (AdapterError, OSError):
+            return None
+        return report if report.digest == digest else None
 
     def _publish(self, config: PeftConfig, digest: Digest, copy: Path) -> Path:
         (copy / CONFIG_FILE).write_bytes(config.stored())

@@ -48,8 +48,8 @@ class Worker:
         for number in numbers:
             self.staged.pop(number, None)
 
-    def stacked_load(self, number: int, name: str, path: str) -> None:
-        self.held[number] = [name, path]
+    def stacked_load(self, wanted: list[tuple[int, str, str]]) -> None:
+        self.held |= {number: [name, path] for number, name, path in wanted}
 
     def stacked_settle(self) -> None:
         self.settled = len(self.held)
@@ -118,7 +118,7 @@ async def test_many_are_removed_at_once_and_others_stay(engine: Engine) -> None:
     adapters = [replace(ADAPTER, digest=Digest(f"sha256:{n:064x}")) for n in range(40)]
     counted: list[int] = []
     loaded = list((await engine.load_all(adapters, counted.append)).values())
-    assert counted == list(range(1, 41))
+    assert counted == [16, 32, 40]
     await engine.remove(*loaded[:37], loaded[0])
     assert await engine.list() == {each.number for each in loaded[37:]}
 

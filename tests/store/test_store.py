@@ -11,6 +11,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,16 +19,17 @@ from stacked.core import Adapter, Digest
 from stacked.errors import (
     AdapterAbsent,
     AdapterError,
+    ModuleUnknown,
     RankRefused,
     SourceRefused,
     StackedError,
     StoreDamaged,
     StoreUnusable,
 )
-from stacked.store import AdapterStore, BaseModules
+from stacked.store import AdapterStore, BaseModules, checks
 from stacked.store import store as module
 from stacked.store.disk import locked
-from tests.store.small import lora_config, lora_weights, write_adapter, write_json
+from tests.store.small import lora_config, lora_weights, write_adapter, write_base, write_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -239,9 +241,10 @@ def test_collect_leaves_the_workplace_of_somebody_at_work(store: AdapterStore) -
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from typing import Any
 from stacked.store import AdapterStore, BaseModules, store as module
 step, root, source, base = sys.argv[1:]
-def die(*_):
+def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 if step == "copied":
     module.check_directory = die
@@ -260,8 +263,6 @@ AdapterStore(Path(root)).add(source, base=BaseModules.read(Path(base)))
 def test_killed_at_any_step_it_leaves_the_whole_adapter_or_nothing(
     step: str, store: AdapterStore, adapter: Path, base: BaseModules, tmp_path: Path
 ) -> None:
-    from tests.store.small import write_base
-
     directory = write_base(tmp_path / "base")
     script = [sys.executable, "-c", KILLED, step, str(store.root), str(adapter), str(directory)]
     assert subprocess.run(script, check=False).returncode == -9
@@ -337,10 +338,10 @@ def test_what_is_checked_is_the_private_copy(
     expected = store.inspect(str(adapter), base=base).digest
     check = module.check_directory
 
-    def check_while_the_source_changes(directory: Path, *rest: object) -> object:
+    def check_while_the_source_changes(directory: Path, *rest: Any, **more: Any) -> object:
         write_json(adapter / CONFIG, lora_config(use_dora=True))
         (adapter / WEIGHTS).write_bytes(b"changed")
-        return check(directory, *rest)  # type: ignore[arg-type]
+        return check(directory, *rest, **more)
 
     monkeypatch.setattr(module, "check_directory", check_while_the_source_changes)
     added = store.add(str(adapter), base=base)
@@ -360,9 +361,32 @@ def test_warnings_are_logged_when_an_adapter_is_added(
 ) -> None:
     weights = {name: value * ("lora_A" in name) for name, value in lora_weights().items()}
     # The logger's own level: other tests import libraries that raise the root's.
+    zeros = write_adapter(tmp_path / "zeros", weights)
     with caplog.at_level("WARNING", logger="stacked"):
-        store.add(str(write_adapter(tmp_path / "zeros", weights)), base=base)
-    assert "changes nothing" in caplog.text
+        for _ in range(2):  # and when it is there already
+            store.add(str(zeros), base=base)
+            assert "changes nothing" in caplog.text
+            caplog.clear()
+
+
+def test_what_is_there_already_is_neither_checked_for_values_nor_written_again(
+    store: AdapterStore, adapter: Path, base: BaseModules, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = store.add(str(adapter), base=base)
+    monkeypatch.setattr(checks, "is_finite", None)
+    monkeypatch.setattr(AdapterStore, "_publish", None)
+    assert store.add(str(adapter), base=base) == first
+
+
+def test_what_is_there_already_must_fit_the_base_that_it_is_added_for(
+    store: AdapterStore, adapter: Path, base: BaseModules, tmp_path: Path
+) -> None:
+    store.add(str(adapter), base=base)
+    other = BaseModules.read(write_base(tmp_path / "other", prefix="model.language_model."))
+    with pytest.raises(ModuleUnknown):
+        store.add(str(adapter), base=other)
+    with pytest.raises(RankRefused):
+        store.add(str(adapter), base=base, max_rank=1)
 
 
 def test_every_code_stands_in_the_table_for_users() -> None:
