@@ -113,6 +113,7 @@ async def serve(asked: Mapping[str, Any], replies: TextIO) -> None:
     began = time.perf_counter()
     engine = await Engine.start(plan)
     try:
+        await engine.warm()
         started = time.perf_counter() - began
         listed = adapters_of(asked["adapters"]) if asked["lora"] else []
         loaded = [await engine.load(adapter) for adapter in listed]

@@ -58,16 +58,19 @@ class Serving:
         """Start the engine and load the group; 20 to 60 s.
 
         `commit` is called last, when nothing can fail any more, and returns the generation. Raises
-        what that raises, EngineOptionInvalid, EngineStartFailed, EngineLoadFailed; what was started
-        is stopped then, as it is when this is cancelled.
+        what that raises, EngineOptionInvalid, EngineStartFailed, EngineLoadFailed, StoreDamaged;
+        what was started is stopped then, as it is when this is cancelled.
         """
-        engine = await _start_engine(plan, progress)
+        adapters = list(group.adapters().values())
+        engine = await _start_engine_and_check(plan, adapters, progress)
         try:
-            handles = await _load_all(engine, group, progress)
-            routing = Routing.of(group.base, group.members, handles, 0)
-            live = Live(engine, routing, drain_seconds=drain_seconds, check=_check_beside)
+            nobody = Routing[Loaded].of(group.base, (), {}, 0)
+            live = Live(engine, nobody, drain_seconds=drain_seconds, check=_check_beside)
             serving = cls(plan, engine, live)
-            await serving._open_app()
+            progress.step("Warming the adapters' memory")
+            # The one computes in the engine's process, the other imports in this one.
+            await asyncio.gather(engine.warm(), serving._open_app())
+            handles = await _load_all(engine, adapters, progress)
             generation = await commit()
         except BaseException:
             await engine.close()
@@ -154,6 +157,22 @@ def plan_for(
     )
 
 
+async def _start_engine_and_check(
+    plan: EnginePlan, adapters: Sequence[Adapter], progress: Progress
+) -> Engine:
+    """Start an engine, and meanwhile check that the adapters' files are still what they were."""
+    starting = asyncio.ensure_future(_start_engine(plan, progress))
+    try:
+        await asyncio.to_thread(_check_all, adapters)
+        return await starting
+    except BaseException:
+        starting.cancel()
+        for ended in await asyncio.gather(starting, return_exceptions=True):
+            if isinstance(ended, Engine):
+                await ended.close()
+        raise
+
+
 async def _start_engine(plan: EnginePlan, progress: Progress) -> Engine:
     """Start an engine; a cancellation ends the processes that were started for it.
 
@@ -204,11 +223,9 @@ async def _abandon(starting: asyncio.Future[Engine], before: set[int | None]) ->
         await engine.close()
 
 
-async def _load_all(engine: Engine, group: ModelGroup, tell: Progress) -> Mapping[Digest, Loaded]:
-    """Check that every adapter's files are still what they were, and load them."""
-    adapters = list(group.adapters().values())
-    tell.step(f"Checking {len(adapters)} stored adapters")
-    await asyncio.to_thread(_check_all, adapters)
+async def _load_all(
+    engine: Engine, adapters: Sequence[Adapter], tell: Progress
+) -> Mapping[Digest, Loaded]:
     last = 0.0
 
     def told(count: int) -> None:

@@ -136,6 +136,7 @@ class Engine:
     async def start(cls, plan: EnginePlan, *, progress: Progress | None = None) -> Engine:
         """Start vLLM as planned; 20 to 60 s. Raises EngineStartFailed, EngineOptionInvalid.
 
+        Follow with `warm` before anyone waits for an answer.
         The slow work is done in a thread, so that this loop can answer "starting" meanwhile.
         """
         tell = progress or Silent()
@@ -163,15 +164,7 @@ class Engine:
             raise
         except Exception as error:  # vLLM raises anything here; the sentence names its log
             raise EngineStartFailed(f"vLLM did not start: {_first_line(error)}") from error
-        engine = cls(plan, args, client)
-        try:
-            if args.enable_lora:  # a benchmark measures the engine without it, too
-                tell.step("Warming the adapters' memory")
-                await engine._warm()
-        except BaseException:
-            await engine.close()
-            raise
-        return engine
+        return cls(plan, args, client)
 
     async def load(self, adapter: Adapter) -> Loaded:
         """Stage, adopt and activate an adapter. Raises EngineLoadFailed, EngineDead.
@@ -462,7 +455,7 @@ class Engine:
         self._part = min(most, max(least, _PART_SHARE * step))
         return told
 
-    async def _warm(self) -> None:
+    async def warm(self) -> None:
         """Do once, before anyone waits, what the first of its kind makes everyone wait for.
 
         A canary on an adapter of zeros touches the slots' memory, and its logprobs have torch
@@ -470,6 +463,8 @@ class Engine:
         """
         from vllm.lora.request import LoRARequest
 
+        if not self.args.enable_lora:  # a benchmark measures the engine without it, too
+            return
         number = next(self._numbers)
         request = LoRARequest(lora_name=f"warm.{number}", lora_int_id=number, lora_path="warm")
         loaded = Loaded(Digest("warm"), request.lora_name, number, request)

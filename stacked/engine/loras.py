@@ -23,7 +23,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -127,8 +127,7 @@ class VllmLoras:
     def _slices(self, job: Job) -> Iterator[Callable[[str], bool]]:
         """Which tensors each part of a loading takes, so that no part is long.
 
-        All in one where nobody waits, and where tensors beside LoRA's may belong together. The
-        first takes what was not read before, too.
+        All in one where nobody waits, and where tensors beside LoRA's may belong together.
         """
         names = list(job.tensors or {})
         modules = list(dict.fromkeys(name.partition(".lora_")[0] for name in names))
@@ -136,8 +135,7 @@ class VllmLoras:
         if whole or not all(".lora_" in name for name in names) or len(modules) <= _MODULES:
             yield lambda name: True
             return
-        yield partial(_is_not_of, frozenset(modules[_MODULES:]))
-        for at in range(_MODULES, len(modules), _MODULES):
+        for at in range(0, len(modules), _MODULES):
             yield partial(_is_of, frozenset(modules[at : at + _MODULES]))
 
     def holds(self, number: int) -> bool:
@@ -269,7 +267,7 @@ def _read_already(ready: dict[str, Any], takes: Callable[[str], bool]) -> Iterat
     real = lora_model.safetensors
 
     def safe_open(*args: Any, **kwargs: Any) -> _Opened:
-        return _Opened(real.safe_open(*args, **kwargs), ready, takes)
+        return _Opened(partial(real.safe_open, *args, **kwargs), ready, takes)
 
     lora_model.safetensors = SimpleNamespace(safe_open=safe_open)
     try:
@@ -279,37 +277,38 @@ def _read_already(ready: dict[str, Any], takes: Callable[[str], bool]) -> Iterat
 
 
 class _Opened:
-    """An open safetensors file, some of whose tensors are there already."""
+    """A safetensors file whose tensors' names are known; opened for those that were not read."""
 
-    def __init__(self, file: Any, ready: dict[str, Any], takes: Callable[[str], bool]) -> None:
-        self._file = file
+    def __init__(
+        self, open_file: Callable[[], Any], ready: dict[str, Any], takes: Callable[[str], bool]
+    ) -> None:
+        self._open_file = open_file
         self._ready = ready
         self._takes = takes
+        self._files = ExitStack()
+        self._file: Any = None
 
     def keys(self) -> list[str]:
-        names = self._file.keys()
-        return [name for name in names if self._takes(name)]
+        return [name for name in self._ready if self._takes(name)]
 
     def __enter__(self) -> _Opened:
-        self._file.__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._file.__exit__(*error)
+        self._files.close()
 
     def get_tensor(self, name: str) -> Any:
         # Others keep their dtype: vLLM converts what belongs to LoRA, not what stands beside it.
         found = self._ready.get(name) if ".lora_" in name else None
-        return self._file.get_tensor(name) if found is None else found
+        if found is not None:
+            return found
+        self._file = self._file or self._files.enter_context(self._open_file())
+        return self._file.get_tensor(name)
 
 
 def _is_of(modules: Collection[str], name: str) -> bool:
     """Whether a tensor of this name belongs to one of these modules."""
     return name.partition(".lora_")[0] in modules
-
-
-def _is_not_of(modules: Collection[str], name: str) -> bool:
-    return not _is_of(modules, name)
 
 
 def _nothing(number: int) -> None:

@@ -12,6 +12,7 @@ which are instance attributes or methods.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -85,7 +86,7 @@ async def build_openai_app(engine: Engine, models: Callable[[], Sequence[Served]
     that the model does not exist.
     """
     with _root_logger_kept():
-        build_app, init_app_state = app_builders()
+        build_app, init_app_state = await asyncio.to_thread(app_builders)  # imports for a second
         tasks = await engine.client.get_supported_tasks()
         app = build_app(engine.args, tasks, engine.client.model_config)
         client = _counting(engine.client)

@@ -26,14 +26,15 @@ _DTYPES = {
 def read_tensors(file: Path, dtype: Any, *, pin: bool, pause: Callable[[], None]) -> dict[str, Any]:
     """Every floating-point tensor of `file` by name, as `tensor.to(dtype)` would give it.
 
-    All are views of one tensor, in pinned memory if `pin`. `pause` is called between chunks and may
-    raise. Raises OSError, and ValueError for what is not a whole safetensors file.
+    All are views of one tensor, in pinned memory if `pin`; None stands for tensors of other types.
+    `pause` is called between chunks and may raise. Raises OSError, and ValueError for what is not a
+    whole safetensors file.
     """
     import torch
 
-    found: dict[str, Any] = {}
     with file.open("rb", buffering=0) as stream:
         start, header = _read_header(stream)
+        found: dict[str, Any] = dict.fromkeys(header)
         entries = [(name, entry) for name, entry in header.items() if entry["dtype"] in _DTYPES]
         total = sum(math.prod(entry["shape"]) for _, entry in entries)
         flat = torch.empty(total, dtype=dtype, pin_memory=pin)

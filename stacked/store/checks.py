@@ -200,6 +200,9 @@ def _shape_advice(tensor: Tensor) -> str:
 
 
 def _check_finite(values: Values, tensors: dict[str, Tensor]) -> None:
+    kinds = {tensor.dtype for tensor in tensors.values()}
+    if len(kinds) == 1 and is_finite(values.all_bits(tensors), FLOATS[kinds.pop()]):
+        return
     for tensor in tensors.values():
         if not is_finite(values.bits(tensor), FLOATS[tensor.dtype]):
             raise ValueNotFinite(

@@ -9,7 +9,7 @@ import json
 import mmap
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +114,12 @@ class Values:
         kind = FLOATS[tensor.dtype].bits
         count = tensor.bytes // kind.itemsize
         return np.frombuffer(self._map, dtype=kind, count=count, offset=tensor.start)
+
+    def all_bits(self, tensors: Mapping[str, Tensor]) -> np.ndarray[Any, Any]:
+        """The values of all tensors, which are of one type: the format leaves no hole between."""
+        first = min(tensors.values(), key=lambda tensor: tensor.start)
+        end = max(tensor.start + tensor.bytes for tensor in tensors.values())
+        return self.bits(replace(first, bytes=end - first.start))
 
     def __enter__(self) -> Values:
         return self

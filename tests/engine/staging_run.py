@@ -66,7 +66,9 @@ async def start(base: Path, adapters: list[Adapter]) -> Engine:
         machine=look(),
         build=require_build(),
     )
-    return await Engine.start(plan)
+    engine = await Engine.start(plan)
+    await engine.warm()
+    return engine
 
 
 class Run:

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 import pytest
 
 from stacked.engine import tensors
-from stacked.engine.loras import Job, VllmLoras
+from stacked.engine.loras import Job, VllmLoras, _Opened
 from stacked.engine.staging import Stager, StagingWorker
 from stacked.engine.tensors import read_tensors
 
@@ -179,6 +180,38 @@ def test_adapter_that_finds_no_room_stays_staged(stager: Stager, reader: Reader)
     assert list(reader.held) == [1]
 
 
+def test_a_start_loads_in_order_and_says_which_one_failed(stager: Stager, reader: Reader) -> None:
+    def fail(job: Job) -> None:
+        raise ValueError("cut short")
+
+    stager.load([(number, f"name-{number}", "path") for number in range(1, 6)])
+    assert list(reader.held) == [1, 2, 3, 4, 5]
+    reader.reads["bad"] = fail
+    with pytest.raises(RuntimeError, match="name-7: cut short"):
+        stager.load([(6, "name-6", "path"), (7, "name-7", "bad"), (8, "name-8", "path")])
+    assert list(reader.held) == [1, 2, 3, 4, 5, 6]
+    stager.load([(6, "name-6", "path"), (8, "name-8", "path")])
+    assert list(reader.held) == [1, 2, 3, 4, 5, 6, 8]
+    assert stager.staged() == []
+
+
+def test_the_file_is_opened_only_for_what_was_not_read() -> None:
+    opened: list[str] = []
+
+    @contextmanager
+    def open_file() -> Iterator[Any]:
+        opened.append("opened")
+        yield SimpleNamespace(get_tensor=lambda name: f"{name} of the file")
+        opened.append("closed")
+
+    ready = {"q.lora_A.weight": "a", "q.lora_B.weight": None, "embedding": "converted"}
+    with _Opened(open_file, ready, lambda name: True) as file:
+        assert (file.get_tensor("q.lora_A.weight"), opened) == ("a", [])
+        assert file.get_tensor("embedding") == "embedding of the file"
+        assert file.get_tensor("q.lora_B.weight") == "q.lora_B.weight of the file"
+    assert opened == ["opened", "closed"]
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_tensors_are_read_as_torch_converts_them(
     tmp_path: Path, dtype: str, monkeypatch: pytest.MonkeyPatch
@@ -196,7 +229,8 @@ def test_tensors_are_read_as_torch_converts_them(
     save_file(given | {"count": torch.tensor([3])}, tmp_path / "x", {"format": "pt"})
     wanted = getattr(torch, dtype)
     found = read_tensors(tmp_path / "x", wanted, pin=False, pause=lambda: None)
-    assert found.keys() == given.keys()
+    assert found.keys() == {*given, "count"}
+    assert found["count"] is None
     for name, tensor in given.items():
         assert torch.equal(found[name], tensor.to(wanted)), name
         assert found[name].dtype == wanted
@@ -419,13 +453,13 @@ def test_large_adapters_are_made_in_slices_that_keep_modules_whole() -> None:
     job = Job(1, "one", "/one", tensors=dict.fromkeys(names))
     loras = SimpleNamespace(_manager=SimpleNamespace())
     slices = [
-        {name for name in [*names, "other"] if takes(name)}
+        {name for name in names if takes(name)}
         for takes in VllmLoras._slices(loras, job)  # type: ignore[arg-type]
     ]
     assert len(slices) > 3
-    assert sorted(name for each in slices for name in each) == sorted([*names, "other"])
+    assert sorted(name for each in slices for name in each) == sorted(names)
     for each in slices:
         halves = {name.replace("lora_A", "lora_B") for name in each}
-        assert halves - {"other"} <= each
+        assert halves <= each
     job.urgent = True
     assert len(list(VllmLoras._slices(loras, job))) == 1  # type: ignore[arg-type]

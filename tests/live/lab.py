@@ -112,6 +112,7 @@ class Lab:
             build=require_build(),
         )
         self.engine = await Engine.start(plan)
+        await self.engine.warm()
         self.client = FaultyClient(self.engine.client)
         self.engine.client = self.client
         handles = {m.adapter.digest: await self.engine.load(m.adapter) for m in members}
