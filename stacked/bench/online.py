@@ -1,5 +1,6 @@
-"""`stacked bench online`: our server against vLLM's own, under the same load, turn about.
+"""`stacked bench online`: our server against a rival, under the same load, turn about.
 
+The rival is vLLM's own server, or ours again with another setting of the engine.
 It must not know how a request is answered; both servers are processes that speak HTTP.
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from stacked.bench.server import peer_serving, serving
 from stacked.bench.subject import Subject
 from stacked.errors import ParameterInvalid
 
-OURS, PEER = "stacked", "vllm"
+OURS, PEER, OTHER = "stacked", "vllm", "other"
 SIDES = {OURS: "Stacked", PEER: "vLLM's server"}
 
 
@@ -28,7 +29,8 @@ SIDES = {OURS: "Stacked", PEER: "vLLM's server"}
 class Settings:
     """`starts` times each server is started, and `rounds` times loaded in one start.
 
-    `together`: both alive at once, one of them under load.
+    `together`: both alive at once, one of them under load. `against`: engine options of a second
+    server of ours, in vLLM's place.
     """
 
     loads: Sequence[Load]
@@ -37,10 +39,20 @@ class Settings:
     rounds: int
     peer: bool = True
     together: bool = False
+    against: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def rival(self) -> str | None:
+        return OTHER if self.against else PEER if self.peer else None
 
     @property
     def sides(self) -> tuple[str, ...]:
-        return (OURS, PEER) if self.peer else (OURS,)
+        return (OURS, self.rival) if self.rival else (OURS,)
+
+    def name(self, side: str) -> str:
+        """What a table calls a side."""
+        options = ", ".join(f"{name}={value}" for name, value in self.against.items())
+        return SIDES.get(side, f"Stacked, {options}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +67,8 @@ class Measured:
 
 def run_online(subject: Subject, settings: Settings, directory: Path, tell: Telling) -> Result:
     """Load the servers in turn. Raises EngineStartFailed, ParameterInvalid."""
+    if settings.peer and settings.against:
+        raise ParameterInvalid("one rival at a time: vLLM's server, or other engine options")
     tell.step("Starting the load generator")
     with generator(directory) as talk:
         run = _together if settings.together else _apart
@@ -68,9 +82,9 @@ def _apart(
     """One server alive at a time."""
     for start in range(settings.starts):
         for side in turn(start, settings.sides):
-            tell.step(f"Start {start + 1} of {settings.starts}: {SIDES[side]}")
-            with _server(subject, side, directory / f"{side}-{start}") as url:
-                tell.step(f"Loading {SIDES[side]}")
+            tell.step(f"Start {start + 1} of {settings.starts}: {settings.name(side)}")
+            with _server(subject, settings, side, directory / f"{side}-{start}") as url:
+                tell.step(f"Loading {settings.name(side)}")
                 _one(subject, settings, talk, url, side, settings.loads[0], -1)
                 for at in range(settings.rounds):
                     for load in settings.loads:
@@ -87,10 +101,10 @@ def _together(
         with ExitStack() as stack:
             urls = {}
             for side in turn(start, settings.sides):
-                tell.step(f"Start {start + 1} of {settings.starts}: {SIDES[side]}")
+                tell.step(f"Start {start + 1} of {settings.starts}: {settings.name(side)}")
                 place = directory / f"{side}-{start}"
-                urls[side] = stack.enter_context(_server(subject, side, place))
-            tell.step(f"Loading {' and '.join(SIDES[side] for side in urls)} in turn")
+                urls[side] = stack.enter_context(_server(subject, settings, side, place))
+            tell.step(f"Loading {' and '.join(map(settings.name, urls))} in turn")
             for side, url in urls.items():  # the first load of a server is not like the others
                 _one(subject, settings, talk, url, side, settings.loads[0], -1)
             for at in range(settings.rounds):
@@ -103,13 +117,15 @@ def _together(
 
 
 @contextmanager
-def _server(subject: Subject, side: str, directory: Path) -> Iterator[str]:
-    """Either server over the same settings; ours keeps its store for the next start."""
+def _server(subject: Subject, settings: Settings, side: str, directory: Path) -> Iterator[str]:
+    """Either server over the same settings; each of ours keeps its store for the next start."""
+    if side == OTHER:
+        subject = replace(subject, engine={**subject.engine, **settings.against})
     if side == PEER:
         with peer_serving(subject.base, subject.options(), subject.members, directory) as url:
             yield url
     else:
-        with serving(tree_of(subject), directory, directory.parent / "data") as url:
+        with serving(tree_of(subject), directory, directory.parent / f"data-{side}") as url:
             yield url
 
 
@@ -138,7 +154,7 @@ def _one(
     try:
         return Measured(number, side, load.name, run_load(talk, said, load))
     except ParameterInvalid as error:
-        raise ParameterInvalid(f"{SIDES[side]}: {error}") from error
+        raise ParameterInvalid(f"{settings.name(side)}: {error}") from error
 
 
 def online_result(
@@ -149,14 +165,14 @@ def online_result(
     for load in settings.loads:
         for side in settings.sides:
             spreads = {name: Spread.of(_values(measured, side, load, name)) for name in FIGURES}
-            shares = _shares(measured, load) if side == OURS and settings.peer else {}
-            rows.append([load.name, SIDES[side], *_cells(spreads), *_share_cells(shares)])
+            shares = _shares(measured, load, settings.rival) if side == OURS else {}
+            rows.append([load.name, settings.name(side), *_cells(spreads), *_share_cells(shares)])
             told_shares = {f"{name}_ratio": spread.tree() for name, spread in shares.items()}
             figures = {name: spread.tree() for name, spread in spreads.items()}
             listed.append({"load": load.name, "side": side, **figures, **told_shares})
     for name, title, unit in _CHARTS:
         bars = [
-            Bar(load.name, SIDES[side], Spread.of(_values(measured, side, load, name)))
+            Bar(load.name, settings.name(side), Spread.of(_values(measured, side, load, name)))
             for load in settings.loads
             for side in settings.sides
         ]
@@ -176,6 +192,7 @@ _CHARTS = (
     ("median_ttft_ms", "Time to first token, median", "ms"),
     ("median_itl_ms", "Time between tokens, median", "ms"),
 )
+_SHARED = ("request_throughput", "median_ttft_ms", "p99_itl_ms")
 _HEADER = (
     "load",
     "server",
@@ -185,12 +202,13 @@ _HEADER = (
     "its p99",
     "between tokens ms",
     "its p99",
-    "requests/s to vLLM's",
-    "first token to vLLM's",
+    "requests/s to the other's",
+    "first token to the other's",
+    "between tokens p99 to the other's",
 )
 _NOTE = (
-    "Medians of all rounds, least and most in parentheses. The last two columns are ratios within "
-    "each round: above 1 is better for requests/s, below 1 for the first token."
+    "Medians of all rounds, least and most in parentheses. The last three columns are ratios "
+    "within each round: above 1 is better for requests/s, below 1 for the others."
 )
 
 
@@ -199,10 +217,12 @@ def _values(measured: Sequence[Measured], side: str, load: Load, name: str) -> l
     return [each.figures[name] for each in sorted(mine, key=lambda each: each.round)]
 
 
-def _shares(measured: Sequence[Measured], load: Load) -> dict[str, Spread]:
+def _shares(measured: Sequence[Measured], load: Load, rival: str | None) -> dict[str, Spread]:
+    if rival is None:
+        return {}
     return {
         name: Spread.of(
-            ratios(_values(measured, OURS, load, name), _values(measured, PEER, load, name))
+            ratios(_values(measured, OURS, load, name), _values(measured, rival, load, name))
         )
         for name in FIGURES
     }
@@ -221,5 +241,5 @@ def _cells(spreads: Mapping[str, Spread]) -> list[str]:
 
 def _share_cells(shares: Mapping[str, Spread]) -> list[str]:
     if not shares:
-        return ["", ""]
-    return [shares["request_throughput"].text(2), shares["median_ttft_ms"].text(2)]
+        return [""] * len(_SHARED)
+    return [shares[name].text(2) for name in _SHARED]

@@ -139,6 +139,15 @@ def online(
     output_tokens: OutputTokens = 32,
     engine: EngineOptions = None,
     peer: Peer = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="In place of vLLM's server, ours again with this engine option; again for each.",
+            rich_help_panel=HOW,
+            show_default=False,
+        ),
+    ] = None,
     starts: Annotated[
         int, typer.Option(min=1, help="Times each server is started.", rich_help_panel=HOW)
     ] = 2,
@@ -154,17 +163,20 @@ def online(
 ) -> None:
     """Our server under vLLM's serving benchmark; with `--peer vllm`, vLLM's own server in turn.
 
-    Both get the same engine settings, the same adapters and the same load.
+    Both get the same engine settings, the same adapters and the same load. With `--against`, a
+    setting is measured: our server without it, and in turn with it.
 
     Example:  stacked bench online --base tiny --clients 16,64 --peer vllm --together
     """
     from stacked.bench.load import Lengths, loads_of
     from stacked.bench.online import Settings, run_online
+    from stacked.bench.subject import engine_options
 
     with ends_well():
         loads = loads_of(clients, rates, requests)
         lengths = Lengths(prompt_tokens, output_tokens)
-        settings = Settings(loads, lengths, starts, rounds, is_peer(peer), together)
+        other = engine_options(against or ())
+        settings = Settings(loads, lengths, starts, rounds, is_peer(peer), together, other)
         measure(
             lambda subject, place, tell: run_online(subject, settings, place, tell),
             asked_of(base, adapter, rank, targets, engine),

@@ -147,13 +147,18 @@ async def test_runner_keeps_a_batch_under_way_and_counts_its_tokens() -> None:
 
 
 @pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("rival", ["vllm", "other"])
 def test_online_loads_both_servers_in_turn(
-    together: bool, subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rival: str,
+    together: bool,
+    subject: Subject,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     order: list[str] = []
 
     @contextmanager
-    def server(_: Subject, side: str, directory: Path) -> Iterator[str]:
+    def server(_: Subject, settings: Any, side: str, directory: Path) -> Iterator[str]:
         yield side
 
     @contextmanager
@@ -170,7 +175,16 @@ def test_online_loads_both_servers_in_turn(
     monkeypatch.setattr(online, "run_load", run_load)
     monkeypatch.setattr(online, "IDLE_SECONDS", 0.0)
     loads = [Load(4, 0.0, 8), Load(0, 2.0, 8)]
-    settings = online.Settings(loads, Lengths(8, 8), starts=2, rounds=2, together=together)
+    own = rival == "vllm"
+    settings = online.Settings(
+        loads,
+        Lengths(8, 8),
+        starts=2,
+        rounds=2,
+        peer=own,
+        together=together,
+        against={} if own else {"max_num_seqs": 2},
+    )
     result = online.run_online(subject, settings, tmp_path, Told())
     assert len(result.data["each"]) == 2 * 2 * 2 * 2
     assert result.data["rows"][0]["request_throughput_ratio"]["median"] == 2.0
@@ -181,9 +195,36 @@ def test_online_loads_both_servers_in_turn(
     # The first of each server's loads is a warm-up and is not kept.
     assert len(order) == len(result.data["each"]) + 4
     if together:
-        assert order[2:6] == ["stacked", "vllm", "vllm", "stacked"]
+        assert order[2:6] == ["stacked", rival, rival, "stacked"]
     else:
-        assert order == ["stacked"] * 5 + ["vllm"] * 10 + ["stacked"] * 5
+        assert order == ["stacked"] * 5 + [rival] * 10 + ["stacked"] * 5
+    assert result.rows[1][1] == ("vLLM's server" if own else "Stacked, max_num_seqs=2")
+
+
+@pytest.mark.parametrize("side", ["stacked", "other"])
+def test_the_rival_of_our_own_differs_in_the_setting_alone(
+    side: str, subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trees: list[dict[str, Any]] = []
+
+    @contextmanager
+    def serving(tree: dict[str, Any], directory: Path, data_dir: Path) -> Iterator[str]:
+        trees.append(tree)
+        yield "url"
+
+    monkeypatch.setattr(online, "serving", serving)
+    settings = online.Settings([], Lengths(8, 8), 1, 1, peer=False, against={"max_num_seqs": 2})
+    with online._server(subject, settings, side, tmp_path):
+        pass
+    (tree,) = trees
+    assert tree["engine"].pop("max_num_seqs", None) == (2 if side == "other" else None)
+    assert tree == online.tree_of(subject)
+
+
+def test_two_rivals_are_one_too_many(subject: Subject, tmp_path: Path) -> None:
+    settings = online.Settings([], Lengths(8, 8), 1, 1, peer=True, against={"max_num_seqs": 2})
+    with pytest.raises(ParameterInvalid, match="one rival"):
+        online.run_online(subject, settings, tmp_path, Told())
 
 
 # -- start ----------------------------------------------------------------------------------
