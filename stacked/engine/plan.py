@@ -25,6 +25,9 @@ _MOST_SLOTS = {"cpu": 8, "cuda": 32}
 _DTYPE_BYTES = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2}
 # Three processes that import torch and vLLM, and activations.
 _CPU_OVERHEAD = 3 * GIB
+# Measured on two cores (docs/performance.md): half of it costs 7 % of the throughput.
+_STEP_TOKENS_PER_CORE = 128
+_VLLM_STEP_TOKENS = 2048
 # Of the memory that nothing else needs, what adapters may have.
 _HOST_SHARE = 0.75
 
@@ -95,6 +98,7 @@ def make_plan(
     if build.device == "cpu":
         chosen |= {"kv_cache_memory_bytes": cache, "enforce_eager": True}
         chosen["distributed_executor_backend"] = "uni" if one_process(machine.cores) else "mp"
+        chosen |= _cpu_step(given, machine)
         need += [
             (f"{host} adapters in host memory", host * host_bytes),
             ("KV cache", cache),
@@ -249,6 +253,18 @@ def _cpu_cache_bytes(
     length = given.get("max_model_len") or config.get("max_position_embeddings", 2048)
     tokens = 32 * int(length) if str(length).isdigit() else 32 * 2048
     return max(GIB, min(per_token * tokens, machine.memory_bytes // 4))
+
+
+def _cpu_step(given: Mapping[str, Any], machine: Machine) -> dict[str, int]:
+    """How many tokens one step may read: what others wait between two of theirs beside a prompt.
+
+    vLLM's 2048 take a small base seconds on two cores; see docs/performance.md.
+    """
+    if given.get("enable_chunked_prefill") is False:  # a prompt must fit a step then
+        return {}
+    least = _whole(given, "max_num_seqs") if "max_num_seqs" in given else 1
+    per_step = min(_VLLM_STEP_TOKENS, _STEP_TOKENS_PER_CORE * max(2, machine.cores))
+    return {"max_num_batched_tokens": max(least, per_step)}
 
 
 def _fit(need: Sequence[tuple[str, int]], room: int, place: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,28 @@ def test_what_the_user_set_is_kept_and_the_rest_is_chosen(base: Path) -> None:
     assert made.options["dtype"] == "bfloat16"
     assert made.options["enforce_eager"] is True
     assert plan(base, (8,), {"enforce_eager": False}).options["enforce_eager"] is False
+
+
+@pytest.mark.parametrize(
+    ("cores", "options", "expected"),
+    [
+        (1, {}, 256),
+        (4, {}, 512),
+        (64, {}, 2048),
+        (2, {"max_num_seqs": 300}, 300),
+        (2, {"max_num_batched_tokens": 64}, 64),
+        (2, {"enable_chunked_prefill": False}, None),
+    ],
+)
+def test_steps_on_a_cpu_are_short_unless_prompts_must_fit_them(
+    base: Path, cores: int, options: Mapping[str, Any], expected: int | None
+) -> None:
+    made = plan(base, options=options, machine=replace(LAPTOP, cores=cores))
+    assert made.options.get("max_num_batched_tokens") == expected
+
+
+def test_steps_on_a_gpu_are_vllms_own(base: Path) -> None:
+    assert "max_num_batched_tokens" not in plan(base, machine=H200, build=CUDA).options
 
 
 def test_float32_on_a_cpu_and_the_bases_own_on_a_gpu(base: Path) -> None:
