@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 # Large enough that Python is asked for rarely, small enough to leave core and memory bus to others.
 _CHUNK_BYTES = 1024**2
+
+_own = threading.local()
 
 _DTYPES = {
     "F64": "float64",
@@ -37,7 +41,7 @@ def read_tensors(file: Path, dtype: Any, *, pin: bool, pause: Callable[[], None]
         found: dict[str, Any] = dict.fromkeys(header)
         entries = [(name, entry) for name, entry in header.items() if entry["dtype"] in _DTYPES]
         total = sum(math.prod(entry["shape"]) for _, entry in entries)
-        flat = torch.empty(total, dtype=dtype, pin_memory=pin)
+        flat = _memory(total, dtype, pin=pin)
         at = 0
         for source, begin, end in _runs(entries):
             stream.seek(start + begin)
@@ -48,6 +52,28 @@ def read_tensors(file: Path, dtype: Any, *, pin: bool, pause: Callable[[], None]
             found[name] = flat[at : at + size].view(entry["shape"])
             at += size
     return found
+
+
+def _memory(count: int, dtype: Any, *, pin: bool) -> Any:
+    """A flat tensor of `count` elements, whose memory the system has back when it is gone.
+
+    What threads have of `malloc` goes back to an arena of each thread, and stays there in pieces.
+    """
+    import torch
+
+    if pin or not count:
+        return torch.empty(count, dtype=dtype, pin_memory=pin)
+    pages = mmap.mmap(-1, count * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=dtype, count=count)
+
+
+def _chunk() -> Any:
+    """This thread's own buffer: touching new memory takes longer than reading into it."""
+    import torch
+
+    if len(getattr(_own, "chunk", ())) != _CHUNK_BYTES:
+        _own.chunk = _memory(_CHUNK_BYTES, torch.uint8, pin=False)
+    return _own.chunk
 
 
 def _read_header(stream: Any) -> tuple[int, dict[str, Any]]:
@@ -84,9 +110,7 @@ def _copy(
 
     A header that names more elements than there are bytes fails here or runs past the end.
     """
-    import torch
-
-    chunk = torch.empty(min(size, _CHUNK_BYTES), dtype=torch.uint8)
+    chunk = _chunk()
     while size > 0:
         pause()
         part = chunk[: min(size, _CHUNK_BYTES)]
