@@ -191,6 +191,7 @@ _CHARTS = (
     ("request_throughput", "Throughput", "requests/s"),
     ("median_ttft_ms", "Time to first token, median", "ms"),
     ("median_itl_ms", "Time between tokens, median", "ms"),
+    ("p99_itl_ms", "Time between tokens, 99th percentile", "ms"),
 )
 _SHARED = ("request_throughput", "median_ttft_ms", "p99_itl_ms")
 _HEADER = (

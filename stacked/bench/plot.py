@@ -54,6 +54,10 @@ def draw(charts: Sequence[Chart], title: str, path: Path) -> None:
         figure.savefig(path, metadata=metadata, dpi=150)
 
 
+def _number(value: float) -> str:
+    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
+
+
 def _draw(axis: Axes, chart: Chart) -> None:
     labels, series = _names(chart)
     height = 0.8 / len(series)
@@ -72,7 +76,7 @@ def _draw(axis: Axes, chart: Chart) -> None:
             error_kw={"elinewidth": 0.8, "ecolor": "#444444"},
             label=name,
         )
-        texts = [f"{value.median:.3g}" for value in values]
+        texts = [_number(value.median) for value in values]
         axis.bar_label(drawn, texts, padding=3, fontsize=7)
     axis.set_yticks(range(len(labels)), labels, fontsize=8)
     axis.invert_yaxis()
