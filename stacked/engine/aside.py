@@ -113,7 +113,9 @@ def take_core(cores: Collection[int]) -> int | None:
 
 
 def give_core(cores: Collection[int]) -> None:
-    """Let all threads of this process, which took one of these cores, use each of them again."""
+    """Let all threads of this process use each of these cores again, if it took one of them."""
+    if not _taken:
+        return
     use_cores(cores)
     while _taken:
         os.close(_taken.popitem()[1])

@@ -358,19 +358,20 @@ class Engine:
         This process leaves that core meanwhile. Where none can be had, nothing changes.
         """
         alone = self.plan.options.get("distributed_executor_backend") == "uni"
+        if self.plan.device != "cpu" or not alone:
+            yield
+            return
         core: int | None = None
-        if self.plan.device == "cpu" and alone:
+        try:
             with contextlib.suppress(EngineError):
                 told = await self._workers("stacked_take_core", [*CORES], doing="taking a core")
                 core = told[0]
-        if core is None:
+            if core is not None:
+                use_cores(CORES - {core})
             yield
-            return
-        use_cores(CORES - {core})
-        try:
-            yield
-        finally:
-            use_cores(CORES)
+        finally:  # cancelled while it was asked, the loop may have taken one all the same
+            if core is not None:
+                use_cores(CORES)
             give = self._workers("stacked_give_core", [*CORES], doing="sharing a core")
             with contextlib.suppress(TimeoutError):  # a silent one hears it when it listens again
                 async with asyncio.timeout(_GIVE_SECONDS):

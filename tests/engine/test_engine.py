@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -226,3 +227,31 @@ async def test_dead_engine_and_lost_calls_have_errors_of_their_own(
 async def test_closing_twice_is_closing_once(engine: Engine) -> None:
     await engine.close()
     await engine.close()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+async def test_a_core_that_a_cancelled_update_asked_for_is_shared_again(
+    device: str, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = SimpleNamespace(device=device, options={"distributed_executor_backend": "uni"})
+    engine = Engine(plan, args=None, client=client)  # type: ignore[arg-type]
+    asked: list[str] = []
+    inside = asyncio.Event()
+
+    async def call(method: str, args: tuple[Any, ...] = ()) -> list[Any]:
+        asked.append(method)
+        if method == "stacked_take_core":
+            inside.set()
+            await asyncio.sleep(60)
+        return [None]
+
+    async def update() -> None:
+        async with engine.undisturbed():
+            inside.set()
+
+    monkeypatch.setattr(client, "collective_rpc", call)
+    task = asyncio.create_task(update())
+    await inside.wait()
+    task.cancel()
+    await asyncio.wait({task})
+    assert asked == (["stacked_take_core", "stacked_give_core"] if device == "cpu" else [])
