@@ -52,8 +52,10 @@ _PART_SECONDS = (0.001, 0.008)
 # How long the end of an update waits for the loop to share its core again.
 _GIVE_SECONDS = 2.0
 
-# A start has that many read and built by one call, so that the next ones are read meanwhile.
+# A start has that many read and built by one call, so that the next ones are read meanwhile; fewer
+# where they are so large that a slow disk would need longer than CALL_SECONDS.
 _LOADED_AT_ONCE = 16
+_BYTES_AT_ONCE = 1024**3
 
 # Each removal is Python in the engine's loop; so many take about a millisecond.
 _REMOVED_AT_ONCE = 16
@@ -190,8 +192,10 @@ class Engine:
         EngineLoadFailed; what was loaded before stays.
         """
         loaded: dict[Digest, Loaded] = {}
-        for at in range(0, len(adapters), _LOADED_AT_ONCE):
-            some = [self._handle(adapter) for adapter in adapters[at : at + _LOADED_AT_ONCE]]
+        largest = max((adapter.bytes for adapter in adapters), default=0)
+        count = max(1, min(_LOADED_AT_ONCE, _BYTES_AT_ONCE // max(1, largest)))
+        for at in range(0, len(adapters), count):
+            some = [self._handle(adapter) for adapter in adapters[at : at + count]]
             wanted = [(each.number, each.name, each.request.lora_path) for each in some]
             async with self._changing:
                 await self._workers("stacked_load", wanted, doing="loading adapters")

@@ -124,6 +124,16 @@ async def test_many_are_removed_at_once_and_others_stay(engine: Engine) -> None:
     assert await engine.list() == {each.number for each in loaded[37:]}
 
 
+@pytest.mark.parametrize(("size", "calls"), [(0, 1), (1 << 28, 2), (1 << 31, 6)])
+async def test_a_call_loads_few_adapters_where_they_are_large(
+    engine: Engine, size: int, calls: int
+) -> None:
+    adapters = [replace(ADAPTER, digest=Digest(f"sha256:{n:064x}"), bytes=size) for n in range(6)]
+    counted: list[int] = []
+    assert len(await engine.load_all(adapters, counted.append)) == 6
+    assert len(counted) == calls
+
+
 async def test_what_a_start_has_loaded_is_settled(engine: Engine, client: Client) -> None:
     await engine.load_all([ADAPTER], lambda count: None)
     assert client.workers[0].settled == 1
