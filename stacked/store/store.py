@@ -185,8 +185,8 @@ class AdapterStore:
         That it is absent, damaged, or does not fit, the checks of the copy tell better.
         """
         try:
-            check = check_directory
-            report = check(self._path(digest), base, max_rank, self.limits, known_finite=True)[1]
+            path = self._path(digest)
+            _, report = check_directory(path, base, max_rank, self.limits, known_finite=True)
         except (AdapterError, OSError):
             return None
         return report if report.digest == digest else None
