@@ -6,8 +6,8 @@ hears of the request, and can mean another adapter for the next one. It must not
 selection is made.
 
 Relies on `OpenAIServingModels.lora_requests`, `.model_name`, `.is_base_model` and
-`.show_available_models`, and `AsyncLLM.generate(prompt, params, ...)` (vLLM 0.26 to 0.32), all of
-which are instance attributes or methods.
+`.show_available_models`, and `AsyncLLM.generate(prompt, params, ...)` and `.renderer` (vLLM 0.26 to
+0.32), all of which are instance attributes or methods.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, get_args
 
 from stacked.engine.engine import Engine, Loaded
+from stacked.engine.rendering import render_short_prompts_at_once
 from stacked.engine.support import app_builders
 
 if TYPE_CHECKING:
@@ -90,6 +91,8 @@ async def build_openai_app(engine: Engine, models: Callable[[], Sequence[Served]
         tasks = await engine.client.get_supported_tasks()
         app = build_app(engine.args, tasks, engine.client.model_config)
         client = _counting(engine.client)
+        own_templates = engine.args.trust_request_chat_template
+        render_short_prompts_at_once(client.renderer, chats=not own_templates)
         await init_app_state(client, app.state, engine.args, tasks)
     _route_by_selection(app.state.openai_serving_models, models)
     # On a dead engine vLLM's error handler asks its server to exit; ours decides that itself.
