@@ -23,6 +23,11 @@ TARGETS = {"attention": ATTENTION, "all-linear": LINEAR}
 # Small enough that answers stay finite in any dtype, large enough that an answer changes.
 _DEVIATION = 0.05
 
+# A prime, so that no row of a matrix begins where another does.
+_DRAWN = 65537
+
+Weights = np.ndarray[tuple[int, ...], np.dtype[np.float16]]
+
 
 def generate(
     modules: BaseModules,
@@ -70,15 +75,19 @@ def _shapes(modules: BaseModules, targets: Sequence[str]) -> dict[str, tuple[int
     return found
 
 
-def _tensors(
-    shapes: dict[str, tuple[int, int]], rank: int, seed: int
-) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float16]]]:
-    """lora_A [rank, in] and lora_B [out, rank] of every module."""
-    chance = np.random.default_rng(seed)
+def _tensors(shapes: dict[str, tuple[int, int]], rank: int, seed: int) -> dict[str, Weights]:
+    """lora_A [rank, in] and lora_B [out, rank] of every module.
 
-    def weights(rows: int, columns: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float16]]:
-        drawn = chance.standard_normal((rows, columns), dtype=np.float32)
-        return (drawn * _DEVIATION).astype(np.float16)
+    Drawing each number of hundreds of large adapters would take minutes: drawn is a stretch of
+    them, which every tensor reads from another place, over and over.
+    """
+    chance = np.random.default_rng(seed)
+    numbers = chance.standard_normal(_DRAWN, dtype=np.float32) * np.float32(_DEVIATION)
+    stretch = np.tile(numbers.astype(np.float16), 2)
+
+    def weights(rows: int, columns: int) -> Weights:
+        begin = int(chance.integers(_DRAWN))
+        return np.resize(stretch[begin : begin + _DRAWN], (rows, columns))
 
     tensors = {}
     for name, (out, inner) in shapes.items():

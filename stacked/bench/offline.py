@@ -13,11 +13,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from stacked.bench.ceilings import Base, Bound, dtype_of, least_seconds, measured_ceilings
 from stacked.bench.children import Talk, talking
 from stacked.bench.figures import IDLE_SECONDS, Spread, turn
 from stacked.bench.report import Bar, Chart, Result, Telling
 from stacked.bench.subject import Subject
 from stacked.bench.workload import ASSIGNMENTS, Row, assign
+from stacked.errors import StackedError
+from stacked.store import BaseModules
 
 OFF, ON, PEER = "off", "on", "vllm"
 SIDES = {OFF: "LoRA off", ON: "Stacked", PEER: "vLLM's kernel"}
@@ -69,9 +72,33 @@ class Measured:
 
 def run_offline(subject: Subject, settings: Settings, directory: Path, tell: Telling) -> Result:
     """Measure every row, and LoRA off beside it. Raises EngineStartFailed."""
+    bound = bound_of(subject, settings, tell)
     run = _together if settings.together else _apart
     measured = list(run(subject, settings, directory, tell))
-    return offline_result(subject.told(), settings, measured)
+    return offline_result(subject.told(), settings, measured, bound)
+
+
+def bound_of(subject: Subject, settings: Settings, tell: Telling) -> Bound | None:
+    """What this machine allows for one run of the base; None, and a note, where none can say."""
+    tell.step("Measuring how fast this machine copies and multiplies")
+    try:
+        base = Base.of(BaseModules.read(subject.base))
+        if base is None:
+            tell.note("no ceiling: the shapes of this base's weights cannot be told")
+            return None
+        ceilings = measured_ceilings(dtype_of(subject.base, subject.options().get("dtype")))
+    except StackedError as error:
+        tell.note(f"no ceiling: {error}")
+        return None
+    least = least_seconds(
+        base,
+        ceilings,
+        requests=settings.requests,
+        batch=settings.batch,
+        prompt=settings.prompt_tokens,
+        output=settings.output_tokens,
+    )
+    return Bound(ceilings, least)
 
 
 def _together(
@@ -166,7 +193,10 @@ def row_ratios(measured: Sequence[Measured], side: str, row: str) -> list[float]
 
 
 def offline_result(
-    told: Mapping[str, Any], settings: Settings, measured: Sequence[Measured]
+    told: Mapping[str, Any],
+    settings: Settings,
+    measured: Sequence[Measured],
+    bound: Bound | None = None,
 ) -> Result:
     """The table, the charts and the figures of what was measured."""
     rows, listed, bars, shares = [], [], [], []
@@ -175,7 +205,7 @@ def offline_result(
         mine = [each for each in measured if each.side == side and (each.row == name or not name)]
         if not mine:
             continue
-        figures = _figures(mine, row_ratios(measured, side, name))
+        figures = _figures(mine, row_ratios(measured, side, name), bound)
         label = name or "base"
         rows.append([SIDES[side], label, *_cells(figures)])
         listed.append({"side": side, "row": label} | {k: v.tree() for k, v in figures.items()})
@@ -186,15 +216,18 @@ def offline_result(
         "benchmark": "offline",
         "subject": dict(told),
         "settings": asdict(settings),
+        **({"bound": asdict(bound)} if bound else {}),
         "rows": listed,
         "each": [asdict(each) for each in measured],
     }
     header = ["engine", "requests of", "tokens/s", "generated/s", "requests/s", "peak memory"]
+    header += ["of LoRA off", *(["of the ceiling"] if bound else [])]
     charts = [
         Chart("Throughput", "tokens/s", bars),
         Chart("Of LoRA off, side by side", "ratio", shares, line=1.0),
     ]
-    return Result("offline", data, [*header, "of LoRA off"], rows, charts, [_NOTE])
+    notes = [_NOTE, *([_ceiling_note(bound)] if bound else [])]
+    return Result("offline", data, header, rows, charts, notes)
 
 
 _NOTE = (
@@ -203,7 +236,19 @@ _NOTE = (
 )
 
 
-def _figures(mine: Sequence[Measured], shares: Sequence[float]) -> dict[str, Spread]:
+def _ceiling_note(bound: Bound) -> str:
+    known = bound.ceilings
+    return (
+        f"The ceiling is what a run would take if each step did no more than read the base's "
+        f"weights once and multiply its tokens by them, as fast as {known.device} copied "
+        f"({known.copied / 1e9:.1f} GB/s) and multiplied ({known.multiplied / 1e12:.3g} TFLOP/s) "
+        f"{known.dtype} just before."
+    )
+
+
+def _figures(
+    mine: Sequence[Measured], shares: Sequence[float], bound: Bound | None
+) -> dict[str, Spread]:
     figures = {
         "tokens_per_second": Spread.of([each.tokens for each in mine]),
         "generated_per_second": Spread.of([each.written for each in mine]),
@@ -212,6 +257,8 @@ def _figures(mine: Sequence[Measured], shares: Sequence[float]) -> dict[str, Spr
     }
     if mine[0].side != OFF and shares:
         figures["ratio"] = Spread.of(shares)
+    if bound:
+        figures["of_ceiling"] = Spread.of([bound.seconds / each.seconds for each in mine])
     return figures
 
 
@@ -222,4 +269,5 @@ def _cells(figures: Mapping[str, Spread]) -> list[str]:
         figures["requests_per_second"].text(2),
         f"{figures['peak_gb'].most:.2f} GB",
         figures["ratio"].text(2) if "ratio" in figures else "1",
+        *([figures["of_ceiling"].text(2)] if "of_ceiling" in figures else []),
     ]

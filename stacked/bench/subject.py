@@ -16,7 +16,7 @@ import yaml
 from stacked.bases import resolve
 from stacked.bench.adapters import TARGETS, generate, size_of
 from stacked.bench.report import Telling
-from stacked.bench.tiny import NAME, build_tiny
+from stacked.bench.shapes import SHAPES, build_shape, shape_options
 from stacked.config import Config, parse
 from stacked.core import Adapter, Digest
 from stacked.engine.machine import look
@@ -90,7 +90,7 @@ class Subject:
 
 def prepare(asked: Asked, count: int, directory: Path, data_dir: Path, tell: Telling) -> Subject:
     """Find or make the base and `count` adapters. Raises BaseNotFound, ParameterInvalid."""
-    base = build_tiny(directory / NAME) if asked.base == NAME else resolve(asked.base, data_dir)
+    base, engine = _base(asked, directory, data_dir)
     if asked.adapters:
         if len(asked.adapters) < count:
             raise ParameterInvalid(
@@ -99,7 +99,7 @@ def prepare(asked: Asked, count: int, directory: Path, data_dir: Path, tell: Tel
             )
         own = [path.resolve() for path in asked.adapters[:count]]
         rank = max(map(rank_of, own), default=0)
-        return Subject(base, own, rank, "as they are", dict(asked.engine))
+        return Subject(base, own, rank, "as they are", engine)
     if asked.targets not in TARGETS:
         raise ParameterInvalid(f"no targets {asked.targets!r}; there are {', '.join(TARGETS)}")
     if count:
@@ -112,7 +112,15 @@ def prepare(asked: Asked, count: int, directory: Path, data_dir: Path, tell: Tel
         directory / "adapters",
         tell.fraction,
     )
-    return Subject(base, made, asked.rank, asked.targets, dict(asked.engine))
+    return Subject(base, made, asked.rank, asked.targets, engine)
+
+
+def _base(asked: Asked, directory: Path, data_dir: Path) -> tuple[Path, dict[str, Any]]:
+    """Where it stands, found or written, and the engine's options for it."""
+    if asked.base in SHAPES:
+        made = build_shape(asked.base, directory)
+        return made, {**shape_options(asked.base), **asked.engine}
+    return resolve(asked.base, data_dir), dict(asked.engine)
 
 
 def subject_of(config: Config, data_dir: Path) -> Subject:

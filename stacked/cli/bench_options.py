@@ -15,8 +15,8 @@ WHAT, HOW, OUT = "What is measured", "How", "Where the figures go"
 Base = Annotated[
     str,
     typer.Option(
-        help="A directory, a Hub id, a prepared name, or `tiny`: two layers, so that what "
-        "serving costs shows.",
+        help="A directory, a Hub id, a prepared name; `tiny`: two layers, so that what serving "
+        "costs shows; llama-1b, llama-3b, llama-8b: those sizes, weights drawn by vLLM.",
         rich_help_panel=WHAT,
     ),
 ]

@@ -7,16 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from stacked.bench.adapters import ATTENTION, LINEAR, generate, size_of
 from stacked.bench.engine_child import plan_of
+from stacked.bench.shapes import SHAPES, build_shape
 from stacked.bench.subject import Asked, config_of, engine_options, prepare, rank_of, subject_of
-from stacked.bench.tiny import build_tiny
 from stacked.config import parse
 from stacked.errors import BaseNotFound, ConfigInvalid, ParameterInvalid, WeightsInvalid
 from stacked.store import BaseModules
 from stacked.store.checks import check_directory
+from stacked.store.limits import Limits
+from stacked.store.tensors import read_header
 
 
 class Told:
@@ -25,11 +28,13 @@ class Told:
     def __init__(self) -> None:
         self.steps: list[str] = []
         self.fractions: list[float] = []
+        self.notes: list[str] = []
 
     def step(self, text: str) -> None:
         self.steps.append(text)
 
-    def note(self, text: str) -> None: ...
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
     def finish(self, text: str) -> None: ...
 
@@ -39,7 +44,7 @@ class Told:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny(tmp_path_factory.mktemp("tiny") / "base")
+    return build_shape("tiny", tmp_path_factory.mktemp("shapes"))
 
 
 def test_tiny_base_can_be_loaded_and_read_back(tiny: Path) -> None:
@@ -54,9 +59,37 @@ def test_tiny_base_can_be_loaded_and_read_back(tiny: Path) -> None:
 
 
 def test_tiny_base_is_the_same_every_time(tiny: Path, tmp_path: Path) -> None:
-    again = build_tiny(tmp_path / "again")
+    again = build_shape("tiny", tmp_path)
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
         assert (again / name).read_bytes() == (tiny / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", [name for name, shape in SHAPES.items() if not shape.drawn])
+def test_a_base_without_weights_has_its_modules_and_takes_no_room(
+    name: str, tmp_path: Path
+) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    path = build_shape(name, tmp_path)
+    checkpoint = path / "model.safetensors"
+    assert checkpoint.stat().st_size > 2e9
+    assert checkpoint.stat().st_blocks * 512 < 1e6
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path))
+    written = read_header(checkpoint, Limits())
+    held = {key: tuple(each.shape) for key, each in model.state_dict().items()}
+    if SHAPES[name].tied:
+        del held["lm_head.weight"]
+    assert {tensor.name: tuple(tensor.shape) for tensor in written.values()} == held
+
+
+def test_a_base_without_weights_is_served_with_drawn_ones(tmp_path: Path) -> None:
+    subject = prepare(Asked("llama-1b", rank=4), 1, tmp_path, tmp_path, Told())
+    assert subject.options()["load_format"] == "dummy"
+    assert subject.told()["engine"] == {"load_format": "dummy"}
+    assert config_of(subject).engine == {"load_format": "dummy"}
+    said = Asked("llama-1b", rank=4, engine={"load_format": "auto"})
+    assert prepare(said, 0, tmp_path, tmp_path, Told()).engine == {"load_format": "auto"}
 
 
 @pytest.mark.parametrize("targets", [ATTENTION, LINEAR])
