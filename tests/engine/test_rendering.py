@@ -113,9 +113,19 @@ def test_other_chats_take_vllms_way(renderers: tuple[Any, Any], content: Any) ->
     assert as_many == handovers > 0
 
 
-def test_tools_take_vllms_way(renderers: tuple[Any, Any]) -> None:
-    tools = [{"type": "function", "function": {"name": "look", "parameters": {}}}]
-    assert chat(renderers[1], "look", tools=tools)[1] > 0
+@pytest.mark.parametrize(
+    "template",
+    [
+        {"tools": [{"type": "function", "function": {"name": "look", "parameters": {}}}]},
+        {"documents": [{"title": "a", "text": "b"}]},
+        {"persona": LONG},
+    ],
+)
+def test_more_for_the_template_to_read_takes_vllms_way(
+    renderers: tuple[Any, Any], template: dict[str, Any]
+) -> None:
+    assert chat(renderers[1], "look", **template)[1] > 0
+    assert chat(renderers[1], "look", persona="brief", depth=2, tools=None)[1] == 0
 
 
 def test_chats_are_left_alone_where_requests_bring_templates(
