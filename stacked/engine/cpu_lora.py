@@ -42,6 +42,9 @@ _BYTES_A_RUN = {torch.float32: 128 * 1024, torch.bfloat16: 512 * 1024}
 # What multiplying one more row costs, in readings of its slot's weights.
 _READS_A_ROW = 0.1
 _MOST_PADDED = 4  # times the rows that are real
+# Products of stacks in these took 1.3 to 1.9 times as long where ranks that nobody uses were left
+# out: what is left has gaps, which the library copies together first.
+_WHOLE_STACKS = frozenset({torch.bfloat16})
 
 
 @dataclass(frozen=True)
@@ -203,6 +206,9 @@ class Layer:
             return Factors()
         which = slots[0] if len(slots) == 1 else slice(slots[0], slots[-1] + 1)
         ranks = [max(of_slice) for of_slice in zip(*map(self._used_ranks, slots), strict=True)]
+        whole = len(slots) > 1 and self.dtype in _WHOLE_STACKS
+        if whole:
+            ranks = [self.rank if used else 0 for used in ranks]
         slices = tuple(
             Slice(i * self.rank, i * self.rank + rank, b[which, :rank, : stop - start], start, stop)
             for i, (rank, b, (start, stop)) in enumerate(
@@ -212,7 +218,8 @@ class Layer:
         )
         if not slices or self._a is None:
             return Factors(None, slices)
-        return Factors(self._a[which, : slices[-1].high].transpose(-1, -2), slices)
+        high = None if whole else slices[-1].high
+        return Factors(self._a[which, :high].transpose(-1, -2), slices)
 
     def _used_ranks(self, slot: int) -> tuple[int, ...]:
         """For each slice, the number of rows of A (of B, if there is no A) up to the last used."""

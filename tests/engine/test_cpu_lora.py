@@ -294,6 +294,27 @@ def test_writing_one_slot_keeps_what_is_known_of_others() -> None:
     assert not layer.factors((1,)).slices
 
 
+@pytest.mark.parametrize(("dtype", "whole"), [(torch.float32, False), (torch.bfloat16, True)])
+def test_unused_ranks_are_left_out_where_that_is_faster(dtype: Any, whole: bool) -> None:
+    slots, used = [0, 1, 2, 3], RANK // 2
+    a, b = stacks((24, 8, 8), dtype)
+    for one in a:
+        one[:, :, used:] = 0
+    a[1].zero_()
+    layer = cpu_lora.Layer(a, b, (24, 8, 8))
+    x, y = random_batch(4, 40, dtype)
+    want = reference(y, x, a, b, slots)
+    add_product(y, x, layer, plan_rows(np.array(slots)), 1.0)
+    assert_close(y, want)
+    stack, one_slot = layer.factors((0, 1, 2, 3)), layer.factors((0,))
+    assert stack.a is not None
+    assert one_slot.a is not None
+    assert [part.start for part in stack.slices] == [0, 32]
+    assert stack.a.shape[-1] == (3 * RANK if whole else 2 * RANK + used)
+    assert stack.slices[0].b.shape[-2] == (RANK if whole else used)
+    assert one_slot.a.shape[-1] == 2 * RANK + used
+
+
 def test_an_untargeted_slice_is_left_alone() -> None:
     slots = [1, 0, -1]
     a, b = stacks((24, 8, 8), torch.float32)
