@@ -31,14 +31,14 @@ class Bound:
 
 
 @dataclass(frozen=True, slots=True)
-class Base:
+class BaseWeights:
     """A base's linear layers in numbers: how many weights, and how many of them are the head's."""
 
     weights: int
     head: int
 
     @classmethod
-    def of(cls, modules: BaseModules) -> Base | None:
+    def of(cls, modules: BaseModules) -> BaseWeights | None:
         """None where a shape cannot be told, as of a quantised base."""
         head = layers = 0
         for name, shape in modules.modules.items():
@@ -54,7 +54,7 @@ class Base:
 
 
 def least_seconds(
-    base: Base, ceilings: Ceilings, *, requests: int, batch: int, prompt: int, output: int
+    base: BaseWeights, ceilings: Ceilings, *, requests: int, batch: int, prompt: int, output: int
 ) -> float:
     """Of a run in which every step reads all weights once, and every token is multiplied by them.
 

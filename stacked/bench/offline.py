@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from stacked.bench.ceilings import Base, Bound, dtype_of, least_seconds, measured_ceilings
+from stacked.bench.ceilings import BaseWeights, Bound, dtype_of, least_seconds, measured_ceilings
 from stacked.bench.children import Talk, talking
 from stacked.bench.figures import IDLE_SECONDS, Spread, turn
 from stacked.bench.report import Bar, Chart, Result, Telling
@@ -82,7 +82,7 @@ def bound_of(subject: Subject, settings: Settings, tell: Telling) -> Bound | Non
     """What this machine allows for one run of the base; None, and a note, where none can say."""
     tell.step("Measuring how fast this machine copies and multiplies")
     try:
-        base = Base.of(BaseModules.read(subject.base))
+        base = BaseWeights.of(BaseModules.read(subject.base))
         if base is None:
             tell.note("no ceiling: the shapes of this base's weights cannot be told")
             return None

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from stacked.bench import ceilings, offline
-from stacked.bench.ceilings import Base, Bound, dtype_of, least_seconds, measured_ceilings
+from stacked.bench.ceilings import BaseWeights, Bound, dtype_of, least_seconds, measured_ceilings
 from stacked.bench.shapes import build_shape
 from stacked.bench.subject import Asked, prepare
 from stacked.engine.ceilings import Ceilings
@@ -19,7 +19,7 @@ from tests.bench.test_subject import Told
 from tests.bench.test_tables import TOLD, cell, offline_settings, run_of
 
 # 1000 weights, 200 of them the head's; 4 bytes each; 8 kB and 1 Mflop a second.
-BASE = Base(weights=1000, head=200)
+BASE = BaseWeights(weights=1000, head=200)
 KNOWN = Ceilings("2 threads", "float32", copied=8_000.0, multiplied=1e6)
 
 
@@ -43,14 +43,14 @@ def test_prompts_are_multiplied_by_all_but_the_head() -> None:
 
 
 def test_a_bases_weights_are_counted_without_its_embedding(tmp_path: Path) -> None:
-    base = Base.of(BaseModules.read(build_shape("tiny", tmp_path)))
+    base = BaseWeights.of(BaseModules.read(build_shape("tiny", tmp_path)))
     layer = 128 * (128 + 64 + 64 + 128) + 3 * 128 * 256
-    assert base == Base(weights=2 * layer + 512 * 128, head=512 * 128)
-    tied = Base.of(BaseModules.read(build_shape("llama-1b", tmp_path)))
+    assert base == BaseWeights(weights=2 * layer + 512 * 128, head=512 * 128)
+    tied = BaseWeights.of(BaseModules.read(build_shape("llama-1b", tmp_path)))
     assert tied is not None
     assert tied.head == 128256 * 2048
     assert 1.2e9 < tied.weights < 1.3e9
-    assert Base.of(BaseModules("q", {"model.layers.0.q_proj": None})) is None
+    assert BaseWeights.of(BaseModules("q", {"model.layers.0.q_proj": None})) is None
 
 
 def test_auto_is_the_bases_own_dtype(tmp_path: Path) -> None:
