@@ -76,6 +76,11 @@ def run_gaps(subject: Subject, settings: Settings, directory: Path, tell: Tellin
     """Load all adapters but the first, again and again, under streams of the first."""
     if len(subject.adapters) < 2:
         raise ParameterInvalid("gaps need two adapters at least: one streams, the rest are loaded")
+    if subject.engine.get("load_format") == "dummy":
+        raise ParameterInvalid(
+            "gaps need a base with weights of its own: those that vLLM draws are so small that no "
+            "adapter changes an answer, and a LIVE update refuses adapters that change nothing"
+        )
     directory.mkdir(parents=True, exist_ok=True)
     gc.collect()
     gc.freeze()  # a collection here would look like a token that came late,

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -280,6 +281,14 @@ def run_gaps(
     patch.setattr(gaps, "_SETTLE_SECONDS", 0.1)
     settings = gaps.Settings(streams=2, repeats=2, steady_seconds=0.3, **changes)
     return gaps.run_gaps(subject, settings, directory, Told())
+
+
+def test_gaps_refuse_weights_beside_which_no_adapter_shows(
+    subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = replace(subject, engine={"load_format": "dummy"})
+    with pytest.raises(ParameterInvalid, match="a base with weights of its own"):
+        run_gaps(drawn, tmp_path / "run", monkeypatch)
 
 
 def test_gaps_are_measured_around_both_ways_to_load(
