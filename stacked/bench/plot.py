@@ -5,7 +5,8 @@ Drawn by matplotlib, which is an extra. It must not know what the bars mean.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,8 @@ def draw(charts: Sequence[Chart], title: str, path: Path) -> None:
     from matplotlib.figure import Figure
 
     shown = [chart for chart in charts if chart.bars]
+    series = dict.fromkeys(bar.series for chart in shown for bar in chart.bars)
+    colours = dict(zip(series, itertools.cycle(_COLOURS), strict=False))  # alike in every chart
     heights = [_EMPTY_INCHES + _BAR_INCHES * _lines(chart) for chart in shown]
     # Text stays text, and the same figures give the same file.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "stacked"}):
@@ -48,7 +51,7 @@ def draw(charts: Sequence[Chart], title: str, path: Path) -> None:
         figure.suptitle(title, fontsize=10)
         axes = figure.subplots(len(shown), squeeze=False, height_ratios=heights)
         for chart, (axis,) in zip(shown, axes, strict=True):
-            _draw(axis, chart)
+            _draw(axis, chart, colours)
         path.parent.mkdir(parents=True, exist_ok=True)
         metadata = {"Date": None} if path.suffix == ".svg" else None
         figure.savefig(path, metadata=metadata, dpi=150)
@@ -58,7 +61,7 @@ def _number(value: float) -> str:
     return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
 
 
-def _draw(axis: Axes, chart: Chart) -> None:
+def _draw(axis: Axes, chart: Chart, colours: Mapping[str, str]) -> None:
     labels, series = _names(chart)
     height = 0.8 / len(series)
     for number, name in enumerate(series):
@@ -72,7 +75,7 @@ def _draw(axis: Axes, chart: Chart) -> None:
             [value.median for value in values],
             height * 0.9,
             xerr=[least, most],
-            color=_COLOURS[number % len(_COLOURS)],
+            color=colours[name],
             error_kw={"elinewidth": 0.8, "ecolor": "#444444"},
             label=name,
         )

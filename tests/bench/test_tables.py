@@ -252,6 +252,19 @@ def test_picture_is_svg_with_every_name_and_value_in_it(tmp_path: Path) -> None:
     assert not any("Nothing" in text for text in texts)
 
 
+def test_a_side_has_one_colour_in_all_charts(tmp_path: Path) -> None:
+    one = Spread.of([1.0])
+    charts = [
+        Chart("All", "s", [Bar("x", "off", one), Bar("x", "ours", one), Bar("x", "theirs", one)]),
+        Chart("Two of them", "s", [Bar("x", "ours", one), Bar("x", "theirs", one)]),
+    ]
+    draw(charts, "title", tmp_path / "plot.svg")
+    drawn = (tmp_path / "plot.svg").read_text()
+    # Two charts with a bar and a legend's patch each; `off` is in the first alone.
+    counts = [drawn.count(f"fill: {colour}") for colour in ("#0072b2", "#e69f00", "#009e73")]
+    assert counts == [2, 4, 4]
+
+
 def test_same_figures_draw_the_same_file(tmp_path: Path) -> None:
     for name in ("one.svg", "two.svg"):
         draw(CHARTS, "title", tmp_path / name)
