@@ -6,7 +6,7 @@ A route reads, asks, and renders. It must not know how a group is made live.
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 from fastapi import APIRouter, Request, Response
 from fastapi.params import Depends
@@ -21,6 +21,7 @@ from stacked.deployment.deployments import Revision
 from stacked.engine.machine import look
 from stacked.errors import ParameterInvalid
 from stacked.registry import DEPLOYMENT, new_id
+from stacked.registry.deployments import DeploymentChanges
 from stacked.registry.records import Deployment, Page, Query, WorkRequest
 from stacked.registry.states import DeploymentState
 from stacked.service import Service
@@ -105,10 +106,11 @@ def revision_of(body: asked.UpdateDeployment, tree: wire.Json, record: Deploymen
     is_now = wire.deployment(record, "")
     parts = asked.changed_parts(tree, is_now)
     environment = parts.pop("environment", None)
-    described = body.described(record.tags) | ({"configuration": parts} if parts else {})
+    named = body.described(record.tags) | ({"configuration": parts} if parts else {})
+    described = cast(DeploymentChanges, named)  # its keys are the fields that the body declares
     details = body.model_deployment_configuration_details
     if details is None:
-        return Revision(described=described)  # type: ignore[arg-type]
+        return Revision(described=described)
     details.check()
     chosen = details.model_group_configuration_details
     idle = record.state is DeploymentState.INACTIVE
@@ -116,10 +118,10 @@ def revision_of(body: asked.UpdateDeployment, tree: wire.Json, record: Deploymen
         if chosen is None:
             raise ParameterInvalid("modelGroupConfigurationDetails.modelGroupId is missing")
         asked.check_live(tree, is_now)
-        return Revision(chosen.model_group_id, None, True, described)  # type: ignore[arg-type]
+        return Revision(chosen.model_group_id, None, True, described)
     same = chosen is None or chosen.model_group_id == wanted_group(record)
     group_id = None if chosen is None or same else chosen.model_group_id
-    return Revision(group_id, environment, False, described)  # type: ignore[arg-type]
+    return Revision(group_id, environment, False, described)
 
 
 def _actions(router: APIRouter, service: Service, allowed: Depends) -> None:

@@ -115,8 +115,7 @@ def filters(names: Names, sorts: Mapping[str, str]) -> tuple[Json, ...]:
     if sorts:
         found.append(query("sortBy", {"enum": list(sorts)}))
     for name, meaning in names.items():
-        choice = not isinstance(meaning, str)
-        found.append(query(name, _choices(meaning) if choice else _TEXT))  # type: ignore[arg-type]
+        found.append(query(name, _TEXT if isinstance(meaning, str) else _choices(meaning)))
     return tuple(found)
 
 
