@@ -7,11 +7,11 @@ served.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
 from stacked.catalogue.bases import CatalogueBases
 from stacked.catalogue.contents import Contents
@@ -62,15 +62,21 @@ class Catalogue:
         *,
         roots: Sequence[str] = (),
         remote: bool = False,
+        engine: Mapping[str, Any] | None = None,
     ) -> None:
         """Clears what a killed process left half received. Raises StoreUnusable."""
         self._registry = registry
         self._store = store
-        self._bases = CatalogueBases(registry, BaseStore(store.root))
+        self._bases = CatalogueBases(registry, BaseStore(store.root), engine or {})
         self._files = ArtifactFiles(directory, registry.artifact_files())
         self._contents = Contents(store, self._bases, [Path(root) for root in roots], remote=remote)
         # Between a file's name and the record that needs it, nobody may drop it.
         self._naming = threading.Lock()
+
+    @property
+    def store_root(self) -> Path:
+        """The directory of the store."""
+        return self._store.root
 
     # -- models -----------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from stacked.core import Adapter, Digest, Progress, Silent
 from stacked.engine import preload
+from stacked.engine.adaptable import together
 from stacked.engine.aside import use_cores
 from stacked.engine.machine import CORES, look
 from stacked.engine.options import parse_options
@@ -31,6 +32,7 @@ from stacked.errors import (
     ParameterInvalid,
     StackedError,
 )
+from stacked.store.adaptable import Adaptable
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -198,7 +200,7 @@ class Engine:
             some = [self._handle(adapter) for adapter in adapters[at : at + count]]
             wanted = [(each.number, each.name, each.request.lora_path) for each in some]
             async with self._changing:
-                await self._workers("stacked_load", wanted, doing="loading adapters")
+                await self._load_some(some, wanted)
             loaded |= {each.digest: each for each in some}
             told(len(loaded))
         for each in loaded.values():
@@ -206,6 +208,21 @@ class Engine:
                 break
         await self._workers("stacked_settle", doing="settling the worker's memory")
         return loaded
+
+    async def _load_some(
+        self, some: Sequence[Loaded], wanted: Sequence[tuple[int, str, str]]
+    ) -> None:
+        try:
+            await self._workers("stacked_load", wanted, doing="loading adapters")
+        except EngineLoadFailed as error:
+            here = await self.list()  # those before the one that failed stay
+            error.digest = next((each.digest for each in some if each.number not in here), None)
+            raise
+
+    async def adaptable(self) -> Adaptable:
+        """Which modules of the base adapters are applied to, as the workers wrapped them."""
+        told = await self._workers("stacked_adaptable", doing="asking what can be adapted")
+        return together([Adaptable.from_json(each.encode()) for each in told])
 
     async def stage(self, adapter: Adapter) -> Loaded:
         """Read an adapter into the worker's memory, beside its loop; requests cannot use it yet.
