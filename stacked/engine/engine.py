@@ -62,9 +62,10 @@ _REMOVED_AT_ONCE = 16
 
 # What canaries read: one token, then the next one in its place whatever is likelier, which the
 # logprobs do not see. One row in each of two steps delays the streams it is batched with least, and
-# at a first token alone queries and keys would make no difference.
+# at a first token alone queries and keys would make no difference. Beside speculative decoding vLLM
+# takes no logit_bias: there both tokens are a prompt, whose logprobs are the same two, in one step.
 _CANARY_TEXT = "Question: SELECT name FROM users"
-_CANARY_SAMPLING = {"max_tokens": 2, "temperature": 0.0, "logprobs": 1, "ignore_eos": True}
+_CANARY_SAMPLING = {"temperature": 0.0, "logprobs": 1, "ignore_eos": True}
 _CERTAIN = 100.0
 
 _EXTENSION = "stacked.engine.staging.StagingWorker"
@@ -308,14 +309,20 @@ class Engine:
         The same weights give the same numbers up to float noise; NaN where the weights are broken.
         Raises EngineLoadFailed, EngineDead, and EngineError after CALL_SECONDS without an answer.
         """
-        first, second = self.tokenizer().encode(_CANARY_TEXT)[:2]
+        prompt = self.tokenizer().encode(_CANARY_TEXT)[:2]
         sampling: dict[str, Any] = dict(_CANARY_SAMPLING)
-        if self.client.model_config.logprobs_mode.startswith("raw"):
-            sampling["logit_bias"] = {second: _CERTAIN}
+        if self.client.vllm_config.speculative_config is not None:
+            sampling |= {"max_tokens": 1, "prompt_logprobs": 1}
+        else:
+            sampling["max_tokens"] = 2
+            second = prompt.pop()
+            if self.client.model_config.logprobs_mode.startswith("raw"):
+                sampling["logit_bias"] = {second: _CERTAIN}
         name = f"canary-{next(self._canaries)}"
         doing = f"scoring {loaded.name if loaded else 'the base'}"
-        output = await self._call(self._last([first], loaded, name, sampling), doing)
-        return [_best(row) for row in output.outputs[0].logprobs or ()]
+        output = await self._call(self._last(prompt, loaded, name, sampling), doing)
+        rows = [*(output.prompt_logprobs or ()), *(output.outputs[0].logprobs or ())]
+        return [_best(row) for row in rows if row]  # nothing comes before a prompt's first token
 
     async def stream(
         self,

