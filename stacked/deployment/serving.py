@@ -23,7 +23,7 @@ from stacked.engine.machine import look
 from stacked.engine.openai import Served, build_openai_app
 from stacked.engine.plan import EnginePlan, make_plan
 from stacked.engine.support import Build
-from stacked.errors import EngineDead, StackedError
+from stacked.errors import EngineDead, EngineStartFailed, StackedError
 from stacked.groups.routing import Routing
 from stacked.live import Admission, Live
 from stacked.store import BaseModules
@@ -72,6 +72,10 @@ class Serving:
             await asyncio.gather(engine.warm(), serving._open_app())
             handles = await _load_all(engine, adapters, progress)
             generation = await commit()
+        except EngineDead as error:
+            await engine.close()
+            # Another start would end like this one.
+            raise EngineStartFailed(str(error)) from error
         except BaseException:
             await engine.close()
             raise
