@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stacked.core import Adapter
+from stacked.engine.architectures import cpu_dtype
 from stacked.engine.experts import check_no_experts, is_expert
 from stacked.engine.machine import GIB, Machine
 from stacked.engine.options import check_names
@@ -168,6 +169,15 @@ def _dtype(
 ) -> tuple[str, str]:
     own = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
     asked = str(given.get("dtype", "auto"))
+    needed = cpu_dtype(config) if build.device == "cpu" else None
+    if needed is not None:
+        dtype, part = needed
+        if asked not in ("auto", dtype):
+            raise EngineOptionInvalid(
+                f"engine.dtype: {asked} is asked for, and vLLM computes the {part} of this base in "
+                f"{dtype} alone on a CPU; remove the option"
+            )
+        return dtype, f"on a CPU {part} are computed in nothing else"
     if asked != "auto":
         return asked, "as configured"
     if build.device == "cuda":

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -214,6 +215,57 @@ def test_on_a_cpu_adapters_of_experts_are_refused_and_of_a_layer_like_theirs_are
 def test_float32_on_a_cpu_and_the_bases_own_on_a_gpu(base: Path) -> None:
     assert plan(base).options["dtype"] == "float32"
     assert plan(base, machine=H200, build=CUDA).options["dtype"] == "bfloat16"
+
+
+def with_config(base: Path, **fields: Any) -> Path:
+    path = base / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields), encoding="utf-8")
+    return base
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_gated_delta_net_on_a_cpu_is_computed_in_bfloat16(base: Path, nested: bool) -> None:
+    part = {"linear_conv_kernel_dim": 4}
+    with_config(base, dtype="float32", **({"text_config": part} if nested else part))
+    made = plan(base)
+    assert made.options["dtype"] == "bfloat16"
+    assert "gated delta nets" in dict(made.rows)["dtype"]
+    assert plan(base, options={"dtype": "bfloat16"}).options["dtype"] == "bfloat16"
+    for dtype in ("float32", "float16", "half"):
+        with pytest.raises(EngineOptionInvalid, match=rf"{dtype}.*gated delta nets.*bfloat16"):
+            plan(base, options={"dtype": dtype})
+    on_gpu = plan(base, options={"dtype": "float16"}, machine=H200, build=CUDA)
+    assert on_gpu.options["dtype"] == "float16"
+
+
+def test_a_base_that_vllm_computes_on_gpus_alone_is_refused_on_a_cpu(base: Path) -> None:
+    with_config(base, architectures=["OlmoHybridForCausalLM"])
+    with pytest.raises(GroupImpossible, match=r"OlmoHybridForCausalLM.*GPUs alone"):
+        plan(base)
+    assert plan(base, machine=H200, build=CUDA).device == "cuda"
+
+
+def test_vllms_kernel_of_gated_delta_nets_takes_bfloat16_alone() -> None:
+    """When this fails, vLLM takes more: `architectures` may forget its rule."""
+    pytest.importorskip("vllm")
+    import torch
+    from vllm.forward_context import override_forward_context
+    from vllm.model_executor.layers.mamba.ops.cpu.gdn_attention import cpu_gdn_attention_core
+    from vllm.v1.attention.backends.gdn_attn import GDNAttentionMetadata
+
+    metadata = GDNAttentionMetadata.__new__(GDNAttentionMetadata)
+    metadata.num_actual_tokens = 1
+    layer: Any = SimpleNamespace(prefix="layer")
+    context: Any = SimpleNamespace(no_compile_layers={"layer": layer})
+    context.attn_metadata = {"layer": metadata}
+    with override_forward_context(context):
+        for dtype in (torch.float32, torch.float16):
+            row = torch.zeros(1, 8, dtype=dtype)
+            with pytest.raises(AssertionError, match="BF16"):
+                cpu_gdn_attention_core(row, row, row, row, "layer")
+        row = torch.zeros(1, 8, dtype=torch.bfloat16)
+        with pytest.raises(AttributeError, match="conv1d"):  # it goes on to the layer's weights
+            cpu_gdn_attention_core(row, row, row, row, "layer")
 
 
 @pytest.mark.parametrize(
