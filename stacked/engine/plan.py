@@ -17,7 +17,7 @@ from stacked.engine.architectures import cpu_dtype
 from stacked.engine.experts import check_no_experts, is_expert
 from stacked.engine.machine import GIB, Machine
 from stacked.engine.options import check_names
-from stacked.engine.speculation import Speculation, read_speculation
+from stacked.engine.speculation import Speculation, check_on_cpu, read_speculation
 from stacked.engine.support import Build
 from stacked.errors import EngineOptionInvalid, GroupImpossible
 from stacked.store import RANK_LADDER, rung
@@ -130,6 +130,8 @@ def make_plan(
         place = f"{share:.0%} of GPU memory"
     merged = chosen | given | {"enable_lora": True}
     if speculation:
+        if build.device == "cpu":
+            check_on_cpu(speculation)
         _check_step(merged, speculation)
         told.append(("speculation", str(speculation)))
     _fit(need, room, place)

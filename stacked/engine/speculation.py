@@ -1,7 +1,7 @@
 """What speculative decoding asks of an engine's plan: how it is asked for, how it limits a step.
 
-It must not know methods: which of them a build has is vLLM's to say. A drafter runs without
-adapters; what it proposes is checked by the base with the request's own.
+Which methods a build has is vLLM's to say, and here only which of them bear adapters. A drafter
+runs without adapters; what it proposes is checked by the base with the request's own.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ _FLAGS = {
     "spec_tokens": "num_speculative_tokens",
 }
 
+# Other drafters compute with the base's own embedding and output layers. On a CPU these hold what
+# adapters add to the rows of the base's step, and a drafter's rows are not those.
+_ON_CPU = ("ngram", "suffix", "draft_model")
+
 
 @dataclass(frozen=True, slots=True)
 class Speculation:
@@ -37,7 +41,8 @@ class Speculation:
         return self.tokens + 1
 
     def __str__(self) -> str:
-        return f"{self.method}, {self.tokens} tokens ahead; drafts come without adapters"
+        method = self.method or "by its config's method"
+        return f"{method}, {self.tokens} tokens ahead; drafts come without adapters"
 
 
 def read_speculation(given: Mapping[str, Any]) -> Speculation | None:
@@ -62,5 +67,15 @@ def read_speculation(given: Mapping[str, Any]) -> Speculation | None:
         )
     model = Path(str(config.get("model") or "")).expanduser()
     local = (model / "config.json").is_file()
-    method = str(config.get("method") or "a draft model")
+    method = str(config.get("method") or "")
     return Speculation(method, tokens, model if local else None)
+
+
+def check_on_cpu(speculation: Speculation) -> None:
+    """Refuse what cannot draft beside adapters on a CPU. Raises EngineOptionInvalid."""
+    if speculation.method not in _ON_CPU:
+        given = repr(speculation.method) if speculation.method else "not named"
+        raise EngineOptionInvalid(
+            f"engine.speculative_config: the method is {given}; beside adapters on a CPU it must "
+            f"be one of {', '.join(_ON_CPU)}, since other drafters share layers with the base"
+        )

@@ -167,9 +167,20 @@ def test_a_step_that_has_no_room_for_drafts_is_refused(base: Path, build: Build)
         plan(base, options=options, machine=machine, build=build)
 
 
+@pytest.mark.parametrize("method", ["eagle3", "mtp", "ngram_gpu", None])
+def test_drafters_that_share_layers_with_the_base_are_refused_on_a_cpu(
+    base: Path, method: str | None
+) -> None:
+    config = {"method": method, "model": "x", "num_speculative_tokens": 3}
+    options = {"speculative_config": config}
+    with pytest.raises(EngineOptionInvalid, match=method or "not named"):
+        plan(base, options=options)
+    assert "speculation" in dict(plan(base, options=options, machine=H200, build=CUDA).rows)
+
+
 def test_a_draft_model_takes_memory_of_its_own(base: Path) -> None:
-    options = {"speculative_config": {"model": str(base), "num_speculative_tokens": 2}}
-    made = plan(base, options=options)
+    config = {"method": "draft_model", "model": str(base), "num_speculative_tokens": 2}
+    made = plan(base, options={"speculative_config": config})
     assert "2.0 GiB draft model" in made.text()
     assert made.memory_bytes == plan(base).memory_bytes + 2 * GIB
 
