@@ -16,9 +16,10 @@ from stacked.errors import GroupImpossible
 # cpu/gdn_attention.py, 0.32).
 _DTYPES = {"linear_conv_kernel_dim": ("bfloat16", "gated delta nets")}
 
-# Architectures with a layer that vLLM computes by Triton alone, which its builds for a CPU lack
-# (vllm/model_executor/layers/mamba/gdn/olmo_gdn_linear_attn.py, 0.32).
-_GPU_ALONE = frozenset({"OlmoHybridForCausalLM"})
+# Architectures with a layer whose kernels vLLM's builds for a CPU lack: Triton's (vllm/
+# model_executor/layers/mamba/gdn/olmo_gdn_linear_attn.py, 0.32) and the scan of Mamba 1
+# (`selective_scan_fwd` of vllm/_custom_ops.py).
+_GPU_ALONE = frozenset({"OlmoHybridForCausalLM", "JambaForCausalLM"})
 
 
 def cpu_dtype(config: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -29,7 +30,7 @@ def cpu_dtype(config: Mapping[str, Any]) -> tuple[str, str] | None:
     for architecture in config.get("architectures") or ():
         if architecture in _GPU_ALONE:
             raise GroupImpossible(
-                f"the base is an {architecture}, whose linear attention vLLM computes on GPUs "
+                f"the base's architecture, {architecture}, has layers that vLLM computes on GPUs "
                 "alone; serve it there, or choose another base"
             )
     return next((found for name, found in _DTYPES.items() if config.get(name)), None)
