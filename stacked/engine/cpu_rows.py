@@ -11,12 +11,18 @@ Relies on (vLLM 0.26 to 0.32): the layer calls the kernel by the name that is re
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 
 def lay_out_single_rows() -> None:
     """Have this process give the kernel single rows as it wants them. Twice does no harm."""
+    with contextlib.suppress(ImportError, AttributeError):  # an older vLLM has no such kernel
+        _replace()
+
+
+def _replace() -> None:
     from vllm.model_executor.layers.mamba.ops.cpu import gdn_attention
 
     gdn_attention._causal_conv1d_fwd_cpu = _close(gdn_attention._causal_conv1d_fwd_cpu)
