@@ -27,7 +27,7 @@ from stacked.engine.machine import look
 from stacked.engine.openai import Served, build_openai_app
 from stacked.engine.plan import EnginePlan, make_plan
 from stacked.engine.support import Build
-from stacked.errors import EngineDead, EngineLoadFailed, StackedError
+from stacked.errors import EngineDead, EngineLoadFailed, EngineStartFailed, StackedError
 from stacked.groups.routing import Routing
 from stacked.live import Admission, Live
 from stacked.store import BaseModules
@@ -108,6 +108,10 @@ class Serving:
             progress.step("Verifying the adapters")
             _raise_first(group, await live.verify(reversed([*handles.values()])))
             generation = await commit()
+        except EngineDead as error:
+            await engine.close()
+            # Another start would end like this one.
+            raise EngineStartFailed(str(error)) from error
         except BaseException:
             await engine.close()
             raise

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from stacked.engine.adaptable import describe
+from stacked.engine.causes import missing_package, sentence
 from stacked.store.adaptable import Adaptable
 
 _SMALL = {
@@ -84,14 +85,6 @@ def _one_rank() -> None:
         initialize_model_parallel(1, 1)
 
 
-def first_cause(error: BaseException) -> str:
-    """The sentence of the error that all others followed from."""
-    while (before := error.__cause__ or error.__context__) is not None:
-        error = before
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:400] if lines else type(error).__name__
-
-
 def main() -> None:
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     # What vLLM prints must not get between the lines of the answer.
@@ -100,7 +93,8 @@ def main() -> None:
     try:
         told = probe(Path(sys.argv[1]), json.loads(sys.argv[2])).to_json().decode()
     except Exception as error:  # noqa: BLE001  vLLM raises anything here; the parent tells it
-        print(first_cause(error).replace("\n", " "), file=answer, flush=True)
+        cause = missing_package(sys.argv[1]) or sentence(error)
+        print(cause.replace("\n", " "), file=answer, flush=True)
         os._exit(3)
     print(told, file=answer, flush=True)
     os._exit(0)  # vLLM's distributed state has nothing to say at an orderly end
