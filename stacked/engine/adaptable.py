@@ -47,6 +47,7 @@ _MLA_REASON = (
     "vLLM computes multi-head latent attention from the base's weight of it alone, "
     "folded into the query and the output (vLLM issue 48974)"
 )
+_CONVOLUTION_REASON = "vLLM reads the base's weight of a convolution and asks no layer for it"
 
 
 def describe(manager: Any) -> Adaptable:
@@ -58,17 +59,17 @@ def describe(manager: Any) -> Adaptable:
 
     whole = get_tensor_model_parallel_world_size() == 1
     model = manager.model
-    passed_by = _passed_by(model)
+    latent = any(type(module).__name__ == "MLAAttention" for module in model.modules())
     modules: dict[str, Shape | None] = {}
-    refused: dict[str, str] = {}
+    passed_by: dict[str, str] = {}
     for name, layer in manager.modules.items():
+        reason = _passed_by(name, layer, latent)
         for part, shape in _parts(manager, name, layer):
-            last = part.rpartition(".")[2]
-            if last in passed_by:
-                refused[part] = passed_by[last]
+            if reason:
+                passed_by[part] = reason
             else:
                 modules[part] = shape if whole else None
-    return Adaptable(type(model).__name__, modules, refused, _renames(model))
+    return Adaptable(type(model).__name__, modules, passed_by, _renames(model))
 
 
 def together(told: Sequence[Adaptable]) -> Adaptable:
@@ -100,10 +101,17 @@ def _shape(layer: Any, at: int) -> Shape | None:
     return int(b[at].shape[-2]), int(a[at].shape[-1])
 
 
-def _passed_by(model: Any) -> dict[str, str]:
-    """The last parts of names that vLLM wraps without asking the wrapper, each with the reason."""
-    latent = any(type(module).__name__ == "MLAAttention" for module in model.modules())
-    return {"kv_b_proj": _MLA_REASON} if latent else {}
+def _passed_by(name: str, layer: Any, latent: bool) -> str:
+    """Why vLLM computes without the wrapper that it has put on a layer; empty where it does not.
+
+    `latent`: whether the model's attention is multi-head latent attention.
+    """
+    if latent and name.endswith(".kv_b_proj"):
+        return _MLA_REASON
+    weight = getattr(layer.base_layer, "weight", None)
+    if weight is not None and weight.dim() == 3 and name.endswith(".conv1d"):
+        return _CONVOLUTION_REASON
+    return ""
 
 
 def _renames(model: Any) -> Renames:
