@@ -47,7 +47,8 @@ def test_an_adapter_is_sent_and_registered_by_its_digest(plane: Plane, tmp_path:
     digest, content = made(tmp_path)
     body = {"displayName": "x", "customMetadataList": [{"key": "source", "value": digest}]}
     assert not has(plane, digest)
-    assert plane.json("POST", "/models", 404, body)["code"] == "AdapterAbsent"
+    said = plane.json("POST", "/models", 404, body)
+    assert (said["code"], str(tmp_path) in said["message"]) == ("AdapterAbsent", False)
     put(plane, digest, content)
     assert has(plane, digest)
     put(plane, digest, content)
