@@ -34,6 +34,7 @@
     │   ├── ShapeMismatch          a tensor that does not fit its module
     │   ├── ValueNotFinite         NaN or infinity in the weights
     │   ├── AdapterAbsent          the store has nothing of that digest
+    │   ├── DigestMismatch         an upload that is not the adapter it was announced as
     │   └── StoreDamaged           a stored copy no longer matches its digest
     ├── RoutingError               which adapter a request means
     │   ├── KeyUnknown, KeyTooLong, KeyInvalid
@@ -218,6 +219,10 @@ class ValueNotFinite(AdapterError):
 
 class AdapterAbsent(AdapterError):
     code = "AdapterAbsent"
+
+
+class DigestMismatch(AdapterError):
+    code = "DigestMismatch"
 
 
 class StoreDamaged(AdapterError):

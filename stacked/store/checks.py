@@ -86,6 +86,18 @@ def check_directory(
     return config, report_of(config, weights, pairs, digest=digest)
 
 
+def check_alone(directory: Path, limits: Limits = DEFAULT) -> Digest:
+    """Run the checks of `check_directory` that need no base; the digest. Raises what it raises."""
+    config = read_config(directory, limits)
+    check_rank(config, None)
+    weights = directory / WEIGHTS_FILE
+    tensors = read_header(weights, limits)
+    pair_up(tensors)
+    with Values(weights) as values:
+        _check_finite(values, tensors)
+    return digest_of(config, weights)
+
+
 def read_config(directory: Path, limits: Limits = DEFAULT) -> PeftConfig:
     """The checked adapter_config.json of a directory."""
     path = directory / CONFIG_FILE
