@@ -75,8 +75,9 @@ def check_directory(
     tensors = read_header(weights, limits)
     pairs = pair_up(tensors)
     _check_modules(pairs, base)
-    for pair in pairs.values():
-        _check_shape(pair, config, base)
+    ranks = config.ranks(pairs)
+    for module, pair in pairs.items():
+        _check_shape(pair, ranks[module], base)
     with Values(weights) as values:
         if not known_finite:
             _check_finite(values, tensors)
@@ -161,14 +162,13 @@ def _explain(module: str, base: BaseModules) -> str:
     return "Was the adapter trained on this base?"
 
 
-def _check_shape(pair: Pair, config: PeftConfig, base: BaseModules) -> None:
+def _check_shape(pair: Pair, rank: int, base: BaseModules) -> None:
     if pair.is_embedding != (pair.module in base.embeddings):
         is_, as_ = ("is not", "an embedding's") if pair.is_embedding else ("is", "a linear layer's")
         raise ShapeMismatch(
             f"{WEIGHTS_FILE}: module {quoted(pair.module)} of base {base} {is_} an embedding, but "
             f"the adapter's tensors are {as_}"
         )
-    rank = config.rank_of(pair.module)
     shape = base.modules[pair.module]
     for tensor, expected in zip((pair.a, pair.b), _expected(pair, rank, shape), strict=True):
         if len(tensor.shape) == 2 and all(

@@ -25,6 +25,7 @@ from stacked.store.files import CONFIG_FILE, WANTED, WEIGHTS_FILE
 from stacked.store.limits import DEFAULT, Limits
 from stacked.store.pairs import pair_up
 from stacked.store.peft_config import PeftConfig
+from stacked.store.plain import make_plain
 from stacked.store.sources import Download, fetch
 from stacked.store.tensors import read_header
 
@@ -90,6 +91,7 @@ class AdapterStore:
         """The checks of `add` and what they found; nothing is kept. Raises what `add` raises."""
         with self._usable(), self._workplace() as place:
             copy = self._fetched(source, place, None)
+            make_plain(copy, base, self.limits)
             return check_directory(copy, base, max_rank, self.limits)[1]
 
     def get(self, digest: Digest) -> Adapter:
@@ -170,6 +172,7 @@ class AdapterStore:
 
     def _kept(self, copy: Path, base: BaseModules, max_rank: int | None) -> Adapter:
         """Check a copy and make it the store's, unless the store has the same already."""
+        make_plain(copy, base, self.limits)  # the digest is of what is kept
         digest = digest_of(read_config(copy, self.limits), copy / WEIGHTS_FILE)
         report, path = self._standing(digest, base, max_rank), self._path(digest)
         if report is None:

@@ -1,0 +1,227 @@
+"""What trainers write beside what PEFT does: kept as PEFT would have saved it, or refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from stacked.core import Adapter
+from stacked.errors import (
+    AdapterConfigInvalid,
+    AdapterError,
+    ModuleUnknown,
+    ShapeMismatch,
+    WeightsInvalid,
+)
+from stacked.store import AdapterStore, BaseModules
+from tests.store.small import Weights, lora_weights, write_adapter
+
+PREFIX = "base_model.model."
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+
+
+def named(spell: Callable[[str], str]) -> Weights:
+    return {spell(name): values for name, values in lora_weights().items()}
+
+
+def stored_config(adapter: Adapter) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((adapter.path / CONFIG).read_text())
+    return config
+
+
+def refused(
+    store: AdapterStore, base: BaseModules, directory: Path, error: type[AdapterError], *said: str
+) -> None:
+    with pytest.raises(AdapterError) as caught:
+        store.add(str(directory), base=base)
+    assert type(caught.value) is error, str(caught.value)
+    for part in said:
+        assert part in str(caught.value)
+    assert store.list() == []
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    "spell",
+    [
+        lambda name: name.replace("layers.0.", "layers.0._checkpoint_wrapped_module."),
+        lambda name: name.replace(PREFIX, f"{PREFIX}_orig_mod."),
+        lambda name: f"_orig_mod.{name}",
+        lambda name: name.replace(PREFIX, f"_fsdp_wrapped_module.{PREFIX}_fsdp_wrapped_module."),
+        lambda name: name.replace(".lora_", "._fsdp_wrapped_module.lora_"),
+        lambda name: name.replace(".weight", "._fsdp_wrapped_module.weight"),
+        lambda name: f"module.{name}",
+        lambda name: name.replace(PREFIX, f"{PREFIX}module."),
+        lambda name: f"_forward_module.model.{name}",
+        lambda name: name.replace(".weight", ".default.weight"),
+        lambda name: name.replace(".weight", ".my_adapter._fsdp_wrapped_module.weight"),
+        lambda name: "module." + name.removeprefix(PREFIX),
+    ],
+)
+def test_names_lose_what_wrappers_put_into_them(
+    tmp_path: Path, store: AdapterStore, base: BaseModules, spell: Callable[[str], str]
+) -> None:
+    """Down to the digest, it is the adapter that PEFT saves."""
+    wrapped = store.add(str(write_adapter(tmp_path / "wrapped", named(spell))), base=base)
+    plain = store.add(str(write_adapter(tmp_path / "plain")), base=base)
+    assert wrapped == plain
+    kept = load_file(wrapped.path / WEIGHTS)
+    assert all(np.array_equal(kept[name], values) for name, values in lora_weights().items())
+    store.verify(wrapped.digest)
+
+
+def test_what_is_plain_is_kept_byte_for_byte(
+    tmp_path: Path, store: AdapterStore, base: BaseModules
+) -> None:
+    source = write_adapter(tmp_path / "bare", lora_weights(prefix="model."))
+    kept = store.add(str(source), base=base)
+    assert (kept.path / WEIGHTS).read_bytes() == (source / WEIGHTS).read_bytes()
+
+
+def test_embeddings_lose_the_adapter_s_name(
+    tmp_path: Path, store: AdapterStore, base: BaseModules
+) -> None:
+    module = f"{PREFIX}model.embed_tokens.lora_embedding"
+    weights = {
+        f"{module}_A.default": np.ones((4, 40), np.float16),
+        f"{module}_B.default": np.ones((16, 4), np.float32),
+    }
+    kept = store.add(str(write_adapter(tmp_path / "a", weights)), base=base)
+    assert load_file(kept.path / WEIGHTS).keys() == {f"{module}_A", f"{module}_B"}
+
+
+def test_several_adapters_in_one_file_are_refused_by_name(
+    tmp_path: Path, store: AdapterStore, base: BaseModules
+) -> None:
+    both = {
+        name.replace(".weight", f".{adapter}.weight"): values
+        for name, values in lora_weights().items()
+        for adapter in ("german", "french")
+    }
+    source = write_adapter(tmp_path / "both", both)
+    refused(store, base, source, ModuleUnknown, "2 adapters ('french', 'german')", "save each")
+
+
+def test_one_tensor_under_two_spellings_is_refused(
+    tmp_path: Path, store: AdapterStore, base: BaseModules
+) -> None:
+    twice = {**lora_weights(), **named(lambda name: f"_orig_mod.{name}")}
+    refused(store, base, write_adapter(tmp_path / "a", twice), WeightsInvalid, "keep one")
+
+
+def test_a_wrapped_name_that_fits_nowhere_is_told_as_the_base_would_spell_it(
+    tmp_path: Path, store: AdapterStore, base: BaseModules
+) -> None:
+    wrapped = named(lambda name: name.replace("layers.1.", "layers.9._orig_mod."))
+    source = write_adapter(tmp_path / "a", wrapped)
+    refused(store, base, source, ModuleUnknown, "'model.layers.9.", "2 layers; was the adapter")
+
+
+def test_empty_tensors_of_zero_3_are_told_under_wrapped_names_too(
+    tmp_path: Path, store: AdapterStore, base: BaseModules
+) -> None:
+    empty = {name: np.zeros(0, np.float32) for name in named(lambda name: f"module.{name}")}
+    refused(store, base, write_adapter(tmp_path / "a", empty), ShapeMismatch, "not gathered")
+
+
+# Patterns
+
+
+def ranked(ranks: dict[str, int]) -> Weights:
+    """The usual weights with other ranks for the modules whose names contain a key."""
+    weights: Weights = {}
+    for name, values in lora_weights().items():
+        rank = next((rank for part, rank in ranks.items() if part in name), 4)
+        shape = (rank, values.shape[1]) if ".lora_A." in name else (values.shape[0], rank)
+        weights[name] = np.full(shape, 0.5, np.float32)
+    return weights
+
+
+def test_expressions_are_kept_as_the_names_that_they_match(
+    tmp_path: Path, store: AdapterStore, base: BaseModules
+) -> None:
+    """The engine runs no expression: it would for every module, and cannot be interrupted."""
+    source = write_adapter(
+        tmp_path / "a",
+        ranked({"layers.0.self_attn": 7, "q_proj": 5}),
+        rank_pattern={r".*\.layers\.0\.self_attn\.(q|v)_proj": 7, "q_proj": 5, ".*never": 512},
+        alpha_pattern={".*(q|down)_proj": 32},
+    )
+    config = stored_config(store.add(str(source), base=base, max_rank=8))
+    assert config["rank_pattern"] == {
+        r"^model\.layers\.0\.self_attn\.q_proj|^model\.layers\.0\.self_attn\.v_proj": 7,
+        r"^model\.layers\.1\.self_attn\.q_proj": 5,
+    }
+    assert config["alpha_pattern"] == {"down_proj|q_proj": 32}
+
+
+def test_a_pattern_for_every_module_is_served(
+    tmp_path: Path, store: AdapterStore, base: BaseModules
+) -> None:
+    """As many as large models have; most of them match nothing here."""
+    many = {f"model.layers.{layer}.self_attn.q_proj": layer + 5 for layer in range(126)}
+    source = write_adapter(
+        tmp_path / "a",
+        ranked({"layers.0.self_attn.q": 5, "layers.1.self_attn.q": 6}),
+        rank_pattern=many,
+        alpha_pattern=dict.fromkeys(many, 64),
+    )
+    adapter = store.add(str(source), base=base, max_rank=8)
+    assert adapter.rank == 6
+    assert stored_config(adapter)["alpha_pattern"] == {"q_proj": 64}
+    store.check(adapter.digest, base)
+    store.verify(adapter.digest)
+
+
+@pytest.mark.parametrize("key", ["rank_pattern", "alpha_pattern"])
+def test_a_broken_expression_is_refused(
+    tmp_path: Path, store: AdapterStore, base: BaseModules, key: str
+) -> None:
+    config: dict[str, Any] = {key: {"(": 8}}
+    source = write_adapter(tmp_path / "a", **config)
+    refused(store, base, source, AdapterConfigInvalid, f"{key} '(' is not a pattern")
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "layers.0._orig_mod.self_attn.q_proj",  # as the trainer saw it
+        "layers.0.self_attn.q_proj",  # as its user wrote it
+        r"model\.layers\.0\._orig_mod\..*q_proj",
+    ],
+)
+def test_patterns_are_for_the_wrapped_name_or_the_plain_one(
+    tmp_path: Path, store: AdapterStore, base: BaseModules, pattern: str
+) -> None:
+    source = write_adapter(
+        tmp_path / "a",
+        {
+            name.replace("layers.0.", "layers.0._orig_mod."): values
+            for name, values in ranked({"layers.0.self_attn.q": 7}).items()
+        },
+        rank_pattern={pattern: 7},
+        target_modules=["_orig_mod.self_attn.q_proj", "v_proj", "down_proj"],
+    )
+    adapter = store.add(str(source), base=base)
+    assert adapter.rank == 7
+    assert stored_config(adapter)["target_modules"] == ["down_proj", "self_attn.q_proj", "v_proj"]
+
+
+def test_patterns_that_differ_for_the_wrapped_and_the_plain_name_are_refused(
+    tmp_path: Path, store: AdapterStore, base: BaseModules
+) -> None:
+    source = write_adapter(
+        tmp_path / "a",
+        named(lambda name: name.replace("layers.0.", "layers.0._orig_mod.")),
+        alpha_pattern={"layers.0._orig_mod.mlp.down_proj": 8, "layers.0.mlp.down_proj": 16},
+    )
+    refused(store, base, source, AdapterConfigInvalid, "for the one and", "keep one of them")
