@@ -1,7 +1,8 @@
 """Which pattern of an adapter_config.json is for which module, in bounded time.
 
-PEFT's rule (peft/utils/other.py, get_pattern_key): a key is a regular expression for the end of a
-module's name, and the first that matches counts. It must not know what the patterns are for.
+PEFT's rules (peft/utils/other.py): a key of rank_pattern or alpha_pattern is a regular expression
+for the end of a module's name, and the first that matches counts (get_pattern_key); target_modules
+is one for the whole name (match_target_against_key). It must not know what the patterns are for.
 """
 
 from __future__ import annotations
@@ -39,12 +40,21 @@ def first_matches(key: str, patterns: Collection[str], names: Collection[str]) -
     `key` is where the patterns stand. Raises AdapterConfigInvalid where one is no expression, or
     where they take too long.
     """
+    return _matches(key, list(patterns), list(names), whole=False)
+
+
+def whole_matches(key: str, pattern: str, names: Collection[str]) -> set[str]:
+    """Those of the names that a pattern matches from end to end. Raises as `first_matches`."""
+    return set(_matches(key, [pattern], list(names), whole=True))
+
+
+def _matches(key: str, patterns: list[str], names: list[str], *, whole: bool) -> dict[str, str]:
     if not patterns or not names:
         return {}
     try:
         if all(is_plain(pattern) for pattern in patterns):
-            return expressions.first_of(list(patterns), names, _SECONDS)
-        return _in_a_process(list(patterns), list(names))
+            return expressions.first_of(patterns, names, _SECONDS, whole=whole)
+        return _in_a_process(patterns, names, whole=whole)
     except expressions.Invalid as error:
         raise AdapterConfigInvalid(
             f"{CONFIG_FILE} {key} {quoted(error.pattern)} is not a pattern ({error}); "
@@ -58,8 +68,14 @@ def first_matches(key: str, patterns: Collection[str], names: Collection[str]) -
         ) from error
 
 
-def _in_a_process(patterns: list[str], names: list[str]) -> dict[str, str]:
-    asked = {"patterns": patterns, "names": names, "seconds": _SECONDS, "bytes": _BYTES}
+def _in_a_process(patterns: list[str], names: list[str], *, whole: bool) -> dict[str, str]:
+    asked = {
+        "patterns": patterns,
+        "names": names,
+        "whole": whole,
+        "seconds": _SECONDS,
+        "bytes": _BYTES,
+    }
     try:
         done = subprocess.run(
             [sys.executable, "-I", "-S", expressions.__file__],

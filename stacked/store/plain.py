@@ -24,13 +24,14 @@ from stacked.store.pairs import PREFIX
 from stacked.store.patterns import FEW, first_matches, is_plain
 from stacked.store.peft_config import PeftConfig
 from stacked.store.spellings import Spelling, one_adapter, spell, unwrapped
+from stacked.store.targets import check_targets
 from stacked.store.tensors import FLOATS, Tensor, read_header, write_file
 from stacked.store.text import quoted, size
 
 logger = logging.getLogger(__name__)
 
 _LONGEST = 1024
-"""Characters of a module's name that patterns are matched against."""
+"""Characters of a module's name, wrappers and all."""
 
 
 def make_plain(directory: Path, base: BaseModules, limits: Limits) -> None:
@@ -53,15 +54,13 @@ def make_plain(directory: Path, base: BaseModules, limits: Limits) -> None:
         write_file(weights, made, renamed)
         made.replace(weights)
         logger.info("%d tensors renamed or left out", len(tensors.keys() - renamed.keys()))
-    plain = _plain_config(
-        config,
-        {
-            found.written: found.module
-            for found in spelt.values()
-            if found is not None and found.is_lora and found.module in base.modules
-        },
-        base,
-    )
+    modules = {
+        found.written if len(found.written) <= _LONGEST else found.module: found.module
+        for found in spelt.values()
+        if found is not None and found.is_lora and found.module in base.modules
+    }
+    check_targets(config, modules)
+    plain = _plain_config(config, modules, base)
     if plain is not config and len(plain.stored()) > limits.max_config_bytes:
         raise AdapterConfigInvalid(
             f"{CONFIG_FILE}: the patterns tell so many modules apart that the file would have "
@@ -130,8 +129,7 @@ def _by_module(
     key: str, pattern: Mapping[str, Any], default: Any, modules: Mapping[str, str]
 ) -> dict[str, Any] | None:
     """The value of each plain name; None where the engine finds the same in the pattern, soon."""
-    names = {name for name in (*modules, *modules.values()) if len(name) <= _LONGEST}
-    found = first_matches(key, list(pattern), names)
+    found = first_matches(key, pattern, {*modules, *modules.values()})
     values: dict[str, Any] = {}
     as_it_is = len(pattern) <= FEW and all(map(is_plain, pattern))
     for written, module in modules.items():

@@ -95,7 +95,8 @@ def test_embeddings_lose_the_adapter_s_name(
         f"{module}_A.default": np.ones((4, 40), np.float16),
         f"{module}_B.default": np.ones((16, 4), np.float32),
     }
-    kept = store.add(str(write_adapter(tmp_path / "a", weights)), base=base)
+    source = write_adapter(tmp_path / "a", weights, target_modules="model.embed_tokens")
+    kept = store.add(str(source), base=base)
     assert load_file(kept.path / WEIGHTS).keys() == {f"{module}_A", f"{module}_B"}
 
 
@@ -209,11 +210,12 @@ def test_patterns_are_for_the_wrapped_name_or_the_plain_one(
             for name, values in ranked({"layers.0.self_attn.q": 7}).items()
         },
         rank_pattern={pattern: 7},
-        target_modules=["_orig_mod.self_attn.q_proj", "v_proj", "down_proj"],
+        target_modules=["_orig_mod.self_attn.q_proj", "q_proj", "v_proj", "down_proj"],
     )
     adapter = store.add(str(source), base=base)
     assert adapter.rank == 7
-    assert stored_config(adapter)["target_modules"] == ["down_proj", "self_attn.q_proj", "v_proj"]
+    targets = stored_config(adapter)["target_modules"]
+    assert targets == ["down_proj", "q_proj", "self_attn.q_proj", "v_proj"]
 
 
 def test_patterns_that_differ_for_the_wrapped_and_the_plain_name_are_refused(
@@ -225,3 +227,53 @@ def test_patterns_that_differ_for_the_wrapped_and_the_plain_name_are_refused(
         alpha_pattern={"layers.0._orig_mod.mlp.down_proj": 8, "layers.0.mlp.down_proj": 16},
     )
     refused(store, base, source, AdapterConfigInvalid, "for the one and", "keep one of them")
+
+
+# Targets
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"target_modules": "all-linear"},
+        {"target_modules": r"(?i)MODEL\.layers\.\d+\..*_proj"},
+        {"target_modules": "(?:.*?(?:self_attn|mlp).*?(?:q_proj|v_proj|down_proj).*?)|(?:lm_head)"},
+        {
+            "target_modules": [
+                "layers.0.self_attn.q_proj",
+                "1.self_attn.q_proj",
+                "v_proj",
+                "down_proj",
+            ]
+        },
+        {"layers_to_transform": [0, 1]},
+        {"layers_to_transform": [1, 0, 7], "layers_pattern": ["h", "layers"]},
+        {"exclude_modules": ["proj", "lm_head"]},
+        {"exclude_modules": "q_proj"},
+    ],
+)
+def test_targets_may_be_named_in_all_of_peft_s_ways(
+    tmp_path: Path, store: AdapterStore, base: BaseModules, config: dict[str, Any]
+) -> None:
+    store.add(str(write_adapter(tmp_path / "a", **config)), base=base)
+
+
+@pytest.mark.parametrize(
+    ("config", "count"),
+    [
+        ({"target_modules": ["q_proj", "v_proj"]}, 2),
+        ({"target_modules": ["proj"]}, 6),
+        ({"target_modules": "q_proj"}, 6),  # a pattern is for the whole name
+        ({"target_modules": r".*\.0\..*"}, 3),
+        ({"layers_to_transform": 1}, 3),
+        ({"layers_to_transform": [0], "layers_pattern": "layers"}, 3),
+        ({"exclude_modules": ["self_attn.v_proj"]}, 2),
+        ({"exclude_modules": ".*v_proj"}, 2),
+    ],
+)
+def test_weights_that_peft_would_leave_out_are_refused(
+    tmp_path: Path, store: AdapterStore, base: BaseModules, config: dict[str, Any], count: int
+) -> None:
+    source = write_adapter(tmp_path / "a", **config)
+    said = f"leaves out {count} of the 6 modules"
+    refused(store, base, source, AdapterConfigInvalid, said, "'down_proj, q_proj, v_proj'")
