@@ -100,8 +100,8 @@ def _foreign_name(name: str, parts: list[str]) -> AdapterUnsupported | ModuleUnk
             return ModuleUnknown(f"{where} has a name of {_OTHERS[part]}")
     if parts[-2:] == ["base_layer", "weight"]:
         return AdapterUnsupported(
-            f"{where} is a copy of a layer that this base has not; use the base that the adapter "
-            "was trained on, or save it with save_pretrained(…, save_embedding_layers=False)"
+            f"{where} is a copy of a layer that the base's checkpoint has not by that name; save "
+            "the adapter with save_pretrained(…, save_embedding_layers=False)"
         )
     return ModuleUnknown(
         f"{where} is not a LoRA weight (…lora_A.weight, …lora_B.weight, …lora_embedding_A or "

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from stacked.errors import AdapterConfigInvalid, WeightsInvalid
+from stacked.errors import AdapterConfigInvalid, ModuleUnknown, WeightsInvalid
 from stacked.store.base import BaseModules
 from stacked.store.checks import read_config
 from stacked.store.copies import originals, refuse_changed
@@ -55,10 +55,11 @@ def make_plain(directory: Path, base: BaseModules, limits: Limits) -> None:
         made.replace(weights)
         logger.info("%d tensors renamed or left out", len(tensors.keys() - renamed.keys()))
     modules = {
-        found.written if len(found.written) <= _LONGEST else found.module: found.module
+        found.written: found.module
         for found in spelt.values()
-        if found is not None and found.is_lora and found.module in base.modules
+        if found is not None and found.is_lora
     }
+    _check_lengths(modules)
     check_targets(config, modules)
     plain = _plain_config(config, modules, base)
     if plain is not config and len(plain.stored()) > limits.max_config_bytes:
@@ -69,6 +70,16 @@ def make_plain(directory: Path, base: BaseModules, limits: Limits) -> None:
         )
     if plain is not config:
         (directory / CONFIG_FILE).write_bytes(plain.stored())
+
+
+def _check_lengths(modules: Mapping[str, str]) -> None:
+    """Expressions are matched against these names, in a time that grows with them."""
+    for name in modules:
+        if len(name) > _LONGEST:
+            raise ModuleUnknown(
+                f"{WEIGHTS_FILE}: module {quoted(name)} has a name of {len(name)} characters; no "
+                f"base has one of more than {_LONGEST}. Save the adapter again"
+            )
 
 
 def _without_copies(

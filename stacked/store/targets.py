@@ -14,10 +14,11 @@ from typing import Any
 from stacked.errors import AdapterConfigInvalid
 from stacked.store.base import EMBEDDING_NAMES
 from stacked.store.files import CONFIG_FILE, WEIGHTS_FILE
-from stacked.store.patterns import is_plain, whole_matches
+from stacked.store.patterns import whole_matches
 from stacked.store.peft_config import PeftConfig
 from stacked.store.text import quoted
 
+_FEW = 8
 _ALL_LINEAR = "all-linear"
 _NOT_LINEAR = EMBEDDING_NAMES | {"lm_head"}
 
@@ -65,11 +66,13 @@ def _is_of_layers(name: str, raw: Mapping[str, Any]) -> bool:
     if layers is None or layers == []:
         return True
     patterns = raw.get("layers_pattern") or []
-    found = None
-    if not patterns:
-        found = re.match(r".*?\.[^.]*\.(\d+)\.", name)
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        if not isinstance(pattern, str) or not is_plain(pattern):
-            return True  # nobody writes one, and it is not worth a process
-        found = found or re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", name)
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    if len(patterns) > _FEW or not all(_is_word(pattern) for pattern in patterns):
+        return True  # nobody writes one, and it is not worth bounding
+    before = "|".join(rf"(?:^|.*?\.){pattern}" for pattern in patterns) or r".*?\.[^.]*"
+    found = re.match(rf"(?:{before})\.(\d+)\.", name)
     return found is not None and int(found[1]) in (layers if isinstance(layers, list) else [layers])
+
+
+def _is_word(pattern: Any) -> bool:
+    return isinstance(pattern, str) and re.fullmatch(r"\w{1,100}", pattern) is not None

@@ -20,6 +20,8 @@ from stacked.errors import (
     WeightsInvalid,
 )
 from stacked.store import AdapterStore, BaseModules
+from stacked.store.limits import DEFAULT
+from stacked.store.plain import make_plain
 from tests.store.small import Weights, lora_weights, write_adapter
 
 PREFIX = "base_model.model."
@@ -134,6 +136,13 @@ def test_empty_tensors_of_zero_3_are_told_under_wrapped_names_too(
     refused(store, base, write_adapter(tmp_path / "a", empty), ShapeMismatch, "not gathered")
 
 
+def test_a_name_without_end_is_refused(
+    tmp_path: Path, store: AdapterStore, base: BaseModules
+) -> None:
+    long = named(lambda name: name.replace("layers.1.", "layers.1." + "_orig_mod." * 1000))
+    refused(store, base, write_adapter(tmp_path / "a", long), ModuleUnknown, "characters")
+
+
 # Patterns
 
 
@@ -181,6 +190,19 @@ def test_a_pattern_for_every_module_is_served(
     assert stored_config(adapter)["alpha_pattern"] == {"q_proj": 64}
     store.check(adapter.digest, base)
     store.verify(adapter.digest)
+
+
+def test_names_that_the_checkpoint_has_not_keep_what_patterns_say_of_them(
+    tmp_path: Path, base: BaseModules
+) -> None:
+    """Whether the engine knows them is not asked here."""
+    source = write_adapter(
+        tmp_path / "a",
+        lora_weights(prefix="base_model.model.other."),
+        alpha_pattern={".*q_proj": 3},
+    )
+    make_plain(source, base, DEFAULT)
+    assert json.loads((source / CONFIG).read_text())["alpha_pattern"] == {"q_proj": 3}
 
 
 @pytest.mark.parametrize("key", ["rank_pattern", "alpha_pattern"])
