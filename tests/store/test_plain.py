@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from stacked.core import Adapter
@@ -299,3 +303,23 @@ def test_weights_that_peft_would_leave_out_are_refused(
     source = write_adapter(tmp_path / "a", **config)
     said = f"leaves out {count} of the 6 modules"
     refused(store, base, source, AdapterConfigInvalid, said, "'down_proj, q_proj, v_proj'")
+
+
+# Whatever it is
+
+LORA = ["lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "default", "weight", "bias"]
+MODULES = ["base_model", "model", "layers", "0", "self_attn", "q_proj", "embed_tokens", "lm_head"]
+PARTS = st.sampled_from([*MODULES, *LORA, "module", "_orig_mod", "base_layer"])
+NAMES = st.lists(PARTS, min_size=1, max_size=9).map(".".join) | st.text(max_size=9)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sets(NAMES, max_size=6), st.sampled_from([(4, 16), (16, 4), (40, 16), (0,), ()]))
+def test_any_names_give_an_adapter_or_a_refusal(
+    base: BaseModules, names: set[str], shape: tuple[int, ...]
+) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        weights = {name: np.zeros(shape, np.float32) for name in names}
+        source = write_adapter(Path(place) / "a", weights)
+        with contextlib.suppress(AdapterError):
+            AdapterStore(Path(place) / "store").add(str(source), base=base)
