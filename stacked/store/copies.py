@@ -68,16 +68,21 @@ def refuse_changed(
                 f"{WEIGHTS_FILE}: tensor {quoted(copy.name, 200)} is a copy of {quoted(name)} of "
                 f"base {base}"
             )
+            if not {copy.dtype, original.dtype} <= _NUMBERS.keys() | {"BF16"}:
+                raise AdapterUnsupported(
+                    f"{where}, of type {copy.dtype} and {original.dtype}, which cannot be "
+                    "compared; save the adapter with save_embedding_layers=False"
+                )
+            if 0 in copy.shape:
+                raise AdapterUnsupported(
+                    f"{where}, but empty: the weights were not gathered when they were saved "
+                    "(ZeRO-3, FSDP). Gather them, or save with save_embedding_layers=False"
+                )
             if copy.shape != original.shape:
                 raise AdapterUnsupported(
                     f"{where}, but its shape is {list(copy.shape)} and the base's is "
                     f"{list(original.shape)}; an adapter cannot bring tokens of its own. Merge it "
                     "into its base and serve that, or train without new tokens"
-                )
-            if not {copy.dtype, original.dtype} <= _NUMBERS.keys() | {"BF16"}:
-                raise AdapterUnsupported(
-                    f"{where}, of type {copy.dtype} and {original.dtype}, which cannot be "
-                    "compared; save the adapter with save_embedding_layers=False"
                 )
             with Values(of[name].file) as base_values:
                 differ, rows = _rows_that_differ(values, copy, base_values, original)

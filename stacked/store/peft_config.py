@@ -84,6 +84,8 @@ def parse_config(data: bytes) -> PeftConfig:
     """
     raw = _parse_json(data)
     kind = raw.get("peft_type")
+    if kind is None and "fine_tune_type" in raw:
+        raise _invalid("is MLX's; convert the adapter to PEFT's layout")
     if kind is None:
         raise _invalid('has no "peft_type"; is it a PEFT adapter\'s config? Expected "LORA"')
     if kind != "LORA":

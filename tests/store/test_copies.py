@@ -141,13 +141,21 @@ def test_every_copy_is_compared(tmp_path: Path, store: AdapterStore) -> None:
         store.add(adapter_with(tmp_path / "a", copies), base=base)
 
 
-def test_tokens_of_its_own_are_refused(tmp_path: Path, store: AdapterStore) -> None:
+@pytest.mark.parametrize(
+    ("copy", "said"),
+    [
+        (as_("F32", np.zeros((42, HIDDEN))), r"shape is \[42, 16\] and the base's is \[40, 16\]"),
+        (as_("F32", np.zeros(0)), "empty: the weights were not gathered"),
+        (("U8", [320, 1], bytes(320)), "of type U8 and F32, which cannot be compared"),
+    ],
+)
+def test_what_cannot_be_the_base_s_is_refused(
+    tmp_path: Path, store: AdapterStore, copy: Raw, said: str
+) -> None:
+    """Tokens of its own, ZeRO-3's empty tensors, a table packed into four bits."""
     base = base_of(tmp_path / "base", as_("F32", numbers()))
-    more = as_("F32", np.zeros((VOCABULARY + 2, HIDDEN)))
-    source = adapter_with(tmp_path / "a", {f"{EMBEDDING}.base_layer.weight": more})
-    with pytest.raises(
-        AdapterUnsupported, match=r"shape is \[42, 16\] and the base's is \[40, 16\]"
-    ):
+    source = adapter_with(tmp_path / "a", {f"{EMBEDDING}.base_layer.weight": copy})
+    with pytest.raises(AdapterUnsupported, match=said):
         store.add(source, base=base)
 
 

@@ -42,6 +42,7 @@ def test_a_plain_lora_is_read() -> None:
         ({"target_modules": []}, '"target_modules" is []'),
         ({"target_modules": [1]}, '"target_modules" is [1]'),
         ({"peft_type": None}, '"peft_type"'),
+        ({"peft_type": None, "fine_tune_type": "lora"}, "MLX"),
         ({"use_rslora": "false"}, 'use_rslora is "false"'),
         ({"use_dora": 1}, "use_dora is 1"),
         ({"rank_pattern": [8]}, '"rank_pattern" is [8]'),
