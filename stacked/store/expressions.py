@@ -1,8 +1,9 @@
 """Python's own matching of many expressions against many names, by PEFT's rule.
 
 Run as a program it does so in a process that can be ended, because `re` cannot be interrupted: it
-reads {"patterns", "names", "whole", "seconds", "bytes"} as JSON and writes {"found"} or {"invalid",
-"reason"}. It must import nothing beyond the standard library, so that it starts in milliseconds.
+reads {"patterns", "names", "whole", "seconds", "bytes"} as JSON and writes {"found"}, numbers of
+patterns by name, or {"invalid", "reason"}. It must import nothing beyond the standard library, so
+that it starts in milliseconds.
 """
 
 from __future__ import annotations
@@ -66,13 +67,14 @@ def _main() -> None:
         resource.RLIMIT_CORE: 0,
     }
     for limit, value in limits.items():
-        resource.setrlimit(limit, (value, value))
+        hard = resource.getrlimit(limit)[1]
+        lowest = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(limit, (lowest, lowest))
+    patterns = asked["patterns"]
     try:
-        answer: dict[str, object] = {
-            "found": first_of(
-                asked["patterns"], asked["names"], asked["seconds"], whole=asked["whole"]
-            )
-        }
+        found = first_of(patterns, asked["names"], asked["seconds"], whole=asked["whole"])
+        number = {pattern: at for at, pattern in enumerate(patterns)}
+        answer: dict[str, object] = {"found": {name: number[found[name]] for name in found}}
     except Invalid as error:
         answer = {"invalid": error.pattern, "reason": str(error)[:200]}
     json.dump(answer, sys.stdout)

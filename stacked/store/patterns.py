@@ -89,4 +89,4 @@ def _in_a_process(patterns: list[str], names: list[str], *, whole: bool) -> dict
     answer: dict[str, Any] = json.loads(done.stdout)
     if "invalid" in answer:
         raise expressions.Invalid(answer["invalid"], answer["reason"])
-    return dict(answer["found"])
+    return {name: patterns[at] for name, at in answer["found"].items()}
