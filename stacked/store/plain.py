@@ -45,31 +45,40 @@ def make_plain(directory: Path, base: BaseModules, limits: Limits) -> None:
     tensors = read_header(weights, limits)
     spelt = {name: spell(name, base.modules.__contains__) for name in tensors}
     one_adapter(spelt.values())
-    kept = _without_copies(weights, tensors, spelt, base)
-    renamed = _renamed(kept, spelt)
-    if renamed.keys() != tensors.keys() and all(
-        tensor.dtype in FLOATS for tensor in renamed.values()
-    ):
-        made = directory / f"{WEIGHTS_FILE}.plain"
-        write_file(weights, made, renamed)
-        made.replace(weights)
-        logger.info("%d tensors renamed or left out", len(tensors.keys() - renamed.keys()))
-    modules = {
-        found.written: found.module
-        for found in spelt.values()
-        if found is not None and found.is_lora
-    }
+    _write_weights(
+        weights, tensors, _renamed(_without_copies(weights, tensors, spelt, base), spelt)
+    )
+    lora = [found for found in spelt.values() if found is not None and found.is_lora]
+    modules = {found.written: found.module for found in lora}
     _check_lengths(modules)
     check_targets(config, modules)
-    plain = _plain_config(config, modules, base)
-    if plain is not config and len(plain.stored()) > limits.max_config_bytes:
+    _write_config(directory / CONFIG_FILE, config, _plain_config(config, modules, base), limits)
+
+
+def _write_weights(
+    weights: Path, tensors: Mapping[str, Tensor], plain: Mapping[str, Tensor]
+) -> None:
+    if plain.keys() == tensors.keys():
+        return
+    if any(tensor.dtype not in FLOATS for tensor in plain.values()):
+        return  # refused by the checks
+    made = weights.with_name(f"{WEIGHTS_FILE}.plain")
+    write_file(weights, made, plain)
+    made.replace(weights)
+    logger.info("%d tensors renamed or left out", len(tensors.keys() - plain.keys()))
+
+
+def _write_config(path: Path, config: PeftConfig, plain: PeftConfig, limits: Limits) -> None:
+    if plain is config:
+        return
+    stored = plain.stored()
+    if len(stored) > limits.max_config_bytes:
         raise AdapterConfigInvalid(
             f"{CONFIG_FILE}: the patterns tell so many modules apart that the file would have "
-            f"{size(len(plain.stored()))}; at most {size(limits.max_config_bytes)} are read. Use "
-            f"at most {FEW} patterns without repeats and groups"
+            f"{size(len(stored))}; at most {size(limits.max_config_bytes)} are read. Use at most "
+            f"{FEW} patterns of names alone"
         )
-    if plain is not config:
-        (directory / CONFIG_FILE).write_bytes(plain.stored())
+    path.write_bytes(stored)
 
 
 def _check_lengths(modules: Mapping[str, str]) -> None:
