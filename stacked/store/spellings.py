@@ -60,7 +60,7 @@ def spell(name: str, is_known: Callable[[str], bool]) -> Spelling | None:
         return Spelling(".".join(below), unwrapped(below, is_known), parts[-1])
     rest = [part for part in parts[at + 1 :] if part not in _WRAPPERS]
     end = ["weight"] if parts[at] in _HALVES else []
-    if (end and rest[-1:] != end) or len(rest) > len(end) + 1:
+    if (rest[-1:] == ["weight"]) != bool(end) or len(rest) > len(end) + 1:
         return None
     return Spelling(
         written=".".join(parts[:at]),

@@ -218,6 +218,7 @@ def test_two_spellings_of_one_half_are_refused(tmp_path: Path, base: BaseModules
         (f"{Q}.adapter.linear_in.weight", ModuleUnknown, "NeMo"),
         (f"{Q}._fsdp_wrapped_module._flat_param", ModuleUnknown, "flattened parameters; gather"),
         ("base_model.model.model.embed_tokens.weight", ModuleUnknown, "not a LoRA weight"),
+        (f"{Q}.lora_embedding_A.weight", ModuleUnknown, "not a LoRA weight"),
         ("lora_A.weight", ModuleUnknown, "not a LoRA weight"),
         ("weight", ModuleUnknown, "not a LoRA weight"),
         ("", ModuleUnknown, "not a LoRA weight"),
