@@ -122,6 +122,7 @@ def build_adapter(
     rank: int = 8,
     target_modules: Iterable[str] = ATTENTION,
     scale: float = 4.0,
+    save_embedding_layers: bool | str = False,
     **config: Any,
 ) -> Path:
     """Write a random PEFT LoRA adapter for ``base`` to ``path``.
@@ -129,7 +130,8 @@ def build_adapter(
     ``scale`` is the LoRA scaling (``lora_alpha / rank``, alpha rounded); its default is strong
     enough that greedy answers of different seeds differ from each other and from the base. Further
     ``config`` goes to ``peft.LoraConfig`` (``use_rslora=True``, ``modules_to_save=[...]`` and so
-    on). The same arguments give the same bytes.
+    on). The same arguments give the same bytes. With ``save_embedding_layers="auto"``, PEFT's own
+    default, the whole embedding stands beside an adapter that targets it.
     """
     import torch
     from peft import LoraConfig, get_peft_model
@@ -149,8 +151,7 @@ def build_adapter(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1000 + seed)
         peft_model = get_peft_model(model, lora)
-    # "auto" would store the whole embedding beside an adapter that targets it.
-    peft_model.save_pretrained(path, save_embedding_layers=False)
+    peft_model.save_pretrained(path, save_embedding_layers=save_embedding_layers)
     (path / "README.md").unlink(missing_ok=True)
     _write_sorted_config(path / "adapter_config.json")
     return path

@@ -52,6 +52,8 @@ class BaseModules:
     """What the language model's names begin with where the base has other towers, else empty."""
     engine: Engine | None = None
     """Who can tell what adapters are applied to; without, the checkpoint's names are all."""
+    directory: Path | None = field(default=None, compare=False)
+    """Where the checkpoint stands, if it does."""
 
     @classmethod
     def read(cls, directory: Path) -> BaseModules:
@@ -62,7 +64,7 @@ class BaseModules:
         config = _read_json(directory / "config.json")
         text = _text_config(config)
         layers = _integer(text, "num_hidden_layers", "n_layer", "num_layers")
-        modules = _modules(_tensors(directory), layers)
+        modules = _modules((tensor for _, tensor in checkpoint(directory).values()), layers)
         embeddings = frozenset(
             name for name in modules if name.rpartition(".")[2] in EMBEDDING_NAMES
         )
@@ -79,6 +81,7 @@ class BaseModules:
             layers=layers,
             embeddings=embeddings,
             language_prefix=prefix,
+            directory=directory,
         )
 
     def adaptable(self, modules: Iterable[str]) -> Adaptable | None:
@@ -140,8 +143,11 @@ def _integer(config: dict[str, Any], *names: str) -> int | None:
     return next((config[name] for name in names if isinstance(config.get(name), int)), None)
 
 
-def _tensors(directory: Path) -> dict[str, Tensor]:
-    """Every tensor of the checkpoint, from the files that its index names or that stand there."""
+def checkpoint(directory: Path) -> dict[str, tuple[Path, Tensor]]:
+    """Every tensor and its file, from the files that the index names or that stand there.
+
+    Raises BaseNotFound.
+    """
     index = directory / "model.safetensors.index.json"
     if index.is_file():
         shards = _read_json(index).get("weight_map")
@@ -160,18 +166,18 @@ def _tensors(directory: Path) -> dict[str, Tensor]:
             f"{directory} has no *.safetensors; the modules of a base are read from there. "
             "Convert the model (`stacked prepare`) or fetch its safetensors version"
         )
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, tuple[Path, Tensor]] = {}
     for file in files:
         try:
-            tensors.update(read_header(file, _LIMITS))
+            tensors.update((name, (file, row)) for name, row in read_header(file, _LIMITS).items())
         except (OSError, WeightsInvalid) as error:
             raise BaseNotFound(f"{file}: {error}") from error
     return tensors
 
 
-def _modules(tensors: dict[str, Tensor], layers: int | None) -> dict[str, Shape | None]:
+def _modules(tensors: Iterable[Tensor], layers: int | None) -> dict[str, Shape | None]:
     modules: dict[str, Shape | None] = {}
-    for tensor in tensors.values():
+    for tensor in tensors:
         module, _, parameter = tensor.name.rpartition(".")
         if parameter in _PACKED:
             modules[module] = None

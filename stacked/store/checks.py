@@ -77,8 +77,9 @@ def check_directory(
     tensors = read_header(weights, limits)
     pairs = pair_up(tensors)
     places = _check_modules(pairs, base)
-    for pair in pairs.values():
-        _check_shape(pair, places[pair.module], config, base)
+    ranks = config.ranks(pairs)
+    for module, pair in pairs.items():
+        _check_shape(pair, places[module], ranks[module], base)
     with Values(weights) as values:
         if not known_finite:
             _check_finite(values, tensors)
@@ -87,14 +88,16 @@ def check_directory(
 
 
 def check_alone(directory: Path, limits: Limits = DEFAULT) -> Digest:
-    """Run the checks of `check_directory` that need no base; the digest. Raises what it raises."""
+    """Run the checks of `check_directory` that need no base; the digest. Raises what it raises.
+
+    Names are not looked at: with the base they may be made plain, see `stacked.store.plain`.
+    """
     config = read_config(directory, limits)
     check_rank(config, None)
     weights = directory / WEIGHTS_FILE
     tensors = read_header(weights, limits)
-    pair_up(tensors)
     with Values(weights) as values:
-        _check_finite(values, tensors)
+        _check_finite(values, {n: t for n, t in tensors.items() if t.dtype in FLOATS})
     return digest_of(config, weights)
 
 
@@ -210,14 +213,13 @@ def _explain(module: str, base: BaseModules) -> str:
     return "Was the adapter trained on this base?"
 
 
-def _check_shape(pair: Pair, place: _Place, config: PeftConfig, base: BaseModules) -> None:
+def _check_shape(pair: Pair, place: _Place, rank: int, base: BaseModules) -> None:
     if pair.is_embedding != place.is_embedding:
         is_, as_ = ("is not", "an embedding's") if pair.is_embedding else ("is", "a linear layer's")
         raise ShapeMismatch(
             f"{WEIGHTS_FILE}: module {quoted(pair.module)} of base {base} {is_} an embedding, but "
             f"the adapter's tensors are {as_}"
         )
-    rank = config.rank_of(pair.module)
     for tensor, expected in zip((pair.a, pair.b), _expected(pair, rank, place.shape), strict=True):
         if len(tensor.shape) == 2 and all(
             want in (None, have) for want, have in zip(expected, tensor.shape, strict=True)

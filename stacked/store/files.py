@@ -6,6 +6,7 @@ It must not know how the directory came to be here or what the files say.
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -79,9 +80,26 @@ def require_wanted(names: Collection[str], where: str, hint: str = "") -> None:
         return
     if CONFIG_FILE in missing and "config.json" in names:
         hint = "It looks like a full model, not a LoRA adapter"
+    hint = hint or _other_layout(names)
     raise FileMissing(
         f"{where} has no {' and no '.join(missing)}. {hint or 'Is it an adapter saved by PEFT?'}"
     )
+
+
+def _other_layout(names: Collection[str]) -> str:
+    """What the files are instead, where another tool's names tell."""
+    for name in sorted(names):
+        if re.fullmatch(
+            r"adapter_model(-\d+-of-\d+\.safetensors|\.safetensors\.index\.json)", name
+        ):
+            return f"{name} is of an adapter in several files: save it as one (max_shard_size)"
+        if name == "adapters.safetensors":
+            return f"{name} is MLX's: convert it to PEFT's layout, which has other names and shapes"
+        if name == "zero_to_fp32.py" or name.startswith("global_step"):
+            return f"{name} is of a DeepSpeed checkpoint: gather the weights, then save_pretrained"
+        if name.endswith(".distcp") or name.startswith("pytorch_model_fsdp"):
+            return f"{name} is of a sharded FSDP checkpoint: merge it, then save_pretrained"
+    return ""
 
 
 def write_copy(reader: Readable, target: Path, limit: int, name: str) -> int:

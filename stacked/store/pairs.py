@@ -24,6 +24,17 @@ _FOREIGN = {
     "lora_velora_embed": "VeLoRA",
     "lora_diag": "KaSA",
 }
+# The same of other trainers, and what to do with such a file.
+_OTHERS = {
+    "_flat_param": "FSDP's flattened parameters; gather them before saving (FULL_STATE_DICT)",
+    "lora_a": "MLX's; convert the adapter to PEFT's layout, which has both halves the other way up",
+    "lora_b": "MLX's; convert the adapter to PEFT's layout, which has both halves the other way up",
+    "lora_down": "kohya's; convert the adapter to PEFT's names, its alpha into adapter_config.json",
+    "lora_up": "kohya's; convert the adapter to PEFT's names, its alpha into adapter_config.json",
+    "alpha": "kohya's; convert the adapter to PEFT's names, its alpha into adapter_config.json",
+    "linear_in": "Megatron's or NeMo's; export the adapter for Hugging Face",
+    "linear_out": "Megatron's or NeMo's; export the adapter for Hugging Face",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,15 +95,13 @@ def _foreign_name(name: str, parts: list[str]) -> AdapterUnsupported | ModuleUnk
             return AdapterUnsupported(f"{where} belongs to {_FOREIGN[part]}, which is not served")
     if parts[-1] == "bias":
         return AdapterUnsupported(f"{where} is a trained bias; biases are not served")
+    for part in parts[-2:]:
+        if part in _OTHERS:
+            return ModuleUnknown(f"{where} has a name of {_OTHERS[part]}")
     if parts[-2:] == ["base_layer", "weight"]:
         return AdapterUnsupported(
-            f"{where} is a copy of one of the base's layers, which would be ignored; save the "
-            "adapter with save_pretrained(…, save_embedding_layers=False)"
-        )
-    if len(parts) > 2 and parts[-1] == "weight" and parts[-3] in ("lora_A", "lora_B"):
-        return ModuleUnknown(
-            f"{where} carries an adapter name ({quoted(parts[-2], 40)}); save the adapter with "
-            "PEFT's save_pretrained, which leaves it out"
+            f"{where} is a copy of a layer that the base's checkpoint has not by that name; save "
+            "the adapter with save_pretrained(…, save_embedding_layers=False)"
         )
     return ModuleUnknown(
         f"{where} is not a LoRA weight (…lora_A.weight, …lora_B.weight, …lora_embedding_A or "

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import json
 import math
-import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from stacked.errors import AdapterConfigInvalid, AdapterUnsupported, RankRefused
 from stacked.store.files import CONFIG_FILE
+from stacked.store.patterns import first_matches
 from stacked.store.text import quoted, shown, unique_keys
 from stacked.store.variants import INFORMATIONAL, refuse_variants, unknown_keys
 
 RANK_LADDER = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM's `max_lora_rank` may have. An adapter of rank 3 is served under 8."""
 
-_MAX_PATTERNS = 4096
 _FLAGS = ("use_rslora", "use_dora", "lora_bias", "use_qalora", "ensure_weight_tying")
 
 
@@ -33,7 +32,9 @@ class PeftConfig:
     alpha: float
     targets: tuple[str, ...]
     """Names from target_modules; empty where it is a pattern, which only PEFT interprets."""
-    rank_pattern: tuple[tuple[re.Pattern[str], int], ...]
+    rank_pattern: Mapping[str, int]
+    """Regular expressions for the ends of modules' names; the first that matches counts."""
+    alpha_pattern: Mapping[str, float]
     raw: Mapping[str, Any]
     """The parsed file, unknown keys too, without nulls: null means not set."""
     warnings: tuple[str, ...] = ()
@@ -47,14 +48,15 @@ class PeftConfig:
     @property
     def max_rank(self) -> int:
         """The rank that the engine must allow: vLLM counts `r` even where patterns replace it."""
-        return max([self.rank, *(rank for _, rank in self.rank_pattern)])
+        return max([self.rank, *self.rank_pattern.values()])
 
-    def rank_of(self, module: str) -> int:
-        """The rank of one module: PEFT's rule, which vLLM shares; the first match wins."""
-        for pattern, rank in self.rank_pattern:
-            if pattern.match(module):
-                return rank
-        return self.rank
+    def ranks(self, modules: Collection[str]) -> dict[str, int]:
+        """The rank of each of these modules. Raises AdapterConfigInvalid (see `first_matches`)."""
+        found = first_matches("rank_pattern", self.rank_pattern, modules)
+        return {
+            module: self.rank_pattern[found[module]] if module in found else self.rank
+            for module in modules
+        }
 
     def stored(self) -> bytes:
         """The file as the store keeps it: the same values, one spelling."""
@@ -82,6 +84,8 @@ def parse_config(data: bytes) -> PeftConfig:
     """
     raw = _parse_json(data)
     kind = raw.get("peft_type")
+    if kind is None and "fine_tune_type" in raw:
+        raise _invalid("is MLX's; convert the adapter to PEFT's layout")
     if kind is None:
         raise _invalid('has no "peft_type"; is it a PEFT adapter\'s config? Expected "LORA"')
     if kind != "LORA":
@@ -96,12 +100,17 @@ def parse_config(data: bytes) -> PeftConfig:
         rank=_rank(raw.get("r"), '"r"'),
         alpha=_number(raw.get("lora_alpha"), '"lora_alpha"'),
         targets=_targets(raw.get("target_modules")),
-        rank_pattern=_ranks(raw),
+        rank_pattern={
+            key: _rank(rank, f"rank_pattern {quoted(key)}")
+            for key, rank in _pattern(raw, "rank_pattern").items()
+        },
+        alpha_pattern={
+            key: _number(alpha, f"alpha_pattern {quoted(key)}")
+            for key, alpha in _pattern(raw, "alpha_pattern").items()
+        },
         raw=raw,
         warnings=unknown_keys(raw),
     )
-    for pattern, alpha in _pattern(raw, "alpha_pattern").items():
-        _number(alpha, f"alpha_pattern {quoted(pattern)}")
     refuse_variants(raw)
     return config
 
@@ -154,44 +163,11 @@ def _targets(value: Any) -> tuple[str, ...]:
     )
 
 
-def _ranks(raw: Mapping[str, Any]) -> tuple[tuple[re.Pattern[str], int], ...]:
-    return tuple(
-        (_compiled(pattern), _rank(rank, f"rank_pattern {quoted(pattern)}"))
-        for pattern, rank in _pattern(raw, "rank_pattern").items()
-    )
-
-
 def _pattern(raw: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A mapping from regular expressions to values, each expression safe to run.
-
-    vLLM and we match them against module names. One with nested repeats could run for ever, so a
-    repeated group is refused, and so are more than two repeats.
-    """
     patterns = raw.get(name, {})
     if not isinstance(patterns, dict):
         raise _invalid(f'"{name}" is {shown(patterns)}; expected an object of patterns')
-    for pattern in patterns:
-        if len(pattern) > 512 or _repeats(pattern) > 2 or re.search(r"\)[*+{]", pattern):
-            raise _invalid(
-                f"{name} {quoted(pattern)} is too complex to be run safely; "
-                "use module names, or at most two repeats and none of a group"
-            )
-        try:
-            _compiled(pattern)
-        except (re.error, OverflowError, RecursionError) as error:
-            raise _invalid(f"{name} {quoted(pattern)} is not a pattern ({error})") from error
-    if len(patterns) > _MAX_PATTERNS or sum(map(_repeats, patterns)) > 32:
-        raise _invalid(f"{name} has {len(patterns)} patterns, too many to be run safely")
     return patterns
-
-
-def _repeats(pattern: str) -> int:
-    return len(re.findall(r"(?<!\\)[*+{]", pattern))
-
-
-def _compiled(pattern: str) -> re.Pattern[str]:
-    """PEFT's rule, which vLLM shares: a key matches the end of a name, from a dot on, or all."""
-    return re.compile(rf"(.*\.)?({pattern})$")
 
 
 def _rank(value: Any, where: str) -> int:

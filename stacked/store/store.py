@@ -29,8 +29,10 @@ from stacked.store.digest import digest_of
 from stacked.store.disk import clear_workplaces, flush, locked, workplace
 from stacked.store.files import CONFIG_FILE, WANTED, WEIGHTS_FILE
 from stacked.store.limits import DEFAULT, Limits
+from stacked.store.made_plain import MadePlain
 from stacked.store.pairs import pair_up
 from stacked.store.peft_config import PeftConfig
+from stacked.store.plain import make_plain
 from stacked.store.sources import Download, fetch
 from stacked.store.tensors import read_header
 from stacked.store.unclaimed import UPLOAD_SECONDS, Unclaimed
@@ -65,6 +67,7 @@ class AdapterStore:
         self._adapters = self.root / "adapters"
         self._staging = self.root / "staging"
         self._unclaimed = Unclaimed(self.root / "unclaimed")
+        self._made_plain = MadePlain(self.root / "plain")
         self._download = download
         self._known: dict[Digest, Report] = {}
         with self._usable():
@@ -103,10 +106,19 @@ class AdapterStore:
         with self._usable(), self._workplace() as place:
             copy, scratch = _rooms(place)
             unpack(archive, copy, scratch, self.limits, "the upload")
-            self._kept(copy, base, None, announced)
+            came = digest_of(read_config(copy, self.limits), copy / WEIGHTS_FILE)
+            if came != announced:
+                raise DigestMismatch(
+                    f"adapter {short(announced)} was announced, and {short(came)} came; "
+                    "send it again, and with the server's version of Stacked"
+                )
+            kept = self._kept(copy, base, None, claim=False).digest
+            if kept != announced:
+                self._made_plain.put(announced, kept)
 
     def holds(self, digest: Digest) -> bool:
         """Whether an adapter is here and whole; an unclaimed one is as if it had just come."""
+        digest = self._made_plain.get(digest)
         try:
             self.verify(digest)
         except (AdapterAbsent, StoreDamaged):
@@ -116,6 +128,7 @@ class AdapterStore:
 
     def claim(self, digest: Digest, *, base: BaseModules) -> Adapter:
         """A stored adapter that is needed from now on. Raises what `add` raises, AdapterAbsent."""
+        digest = self._made_plain.get(digest)
         path = self.get(digest).path
         _, report = check_directory(path, base, None, self.limits, digest=digest, known_finite=True)
         with self._usable():
@@ -145,6 +158,7 @@ class AdapterStore:
         """The checks of `add` and what they found; nothing is kept. Raises what `add` raises."""
         with self._usable(), self._workplace() as place:
             copy = self._fetched(source, place, None)
+            make_plain(copy, base, self.limits)
             return check_directory(copy, base, max_rank, self.limits)[1]
 
     def get(self, digest: Digest) -> Adapter:
@@ -224,26 +238,15 @@ class AdapterStore:
         return copy
 
     def _kept(
-        self,
-        copy: Path,
-        base: BaseModules,
-        max_rank: int | None,
-        announced: Digest | None = None,
+        self, copy: Path, base: BaseModules, max_rank: int | None, *, claim: bool = True
     ) -> Adapter:
-        """Check a copy and make it the store's, unless the store has the same already.
-
-        `announced`: an upload, and what it must be.
-        """
+        """Check a copy and make it the store's, unless the store has the same already."""
+        make_plain(copy, base, self.limits)  # the digest is of what is kept
         digest = digest_of(read_config(copy, self.limits), copy / WEIGHTS_FILE)
-        if announced not in (None, digest):
-            raise DigestMismatch(
-                f"adapter {short(announced or digest)} was announced, and {short(digest)} came; "
-                "send it again, and with the server's version of Stacked"
-            )
         report, path = self._standing(digest, base, max_rank), self._path(digest)
-        if report is None or not self._is_there(digest, claim=announced is None):
+        if report is None or not self._is_there(digest, claim=claim):
             config, report = check_directory(copy, base, max_rank, self.limits, digest=digest)
-            path = self._publish(config, digest, copy, claim=announced is None)
+            path = self._publish(config, digest, copy, claim=claim)
         for warning in report.warnings:
             logger.warning("adapter %s: %s", digest, warning)
         return report.adapter(path)

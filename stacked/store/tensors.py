@@ -45,6 +45,7 @@ FLOATS: Mapping[str, Float] = {
     "F8_E4M3": Float(np.dtype("u1"), 0x7F, 0x7F),
     "F8_E5M2": Float(np.dtype("u1"), 0x7C, 0x7F),
 }
+_ORDER = {kind: at for at, kind in enumerate(("F64", "F32", "BF16", "F16", "F8_E4M3", "F8_E5M2"))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,28 @@ def read_header(path: Path, limits: Limits = DEFAULT) -> dict[str, Tensor]:
     except RecursionError as error:
         raise WeightsInvalid(f"{path.name}: the header is nested too deeply") from error
     return {row.name: row for row in sorted(rows, key=lambda row: row.start)}
+
+
+def write_file(source: Path, target: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors of one file to another under new names, byte for byte as PEFT would save them.
+
+    That is in the library's own order: the widest types first, then by name.
+    """
+    rows = sorted(tensors.items(), key=lambda row: (_ORDER[row[1].dtype], row[0]))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for name, tensor in rows:
+        span = [at, at + tensor.bytes]
+        header[name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": span}
+        at += tensor.bytes
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with source.open("rb") as read, target.open("xb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for _, tensor in rows:
+            read.seek(tensor.start)
+            for left in range(tensor.bytes, 0, -_CHUNK):
+                file.write(read.read(min(left, _CHUNK)))
 
 
 def is_finite(values: np.ndarray[Any, Any], kind: Float) -> bool:

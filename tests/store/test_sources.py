@@ -136,6 +136,12 @@ def test_what_is_no_source_is_refused_with_those_that_work(
         (["pytorch_model.bin"], PickleRefused, "pytorch_model.bin"),
         ([CONFIG, "training_args.bin"], FileMissing, WEIGHTS),
         (["checkpoint-5/adapter_config.json"], FileMissing, "in checkpoint-5"),
+        ([CONFIG, "adapter_model-00001-of-00002.safetensors"], FileMissing, "in several files"),
+        ([CONFIG, "adapter_model.safetensors.index.json"], FileMissing, "in several files"),
+        ([CONFIG, "adapters.safetensors", "0000100_adapters.safetensors"], FileMissing, "MLX"),
+        (["global_step100/mp_rank_00", "zero_to_fp32.py"], FileMissing, "DeepSpeed"),
+        (["pytorch_model_fsdp_0/__0_0.distcp"], FileMissing, "FSDP"),
+        (["__0_0.distcp", ".metadata"], FileMissing, "FSDP"),
     ],
 )
 def test_a_directory_without_the_two_files_is_refused(

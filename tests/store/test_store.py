@@ -360,7 +360,9 @@ def test_warnings_are_logged_when_an_adapter_is_added(
     store: AdapterStore, base: BaseModules, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     # The logger's own level: other tests import libraries that raise the root's.
-    vain = write_adapter(tmp_path / "vain", target_modules=["q_proj", "wrong_proj"])
+    vain = write_adapter(
+        tmp_path / "vain", target_modules=["q_proj", "v_proj", "down_proj", "wrong_proj"]
+    )
     with caplog.at_level("WARNING", logger="stacked"):
         for _ in range(2):  # and when it is there already
             store.add(str(vain), base=base)

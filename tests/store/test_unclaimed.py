@@ -12,7 +12,7 @@ from stacked.core import Digest
 from stacked.errors import AdapterAbsent, DigestMismatch, ModuleUnknown
 from stacked.store import AdapterStore, BaseModules, outgoing
 from stacked.store.unclaimed import UPLOAD_SECONDS
-from tests.store.small import write_adapter, write_base
+from tests.store.small import lora_weights, write_adapter, write_base
 
 
 @pytest.fixture
@@ -119,3 +119,22 @@ def test_what_a_crash_left_goes_too(store: AdapterStore, base: BaseModules, tmp_
     assert len(store.drop_unclaimed()) == 1
     assert list((store.root / "staging").iterdir()) == []
     assert (marks(store), [each.digest for each in store.list()]) == ([], [kept.digest])
+
+
+def test_an_upload_that_is_made_plain_is_found_by_the_digest_it_came_under(
+    store: AdapterStore, base: BaseModules, tmp_path: Path
+) -> None:
+    wrapped = {f"base_model.model._orig_mod.{name.removeprefix('base_model.model.')}": value
+               for name, value in lora_weights().items()}  # fmt: skip
+    source = write_adapter(tmp_path / "wrapped", wrapped)
+    with outgoing(str(source)) as ready:
+        (tmp_path / "sent.zip").write_bytes(b"".join(ready.parts()))
+        came = ready.digest
+    assert not store.holds(came)
+    store.add_upload(tmp_path / "sent.zip", came, base=base)
+    assert store.holds(came)
+    kept = store.claim(came, base=base).digest
+    assert kept != came
+    assert kept == store.add(str(source), base=base).digest
+    store.remove(kept)
+    assert not store.holds(came)
