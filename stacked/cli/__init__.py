@@ -174,6 +174,10 @@ def check(
     max_rank: Annotated[
         int | None, typer.Option(min=1, help="Refuse ranks above this.", show_default=False)
     ] = None,
+    foreign_tokens: Annotated[
+        bool,
+        typer.Option("--foreign-tokens", help="Accept tokens that the base lacks; they are lost."),
+    ] = False,
     data_dir: DataDir = None,
 ) -> None:
     """Say whether an adapter can be served on a base, and if not, why not.
@@ -183,11 +187,14 @@ def check(
     from stacked.bases import resolve
     from stacked.store import AdapterStore
     from stacked.store.base import BaseModules
+    from stacked.store.extras import told_chat
     from stacked.terminal import err, out, size, table
 
     directory = _data_dir(data_dir)
     modules = BaseModules.read(resolve(base, directory))
-    report = AdapterStore(directory / "store").inspect(adapter, base=modules, max_rank=max_rank)
+    report = AdapterStore(directory / "store").inspect(
+        adapter, base=modules, max_rank=max_rank, foreign_tokens=foreign_tokens
+    )
     rows = {
         "digest": report.digest,
         "rank": str(report.rank),
@@ -195,6 +202,7 @@ def check(
         "parameters": f"{report.parameters:,} ({', '.join(report.dtypes)})",
         "size": size(report.bytes),
         "made for": report.base or "its config does not say",
+        "template": told_chat(report.chat, modules.directory),
     }
     out.print(table(None, [[name, value] for name, value in rows.items()]))
     for warning in report.warnings:

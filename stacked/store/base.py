@@ -51,6 +51,8 @@ class BaseModules:
     embeddings: frozenset[str] = field(default_factory=frozenset)
     language_prefix: str = ""
     """What the language model's names begin with where the base has other towers, else empty."""
+    directory: Path | None = None
+    """Where the base stands, and its tokenizer with it."""
 
     @classmethod
     def read(cls, directory: Path) -> BaseModules:
@@ -78,6 +80,7 @@ class BaseModules:
             layers=layers,
             embeddings=embeddings,
             language_prefix=prefix,
+            directory=directory,
         )
 
     def in_language_model(self, module: str) -> bool:

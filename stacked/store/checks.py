@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from stacked.chat import ChatTemplates, stored_chat
 from stacked.core import Adapter, Digest
 from stacked.errors import (
     AdapterTooLarge,
@@ -45,6 +46,8 @@ class Report:
     bytes: int
     dtypes: tuple[str, ...]
     base: str = ""
+    chat: ChatTemplates | None = None
+    """The chat templates that it brings."""
     warnings: tuple[str, ...] = ()
 
     def adapter(self, path: Path) -> Adapter:
@@ -81,7 +84,7 @@ def check_directory(
         if not known_finite:
             _check_finite(values, tensors)
         no_effect = _has_no_effect(values, pairs)
-    return config, report_of(config, weights, pairs, no_effect=no_effect, digest=digest)
+    return config, report_of(config, directory, pairs, no_effect=no_effect, digest=digest)
 
 
 def read_config(directory: Path, limits: Limits = DEFAULT) -> PeftConfig:
@@ -97,24 +100,25 @@ def read_config(directory: Path, limits: Limits = DEFAULT) -> PeftConfig:
 
 def report_of(
     config: PeftConfig,
-    weights: Path,
+    directory: Path,
     pairs: dict[str, Pair],
     *,
     no_effect: bool = False,
     digest: Digest | None = None,
 ) -> Report:
-    """Put together what config and header say. Hashes the weights unless `digest` is given."""
+    """Put together what config and header say. Hashes the files unless `digest` is given."""
     tensors = [half for pair in pairs.values() for half in (pair.a, pair.b)]
     names = sorted({pair.module.rpartition(".")[2] for pair in pairs.values()})
     return Report(
-        digest=digest or digest_of(config, weights),
+        digest=digest or digest_of(config, directory),
         rank=config.max_rank,
         target_modules=tuple(names),
         modules=len(pairs),
         parameters=sum(math.prod(tensor.shape) for tensor in tensors),
-        bytes=weights.stat().st_size,
+        bytes=(directory / WEIGHTS_FILE).stat().st_size,
         dtypes=tuple(sorted({tensor.dtype for tensor in tensors})),
         base=config.base,
+        chat=stored_chat(directory),
         warnings=(*config.warnings, *_warnings(config, names, no_effect)),
     )
 

@@ -11,7 +11,6 @@ from stacked.core import Adapter, short
 from stacked.errors import AdapterError, StoreDamaged
 from stacked.store.checks import read_config
 from stacked.store.digest import digest_of, no_pause
-from stacked.store.files import WEIGHTS_FILE
 
 
 def check_content(adapter: Adapter, pause: Callable[[], None] = no_pause) -> None:
@@ -20,7 +19,7 @@ def check_content(adapter: Adapter, pause: Callable[[], None] = no_pause) -> Non
     The digest covers every check of values, shapes and names: they were made on the same bytes.
     """
     try:
-        found = digest_of(read_config(adapter.path), adapter.path / WEIGHTS_FILE, pause)
+        found = digest_of(read_config(adapter.path), adapter.path, pause)
     except (AdapterError, OSError) as error:
         raise StoreDamaged(
             f"stored adapter {short(adapter.digest)} cannot be read any more ({error}); "
