@@ -54,16 +54,7 @@ class Bench:
         render_by_own_template(self.renderer, lambda: self.chosen, None, self.chats.threads)
 
     def tokenizer(self, name: str, template: Any, **special: str | None) -> Path:
-        """The base's tokenizer as a trainer saves it, with another template and special tokens."""
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(self.base)
-        tokenizer.chat_template = template
-        for token, text in special.items():
-            setattr(tokenizer, token, text)
-        shutil.rmtree(self.place / name, ignore_errors=True)
-        tokenizer.save_pretrained(self.place / name)
-        return self.place / name
+        return tiny.save_tokenizer(self.place / name, self.base, template, **special)
 
     def own(self, directory: Path) -> AdapterChat | None:
         """What the store keeps of a folder, as an engine takes it."""

@@ -1,4 +1,4 @@
-"""What stands beside an adapter's two files: templates are kept, tokens are compared, all is told."""
+"""What stands beside an adapter's two files: templates are kept, tokens compared, all is told."""
 
 from __future__ import annotations
 
