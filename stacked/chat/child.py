@@ -10,6 +10,7 @@ documented at https://huggingface.co/docs/transformers/chat_templating_writing).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import resource
 import signal
@@ -181,7 +182,8 @@ def _confine() -> None:
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_CORE, 0),
     ):
-        resource.setrlimit(kind, (most, most))
+        with contextlib.suppress(ValueError, OSError):  # macOS does not know all of them
+            resource.setrlimit(kind, (most, most))
 
 
 def main() -> None:

@@ -111,7 +111,7 @@ class Sandbox:
                 pipe.close()
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=128)
 def look_once(template: str) -> Look:
     """`Sandbox.look` in a process for this one question; a template that was seen is not run again.
 

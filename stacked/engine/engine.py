@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from stacked.chat import CHAT_FILE, stored_chat
@@ -127,7 +128,6 @@ class Engine:
         self._advancing: asyncio.Task[None] | None = None
         self._part = _PART_SECONDS[0]
         self._closed = False
-        self.chats = Chats(client.renderer, args.chat_template)
 
     @staticmethod
     def prepare() -> None:
@@ -388,6 +388,11 @@ class Engine:
                 async with asyncio.timeout(_GIVE_SECONDS):
                     await self._quietly(give)
 
+    @cached_property
+    def chats(self) -> Chats:
+        """The chat templates of adapters, and the process that runs them."""
+        return Chats(self.client.renderer, self.args.chat_template)
+
     def chat_prompt(self, messages: Sequence[Mapping[str, Any]], loaded: Loaded | None) -> str:
         """Messages as the text that a model's chat template makes of them; blocks.
 
@@ -409,7 +414,8 @@ class Engine:
         if self._closed:
             return
         self._closed = True
-        await asyncio.to_thread(self.chats.close)
+        if "chats" in vars(self):
+            await asyncio.to_thread(self.chats.close)
         await asyncio.to_thread(self.client.shutdown)
 
     async def _handle(self, adapter: Adapter) -> Loaded:

@@ -99,7 +99,8 @@ async def build_openai_app(engine: Engine, models: Callable[[], Sequence[Served]
         render_by_own_template(client.renderer, _own_chat, chats.default, chats.threads)
         await init_app_state(client, app.state, engine.args, tasks)
     _route_by_selection(app.state.openai_serving_models, models)
-    messages_follow_templates(app.state.anthropic_serving_messages, _own_chat)
+    messages = getattr(app.state, "anthropic_serving_messages", None)
+    messages_follow_templates(messages, _own_chat)
     # On a dead engine vLLM's error handler asks its server to exit; ours decides that itself.
     app.state.server = SimpleNamespace(should_exit=False)
     return app

@@ -6,11 +6,13 @@ how text is split. Padding, truncation, lengths and a token that only pads do no
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import json
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from stacked.store.files import ADDED_FILE, TOKENIZER_FILE
 from stacked.store.text import quoted
 
 _SHOWN = 5
+# Bytes of a tokenizer.json that are parsed in a millisecond or so.
+_LARGE = 128 * 1024
 # Parts of a tokenizer.json that decide how text is split, beside the vocabulary.
 _SPLITTING = ("normalizer", "pre_tokenizer")
 
@@ -44,30 +48,88 @@ def check_tokens(directory: Path, base: Path | None, *, foreign: bool) -> tuple[
 
     `foreign` accepts tokens that the base lacks. Raises TokensDiffer, AdapterConfigInvalid.
     """
-    brought = read_tokenizer(directory)
-    there = _base_tokens(base, _stamp(base)) if brought is not None and base is not None else None
+    if base is None:
+        return ()
+    large = _size(directory) > _LARGE or _size(base) > _LARGE
+    if large and not _same_at_a_glance(directory, base):
+        return _compared_apart(directory, base, foreign)
+    return compare(directory, base, foreign=foreign, vocabulary=not large)
+
+
+def compare(
+    directory: Path, base: Path, *, foreign: bool, vocabulary: bool = True
+) -> tuple[str, ...]:
+    """`check_tokens`, here and now; `vocabulary` may be left out where it is the same."""
+    brought = read_tokenizer(directory, vocabulary=vocabulary)
+    try:
+        there = read_tokenizer(base, vocabulary=vocabulary)
+    except (AdapterConfigInvalid, OSError):
+        return ()  # a base's that cannot be read is for the engine to tell
     if brought is None or there is None:
         return ()
     return tuple(_compared(brought, there, foreign=foreign))
 
 
-def read_tokenizer(directory: Path) -> Tokens | None:
+def _size(directory: Path) -> int:
+    file = directory / TOKENIZER_FILE
+    return file.stat().st_size if file.is_file() else 0
+
+
+def _same_at_a_glance(directory: Path, base: Path) -> bool:
+    """Whether nothing but named special tokens can differ, told without reading a vocabulary."""
+    one, other = directory / TOKENIZER_FILE, base / TOKENIZER_FILE
+    if not one.is_file() or not other.is_file() or not filecmp.cmp(one, other, shallow=False):
+        return False
+    places = (directory, base)
+    ours, theirs = (dict(_beside(place, read_object(place / CHAT_FILE))) for place in places)
+    return ours.items() <= theirs.items()
+
+
+def _compared_apart(directory: Path, base: Path, foreign: bool) -> tuple[str, ...]:
+    """`compare` in a process of its own: to parse megabytes of JSON stops every other thread."""
+    script = "import sys; from stacked.store.tokens import tell; tell(*sys.argv[1:])"
+    arguments = [str(directory), str(base), "foreign" if foreign else ""]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, check=False, text=True
+    )
+    if done.returncode != 0:
+        raise AdapterConfigInvalid(
+            f"{TOKENIZER_FILE}: could not be compared with the base's "
+            f"({done.stderr.strip().splitlines()[-1:]}); save it again, or remove the file"
+        )
+    told = json.loads(done.stdout)
+    if told["code"] is not None:
+        kinds = {kind.code: kind for kind in (TokensDiffer, AdapterConfigInvalid)}
+        raise kinds[told["code"]](told["said"])
+    return tuple(told["said"])
+
+
+def tell(directory: str, base: str, foreign: str) -> None:
+    """Print what `compare` finds, for the process that asked."""
+    try:
+        said: Any = compare(Path(directory), Path(base), foreign=bool(foreign))
+        code = None
+    except (TokensDiffer, AdapterConfigInvalid) as error:
+        said, code = str(error), error.code
+    print(json.dumps({"code": code, "said": said}))
+
+
+def read_tokenizer(directory: Path, *, vocabulary: bool = True) -> Tokens | None:
     """What the files of a tokenizer say; None where there are none. Raises AdapterConfigInvalid."""
     config = read_object(directory / CHAT_FILE)
     special = read_tokens(directory, config)
     ids = dict(_beside(directory, config))
-    try:
-        data = (directory / TOKENIZER_FILE).read_bytes()
-    except FileNotFoundError:
-        return Tokens(ids, frozenset(ids), special) if ids or config else None
-    whole = _parsed(data)
+    file = directory / TOKENIZER_FILE
+    if not vocabulary or not file.is_file():
+        known = ids or config or file.is_file()
+        return Tokens(ids, frozenset(ids), special) if known else None
+    whole = _parsed(file.read_bytes())
     added = whole.added | ids.keys()
     return Tokens({**whole.ids, **ids}, added, special, whole=True, splitting=whole.splitting)
 
 
-@lru_cache(maxsize=2)
 def _parsed(data: bytes) -> Tokens:
-    """A tokenizer.json. Adapters of one base mostly bring the same, of up to tens of megabytes."""
+    """What a tokenizer.json says."""
     try:
         tree = json.loads(data)
         model, added = tree["model"], tree.get("added_tokens") or ()
@@ -157,18 +219,3 @@ def _set(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _set(each) for key, each in sorted(value.items()) if each not in (None, False)}
     return [_set(each) for each in value] if isinstance(value, list) else value
-
-
-def _stamp(base: Path) -> tuple[int, ...]:
-    """Changes when a base's tokenizer is replaced."""
-    files = [base / name for name in (TOKENIZER_FILE, CHAT_FILE, ADDED_FILE)]
-    return tuple(file.stat().st_mtime_ns if file.is_file() else 0 for file in files)
-
-
-@lru_cache(maxsize=2)
-def _base_tokens(base: Path, stamp: tuple[int, ...]) -> Tokens | None:
-    """A base's, which is read once for many adapters. One that cannot be read is not compared."""
-    try:
-        return read_tokenizer(base)
-    except (AdapterConfigInvalid, OSError):
-        return None

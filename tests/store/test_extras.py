@@ -320,6 +320,33 @@ def test_added_tokens_are_told_without_a_tokenizer_json(
     assert "'<|im_end|>' (6)" in refused(TokensDiffer, store, adapter, modules)
 
 
+def large(more: dict[str, int] | None = None) -> dict[str, Any]:
+    """A vocabulary that is not parsed among requests."""
+    words = {f"word number {at}": at for at in range(6, 8000)}
+    return changed("model", "vocab", to={**TOKENIZER["model"]["vocab"], **words, **(more or {})})
+
+
+def test_large_vocabularies_are_compared_alike(
+    store: AdapterStore, adapter: Path, tmp_path: Path
+) -> None:
+    base = tokenizer(write_base(tmp_path / "base"), large())
+    modules = BaseModules.read(base)
+    assert warned(store, tokenizer(adapter, large()), modules) == ""
+    assert '"stop"' in warned(store, tokenizer(adapter, large(), eos_token="<unk>"), modules)
+    padded = changed("model", "vocab", to=large()["model"]["vocab"]) | {"padding": {"x": 1}}
+    assert warned(store, tokenizer(adapter, padded), modules) == ""
+    tokenizer(adapter, large({"new": 9000}))
+    assert "1 token that the base's has not, or under other ids: 'new' (9000)" in refused(
+        TokensDiffer, store, adapter, modules
+    )
+    assert "They are lost" in warned(store, adapter, modules, foreign_tokens=True)
+    (adapter / "tokenizer.json").write_text("[" * 200_000)
+    assert "tokenizer.json: not what" in refused(AdapterConfigInvalid, store, adapter, modules)
+    tokenizer(adapter, large())
+    write_json(adapter / "added_tokens.json", {"<new>": 9000})
+    assert "'<new>' (9000)" in refused(TokensDiffer, store, adapter, modules)
+
+
 def test_other_rules_of_splitting_and_another_end_are_warnings(
     store: AdapterStore, adapter: Path, chatting: BaseModules
 ) -> None:
