@@ -24,6 +24,9 @@ from stacked.store.text import quoted
 _SHOWN = 5
 # Bytes of a tokenizer.json that are parsed in a millisecond or so.
 _LARGE = 128 * 1024
+# What comparisons in a process of its own found: the adapters of a group mostly bring the same.
+_REMEMBERED = 64
+_APART: dict[tuple[str, str, bool], tuple[str, ...]] = {}
 # Parts of a tokenizer.json that decide how text is split, beside the vocabulary.
 _SPLITTING = ("normalizer", "pre_tokenizer")
 
@@ -52,7 +55,12 @@ def check_tokens(directory: Path, base: Path | None, *, foreign: bool) -> tuple[
         return ()
     large = _size(directory) > _LARGE or _size(base) > _LARGE
     if large and not _same_at_a_glance(directory, base):
-        return _compared_apart(directory, base, foreign)
+        key = (_fingerprint(directory), _fingerprint(base), foreign)
+        if key not in _APART:
+            if len(_APART) >= _REMEMBERED:
+                _APART.clear()
+            _APART[key] = _compared_apart(directory, base, foreign)
+        return _APART[key]
     return compare(directory, base, foreign=foreign, vocabulary=not large)
 
 
@@ -73,6 +81,17 @@ def compare(
 def _size(directory: Path) -> int:
     file = directory / TOKENIZER_FILE
     return file.stat().st_size if file.is_file() else 0
+
+
+def _fingerprint(directory: Path) -> str:
+    """Tells tokenizers apart, as far as they are compared."""
+    config = read_object(directory / CHAT_FILE)
+    known = [dict(_beside(directory, config)), read_tokens(directory, config)]
+    total = hashlib.sha256(json.dumps(known, sort_keys=True).encode())
+    if (directory / TOKENIZER_FILE).is_file():
+        with (directory / TOKENIZER_FILE).open("rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
 
 
 def _same_at_a_glance(directory: Path, base: Path) -> bool:
