@@ -64,6 +64,8 @@ def copy_adapter(
     require_wanted(names, str(source), _elsewhere(real))
     bounds = (_extent(real), *(roots or ()))
     more = [f"{MORE_TEMPLATES}/{name}" for name in _more_templates(real, bounds)]
+    if len(more) >= limits.max_templates:
+        raise AdapterTooLarge(f"{source} has more than {limits.max_templates} chat templates")
     for name in [*WANTED, *(name for name in EXTRA if name in names), *more]:
         with _open(real / name, real, bounds) as reader:
             (target / name).parent.mkdir(exist_ok=True)
