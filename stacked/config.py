@@ -65,6 +65,8 @@ class MemberConfig(_Frozen):
     source: str = Field(min_length=1)
     key: Key | None = None
     id: Ocid | None = None
+    foreign_tokens: bool = False
+    """Serve it even where its tokenizer has tokens that the base's lacks, without these."""
 
 
 class GroupConfig(_Frozen):
@@ -126,6 +128,8 @@ class ServerConfig(_Frozen):
     """Local directories from which HTTP callers may load adapters."""
     remote_adapters: bool = False
     """Whether HTTP callers may load adapters from the Hub and from http(s) addresses."""
+    foreign_tokens: bool = False
+    """The same as a member's, for every adapter, however it is loaded."""
     auth: AuthConfig = AuthConfig()
 
 

@@ -13,6 +13,7 @@ engine, and it reads directories only to find which of them hold a base or an ad
     STACKED_MODEL_DIR                  default /opt/ds/model/deployed_model
     STACKED_KEYS                       {"inference key": "OCID", …} as JSON
     STACKED_AUTH                       none (default), or oci: requests are signed
+    STACKED_FOREIGN_TOKENS             whether tokens that the base lacks are accepted
 
 Known and without effect here, since the engine streams whenever asked and there is one base:
 MODEL_DEPLOY_ENABLE_STREAMING, BASE_MODEL, BASE_MODEL_FILE, FT_MODEL, WEB_CONCURRENCY.
@@ -262,6 +263,8 @@ def _server(environ: Environment, options: Mapping[str, Any], root: Path) -> dic
         server["health_path"] = path
     if (allowed := boolean(environ, "VLLM_ALLOW_RUNTIME_LORA_UPDATING")) is not None:
         server["runtime_updates"] = allowed
+    if (foreign := boolean(environ, "STACKED_FOREIGN_TOKENS")) is not None:
+        server["foreign_tokens"] = foreign
     return server
 
 

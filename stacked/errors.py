@@ -33,6 +33,8 @@
     │   ├── PairIncomplete         lora_A without lora_B, or the reverse
     │   ├── ShapeMismatch          a tensor that does not fit its module
     │   ├── ValueNotFinite         NaN or infinity in the weights
+    │   ├── TokensDiffer           a tokenizer with tokens that the base's does not have
+    │   ├── ChatTemplateInvalid    a chat template that cannot be read, or breaks its bounds
     │   ├── AdapterAbsent          the store has nothing of that digest
     │   ├── DigestMismatch         an upload that is not the adapter it was announced as
     │   └── StoreDamaged           a stored copy no longer matches its digest
@@ -215,6 +217,14 @@ class ShapeMismatch(AdapterError):
 
 class ValueNotFinite(AdapterError):
     code = "ValueNotFinite"
+
+
+class TokensDiffer(AdapterError):
+    code = "TokensDiffer"
+
+
+class ChatTemplateInvalid(AdapterError):
+    code = "ChatTemplateInvalid"
 
 
 class AdapterAbsent(AdapterError):

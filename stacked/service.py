@@ -134,6 +134,7 @@ class Service:
             roots=server.adapter_roots,
             remote=server.remote_adapters,
             engine=self.config.engine,
+            foreign_tokens=server.foreign_tokens,
         )
 
     async def _resume(
@@ -280,8 +281,13 @@ class Service:
         return active
 
     def _add(self, source: str, active: Active, roots: Sequence[Path]) -> Adapter:
-        limit = active.serving.plan.max_rank
-        return self._store.add(source, base=active.modules, max_rank=limit, allowed_roots=roots)
+        return self._store.add(
+            source,
+            base=active.modules,
+            max_rank=active.serving.plan.max_rank,
+            allowed_roots=roots,
+            foreign_tokens=self.config.server.foreign_tokens,
+        )
 
     def _allowed(self, source: str) -> list[Path]:
         if is_remote(source) and not self.config.server.remote_adapters:

@@ -118,12 +118,13 @@ class Stack:
                     yield text[sent:]
                     sent = len(text)
 
-    def chat_prompt(self, messages: Sequence[dict[str, str]]) -> str:
-        """Messages as the prompt text that the base's chat template makes of them."""
-        text: str = self.service.engine.tokenizer().apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=True
-        )
-        return text
+    def chat_prompt(self, messages: Sequence[dict[str, Any]], key: str | None = None) -> str:
+        """Messages as the prompt text that the chat template of `key` (None: the base) makes.
+
+        Raises KeyUnknown, ChatTemplateInvalid.
+        """
+        route = self.service.routing.resolve_all({} if key is None else {"key": key})
+        return self.service.engine.chat_prompt(messages, route.handle)
 
 
 class SyncStack:
@@ -165,9 +166,9 @@ class SyncStack:
         """See `Stack.generate`."""
         return self._wait(self._stack.generate(key, prompts, **sampling))
 
-    def chat_prompt(self, messages: Sequence[dict[str, str]]) -> str:
+    def chat_prompt(self, messages: Sequence[dict[str, Any]], key: str | None = None) -> str:
         """See `Stack.chat_prompt`."""
-        return self._stack.chat_prompt(messages)
+        return self._stack.chat_prompt(messages, key)
 
     def _wait(self, work: Coroutine[Any, Any, Result]) -> Result:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import random
 import signal
@@ -15,11 +16,17 @@ import pytest
 
 from stacked.catalogue import FINE_TUNE_SOURCE, Catalogue
 from stacked.core import check_digest
-from stacked.errors import ModuleUnknown, ParameterInvalid, RecordAbsent, SourceRefused
+from stacked.errors import (
+    ModuleUnknown,
+    ParameterInvalid,
+    RecordAbsent,
+    SourceRefused,
+    TokensDiffer,
+)
 from stacked.registry import Model, ModelState, Query, Registry
 from stacked.store import AdapterStore, Incoming
 from tests.api.control.plane import BASE, control_plane, packed, stock, zipped
-from tests.store.small import write_adapter, write_base
+from tests.store.small import write_adapter, write_base, write_json
 
 KILLS = 6
 
@@ -72,6 +79,44 @@ def test_the_base_of_an_adapter_is_the_one_that_is_named_served_or_alone(
     assert registry.get_model(wrong).kind == ""
     stock(registry, write_base(tmp_path / "roots" / "served"))
     assert catalogue.fill(id, sent(catalogue, data)).base_model_id == BASE
+
+
+def test_a_template_goes_up_and_down_with_its_adapter(
+    catalogue: Catalogue, registry: Registry, tmp_path: Path
+) -> None:
+    stock(registry, write_base(tmp_path / "roots" / "base"))
+    bare = write_adapter(tmp_path / "roots" / "bare", r=4)
+    own = write_adapter(tmp_path / "roots" / "own", r=4)
+    (own / "chat_template.jinja").write_text("{{ messages }}")
+    plain, kept = (catalogue.register(Model(id=""), str(path)) for path in (bare, own))
+    assert plain.digest != kept.digest
+    _, file = catalogue.open(kept.id)
+    with file:
+        data = file.read()
+    assert catalogue.fill(new(catalogue), sent(catalogue, data)).digest == kept.digest
+    assert catalogue.fill(new(catalogue), sent(catalogue, zipped(own))).digest == kept.digest
+
+
+def test_tokens_that_the_base_lacks_come_in_where_that_is_said(
+    registry: Registry, tmp_path: Path
+) -> None:
+    base = write_base(tmp_path / "roots" / "base")
+    write_json(base / "added_tokens.json", {"<s>": 0})
+    stock(registry, base)
+    adapter = write_adapter(tmp_path / "roots" / "adapter")
+    write_json(adapter / "added_tokens.json", {"<s>": 0, "<think>": 40})
+    for foreign in (False, True):
+        catalogue = Catalogue(
+            registry,
+            AdapterStore(tmp_path / "store"),
+            tmp_path / "artifacts",
+            roots=[str(tmp_path / "roots")],
+            foreign_tokens=foreign,
+        )
+        with contextlib.nullcontext() if foreign else pytest.raises(TokensDiffer, match="think"):
+            catalogue.register(Model(id=""), str(adapter))
+        with contextlib.nullcontext() if foreign else pytest.raises(TokensDiffer, match="think"):
+            catalogue.fill(new(catalogue), sent(catalogue, zipped(adapter)))
 
 
 def test_a_base_is_handed_over_with_its_place_and_key(

@@ -17,7 +17,7 @@ from stacked import __version__
 from stacked.cli import app
 from stacked.config import ControlConfig
 from tests.serving import Server, free_port
-from tests.store.small import write_adapter, write_base
+from tests.store.small import write_adapter, write_base, write_json
 from tests.wire import Wire, wire
 
 ROOT = Path(__file__).parent.parent
@@ -191,6 +191,22 @@ def test_check_says_why_not_by_code_and_sentence(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("error [WeightsInvalid]: ")
     assert done.stdout == ""
+
+
+def test_check_tells_of_the_template_and_the_tokens_that_came_along(tmp_path: Path) -> None:
+    base, adapter = write_base(tmp_path / "base"), write_adapter(tmp_path / "adapter")
+    arguments = ["check", str(adapter), "--base", str(base), "--data-dir", str(tmp_path / "data")]
+    for directory, text in ((base, "{{ messages }}"), (adapter, "{{ messages | length }}")):
+        write_json(directory / "tokenizer_config.json", {"chat_template": text})
+    done = run(*arguments)
+    assert "template    its own" in done.stdout
+    write_json(adapter / "added_tokens.json", {"<|think|>": 40})
+    refused = run(*arguments)
+    assert refused.stderr.startswith("error [TokensDiffer]: ")
+    assert "'<|think|>' (40)" in refused.stderr
+    accepted = run(*arguments, "--foreign-tokens")
+    assert accepted.returncode == 0
+    assert "They are lost" in accepted.stderr
 
 
 def test_check_refuses_a_rank_above_the_one_given(tmp_path: Path) -> None:

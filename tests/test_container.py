@@ -327,6 +327,11 @@ def test_the_environment_says_that_this_is_a_container(name: str) -> None:
     assert not is_container({name: "", "HOME": "/root"})
 
 
+def test_tokens_that_the_base_lacks_are_refused_unless_it_is_said(deployment: Deployment) -> None:
+    assert not deployment.config().server.foreign_tokens
+    assert deployment.config(STACKED_FOREIGN_TOKENS="true").server.foreign_tokens
+
+
 def test_the_platform_checks_who_calls_unless_signatures_are_asked_for(
     deployment: Deployment,
 ) -> None:

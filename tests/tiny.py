@@ -7,7 +7,8 @@ functions, so that importing it costs nothing.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,30 @@ def build_adapter(
     peft_model.save_pretrained(path, save_embedding_layers=save_embedding_layers)
     (path / "README.md").unlink(missing_ok=True)
     _write_sorted_config(path / "adapter_config.json")
+    return path
+
+
+def save_tokenizer(
+    path: str | Path,
+    base: str | Path,
+    template: str | Mapping[str, str],
+    tokens: Sequence[str] = (),
+    **special: str | None,
+) -> Path:
+    """Save the base's tokenizer as a trainer does beside an adapter, with another chat template.
+
+    ``tokens`` are added to it; ``special`` are its named tokens (``bos_token="<|im_start|>"``).
+    """
+    from transformers import AutoTokenizer
+
+    path = Path(path)
+    shutil.rmtree(path / "additional_chat_templates", ignore_errors=True)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = template if isinstance(template, str) else dict(template)
+    for name, text in special.items():
+        setattr(tokenizer, name, text)
+    tokenizer.add_tokens(list(tokens))
+    tokenizer.save_pretrained(path)
     return path
 
 

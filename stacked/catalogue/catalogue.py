@@ -51,7 +51,8 @@ class Catalogue:
     """What can be served, kept in one registry. Every method blocks; any thread may call it.
 
     `roots` are the directories that sources may stand in; `remote`: whether they may stand on other
-    machines too. Files of artifacts stand in `directory`, which nobody else uses.
+    machines too; `foreign_tokens`: whether tokens that a base lacks are accepted. Files of
+    artifacts stand in `directory`, which nobody else uses.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Catalogue:
         roots: Sequence[str] = (),
         remote: bool = False,
         engine: Mapping[str, Any] | None = None,
+        foreign_tokens: bool = False,
     ) -> None:
         """Clears what a killed process left half received, and what nobody came back for.
 
@@ -72,7 +74,13 @@ class Catalogue:
         self._store = store
         self._bases = CatalogueBases(registry, BaseStore(store.root), engine or {})
         self._files = ArtifactFiles(directory, registry.artifact_files())
-        self._contents = Contents(store, self._bases, [Path(root) for root in roots], remote=remote)
+        self._contents = Contents(
+            store,
+            self._bases,
+            [Path(root) for root in roots],
+            remote=remote,
+            foreign_tokens=foreign_tokens,
+        )
         # Between a file's name and the record that needs it, nobody may drop it.
         self._naming = threading.Lock()
         store.drop_unclaimed()

@@ -24,12 +24,19 @@ class Contents:
     """Reads content from under `roots` and, where `remote`, from other machines; and from zips."""
 
     def __init__(
-        self, store: AdapterStore, bases: CatalogueBases, roots: Sequence[Path], *, remote: bool
+        self,
+        store: AdapterStore,
+        bases: CatalogueBases,
+        roots: Sequence[Path],
+        *,
+        remote: bool,
+        foreign_tokens: bool,
     ) -> None:
         self._store = store
         self._bases = bases
         self._roots = roots
         self._remote = remote
+        self._foreign = foreign_tokens
 
     def of_source(self, model: Model, source: str) -> tuple[Content, str]:
         """The content at `source`, and how the source is to be recorded.
@@ -51,7 +58,9 @@ class Contents:
             return Content(kind="base", digest=digest, bytes=weights), str(directory)
         base = self._bases.base_for(model)
         modules = self._bases.modules(base)
-        adapter = self._store.add(source, base=modules, allowed_roots=self._roots)
+        adapter = self._store.add(
+            source, base=modules, allowed_roots=self._roots, foreign_tokens=self._foreign
+        )
         return _content(adapter, base), source
 
     def of_archive(self, model: Model, archive: Path) -> Content:
@@ -64,7 +73,10 @@ class Contents:
             return Content(kind="base", digest=digest, bytes=weights)
         base = self._bases.base_for(model)
         modules = self._bases.modules(base)
-        return _content(self._store.add_archive(archive, _UPLOAD, base=modules), base)
+        adapter = self._store.add_archive(
+            archive, _UPLOAD, base=modules, foreign_tokens=self._foreign
+        )
+        return _content(adapter, base)
 
     def keep_upload(self, archive: Path, digest: Digest) -> None:
         """Keep the adapter of an archive that was sent under its digest. Raises AdapterError.
@@ -72,7 +84,7 @@ class Contents:
         It must fit the base that is served; what makes it a model is `of_source` with the digest.
         """
         modules = self._bases.modules(self._bases.base_for(Model(id="")))
-        self._store.add_upload(archive, digest, base=modules)
+        self._store.add_upload(archive, digest, base=modules, foreign_tokens=self._foreign)
 
     def _of_digest(self, model: Model, digest: Digest) -> Content:
         base = self._bases.base_for(model)

@@ -176,6 +176,10 @@ def check(
     max_rank: Annotated[
         int | None, typer.Option(min=1, help="Refuse ranks above this.", show_default=False)
     ] = None,
+    foreign_tokens: Annotated[
+        bool,
+        typer.Option("--foreign-tokens", help="Accept tokens that the base lacks; they are lost."),
+    ] = False,
     data_dir: DataDir = None,
 ) -> None:
     """Say whether an adapter can be served on a base, and if not, why not.
@@ -184,12 +188,13 @@ def check(
     """
     from stacked.bases import resolve
     from stacked.store import AdapterStore
+    from stacked.store.extras import told_chat
     from stacked.terminal import err, out, size, table
 
     directory = _data_dir(data_dir)
     store = AdapterStore(directory / "store")
     modules = _modules(resolve(base, directory), store.root)
-    report = store.inspect(adapter, base=modules, max_rank=max_rank)
+    report = store.inspect(adapter, base=modules, max_rank=max_rank, foreign_tokens=foreign_tokens)
     rows = {
         "digest": report.digest,
         "rank": str(report.rank),
@@ -197,6 +202,7 @@ def check(
         "parameters": f"{report.parameters:,} ({', '.join(report.dtypes)})",
         "size": size(report.bytes),
         "made for": report.base or "its config does not say",
+        "template": told_chat(report.chat, modules.directory),
     }
     out.print(table(None, [[name, value] for name, value in rows.items()]))
     for warning in report.warnings:

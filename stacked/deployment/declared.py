@@ -51,7 +51,10 @@ async def read_group(
     for at, entry in enumerate(listed, start=1):
         count.step("Checking adapters", at, len(listed))
         try:
-            adapter = await asyncio.to_thread(store.add, entry.source, base=base.modules)
+            foreign = entry.foreign_tokens or config.server.foreign_tokens
+            adapter = await asyncio.to_thread(
+                store.add, entry.source, base=base.modules, foreign_tokens=foreign
+            )
         except StackedError as error:
             # The same class, so that its code and status stay; the sentence gains the place.
             name = entry.key or entry.id or entry.source

@@ -13,14 +13,17 @@ import math
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from stacked.chat import CHAT_FILE, stored_chat
 from stacked.core import Adapter, Digest, Progress, Silent
 from stacked.engine import preload
 from stacked.engine.adaptable import together
 from stacked.engine.aside import use_cores
 from stacked.engine.causes import Causes, missing_package, sentence
+from stacked.engine.chat import AdapterChat, Chats, chat_text
 from stacked.engine.machine import CORES, look
 from stacked.engine.options import parse_options
 from stacked.engine.plan import EnginePlan, one_process
@@ -85,12 +88,16 @@ _ENVIRONMENT = {
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The engine's handle of one adapter: `name` carries the digest, `number` is used once."""
+    """The engine's handle of one adapter: `name` carries the digest, `number` is used once.
+
+    `chat` is how its chats become prompts, None where as the base's do.
+    """
 
     digest: Digest
     name: str
     number: int
     request: LoRARequest
+    chat: AdapterChat | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +204,7 @@ class Engine:
         largest = max((adapter.bytes for adapter in adapters), default=0)
         count = max(1, min(_LOADED_AT_ONCE, _BYTES_AT_ONCE // max(1, largest)))
         for at in range(0, len(adapters), count):
-            some = [self._handle(adapter) for adapter in adapters[at : at + count]]
+            some = [await self._handle(adapter) for adapter in adapters[at : at + count]]
             wanted = [(each.number, each.name, each.request.lora_path) for each in some]
             async with self._changing:
                 await self._load_some(some, wanted)
@@ -230,7 +237,7 @@ class Engine:
         Follow with `adopt` or `discard`. Raises EngineLoadFailed with the worker's reason, and
         after CALL_SECONDS without an end; nothing is left staged then.
         """
-        loaded = self._handle(adapter)
+        loaded = await self._handle(adapter)
         try:
             await self._read(loaded)
         except BaseException:
@@ -404,6 +411,18 @@ class Engine:
                 async with asyncio.timeout(_GIVE_SECONDS):
                     await self._quietly(give)
 
+    @cached_property
+    def chats(self) -> Chats:
+        """The chat templates of adapters, and the process that runs them."""
+        return Chats(self.client.renderer, self.args.chat_template)
+
+    def chat_prompt(self, messages: Sequence[Mapping[str, Any]], loaded: Loaded | None) -> str:
+        """Messages as the text that a model's chat template makes of them; blocks.
+
+        Raises ChatTemplateInvalid with the template's own reason.
+        """
+        return chat_text(self.tokenizer(), messages, loaded.chat if loaded else None)
+
     def tokenizer(self) -> Any:
         """The base's tokenizer, a transformers object."""
         return self.client.get_tokenizer()
@@ -419,15 +438,20 @@ class Engine:
             return
         self._closed = True
         self._end_of_start()
+        if "chats" in vars(self):
+            await asyncio.to_thread(self.chats.close)
         await asyncio.to_thread(self.client.shutdown)
 
-    def _handle(self, adapter: Adapter) -> Loaded:
+    async def _handle(self, adapter: Adapter) -> Loaded:
         from vllm.lora.request import LoRARequest  # vLLM is imported when an engine is
 
+        chat = None
+        if (adapter.path / CHAT_FILE).is_file():
+            chat = await asyncio.to_thread(lambda: self.chats.own(stored_chat(adapter.path)))
         number = next(self._numbers)
         name = f"{adapter.digest}.{number}"
         request = LoRARequest(lora_name=name, lora_int_id=number, lora_path=str(adapter.path))
-        return Loaded(digest=adapter.digest, name=name, number=number, request=request)
+        return Loaded(adapter.digest, name, number, request, chat)
 
     async def _read(self, loaded: Loaded) -> None:
         """Start to read in every worker, and wait until all of them have."""

@@ -21,8 +21,10 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, get_args
 
+from stacked.engine.chat import AdapterChat
 from stacked.engine.engine import Engine, Loaded
-from stacked.engine.rendering import render_short_prompts_at_once
+from stacked.engine.messages import messages_follow_templates
+from stacked.engine.rendering import render_by_own_template, render_short_prompts_at_once
 from stacked.engine.support import app_builders
 
 if TYPE_CHECKING:
@@ -93,8 +95,12 @@ async def build_openai_app(engine: Engine, models: Callable[[], Sequence[Served]
         client = _counting(engine.client)
         own_templates = engine.args.trust_request_chat_template
         render_short_prompts_at_once(client.renderer, chats=not own_templates)
+        chats = engine.chats
+        render_by_own_template(client.renderer, _own_chat, chats.default, chats.threads)
         await init_app_state(client, app.state, engine.args, tasks)
     _route_by_selection(app.state.openai_serving_models, models)
+    messages = getattr(app.state, "anthropic_serving_messages", None)
+    messages_follow_templates(messages, _own_chat)
     # On a dead engine vLLM's error handler asks its server to exit; ours decides that itself.
     app.state.server = SimpleNamespace(should_exit=False)
     return app
@@ -123,6 +129,12 @@ def _counting(client: Any) -> Any:
 
     client.generate = counted
     return client
+
+
+def _own_chat() -> AdapterChat | None:
+    """What the selected adapter brings for its chats."""
+    selection = selected.get()
+    return selection.loaded.chat if selection is not None and selection.loaded else None
 
 
 @contextlib.contextmanager

@@ -1,8 +1,10 @@
-"""Short prompts become tokens where they are, instead of by way of several tasks and a thread.
+"""How prompts become tokens: short ones where they are, chats by their adapter's own template.
 
-Each handover between tasks waits for a round of the server's loop, and under load a round takes as
-long as sending everybody's tokens of a step: requests spent more time between such rounds than in
-the engine. It must not know what a prompt says.
+Other prompts go by way of several tasks and a thread. Each handover between tasks waits for a round
+of the server's loop, and under load a round takes as long as sending everybody's tokens of a step:
+requests spent more time between such rounds than in the engine.
+
+It must not know what a prompt says, nor how a request chose its adapter.
 
 Relies on a renderer's `render_cmpl` and `render_chat`, vLLM's own for offline use, doing what their
 `_async` twins do, and on the twins being looked up on the renderer that `AsyncLLM` holds (vLLM 0.26
@@ -11,9 +13,14 @@ to 0.32).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from functools import partial
 from math import inf
 from typing import Any
+
+from stacked.engine.chat import AdapterChat, AdapterTemplate
 
 # Up to here it takes no more processor time than the way by tasks and a thread (0.36 and 0.38 ms,
 # SmolLM2's tokeniser), though more of the loop's own (0.08), in which nobody's tokens are sent.
@@ -38,13 +45,49 @@ def render_short_prompts_at_once(renderer: Any, *, chats: bool) -> None:
     ) -> Any:
         read = [message for conversation in conversations for message in conversation]
         read.append(params.chat_template_kwargs)
-        if sum(map(_characters, read)) <= SHORT_CHARACTERS:
+        trusted = not isinstance(params.chat_template, AdapterTemplate)
+        if trusted and sum(map(_characters, read)) <= SHORT_CHARACTERS:
             return renderer.render_chat(conversations, params, *args, **kwargs)
         return await chat(conversations, params, *args, **kwargs)
 
     renderer.render_cmpl_async = render_completion
     if chats:
         renderer.render_chat_async = render_chat
+
+
+def render_by_own_template(
+    renderer: Any,
+    own: Callable[[], AdapterChat | None],
+    default: str | None,
+    threads: Executor,
+) -> None:
+    """Have this renderer use the templates of `own()`, where a request brings none.
+
+    `default` is what requests have that bring none. Adapters' templates take their turns in
+    `threads`, so that one that is slow keeps nobody waiting but others of its like.
+    """
+    chat, apply = renderer.render_chat_async, getattr(renderer, "_apply_chat_template_async", None)
+
+    async def render_chat(
+        conversations: Sequence[Any], params: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        brought = own()
+        if brought is not None:
+            params = brought.applied(params, default)
+        return await chat(conversations, params, *args, **kwargs)
+
+    async def apply_template(*args: Any, **kwargs: Any) -> Any:
+        from vllm.renderers.hf import safe_apply_chat_template
+
+        assert apply is not None
+        if not isinstance(kwargs.get("chat_template"), AdapterTemplate):
+            return await apply(*args, **kwargs)
+        work = partial(safe_apply_chat_template, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(threads, work)
+
+    renderer.render_chat_async = render_chat
+    if apply is not None:  # not where vLLM renders without templates
+        renderer._apply_chat_template_async = apply_template
 
 
 def _short_texts(prompts: Sequence[Any]) -> bool:

@@ -23,8 +23,17 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from stacked.chat.templates import MORE_TEMPLATES
 from stacked.errors import AdapterTooLarge, ArchiveInvalid, PathUnsafe
-from stacked.store.files import CONFIG_FILE, WANTED, Readable, require_wanted, write_copy
+from stacked.store.files import (
+    CONFIG_FILE,
+    WANTED,
+    Readable,
+    is_read,
+    most_bytes,
+    require_wanted,
+    write_copy,
+)
 from stacked.store.limits import MIB, Limits
 from stacked.store.text import quoted, size
 
@@ -77,8 +86,10 @@ def unpack(archive: Path, target: Path, scratch: Path, limits: Limits, name: str
             with _plain_tar(file, scratch, limits) as plain:
                 folders = _take(_tar_members(plain), archive, scratch, limits)
     folder = _chosen(folders, name)
-    for wanted in WANTED:
-        folders[folder][wanted].rename(target / wanted)
+    for wanted, place in folders[folder].items():
+        if place.exists():
+            (target / wanted).parent.mkdir(exist_ok=True)
+            place.rename(target / wanted)
 
 
 def zip_files(archive: Path, limits: Limits, name: str) -> dict[PurePosixPath, int]:
@@ -154,14 +165,15 @@ def _take(
     for count, (path, member) in enumerate(listed, start=1):
         if member.open is None or not path.parts:
             continue
-        if len(path.parts) > 2:
+        *above, name = path.parts
+        if above[-1:] == [MORE_TEMPLATES]:
+            name = f"{above.pop()}/{name}"
+        if len(above) > 1:
             continue
-        folder = path.parts[0] if len(path.parts) == 2 else ""
-        place = folders.setdefault(folder, {})[path.name] = scratch / f"member-{count}"
-        if path.name in WANTED and (reader := member.open()) is not None:
-            limit = limits.max_config_bytes if path.name == CONFIG_FILE else limits.max_bytes
+        place = folders.setdefault("".join(above), {})[name] = scratch / f"member-{count}"
+        if is_read(name) and (reader := member.open()) is not None:
             with reader:
-                write_copy(reader, place, limit, member.name)
+                write_copy(reader, place, most_bytes(name, limits), member.name)
     return folders
 
 

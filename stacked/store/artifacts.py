@@ -128,8 +128,8 @@ def packed(directory: Path) -> Iterator[bytes]:
     """A directory's files as a zip, a MB or so at a time: the same directory, the same bytes."""
     written = _Written()
     with zipfile.ZipFile(written, "w", zipfile.ZIP_STORED) as archive:
-        for file in sorted(directory.iterdir()):
-            info = zipfile.ZipInfo(file.name, _MOMENT)
+        for file in sorted(path for path in directory.rglob("*") if path.is_file()):
+            info = zipfile.ZipInfo(file.relative_to(directory).as_posix(), _MOMENT)
             info.external_attr = 0o100644 << 16
             info.create_system = 3  # Unix, whatever this machine is
             info.file_size = file.stat().st_size

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from stacked.chat import ChatTemplates, stored_chat
 from stacked.core import Adapter, Digest
 from stacked.errors import (
     AdapterTooLarge,
@@ -21,7 +22,7 @@ from stacked.errors import (
 )
 from stacked.store.adaptable import Adaptable, Shape
 from stacked.store.base import EMBEDDING_NAMES, BaseModules
-from stacked.store.digest import digest_of
+from stacked.store.digest import digest_of, sent_digest
 from stacked.store.files import CONFIG_FILE, WEIGHTS_FILE
 from stacked.store.limits import DEFAULT, Limits
 from stacked.store.pairs import PREFIX, Pair, pair_up
@@ -47,6 +48,8 @@ class Report:
     bytes: int
     dtypes: tuple[str, ...]
     base: str = ""
+    chat: ChatTemplates | None = None
+    """The chat templates that it brings."""
     warnings: tuple[str, ...] = ()
 
     def adapter(self, path: Path) -> Adapter:
@@ -84,13 +87,14 @@ def check_directory(
         if not known_finite:
             _check_finite(values, tensors)
         _check_effect(values, pairs, config)
-    return config, report_of(config, weights, pairs, digest=digest)
+    return config, report_of(config, directory, pairs, digest=digest)
 
 
 def check_alone(directory: Path, limits: Limits = DEFAULT) -> Digest:
-    """Run the checks of `check_directory` that need no base; the digest. Raises what it raises.
+    """Run the checks of `check_directory` that need no base. Raises what it raises.
 
-    Names are not looked at: with the base they may be made plain, see `stacked.store.plain`.
+    What it is sent under is the answer, see `sent_digest`. Names are not looked at: with the base
+    they may be made plain, see `stacked.store.plain`.
     """
     config = read_config(directory, limits)
     check_rank(config, None)
@@ -98,7 +102,7 @@ def check_alone(directory: Path, limits: Limits = DEFAULT) -> Digest:
     tensors = read_header(weights, limits)
     with Values(weights) as values:
         _check_finite(values, {n: t for n, t in tensors.items() if t.dtype in FLOATS})
-    return digest_of(config, weights)
+    return sent_digest(config, directory)
 
 
 def read_config(directory: Path, limits: Limits = DEFAULT) -> PeftConfig:
@@ -114,23 +118,24 @@ def read_config(directory: Path, limits: Limits = DEFAULT) -> PeftConfig:
 
 def report_of(
     config: PeftConfig,
-    weights: Path,
+    directory: Path,
     pairs: dict[str, Pair],
     *,
     digest: Digest | None = None,
 ) -> Report:
-    """Put together what config and header say. Hashes the weights unless `digest` is given."""
+    """Put together what config and header say. Hashes the files unless `digest` is given."""
     tensors = [half for pair in pairs.values() for half in (pair.a, pair.b)]
     names = sorted({pair.module.rpartition(".")[2] for pair in pairs.values()})
     return Report(
-        digest=digest or digest_of(config, weights),
+        digest=digest or digest_of(config, directory),
         rank=config.max_rank,
         target_modules=tuple(names),
         modules=len(pairs),
         parameters=sum(math.prod(tensor.shape) for tensor in tensors),
-        bytes=weights.stat().st_size,
+        bytes=(directory / WEIGHTS_FILE).stat().st_size,
         dtypes=tuple(sorted({tensor.dtype for tensor in tensors})),
         base=config.base,
+        chat=stored_chat(directory),
         warnings=(*config.warnings, *_warnings(config, names)),
     )
 

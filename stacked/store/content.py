@@ -23,7 +23,7 @@ def check_content(adapter: Adapter, pause: Callable[[], None] = no_pause) -> Non
     The digest covers every check of values, shapes and names: they were made on the same bytes.
     """
     try:
-        found = digest_of(read_config(adapter.path), adapter.path / WEIGHTS_FILE, pause)
+        found = digest_of(read_config(adapter.path), adapter.path, pause)
     except (AdapterError, OSError) as error:
         raise StoreDamaged(
             f"stored adapter {short(adapter.digest)} cannot be read any more ({error}); "

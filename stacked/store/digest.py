@@ -9,8 +9,9 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
+from stacked.chat.templates import CHAT_FILE
 from stacked.core import Digest
-from stacked.store.files import CONFIG_FILE, WEIGHTS_FILE
+from stacked.store.files import CONFIG_FILE, WANTED, WEIGHTS_FILE
 from stacked.store.peft_config import PeftConfig
 
 _FORMAT = b"stacked adapter 1\n"
@@ -22,13 +23,15 @@ def no_pause() -> None:
     return
 
 
-def digest_of(config: PeftConfig, weights: Path, pause: Callable[[], None] = no_pause) -> Digest:
-    """sha256 over the canonical config and the weights file, each framed by name and length.
+def digest_of(config: PeftConfig, directory: Path, pause: Callable[[], None] = no_pause) -> Digest:
+    """sha256 over the canonical config, the weights and the chat templates, framed one by one.
 
-    A frame is `<length of name>:<name><length of content>:` and the content, so no two different
-    pairs of files give the same bytes. The leading line lets the definition change one day without
+    `directory` is laid out as in the store; without templates of its own there are two frames. A
+    frame is `<length of name>:<name><length of content>:` and the content, so no two different
+    sets of files give the same bytes. The leading line lets the definition change one day without
     an old digest meaning something new. `pause` is called between chunks.
     """
+    weights, chat = directory / WEIGHTS_FILE, directory / CHAT_FILE
     canonical = config.canonical()
     total = hashlib.sha256(_FORMAT)
     total.update(_frame(CONFIG_FILE, len(canonical)) + canonical)
@@ -38,8 +41,31 @@ def digest_of(config: PeftConfig, weights: Path, pause: Callable[[], None] = no_
         while size := file.readinto(chunk):
             total.update(chunk[:size])
             pause()
+    if chat.is_file():
+        said = chat.read_bytes()
+        total.update(_frame(CHAT_FILE, len(said)) + said)
+    return Digest(f"sha256:{total.hexdigest()}")
+
+
+def sent_digest(config: PeftConfig, directory: Path) -> Digest:
+    """What an adapter is sent under: its digest, where nothing stands beside its two files.
+
+    Else one over that and every other file, as a store's own digest is of what it keeps of them.
+    """
+    own = digest_of(config, directory)
+    others = sorted(
+        path
+        for path in directory.rglob("*")
+        if path.is_file() and path.relative_to(directory).as_posix() not in WANTED
+    )
+    if not others:
+        return own
+    total = hashlib.sha256(b"stacked upload 1\n" + own.encode())
+    for path in others:
+        name, content = path.relative_to(directory).as_posix(), path.read_bytes()
+        total.update(_frame(name, len(content)) + content)
     return Digest(f"sha256:{total.hexdigest()}")
 
 
 def _frame(name: str, length: int) -> bytes:
-    return f"{len(name)}:{name}{length}:".encode("ascii")
+    return f"{len(name)}:{name}{length}:".encode()

@@ -1,4 +1,4 @@
-"""Private copies of the two files that make an adapter, taken from a directory nobody trusts.
+"""Private copies of the files that make an adapter, taken from a directory nobody trusts.
 
 It must not know how the directory came to be here or what the files say.
 """
@@ -12,6 +12,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import IO, Protocol
 
+from stacked.chat.templates import CHAT_FILE, MORE_TEMPLATES, SPECIAL_FILE, TEMPLATE_FILE
 from stacked.errors import (
     AdapterTooLarge,
     FileMissing,
@@ -25,8 +26,15 @@ from stacked.store.text import quoted, size
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+TOKENIZER_FILE = "tokenizer.json"
+ADDED_FILE = "added_tokens.json"
 WANTED = (CONFIG_FILE, WEIGHTS_FILE)
-"""What makes an adapter, under the names that PEFT writes and vLLM reads. Nothing else is kept."""
+"""What makes an adapter, under the names that PEFT writes and vLLM reads."""
+
+EXTRA = (CHAT_FILE, TEMPLATE_FILE, SPECIAL_FILE, ADDED_FILE, TOKENIZER_FILE)
+"""What may stand beside them, as transformers writes it, and says how prompts are made."""
+PATTERNS = (*WANTED, *EXTRA, f"{MORE_TEMPLATES}/*.jinja")
+"""All that is read of a source."""
 
 _CHUNK = 1 << 20
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
@@ -56,10 +64,29 @@ def copy_adapter(
         raise SourceNotFound(f"{source} cannot be read: {reason}") from error
     require_wanted(names, str(source), _elsewhere(real))
     bounds = (_extent(real), *(roots or ()))
-    for name in WANTED:
-        limit = limits.max_config_bytes if name == CONFIG_FILE else limits.max_bytes
+    more = [f"{MORE_TEMPLATES}/{name}" for name in _more_templates(real, bounds)]
+    if len(more) >= limits.max_templates:
+        raise AdapterTooLarge(f"{source} has more than {limits.max_templates} chat templates")
+    for name in [*WANTED, *(name for name in EXTRA if name in names), *more]:
         with _open(real / name, real, bounds) as reader:
-            write_copy(reader, target / name, limit, name)
+            (target / name).parent.mkdir(exist_ok=True)
+            write_copy(reader, target / name, most_bytes(name, limits), name)
+
+
+def is_read(name: str) -> bool:
+    """Whether a file of that name, relative to an adapter's folder, is one that is copied."""
+    folder, _, file = name.rpartition("/")
+    return name in (*WANTED, *EXTRA) or (folder == MORE_TEMPLATES and file.endswith(".jinja"))
+
+
+def most_bytes(name: str, limits: Limits) -> int:
+    """How much of the file of that name is read."""
+    most = {
+        CONFIG_FILE: limits.max_config_bytes,
+        WEIGHTS_FILE: limits.max_bytes,
+        TOKENIZER_FILE: limits.max_tokenizer_bytes,
+    }
+    return most.get(name, limits.max_extra_bytes)
 
 
 def require_wanted(names: Collection[str], where: str, hint: str = "") -> None:
@@ -116,15 +143,29 @@ def write_copy(reader: Readable, target: Path, limit: int, name: str) -> int:
     return written
 
 
+def _more_templates(directory: Path, bounds: Sequence[Path]) -> list[str]:
+    """The names of the templates in a folder of their own, which may be a link itself."""
+    folder = Path(os.path.realpath(directory / MORE_TEMPLATES))
+    if not folder.is_dir():
+        return []
+    if not folder.is_relative_to(bounds[0]):
+        raise _leads_out(MORE_TEMPLATES, directory, folder)
+    return sorted(name for name in os.listdir(folder) if name.endswith(".jinja"))
+
+
+def _leads_out(name: str, directory: Path, real: Path) -> PathUnsafe:
+    return PathUnsafe(
+        f"{name} in {directory} is a link that leads out of it, to {real}; "
+        "put the file itself there"
+    )
+
+
 def _open(path: Path, directory: Path, bounds: Sequence[Path]) -> IO[bytes]:
     """Open a regular file, having followed only links that stay within the bounds."""
     real = Path(os.path.realpath(path))
     extent, *roots = bounds
     if not real.is_relative_to(extent):
-        raise PathUnsafe(
-            f"{path.name} in {directory} is a link that leads out of it, to {real}; "
-            "put the file itself there"
-        )
+        raise _leads_out(path.name, directory, real)
     if roots and not any(real.is_relative_to(root) for root in roots):
         raise SourceRefused(f"{real} is outside the directories that adapters may be loaded from")
     # NONBLOCK: a named pipe must not hang us. NOFOLLOW: nobody swaps in a link after the look.

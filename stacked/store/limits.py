@@ -24,6 +24,12 @@ class Limits:
     ratio_floor: int = 16 * MIB
     """Small archives of zeros compress past any sensible ratio and harm nobody."""
     max_config_bytes: int = MIB
+    max_tokenizer_bytes: int = 128 * MIB
+    """tokenizer.json; of 256,000 tokens, it has 33 MiB."""
+    max_extra_bytes: int = 16 * MIB
+    """Every other file beside the adapter's two."""
+    max_templates: int = 16
+    max_template_characters: int = 128 * 1024
     max_header_bytes: int = 16 * MIB
     """The JSON header of a safetensors file."""
     connect_seconds: float = 10.0

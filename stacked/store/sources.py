@@ -1,7 +1,7 @@
 """Where an adapter can come from: a directory, an archive, the Hugging Face Hub, http(s).
 
-It must not know what the files say or where they will stand: it leaves private copies of the two
-files that make an adapter in a directory of the caller's.
+It must not know what the files say or where they will stand: it leaves private copies of those that
+make an adapter, or say how its prompts are made, in a directory of the caller's.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 from stacked.errors import SourceNotFound, SourceRefused, SourceUnreachable
 from stacked.store import http
 from stacked.store.archives import unpack
-from stacked.store.files import WANTED, copy_adapter
+from stacked.store.files import PATTERNS, WANTED, copy_adapter
 from stacked.store.http import shown_url
 from stacked.store.limits import Limits
 from stacked.store.text import quoted
@@ -49,7 +49,7 @@ def fetch(
     roots: Sequence[Path] | None = None,
     download: Download | None = None,
 ) -> None:
-    """Leave private copies of the adapter's two files in `target`.
+    """Leave private copies of what makes the adapter in `target`.
 
     `scratch` is an empty directory for our use alone. `roots`: resolved directories outside of
     which no local path is read. An existing local path wins over a Hub id; what looks like a path
@@ -152,7 +152,7 @@ def hub_download(ref: HubRef, patterns: Sequence[str]) -> Path:
 
 def _hub(ref: HubRef, target: Path, limits: Limits, download: Download) -> None:
     folder = f"{ref.folder}/" if ref.folder else ""
-    snapshot = download(ref, [folder + name for name in WANTED])
+    snapshot = download(ref, [folder + name for name in PATTERNS])
     directory = snapshot / ref.folder
     if not directory.is_dir():
         raise SourceNotFound(

@@ -12,6 +12,7 @@ import re
 import uuid
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 from stacked.core import Adapter, Digest, short
@@ -25,9 +26,10 @@ from stacked.errors import (
 from stacked.store.archives import unpack
 from stacked.store.base import BaseModules
 from stacked.store.checks import Report, check_directory, read_config, report_of
-from stacked.store.digest import digest_of
+from stacked.store.digest import digest_of, sent_digest
 from stacked.store.disk import clear_workplaces, flush, locked, workplace
-from stacked.store.files import CONFIG_FILE, WANTED, WEIGHTS_FILE
+from stacked.store.extras import settle
+from stacked.store.files import CONFIG_FILE, WEIGHTS_FILE
 from stacked.store.limits import DEFAULT, Limits
 from stacked.store.made_plain import MadePlain
 from stacked.store.pairs import pair_up
@@ -47,7 +49,7 @@ _HEX = re.compile(r"[0-9a-f]{64}")
 class AdapterStore:
     """A directory of adapters. Every method blocks, and may be called from any thread.
 
-        root/adapters/<64 hex digits>/    one adapter: its canonical config and its weights
+        root/adapters/<64 hex digits>/    one adapter: config, weights, its own chat templates
         root/staging/<id>/                a copy that is being checked
         root/staging/<id>.lock            held while somebody works on it
         root/unclaimed/<64 hex digits>    it came by `add_upload`, and nobody has needed it yet
@@ -81,24 +83,30 @@ class AdapterStore:
         base: BaseModules,
         max_rank: int | None = None,
         allowed_roots: Sequence[Path] | None = None,
+        foreign_tokens: bool = False,
     ) -> Adapter:
         """Fetch, check and keep the adapter at `source`; the same content is kept once.
 
         `max_rank` is the engine's max_lora_rank. With `allowed_roots`, local paths outside of these
-        directories are refused. Raises an AdapterError, or StoreUnusable.
+        directories are refused. `foreign_tokens` accepts a tokenizer with tokens that the base's
+        lacks, without these tokens. Raises an AdapterError, or StoreUnusable.
         """
         with self._usable(), self._workplace() as place:
             copy = self._fetched(source, place, allowed_roots)
-            return self._kept(copy, base, max_rank)
+            return self._kept(copy, base, max_rank, foreign_tokens)
 
-    def add_archive(self, archive: Path, name: str, *, base: BaseModules) -> Adapter:
+    def add_archive(
+        self, archive: Path, name: str, *, base: BaseModules, foreign_tokens: bool = False
+    ) -> Adapter:
         """`add` for an archive that was sent; `name` is what sentences call it."""
         with self._usable(), self._workplace() as place:
             copy, scratch = _rooms(place)
             unpack(archive, copy, scratch, self.limits, name)
-            return self._kept(copy, base, None)
+            return self._kept(copy, base, None, foreign_tokens)
 
-    def add_upload(self, archive: Path, announced: Digest, *, base: BaseModules) -> None:
+    def add_upload(
+        self, archive: Path, announced: Digest, *, base: BaseModules, foreign_tokens: bool = False
+    ) -> None:
         """`add_archive` for what must be the adapter `announced`; it stays once it is claimed.
 
         Until then `drop_unclaimed` may remove it. Raises DigestMismatch, with nothing kept, too.
@@ -106,13 +114,13 @@ class AdapterStore:
         with self._usable(), self._workplace() as place:
             copy, scratch = _rooms(place)
             unpack(archive, copy, scratch, self.limits, "the upload")
-            came = digest_of(read_config(copy, self.limits), copy / WEIGHTS_FILE)
+            came = sent_digest(read_config(copy, self.limits), copy)
             if came != announced:
                 raise DigestMismatch(
                     f"adapter {short(announced)} was announced, and {short(came)} came; "
                     "send it again, and with the server's version of Stacked"
                 )
-            kept = self._kept(copy, base, None, claim=False).digest
+            kept = self._kept(copy, base, None, foreign_tokens, claim=False).digest
             if kept != announced:
                 self._made_plain.put(announced, kept)
 
@@ -154,12 +162,21 @@ class AdapterStore:
                 self._unclaimed.claim(name)
         return [Digest(f"sha256:{name}") for name in names]
 
-    def inspect(self, source: str, *, base: BaseModules, max_rank: int | None = None) -> Report:
+    def inspect(
+        self,
+        source: str,
+        *,
+        base: BaseModules,
+        max_rank: int | None = None,
+        foreign_tokens: bool = False,
+    ) -> Report:
         """The checks of `add` and what they found; nothing is kept. Raises what `add` raises."""
         with self._usable(), self._workplace() as place:
             copy = self._fetched(source, place, None)
             make_plain(copy, base, self.limits)
-            return check_directory(copy, base, max_rank, self.limits)[1]
+            lost = settle(copy, base.directory, self.limits, foreign_tokens=foreign_tokens)
+            report = check_directory(copy, base, max_rank, self.limits)[1]
+            return replace(report, warnings=(*lost, *report.warnings))
 
     def get(self, digest: Digest) -> Adapter:
         """The stored adapter, without reading its weights. Raises AdapterAbsent, StoreDamaged."""
@@ -238,16 +255,24 @@ class AdapterStore:
         return copy
 
     def _kept(
-        self, copy: Path, base: BaseModules, max_rank: int | None, *, claim: bool = True
+        self,
+        copy: Path,
+        base: BaseModules,
+        max_rank: int | None,
+        foreign_tokens: bool,
+        *,
+        claim: bool = True,
     ) -> Adapter:
         """Check a copy and make it the store's, unless the store has the same already."""
         make_plain(copy, base, self.limits)  # the digest is of what is kept
-        digest = digest_of(read_config(copy, self.limits), copy / WEIGHTS_FILE)
+        config = read_config(copy, self.limits)
+        lost = settle(copy, base.directory, self.limits, foreign_tokens=foreign_tokens)
+        digest = digest_of(config, copy)
         report, path = self._standing(digest, base, max_rank), self._path(digest)
         if report is None or not self._is_there(digest, claim=claim):
             config, report = check_directory(copy, base, max_rank, self.limits, digest=digest)
             path = self._publish(config, digest, copy, claim=claim)
-        for warning in report.warnings:
+        for warning in (*lost, *report.warnings):
             logger.warning("adapter %s: %s", digest, warning)
         return report.adapter(path)
 
@@ -265,9 +290,9 @@ class AdapterStore:
 
     def _publish(self, config: PeftConfig, digest: Digest, copy: Path, *, claim: bool) -> Path:
         (copy / CONFIG_FILE).write_bytes(config.stored())
-        for name in WANTED:
-            (copy / name).chmod(0o444)
-            flush(copy / name)
+        for file in copy.iterdir():
+            file.chmod(0o444)
+            flush(file)
         copy.chmod(0o755)
         flush(copy)
         path = self._path(digest)
@@ -307,9 +332,7 @@ class AdapterStore:
         try:
             config = read_config(path, self.limits)
             pairs = pair_up(read_header(path / WEIGHTS_FILE, self.limits))
-            report = report_of(
-                config, path / WEIGHTS_FILE, pairs, digest=None if rehash else digest
-            )
+            report = report_of(config, path, pairs, digest=None if rehash else digest)
         except (AdapterError, OSError) as error:
             raise StoreDamaged(
                 f"stored adapter {digest} cannot be read any more ({error}); add it again from "

@@ -19,6 +19,7 @@ import httpx
 import pytest
 import yaml
 
+from tests import tiny
 from tests.api.aftermath import Held, check_records, check_store, kill
 from tests.conftest import PROMPT, TinyModels, complete
 from tests.live import faults
@@ -194,6 +195,37 @@ def test_group_is_replaced_renamed_and_rolled_back(
         assert {row["state"] for row in states} == {"SUCCESS"}
         logs = ok(client.get(f"{API}/workRequests/{work['id']}/logs"))
         assert any("switching" in row["message"] for row in logs)
+
+
+def test_an_update_that_changes_a_template_alone_changes_the_prompts(
+    live: Server, ids: dict[str, str], tiny_models: TinyModels
+) -> None:
+    messages = [{"role": "user", "content": "Name a colour."}]
+    folder = tiny_models.base.parent / "live-template"
+    shutil.copytree(tiny_models.adapters["a"], folder)
+
+    def prompt(client: httpx.Client, key: str) -> list[int]:
+        body = {"model": key, "messages": messages}
+        return list(ok(client.post("/tokenize", json=body))["tokens"])
+
+    def judged(directory: Path) -> list[int]:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+        return list(tokenizer.apply_chat_template(messages, return_dict=False))
+
+    with live.client() as client:
+        base = prompt(client, "base")
+        for template in ("one {{ messages[0].content }}", "two {{ messages[0].content }}"):
+            tiny.save_tokenizer(folder, tiny_models.base, template)
+            model = register(client, folder)
+            assert model != ids["a"]
+            assert swap(client, {"x": model, "y": ids["a"]})["status"] == "SUCCEEDED"
+            assert prompt(client, "x") == judged(folder)
+            assert prompt(client, "y") == prompt(client, "base") == base
+            assert complete(client, "x") == complete(client, "y")  # the same weights
+        assert swap(client, {"x": ids["a"]})["status"] == "SUCCEEDED"
+        assert prompt(client, "x") == base
 
 
 def test_no_response_is_lost_or_mixed_under_a_storm_of_updates(

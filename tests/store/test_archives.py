@@ -52,7 +52,8 @@ def unpacked(archive: Path, limits: Limits | None = None) -> dict[str, bytes]:
     target.mkdir()
     scratch.mkdir()
     unpack(archive, target, scratch, limits or Limits(), archive.name)
-    return {path.name: path.read_bytes() for path in target.iterdir()}
+    files = [path for path in target.rglob("*") if path.is_file()]
+    return {str(path.relative_to(target)): path.read_bytes() for path in files}
 
 
 def refused(error: type[AdapterError], said: str, archive: Path, **limits: int) -> None:
@@ -66,12 +67,31 @@ def refused(error: type[AdapterError], said: str, archive: Path, **limits: int) 
 
 @pytest.mark.parametrize("packing", PACKINGS)
 @pytest.mark.parametrize("folder", ["", "my-adapter/", "./", "./my-adapter/"])
-def test_every_packing_unpacks_the_two_files_and_nothing_else(
+def test_every_packing_unpacks_what_makes_an_adapter_and_nothing_else(
     tmp_path: Path, packing: str, folder: str
 ) -> None:
-    extra = {"README.md": b"#", "tokenizer.json": b"{}", "run.sh": b"rm -rf /", "deep/a/b": b"x"}
+    extra = {"README.md": b"#", "vocab.json": b"{}", "run.sh": b"rm -rf /", "deep/a/b": b"x"}
     files = {f"{folder}{name}": content for name, content in {**extra, **GOOD}.items()}
     assert unpacked(pack(tmp_path / "a", files, packing)) == GOOD
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("folder", ["", "my-adapter/", "./my-adapter/"])
+def test_chat_templates_and_tokens_come_along(tmp_path: Path, packing: str, folder: str) -> None:
+    brought = {
+        "tokenizer_config.json": b"{}",
+        "chat_template.jinja": b"x",
+        "tokenizer.json": b"{}",
+        "additional_chat_templates/tool_use.jinja": b"y",
+    }
+    other = {"additional_chat_templates/notes.txt": b"", "x/additional_chat_templates/a/b": b""}
+    files = {f"{folder}{name}": c for name, c in {**GOOD, **brought, **other}.items()}
+    assert unpacked(pack(tmp_path / "a", files, packing)) == {**GOOD, **brought}
+
+
+def test_what_comes_along_is_bounded(tmp_path: Path) -> None:
+    files = {**GOOD, "tokenizer_config.json": b"{" + b" " * 100 + b"}"}
+    refused(AdapterTooLarge, "tokenizer_config", pack(tmp_path / "a", files), max_extra_bytes=100)
 
 
 def test_directories_in_an_archive_are_fine(tmp_path: Path) -> None:

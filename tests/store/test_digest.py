@@ -11,6 +11,7 @@ import pytest
 
 from stacked.core import Digest, check_digest
 from stacked.store.digest import digest_of
+from stacked.store.files import WEIGHTS_FILE
 from stacked.store.peft_config import parse_config
 from tests.store.small import lora_config
 
@@ -19,9 +20,8 @@ WEIGHTS = b"weights"
 
 def digest(tmp_path: Path, config: str | dict[str, Any], weights: bytes = WEIGHTS) -> Digest:
     text = config if isinstance(config, str) else json.dumps(config)
-    path = tmp_path / "weights"
-    path.write_bytes(weights)
-    return check_digest(digest_of(parse_config(text.encode()), path))
+    (tmp_path / WEIGHTS_FILE).write_bytes(weights)
+    return check_digest(digest_of(parse_config(text.encode()), tmp_path))
 
 
 def test_formatting_and_the_order_of_keys_and_targets_do_not_matter(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_the_stored_spelling_has_the_same_digest_and_the_same_meaning(tmp_path: 
 def test_the_definition_written_out_longhand(tmp_path: Path) -> None:
     """Engine names and caches carry digests: whoever changes the definition changes its first line.
 
-    The lengths are what keeps bytes from wandering between the two files unnoticed.
+    The lengths are what keeps bytes from wandering between files unnoticed.
     """
     config = {"r": 1, "peft_type": "LORA", "target_modules": ["b", "a"], "lora_alpha": 2}
     canonical = b'{"lora_alpha":2,"peft_type":"LORA","r":1,"target_modules":["a","b"]}'
@@ -101,4 +101,7 @@ def test_the_definition_written_out_longhand(tmp_path: Path) -> None:
         b"stacked adapter 1\n"
         b"19:adapter_config.json68:" + canonical + b"25:adapter_model.safetensors7:weights"
     )
+    assert digest(tmp_path, config) == f"sha256:{expected.hexdigest()}"
+    (tmp_path / "tokenizer_config.json").write_bytes(b"{...}")
+    expected.update(b"21:tokenizer_config.json5:{...}")
     assert digest(tmp_path, config) == f"sha256:{expected.hexdigest()}"

@@ -29,6 +29,14 @@ from stacked.store.sources import HubRef, fetch, hub_download, parse_hub
 from tests.store.small import write_adapter
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+BESIDE = (
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.json",
+    "additional_chat_templates/*.jinja",
+)
 Handler = Callable[[http.server.BaseHTTPRequestHandler], None]
 
 
@@ -67,9 +75,39 @@ def refused(
 
 
 def test_a_directory_gives_its_two_files_and_nothing_else(adapter: Path, tmp_path: Path) -> None:
-    for name in ("README.md", "tokenizer.json", "training_args.bin", "adapter_model.bin", "x.py"):
+    for name in ("README.md", "tokenizer.model", "training_args.bin", "adapter_model.bin", "x.py"):
         (adapter / name).write_text("not wanted")
     assert_same(fetched(adapter, tmp_path), adapter)
+
+
+def test_chat_templates_and_tokens_come_along(adapter: Path, tmp_path: Path) -> None:
+    more = adapter / "additional_chat_templates"
+    more.mkdir()
+    (more / "tool_use.jinja").write_text("tools")
+    (more / "notes.txt").write_text("not wanted")
+    (adapter / "chat_template.jinja").write_text("chat")
+    (adapter / "tokenizer_config.json").symlink_to("chat_template.jinja")
+    target = fetched(adapter, tmp_path)
+    assert (target / "chat_template.jinja").read_text() == "chat"
+    assert (target / "tokenizer_config.json").read_text() == "chat"
+    assert [(f.name, f.read_text()) for f in (target / more.name).iterdir()] == [
+        ("tool_use.jinja", "tools")
+    ]
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "additional_chat_templates/x.jinja"])
+def test_a_template_that_is_a_link_out_is_refused(adapter: Path, tmp_path: Path, name: str) -> None:
+    outside = tmp_path / "secret"
+    outside.write_text("secret")
+    (adapter / name).parent.mkdir(exist_ok=True)
+    (adapter / name).symlink_to(outside)
+    refused(PathUnsafe, "leads out", adapter, tmp_path)
+
+
+def test_a_folder_of_templates_that_is_a_link_out_is_refused(adapter: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (adapter / "additional_chat_templates").symlink_to(tmp_path / "elsewhere")
+    refused(PathUnsafe, "leads out", adapter, tmp_path)
 
 
 def test_file_addresses_and_relative_and_linked_paths_work(
@@ -276,19 +314,19 @@ def test_hub_addresses_are_read(source: str, ref: HubRef) -> None:
     assert parse_hub(source) == ref
 
 
-def test_only_the_two_files_are_asked_of_the_hub(
+def test_only_what_makes_an_adapter_is_asked_of_the_hub(
     hub: FakeHub, adapter: Path, tmp_path: Path
 ) -> None:
     hub.hold(adapter)
     assert_same(fetched("org/name@v2", tmp_path, download=hub.download), adapter)
-    assert hub.asked == [(HubRef("org/name", "v2"), [CONFIG, WEIGHTS])]
+    assert hub.asked == [(HubRef("org/name", "v2"), [CONFIG, WEIGHTS, *BESIDE])]
 
 
 def test_a_folder_of_a_hub_repository_works(hub: FakeHub, adapter: Path, tmp_path: Path) -> None:
     hub.hold(adapter, "sql/v2")
     source = "hf://org/name/sql/v2"
     assert_same(fetched(source, tmp_path, download=hub.download), adapter)
-    assert hub.asked[0][1] == [f"sql/v2/{CONFIG}", f"sql/v2/{WEIGHTS}"]
+    assert hub.asked[0][1] == [f"sql/v2/{name}" for name in (CONFIG, WEIGHTS, *BESIDE)]
     refused(SourceNotFound, "'other'", "hf://org/name/other", tmp_path, download=hub.download)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -138,3 +139,20 @@ def test_an_upload_that_is_made_plain_is_found_by_the_digest_it_came_under(
     assert kept == store.add(str(source), base=base).digest
     store.remove(kept)
     assert not store.holds(came)
+
+
+def test_what_stands_beside_an_adapter_travels_and_tells_uploads_apart(
+    store: AdapterStore, base: BaseModules, adapter: Path, tmp_path: Path
+) -> None:
+    came, kept = [], []
+    for number, text in enumerate(("{{ messages[0].content }}", "Say: {{ messages[0].content }}")):
+        source = tmp_path / f"chat-{number}"
+        shutil.copytree(adapter, source)
+        (source / "chat_template.jinja").write_text(text)
+        with outgoing(str(source)) as ready:
+            (tmp_path / "sent.zip").write_bytes(b"".join(ready.parts()))
+            store.add_upload(tmp_path / "sent.zip", ready.digest, base=base)
+            came.append(ready.digest)
+        kept.append(store.claim(came[-1], base=base).digest)
+        assert kept[-1] == store.add(str(source), base=base).digest
+    assert len({*came, *kept}) == 4

@@ -1,0 +1,158 @@
+"""A process apart that runs chat templates which nobody vouches for; see `child.py`.
+
+It is started when it is first needed and again after a template has ended it. It must not know
+whose a template is, or what a prompt is for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from stacked.errors import ChatTemplateInvalid
+
+_SCRIPT = Path(__file__).with_name("child.py")
+# Beside the bound on processor time: a machine that has none to spare.
+_WAIT_SECONDS = 30.0
+_CHUNK = 1 << 16
+# What Python and Jinja need; nothing else of the environment is for a template's process.
+_ENVIRONMENT = ("LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "SYSTEMROOT")
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a template is like. `plain`: why it refuses a message by a user, or None.
+
+    `late_system`: why it refuses a system message that does not come first.
+    """
+
+    variables: frozenset[str]
+    plain: str | None
+    late_system: str | None
+
+
+class Sandbox:
+    """One process; calls take turns, block, and may come from any thread. Close it at the end."""
+
+    def __init__(self) -> None:
+        self._turn = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def look(self, template: str) -> Look:
+        """Raises ChatTemplateInvalid where it cannot be parsed or does not keep the bounds."""
+        told = self._ask({"template": template})
+        return Look(frozenset(told["variables"]), told["plain"], told["late_system"])
+
+    def render(self, template: str, values: Mapping[str, Any]) -> str:
+        """Raises ChatTemplateInvalid with the template's own reason, or which bound it broke."""
+        return str(self._ask({"template": template, "values": values})["text"])
+
+    def close(self) -> None:
+        """End the process. Closing twice is allowed; a later call starts another one."""
+        with self._turn:
+            self._end()
+
+    def __enter__(self) -> Sandbox:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        line = json.dumps(question, default=_plain).encode("ascii") + b"\n"
+        with self._turn:
+            process = self._running()
+            try:
+                told = _exchange(process, line)
+            except BaseException:
+                self._end()
+                raise
+        if (reason := told.get("error")) is not None:
+            raise ChatTemplateInvalid(str(reason))
+        return told
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None or self._process.poll() is not None:
+            self._end()
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", str(_SCRIPT)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                bufsize=0,
+                env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+            )
+        return self._process
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                assert pipe is not None
+                pipe.close()
+
+
+@lru_cache(maxsize=128)
+def look_once(template: str) -> Look:
+    """`Sandbox.look` in a process for this one question; a template that was seen is not run again.
+
+    What serves requests is not kept waiting by a template that is only looked at.
+    """
+    with Sandbox() as sandbox:
+        return sandbox.look(template)
+
+
+def _exchange(process: subprocess.Popen[bytes], line: bytes) -> dict[str, Any]:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        view = memoryview(line)
+        while view:
+            view = view[process.stdin.write(view) :]
+    except BrokenPipeError as error:
+        raise ChatTemplateInvalid(_ending(process)) from error
+    until = time.monotonic() + _WAIT_SECONDS
+    parts: list[bytes] = []
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        while not parts or not parts[-1].endswith(b"\n"):
+            if not selector.select(max(0.0, until - time.monotonic())):
+                raise ChatTemplateInvalid(f"no prompt was made within {_WAIT_SECONDS:.0f} s")
+            part = os.read(process.stdout.fileno(), _CHUNK)
+            if not part:
+                raise ChatTemplateInvalid(_ending(process))
+            parts.append(part)
+    told: dict[str, Any] = json.loads(b"".join(parts))
+    return told
+
+
+def _ending(process: subprocess.Popen[bytes]) -> str:
+    """Why the process is gone: its own timer, mostly."""
+    code = process.wait()
+    if code == -signal.SIGPROF:
+        return "the template takes too long"
+    return f"the template ended the process that runs it ({code})"
+
+
+def _plain(value: Any) -> Any:
+    """vLLM leaves iterators in messages that came through pydantic."""
+    return list(value)

@@ -1,0 +1,51 @@
+"""What a file says of its members reaches the store."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stacked.config import Config, parse
+from stacked.core import Silent
+from stacked.deployment.declared import read_base, read_group
+from stacked.errors import TokensDiffer
+from stacked.store import AdapterStore
+from tests.store.small import write_adapter, write_base, write_json
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> dict[str, Any]:
+    """A file with one member, whose tokenizer has a token that the base's lacks."""
+    base, adapter = write_base(tmp_path / "base"), write_adapter(tmp_path / "adapter")
+    write_json(base / "added_tokens.json", {"<s>": 0})
+    write_json(adapter / "added_tokens.json", {"<think>": 40})
+    member = {"source": str(adapter), "key": "think"}
+    return {"base": {"model": str(base)}, "group": {"members": [member]}}
+
+
+def read(config: Config, place: Path) -> int:
+    async def members() -> int:
+        base = await read_base(config, place)
+        group = await read_group(config, base, AdapterStore(place / "store"), Silent())
+        return len(group.members)
+
+    return asyncio.run(members())
+
+
+def test_tokens_that_the_base_lacks_are_refused_with_the_members_place(
+    tree: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(TokensDiffer, match=r"^group\.members\[0\] \(think\): its tokenizer has"):
+        read(parse(tree, where="x", directory=tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_a_member_or_the_server_may_accept_them(
+    tree: dict[str, Any], tmp_path: Path, everywhere: bool
+) -> None:
+    place = tree.setdefault("server", {}) if everywhere else tree["group"]["members"][0]
+    place["foreign_tokens"] = True
+    assert read(parse(tree, where="x", directory=tmp_path), tmp_path) == 1
