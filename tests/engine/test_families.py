@@ -5,13 +5,17 @@ Each takes an engine of its own, so all of it is `long`.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests import tiny
 from tests.engine.answers_run import run
+from tests.serving import free_port
 
 pytest.importorskip("vllm")
 pytestmark = [pytest.mark.engine, pytest.mark.long]
@@ -110,3 +114,23 @@ def test_every_answer_is_that_of_transformers_and_peft(
     found = answers(tmp_path, base, **adapters)
     assert found["seen"] == found["expected"]
     assert ("experts" in found["plan"]) == (name == "Qwen3Moe")
+
+
+def test_a_base_that_takes_no_adapters_is_told_in_a_sentence_and_started_once(
+    tmp_path: Path,
+) -> None:
+    import transformers
+
+    tiny.build_tokenizer(tmp_path / "base")
+    config = transformers.GPT2Config(
+        vocab_size=tiny.VOCAB_SIZE, n_embd=64, n_layer=1, n_head=2, n_positions=256
+    )
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "base")
+    file = {"base": {"model": str(tmp_path / "base"), "key": "base"}}
+    file |= {"group": {"name": "none", "members": []}, "server": {"port": free_port()}}
+    (tmp_path / "gpt2.yaml").write_text(yaml.safe_dump(file))
+    command = [sys.executable, "-m", "stacked", "serve", "gpt2.yaml", "--data-dir", "data"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "GPT2LMHeadModel does not support LoRA yet." in done.stderr.replace("\n", " ")
+    assert len([*(tmp_path / "data/logs").glob("engine-*.log")]) == 1

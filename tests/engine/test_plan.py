@@ -250,9 +250,10 @@ def test_a_gated_delta_net_on_a_cpu_is_computed_in_bfloat16(base: Path, nested: 
 
 
 def test_a_base_that_vllm_computes_on_gpus_alone_is_refused_on_a_cpu(base: Path) -> None:
-    with_config(base, architectures=["OlmoHybridForCausalLM"])
-    with pytest.raises(GroupImpossible, match=r"OlmoHybridForCausalLM.*GPUs alone"):
-        plan(base)
+    for name in ("JambaForCausalLM", "OlmoHybridForCausalLM"):
+        with_config(base, architectures=[name])
+        with pytest.raises(GroupImpossible, match=rf"{name}.*GPUs alone"):
+            plan(base)
     assert plan(base, machine=H200, build=CUDA).device == "cuda"
 
 
@@ -277,6 +278,21 @@ def test_vllms_kernel_of_gated_delta_nets_takes_bfloat16_alone() -> None:
         row = torch.zeros(1, 8, dtype=torch.bfloat16)
         with pytest.raises(AttributeError, match="conv1d"):  # it goes on to the layer's weights
             cpu_gdn_attention_core(row, row, row, row, "layer")
+
+
+def test_vllm_still_lacks_the_kernels_of_what_is_refused_on_a_cpu() -> None:
+    """When this fails, try these bases again: `architectures` may forget some."""
+    pytest.importorskip("vllm")
+    if (find_build() or CUDA).device != "cpu":
+        pytest.skip("about builds for a CPU")
+    import torch
+    import vllm._custom_ops  # noqa: F401  (loads the kernels)
+    from vllm.model_executor.layers.mamba.gdn import olmo_gdn_linear_attn, qwen_gdn_linear_attn
+
+    assert hasattr(torch.ops._C, "causal_conv1d_fwd_cpu")
+    assert not hasattr(torch.ops._C, "selective_scan_fwd")
+    assert hasattr(qwen_gdn_linear_attn.QwenGatedDeltaNetAttention, "forward_cpu")
+    assert not hasattr(olmo_gdn_linear_attn.OlmoHybridGatedDeltaNetAttention, "forward_cpu")
 
 
 @pytest.mark.parametrize(
