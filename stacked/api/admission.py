@@ -200,7 +200,7 @@ class FrontDoor:
         self, path: str, tree: Mapping[str, Any], known: frozenset[str] | None, *, lenient: bool
     ) -> None:
         for name, value in tree.items():
-            if is_unread(name, value):
+            if is_unread(path, name, value):
                 raise ParameterUnsupported(
                     f"parameter {name!r} has no effect in vLLM, so that the answer would not be "
                     f"the one that is asked for; leave it out (got {value!r:.80})"

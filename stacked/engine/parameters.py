@@ -34,11 +34,12 @@ UNREAD: Mapping[str, tuple[object, ...]] = MappingProxyType(
         "max_tool_calls": (),
         "modalities": (["text"],),
         "moderation": (),
-        "suffix": ("",),
         "verbosity": ("medium",),
         "web_search_options": (),
     }
 )
+# Where vLLM has a parameter of such a name, and reads it.
+READ_AT: Mapping[str, frozenset[str]] = MappingProxyType({"/v1/systemone": frozenset({"audio"})})
 # What would not: labels for OpenAI's own records and bills, and hints that make an answer faster.
 INFORMATIVE = frozenset(
     {
@@ -57,9 +58,11 @@ INFORMATIVE = frozenset(
 )
 
 
-def is_unread(name: str, value: object) -> bool:
+def is_unread(path: str, name: str, value: object) -> bool:
     """Whether a parameter asks for what would be left out without a word."""
-    return name in UNREAD and value is not None and value not in UNREAD[name]
+    if name not in UNREAD or name in READ_AT.get(path, ()):
+        return False
+    return value is not None and value not in UNREAD[name]
 
 
 def known_parameters(app: Any) -> dict[str, frozenset[str]]:
@@ -81,8 +84,15 @@ def bodies(app: Any) -> Iterator[tuple[str, tuple[Any, ...]]]:
     for route in app.routes:
         body = getattr(route, "body_field", None)
         if body is not None and "POST" in route.methods:
-            annotation = body.field_info.annotation
-            yield route.path, get_args(annotation) or (annotation,)
+            yield route.path, tuple(_models(body.field_info.annotation))
+
+
+def _models(kind: Any) -> Iterator[Any]:
+    """Every pydantic model of an annotation, through unions."""
+    if hasattr(kind, "model_fields"):
+        yield kind
+    for part in get_args(kind):
+        yield from _models(part)
 
 
 def client_parameters(path: str) -> set[str]:
@@ -104,7 +114,7 @@ def _fields(models: tuple[Any, ...]) -> set[str]:
     """Names and aliases of the fields of pydantic models."""
     names: set[str] = set()
     for model in models:
-        for name, field in getattr(model, "model_fields", {}).items():
+        for name, field in model.model_fields.items():
             aliases = (field.alias, field.validation_alias)
             names |= {name, *(alias for alias in aliases if isinstance(alias, str))}
     return names
