@@ -88,7 +88,7 @@ class FrontDoor:
         plain = target.plain if target else is_plain(path)
         try:
             if self._gate is not None:
-                receive = await self._gate.admit(scope, receive)
+                receive = await self._gate.admit(scope, receive, deployment=deployment)
             if deployment is not None:
                 self._service.check_served(deployment)
             scope, receive = await self._decoded(scope, receive)

@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 import httpx
+import openai
 import pytest
 
 from stacked.core import MAX_KEY_LENGTH, header_form
@@ -185,6 +186,27 @@ def test_one_model_is_shown_by_key_or_id_and_an_unknown_one_is_openais_404(
     assert unknown.status_code == 404
     assert unknown.json()["error"]["code"] == "KeyUnknown"
     assert http.head("/v1/models/a").status_code == 200
+
+
+def test_openais_client_finds_a_model_and_does_not_repeat_what_is_absent(server: Server) -> None:
+    asked: list[str] = []
+
+    def count(request: httpx.Request) -> None:
+        asked.append(request.url.path)
+
+    wire = httpx.Client(event_hooks={"request": [count]})
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", http_client=wire)
+    with client:
+        assert client.models.retrieve("a").id == "a"
+        for call in (client.models.retrieve, client.models.delete):
+            with pytest.raises(openai.APIStatusError) as refused:
+                call("nope")
+            assert refused.value.code in ("KeyUnknown", "MethodNotAllowed")
+        with pytest.raises(openai.NotFoundError, match="nope"):
+            client.completions.create(model="nope", prompt=PROMPT)
+        with pytest.raises(openai.BadRequestError, match="best_of"):
+            client.completions.create(model="a", prompt=PROMPT, best_of=3, max_tokens=2)
+    assert len(asked) == 5
 
 
 def test_a_key_with_a_slash_and_spaces_is_loaded_asked_and_removed(

@@ -20,14 +20,13 @@ from pydantic import BaseModel, ConfigDict
 from starlette.types import ASGIApp, Message
 
 from stacked.api.admission import FrontDoor
-from stacked.api.gate import open_gate
 from stacked.config import ServerConfig
 from stacked.core import ModelId
 from stacked.engine.openai import selected
 from stacked.errors import KeyUnknown
 from stacked.groups.routing import Route
 from stacked.service import Service
-from tests.api.doors import config_of, door_of, sdk_config, served, signer
+from tests.api.doors import door_of, sdk_config, served, signer
 
 KEYS = {"a": "a", "meta-llama/L (1)": "meta-llama/L (1)", "größe": "größe", "base": "base"}
 
@@ -429,9 +428,27 @@ def test_head_is_get_without_its_body(double: Double, path: str) -> None:
 
 def test_a_head_is_signed_as_one(tmp_path: Path) -> None:
     alice = sdk_config(tmp_path)
-    door = door_of(ours(), tmp_path, config_of())
+    door = door_of(ours(), tmp_path)
     with served(door) as url:
         answer = requests.head(f"{url}/stacked/echo", auth=signer(alice), timeout=30)
         assert answer.status_code == 404, "it came in, and there is nothing to GET"
         assert requests.head(f"{url}/stacked/echo", timeout=30).status_code == 401
-    assert open_gate(config_of(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/health", 200),
+        ("/health/", 200),
+        ("/predict/health", 200),
+        ("/ocid1.datasciencemodeldeployment.oc1..d/predict/health", 401),
+        ("/models/a%2Fhealth", 401),
+        ("/health%2F", 401),
+        ("/stacked%2Fecho", 401),
+    ],
+)
+def test_who_does_not_sign_learns_whether_it_lives_and_nothing_else(
+    tmp_path: Path, path: str, status: int
+) -> None:
+    with served(door_of(ours(), tmp_path)) as url:
+        assert requests.get(url + path, timeout=30).status_code == status
