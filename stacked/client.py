@@ -17,6 +17,8 @@ from urllib.parse import quote
 
 import httpx
 
+from stacked.core import header_form
+
 _CONTROL = "/20190101"
 DEFAULT_URL = "http://127.0.0.1:8080"
 
@@ -282,7 +284,7 @@ def _adapter(digest: str) -> str:
 
 
 def _headers(key: str | None) -> dict[str, str]:
-    return {"model-key": key} if key else {}
+    return {"model-key": header_form(key)} if key else {}
 
 
 def _events(lines: Iterator[str]) -> Iterator[str]:

@@ -43,6 +43,11 @@ def _as_value_error(check: Any) -> Any:
     return checked
 
 
+def _without_last_slash(path: str) -> str:
+    """As the front door sees paths: there, a slash at the end means nothing."""
+    return path.rstrip("/") or "/"
+
+
 Key = Annotated[str, AfterValidator(_as_value_error(check_key))]
 Ocid = Annotated[str, AfterValidator(_as_value_error(check_model_id))]
 
@@ -112,10 +117,15 @@ class ServerConfig(_Frozen):
     port: int = Field(default=8080, ge=0, le=65535)
     health_port: int | None = Field(default=None, ge=1, le=65535)
     """Where `/health` answers too, when the platform probes another port."""
-    health_path: str | None = Field(default=None, pattern=r"^/[\w./-]*$")
+    health_path: Annotated[str, AfterValidator(_without_last_slash)] | None = Field(
+        default=None, pattern=r"^/[\w./-]*$"
+    )
     """Another path that answers as `/health` does."""
     predict_endpoint: PredictEndpoint | None = None
     """What `/predict` means; None: `messages` in the body means chat, else completions."""
+    unknown_parameters: Literal["refuse", "ignore"] | None = None
+    """What a body's parameters that vLLM does not know are; None: refused on vLLM's own paths,
+    ignored on `/predict` and below, whose clients send what other servers take."""
     max_body_bytes: int = Field(default=10 * 1024 * 1024, ge=1024)
     max_artifact_bytes: int = Field(default=64 * 1024**3, ge=1024)
     """How large an uploaded artifact of a model or group may be."""

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NewType, Protocol
+from urllib.parse import quote, unquote
 
 from stacked.errors import GroupInvalid, KeyInvalid, KeyTooLong
 
@@ -23,7 +24,8 @@ MAX_KEY_LENGTH = 32
 MAX_MEMBERS = 500
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+@-]*")
+_PERCENT_CODED = re.compile(r"%[0-9A-Fa-f]{2}")
+_ASCII = bytes(range(0x20, 0x7F)).decode()
 _MODEL_ID = re.compile(r"ocid1\.[a-z0-9]+\.[A-Za-z0-9._-]+")
 
 
@@ -58,23 +60,52 @@ def check_model_id(text: str) -> ModelId:
 def check_key(text: str) -> str:
     """Return `text` if it may be an inference key, else raise KeyTooLong or KeyInvalid.
 
-    At most 32 characters (the limit of the service whose contract this is). Letters, digits and
-    `. _ : + @ -`, so that a key is safe in a header, a URL path and a metric label. A key may not
-    look like an OCID: it would be ambiguous with another member's model id.
+    At most 32 characters (the limit of the service whose contract this is), of any script: what a
+    header, a URL path, a JSON body and a metric label can all carry without becoming another key.
+    A key may not look like an OCID: it would be ambiguous with another member's model id.
     """
     if len(text) > MAX_KEY_LENGTH:
         raise KeyTooLong(
             f"inference key {text[:MAX_KEY_LENGTH]!r}… has {len(text)} characters; "
             f"at most {MAX_KEY_LENGTH} are allowed"
         )
-    if not _KEY.fullmatch(text):
-        raise KeyInvalid(
-            f"inference key {text!r} is not valid; use letters, digits and . _ : + @ -, "
-            "beginning with a letter or digit"
-        )
-    if text.startswith("ocid1."):
-        raise KeyInvalid(f"inference key {text!r} looks like an OCID; choose another key")
+    if fault := _fault_of_key(text):
+        raise KeyInvalid(f"inference key {text!r} {fault}; choose another key")
     return text
+
+
+def _fault_of_key(text: str) -> str | None:
+    if not text or text != text.strip():
+        return "is empty, or begins or ends with a space, which headers lose"
+    if not text.isprintable():
+        return "has a control, formatting or line character, or a space other than ' '"
+    if _PERCENT_CODED.search(text):
+        return "has a % and two hex digits, which a header or a path would decode"
+    if not {"", ".", ".."}.isdisjoint(text.split("/")):
+        return "has an empty part, . or .. between its slashes, which paths lose"
+    if text.startswith("ocid1."):
+        return "looks like an OCID"
+    if not text.isascii() and name_from_bytes(_in_latin1(text)) not in ("", text):
+        return "reads as another key where it is sent in Latin-1"
+    return None
+
+
+def name_from_bytes(raw: bytes) -> str:
+    """The key or model id that stands in a header or a path: percent-coded, UTF-8 or Latin-1."""
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError:
+        text = raw.decode("latin-1")
+    return unquote(text)
+
+
+def header_form(name: str) -> str:
+    """A key as a header carries it: as it is where it is ASCII, else percent-coded UTF-8."""
+    return quote(name, safe=_ASCII)
+
+
+def _in_latin1(text: str) -> bytes:
+    return text.encode("latin-1") if max(text) < "\u0100" else b""
 
 
 @dataclass(frozen=True, slots=True)

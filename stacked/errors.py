@@ -39,17 +39,21 @@
     │   ├── DigestMismatch         an upload that is not the adapter it was announced as
     │   └── StoreDamaged           a stored copy no longer matches its digest
     ├── RoutingError               which adapter a request means
-    │   ├── KeyUnknown, KeyTooLong, KeyInvalid
+    │   ├── KeyTooLong, KeyInvalid
+    │   ├── KeyUnknown
+    │   │   └── KeyRemoved         just removed: old requests finish, new ones are refused
     │   ├── KeyConflict            header and body, or two headers, name different models
-    │   ├── KeyDraining            being removed: old requests finish, new ones are refused
+    │   ├── DrainExpired           its model was replaced, and it outlasted the drain deadline
     │   └── KeyInUse               an operation on a key or model that is already there
     ├── RequestError               a request that is wrong before any model is asked
     │   ├── BodyInvalid            not JSON, or not an object
     │   ├── BodyTooLarge           over the payload limit
+    │   ├── EncodingUnsupported    a content coding that is not taken
     │   ├── LengthRequired         an upload that does not say how long it is
     │   ├── RangeInvalid           a part of an artifact that it does not have
     │   ├── NotOffered             an operation of OCI's that needs what is not here, by name
     │   ├── ParameterInvalid       a parameter of the wrong type or unknown
+    │   ├── ParameterUnsupported   a parameter that would change the answer, and that vLLM ignores
     │   ├── NotAllowed             an administrative operation that this server does not take
     │   ├── NotAuthenticated       not signed, or not by a key that is known here
     │   └── InvalidatedRetryToken  a retry token that was used for something else
@@ -259,8 +263,12 @@ class KeyConflict(RoutingError):
     code = "KeyConflict"
 
 
-class KeyDraining(RoutingError):
-    code = "KeyDraining"
+class KeyRemoved(KeyUnknown):
+    code = "KeyRemoved"
+
+
+class DrainExpired(RoutingError):
+    code = "DrainExpired"
 
 
 class KeyInUse(RoutingError):
@@ -279,6 +287,10 @@ class BodyTooLarge(RequestError):
     code = "BodyTooLarge"
 
 
+class EncodingUnsupported(RequestError):
+    code = "EncodingUnsupported"
+
+
 class LengthRequired(RequestError):
     code = "LengthRequired"
 
@@ -293,6 +305,10 @@ class NotOffered(RequestError):
 
 class ParameterInvalid(RequestError):
     code = "ParameterInvalid"
+
+
+class ParameterUnsupported(RequestError):
+    code = "ParameterUnsupported"
 
 
 class NotAllowed(RequestError):

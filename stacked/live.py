@@ -146,7 +146,7 @@ class Live:
         """Resolve the names of a request (place -> key or model id) and lease what they mean.
 
         `end` is called when the drain deadline has passed and the request still runs. Raises
-        KeyUnknown, KeyConflict, KeyDraining.
+        KeyUnknown, KeyConflict.
         """
         route = self.routing.resolve_all(names)
         # A route's adapter is what must outlive the request; the base always does.

@@ -7,9 +7,12 @@ requests or engines; callers tell it numbers.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
 
 # Every update brings new digests: the series of those unused for longest are dropped beyond this.
 MOST_SERIES = 2000
@@ -101,3 +104,58 @@ def _remove(metric: Counter | Gauge | Histogram, labels: tuple[str, ...]) -> Non
         metric.remove(*labels)
     except KeyError:  # nothing was counted under these
         return
+
+
+LORA_INFO = "vllm:lora_requests_info"
+_LORA_LABELS = ("running_lora_adapters", "waiting_lora_adapters")
+Names = Callable[[], Mapping[str, Sequence[str]]]
+
+
+class LoraInfo(Collector):
+    """vLLM's gauge of the adapters with requests, in which they have their inference keys.
+
+    Gateways route by it (Gateway API Inference Extension, AIBrix). The engine's name of an adapter
+    is `<digest>.<number>`; a digest under several keys is told by all of them, one that is not
+    served any more by none. vLLM sets a series for each combination to the time, and readers take
+    the newest: only that one is told, and the others are let go.
+    """
+
+    def __init__(self, gauge: Any, names: Names) -> None:
+        self._gauge = gauge
+        self._names = names
+        self._name = LORA_INFO  # vLLM unregisters its own by this before it starts another engine
+
+    def describe(self) -> Any:
+        """What the registry files it under, without asking who is served."""
+        return self._gauge.describe()
+
+    def collect(self) -> Iterator[Metric]:
+        names = self._names()
+        for family in self._gauge.collect():
+            newest = max(family.samples, key=lambda sample: sample.value, default=None)
+            for sample in family.samples:
+                if sample is not newest:
+                    _remove(self._gauge, tuple(sample.labels[n] for n in self._gauge._labelnames))
+            if newest is not None:
+                told = {label: _keys(newest.labels[label], names) for label in _LORA_LABELS}
+                family.samples = [newest._replace(labels={**newest.labels, **told})]
+            yield family
+
+
+def name_adapters(names: Names) -> None:
+    """Tell the adapters of vLLM's gauge by inference key from now on: digest -> keys.
+
+    Nothing where vLLM keeps no statistics, and so has no such gauge.
+    """
+    gauge: Any = REGISTRY._names_to_collectors.get(LORA_INFO)
+    if gauge is None:
+        return
+    REGISTRY.unregister(gauge)
+    REGISTRY.register(LoraInfo(getattr(gauge, "_gauge", gauge), names))
+
+
+def _keys(adapters: str, names: Mapping[str, Sequence[str]]) -> str:
+    """The keys of a list such as `sha256:….3,sha256:….7`; a comma in a key is told as `%2C`."""
+    digests = (each.rpartition(".")[0] for each in adapters.split(","))
+    found = (key.replace(",", "%2C") for digest in digests for key in names.get(digest, ()))
+    return ",".join(dict.fromkeys(found))

@@ -194,7 +194,7 @@ class Service:
         """Resolve the names a request gave (place -> key or model id) and lease what they mean.
 
         No name means the base; `end` is called when the request must end at once. Raises NotReady,
-        EngineDead, KeyUnknown, KeyConflict, KeyDraining.
+        EngineDead, KeyUnknown, KeyConflict.
         """
         return self.live.admit(names, end)
 

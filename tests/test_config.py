@@ -101,7 +101,7 @@ def test_what_is_a_path_and_what_a_name(tmp_path: Path, text: str, meant: str) -
             f"base: {{model: m}}\ngroup: {{members: [{{source: a, key: {'k' * 33}}}]}}",
             ["group.members[0].key", "33 characters", "32"],
         ),
-        ("base: {model: m, key: 'a b'}", ["base.key", "not valid"]),
+        ("base: {model: m, key: ' a'}", ["base.key", "a space"]),
         ("base: {model: m, id: x}", ["base.id", "not an OCID"]),
         ("base: {model: m}\nbase: {model: n}", ["stands twice", "line 2"]),
         ("base: [", ["not valid YAML"]),

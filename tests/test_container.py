@@ -157,7 +157,7 @@ def test_served_model_name_may_give_both(deployment: Deployment) -> None:
     ("names", "words"),
     [
         ("one two", "two names of one kind"),
-        ("meta-llama/Llama", "not valid"),
+        ("meta-llama//Llama", "empty part"),
         ("k" * 33, "33 characters"),
         ("ocid1.", "not an OCID"),
     ],
@@ -187,7 +187,7 @@ def test_keys_are_given_to_members_and_to_the_base(deployment: Deployment) -> No
         ("{", "not valid JSON"),
         ("[]", "expected a JSON object"),
         ('{"sql": "none"}', "not an OCID"),
-        ('{"a b": "ocid1.x.oc1.y"}', "not valid"),
+        ('{"a%20b": "ocid1.x.oc1.y"}', "two hex digits"),
         ('{"gone": "ocid1.x.oc1.gone"}', "'gone' (ocid1.x.oc1.gone)"),
         (f'{{"a": "{BASE}", "b": "{BASE}"}}', "one inference key"),
     ],

@@ -21,7 +21,7 @@ from stacked.errors import (
     CanaryFailed,
     EngineError,
     EngineLoadFailed,
-    KeyDraining,
+    KeyRemoved,
     KeyUnknown,
     StackedError,
     StoreDamaged,
@@ -190,7 +190,7 @@ async def test_removed_key_drains_and_is_then_unknown(engine: FakeEngine) -> Non
     lease = live.admit({"key": "b"}).lease
     updating = asyncio.create_task(live.update(BASE, (member("a", 1),), Notes()))
     await switched(live)
-    with pytest.raises(KeyDraining):
+    with pytest.raises(KeyRemoved):
         live.admit({"key": "b"})
     lease.release()
     await updating

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from prometheus_client import REGISTRY
+from prometheus_client import REGISTRY, Gauge, generate_latest
 
 from stacked import metrics
 
@@ -39,3 +39,23 @@ def test_series_of_digests_unused_for_longest_are_dropped(monkeypatch: pytest.Mo
         metrics.request_ended("many", digest, 404)
     assert value("stacked_requests_total", key="many", digest="one", status="4xx") is None
     assert value("stacked_requests_total", key="many", digest="five", status="4xx") == 1
+
+
+def test_adapters_of_vllms_gauge_are_told_by_key_and_only_those_of_now() -> None:
+    labels = ["max_lora", "waiting_lora_adapters", "running_lora_adapters"]
+    gauge = Gauge(metrics.LORA_INFO, "vLLM's", labels)
+    served = {"sha256:aa": ["sql", "sql, too"], "sha256:bb": ["triage"]}
+    metrics.name_adapters(lambda: served)
+    assert REGISTRY.get_sample_value(metrics.LORA_INFO) is None, "nothing was asked yet"
+    gauge.labels("4", "", "sha256:bb.2").set(10)
+    gauge.labels("4", "sha256:bb.2", "sha256:aa.1,sha256:aa.9,sha256:gone.3").set(11)
+    text = generate_latest(REGISTRY).decode()
+    (line,) = [each for each in text.splitlines() if each.startswith(metrics.LORA_INFO + "{")]
+    told = {"running_lora_adapters": "sql,sql%2C too", "waiting_lora_adapters": "triage"}
+    assert REGISTRY.get_sample_value(metrics.LORA_INFO, {"max_lora": "4", **told}) == 11, line
+    assert len(gauge.collect()[0].samples) == 1, "what is old is let go"
+    # Another engine: vLLM takes off what begins with its name, and makes a gauge of its own.
+    for collector in list(REGISTRY._collector_to_names):
+        if getattr(collector, "_name", "").startswith("vllm:"):
+            REGISTRY.unregister(collector)
+    REGISTRY.unregister(Gauge(metrics.LORA_INFO, "vLLM's", labels))

@@ -8,47 +8,58 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
+from urllib.parse import quote
 
-from starlette.datastructures import Headers, MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.datastructures import Headers
+from starlette.routing import Match
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from stacked import metrics
 from stacked.api import request_ids
-from stacked.api.bodies import ClientGone, Cut, parse_object, read_body, replay, with_fields
-from stacked.api.control.answers import PREFIX, oci_code
-from stacked.api.errors import (
-    INTERNAL,
-    INTERNAL_CODE,
-    openai_body,
-    plain_body,
-    status_of,
-    to_plain,
+from stacked.api.bodies import (
+    ClientGone,
+    Cut,
+    again,
+    decode,
+    parse_object,
+    read_body,
+    replay,
+    with_fields,
 )
-from stacked.api.gate import Gate
+from stacked.api.control.answers import PREFIX, is_control, oci_code
+from stacked.api.errors import INTERNAL, INTERNAL_CODE, not_served, to_openai, to_plain
+from stacked.api.gate import Gate, is_upload
+from stacked.api.names import MODEL_HEADERS, names_of
+from stacked.api.replies import Reshaped, Tagged, respond_error
 from stacked.api.targets import (
     Target,
+    app_path,
+    canonical,
     inner_path,
+    is_card,
     is_open,
     is_plain,
     model_target,
     predict_path,
 )
-from stacked.core import short
+from stacked.core import header_form, short
 from stacked.engine.engine import Loaded
-from stacked.engine.openai import Selection, known_parameters, selected
-from stacked.errors import KeyDraining, ParameterInvalid, StackedError
+from stacked.engine.openai import Selection, selected
+from stacked.engine.parameters import INFORMATIVE, UNREAD, is_unread, known_parameters
+from stacked.errors import DrainExpired, ParameterInvalid, ParameterUnsupported, StackedError
 from stacked.groups.routing import Route
 from stacked.service import Service
 
 logger = logging.getLogger("stacked.api")
 
 _TRUE = frozenset({"true", "1", "yes"})
+# Admission has read these; the engine's app must not read them once more.
+_SAGEMAKER = frozenset(name.encode() for name in MODEL_HEADERS if name.startswith("x-amzn-"))
 
 
 class FrontDoor:
@@ -59,31 +70,36 @@ class FrontDoor:
         self._service = service
         self._ours = ours
         self._gate = gate
-        self._known: Mapping[str, frozenset[str]] | None = None
+        self._known: tuple[Any, Mapping[str, frozenset[str]]] = (None, {})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http":  # no WebSocket of vLLM's is open; ours has none
             await self._ours(scope, receive, send)
             return
         headers = Headers(scope=scope)
         id = request_ids.begin(headers.get(request_ids.HEADER))
-        tagged = _Tagged(send, {request_ids.HEADER: id})
-        method, path = scope["method"], scope["path"]
-        if path.startswith("//"):  # an SDK whose endpoint ends in a slash
-            path = scope["path"] = "/" + path.lstrip("/")
-        deployment, path = inner_path(path)
-        scope["path"] = path
-        target = model_target(method, path)
+        tagged = Tagged(send, {request_ids.HEADER: id})
+        raw: bytes = scope.get("raw_path") or quote(scope["path"]).encode()
+        method = scope["method"]
+        deployment, path, below = inner_path(canonical(raw.decode("latin-1")))
+        # A copy, because the server under us must go on seeing a HEAD as one.
+        scope = {**scope, "path": app_path(path)}
+        target = model_target(method, path, below)
         plain = target.plain if target else is_plain(path)
         try:
             if self._gate is not None:
-                receive = await self._gate.admit(scope, receive)
+                receive = await self._gate.admit(scope, receive, deployment=deployment)
             if deployment is not None:
                 self._service.check_served(deployment)
+            scope, receive = await self._decoded(scope, receive)
             if target is not None:
-                await self._run_model(target, headers, scope, receive, tagged)
-            elif is_open(method, path):
-                await self._vllm(scope, receive, tagged)
+                await self._run_model(target, scope, receive, tagged)
+                return
+            if method == "HEAD" and not is_control(path):  # whose artifacts answer it themselves
+                scope["method"] = "GET"
+            if is_open(method, path) and not (is_card(path) and scope["method"] == "GET"):
+                out = tagged if plain else _in_openai_shape(tagged, method, path)
+                await self._vllm(scope, receive, out)
             else:
                 await self._ours(scope, receive, tagged)
         except ClientGone:
@@ -100,33 +116,48 @@ class FrontDoor:
             logger.exception("%s %s failed", method, path)
             await respond_error(StackedError(INTERNAL), plain, tagged, INTERNAL_CODE)
 
+    async def _decoded(self, scope: Scope, receive: Receive) -> tuple[Scope, Receive]:
+        """The request without its content coding. What was signed is the body as it was sent."""
+        headers = Headers(scope=scope)
+        coding = ",".join(headers.getlist("content-encoding"))
+        if not coding or is_upload(scope["method"], scope["path"]):
+            return scope, receive
+        limit = self._service.config.server.max_body_bytes
+        body = decode(await read_body(receive, limit, headers.get("content-length")), coding, limit)
+        kept = _without(scope["headers"], b"content-encoding", b"content-length")
+        length = (b"content-length", str(len(body)).encode())
+        return {**scope, "headers": [*kept, length]}, again(body, receive)
+
     async def _run_model(
-        self, target: Target, headers: Headers, scope: Scope, receive: Receive, send: _Tagged
+        self, target: Target, scope: Scope, receive: Receive, send: Tagged
     ) -> None:
+        headers = Headers(scope=scope)
         limit = self._service.config.server.max_body_bytes
         body = await read_body(receive, limit, headers.get("content-length"))
         tree = parse_object(body) if body else {}
         cut = Cut()
-        admission = self._service.admit(_names(target, headers, tree), cut.ask)
+        names = names_of(target.model, scope["headers"], tree)
+        admission = self._service.admit(names, cut.ask)
         route = admission.route
         with admission.lease, _counted(route, send) as labels:
             send.headers |= _route_headers(route)
-            path = target.path or predict_path(tree, self._service.predict_endpoint)
-            self._check_parameters(path, tree)
-            body = _body_for_vllm(body, tree, target, headers, route)
+            path = self._path(target, headers, tree)
+            known = self._parameters(path)
+            self._check_parameters(path, tree, known, lenient=target.oci)
+            streams = known is None or "stream" in known
+            body = _body_for_vllm(body, tree, target, headers, route, streams)
             send.cut = cut
-            out: Send = _PlainErrors(send) if target.plain else send
             inner = {
                 **scope,
                 "path": path,
                 "raw_path": path.encode(),
-                "headers": _inner_headers(scope["headers"], len(body), target.plain),
+                "headers": _inner_headers(scope["headers"], len(body), target.oci),
             }
             token = selected.set(
                 Selection(route.label, route.handle, partial(metrics.tokens, *labels))
             )
             try:
-                await self._vllm(inner, replay(body, receive, cut), out)
+                await self._vllm(inner, replay(body, receive, cut), _shaped(send, target, path))
             finally:
                 selected.reset(token)
             if cut.asked and not send.ended:
@@ -135,37 +166,63 @@ class FrontDoor:
     async def _vllm(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._service.openai_app(scope, receive, send)
 
-    def _check_parameters(self, path: str, tree: Mapping[str, Any]) -> None:
-        if self._known is None:
-            self._known = known_parameters(self._service.openai_app)
-        known = self._known.get(path)
+    def _path(self, target: Target, headers: Headers, tree: dict[str, Any]) -> str:
+        """The path of vLLM's app: the request's own, the header `route`'s, or the body's.
+
+        Raises ParameterInvalid for a `route` that is none, or not the path's.
+        """
+        named = {route.strip() for route in headers.getlist("route")} if target.oci else set()
+        for route in named:
+            found = model_target("POST", route)
+            if found is None or found.path is None or not self._takes_post(route):
+                raise ParameterInvalid(
+                    f"header route: {route[:80]!r} is not an endpoint that runs a model here; "
+                    "send one such as /v1/chat/completions, or leave the header out"
+                )
+        paths = named | ({target.path} if target.path else set())
+        if len(paths) > 1:
+            raise ParameterInvalid(f"header route and path differ: {' and '.join(sorted(paths))}")
+        return paths.pop() if paths else predict_path(tree, self._service.predict_endpoint)
+
+    def _takes_post(self, path: str) -> bool:
+        scope = {"type": "http", "method": "POST", "path": path, "root_path": "", "headers": []}
+        routes = self._service.openai_app.routes
+        return any(route.matches(scope)[0] is Match.FULL for route in routes)
+
+    def _parameters(self, path: str) -> frozenset[str] | None:
+        """What vLLM's app knows at a path; None where it does not say."""
+        app = self._service.openai_app
+        if self._known[0] is not app:
+            self._known = (app, known_parameters(app))
+        return self._known[1].get(path)
+
+    def _check_parameters(
+        self, path: str, tree: Mapping[str, Any], known: frozenset[str] | None, *, lenient: bool
+    ) -> None:
+        for name, value in tree.items():
+            if is_unread(path, name, value):
+                raise ParameterUnsupported(
+                    f"parameter {name!r} has no effect in vLLM, so that the answer would not be "
+                    f"the one that is asked for; leave it out (got {value!r:.80})"
+                )
         if known is None:
             return
-        for name in tree:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise ParameterInvalid(f"unknown parameter {name[:80]!r}{hint}")
-
-
-def _names(target: Target, headers: Headers, tree: Mapping[str, Any]) -> dict[str, str]:
-    """Every place where a request names its model: place -> name."""
-    names: dict[str, str] = {}
-    for header in ("model-key", "model-ocid"):
-        for at, value in enumerate(headers.getlist(header)):
-            names[f"header {header}" + (f" ({at + 1})" if at else "")] = value.strip()
-    if target.model is not None:
-        names["path"] = target.model
-    model = tree.get("model")
-    if model is not None:
-        if not isinstance(model, str):
-            raise ParameterInvalid(f"model must be a string, not {type(model).__name__}")
-        names["body model"] = model
-    return names
+        unknown = tree.keys() - known - UNREAD.keys() - INFORMATIVE
+        asked = self._service.config.server.unknown_parameters
+        if not unknown:
+            return
+        if lenient if asked is None else asked == "ignore":
+            told = ", ".join(f"{name:.40}" for name in sorted(unknown)[:8])
+            logger.info("%s: ignored %d unknown parameters: %s", path, len(unknown), told)
+            return
+        name = min(unknown)
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ParameterInvalid(f"unknown parameter {name[:80]!r}{hint}")
 
 
 @contextlib.contextmanager
-def _counted(route: Route[Loaded], send: _Tagged) -> Iterator[tuple[str, str]]:
+def _counted(route: Route[Loaded], send: Tagged) -> Iterator[tuple[str, str]]:
     """Count a request by the key it used and the content it got, however it ends."""
     labels = (route.label, short(route.digest) if route.digest else "base")
     began = time.perf_counter()
@@ -178,22 +235,46 @@ def _counted(route: Route[Loaded], send: _Tagged) -> Iterator[tuple[str, str]]:
         metrics.request_ended(*labels, send.status)
 
 
-def _overdue(route: Route[Loaded]) -> KeyDraining:
-    return KeyDraining(
+def _overdue(route: Route[Loaded]) -> DrainExpired:
+    return DrainExpired(
         f"model {route.label!r} was replaced, and this request outlasted the drain deadline; "
         "send it again"
     )
 
 
+def _shaped(send: Send, target: Target, path: str) -> Send:
+    """`send` for vLLM's app: its errors in the shape of this surface."""
+    if target.plain:
+        return Reshaped(send, to_plain, bare=True)
+    return _in_openai_shape(send, "POST", path, bare=target.oci)
+
+
+def _in_openai_shape(send: Send, method: str, path: str, *, bare: bool = False) -> Send:
+    if path.startswith("/v2/"):  # Cohere's, with a shape of its own
+        return send
+
+    def shape(body: bytes, status: int) -> bytes:
+        return to_openai(body, status, not_served(method, path, status))
+
+    return Reshaped(send, shape, bare=bare)
+
+
 def _body_for_vllm(
-    body: bytes, tree: dict[str, Any], target: Target, headers: Headers, route: Route[Loaded]
+    body: bytes,
+    tree: dict[str, Any],
+    target: Target,
+    headers: Headers,
+    route: Route[Loaded],
+    streams: bool,
 ) -> bytes:
+    """The body with the model and the stream that other places than the body ask for."""
     if not tree:
         return body
     fields: dict[str, Any] = {}
     if tree.get("model") is None:
         fields["model"] = route.label
-    if target.plain and (target.stream or headers.get("enable-streaming", "").lower() in _TRUE):
+    asked = target.oci and headers.get("enable-streaming", "").lower() in _TRUE
+    if streams and (target.stream or asked):
         fields["stream"] = True
     return with_fields(body, tree, fields)
 
@@ -204,116 +285,22 @@ def _route_headers(route: Route[Loaded]) -> dict[str, str]:
         "model-digest": route.digest or "base",
         "model-generation": str(route.generation),
     }
-    return headers | ({"model-key": route.key} if route.key else {})
+    return headers | ({"model-key": header_form(route.key)} if route.key else {})
 
 
 def _inner_headers(
-    headers: list[tuple[bytes, bytes]], length: int, plain: bool
+    headers: list[tuple[bytes, bytes]], length: int, oci: bool
 ) -> list[tuple[bytes, bytes]]:
     """The request's headers for a body that is whole: a length, and no transfer coding.
 
     On `/predict` a body that parsed is JSON, whatever a plain `curl -d` called it; on `/v1` vLLM's
     own rule holds.
     """
-    dropped = {b"content-length", b"transfer-encoding"} | ({b"content-type"} if plain else set())
-    kept = [pair for pair in headers if pair[0] not in dropped]
+    dropped = [b"content-length", b"transfer-encoding", *_SAGEMAKER]
+    kept = _without(headers, *dropped, *([b"content-type"] if oci else []))
     kept.append((b"content-length", str(length).encode()))
-    return [*kept, (b"content-type", b"application/json")] if plain else kept
+    return [*kept, (b"content-type", b"application/json")] if oci else kept
 
 
-class _Tagged:
-    """A `send` that adds headers to the response, and can put an end of its own to it."""
-
-    def __init__(self, send: Send, headers: dict[str, str]) -> None:
-        self._send = send
-        self.headers = headers
-        self.started = False
-        self.ended = False
-        self.status: int | None = None
-        self.first_body: float | None = None
-        self.cut: Cut | None = None
-
-    async def __call__(self, message: Message) -> None:
-        if self.cut is not None and self.cut.asked:
-            return  # what comes now is vLLM's word to a client that it takes for gone
-        if message["type"] == "http.response.start":
-            self.started = True
-            self.status = message["status"]
-            headers = MutableHeaders(raw=list(message["headers"]))
-            for name, value in self.headers.items():
-                headers[name] = value
-            message = {**message, "headers": headers.raw}
-        else:
-            if self.first_body is None:
-                self.first_body = time.perf_counter()
-            self.ended = not message.get("more_body", False)
-        await self._send(message)
-
-    async def cut_off(self, error: StackedError, plain: bool) -> None:
-        """End a response that was cut: with an error event, or as an error where none has begun."""
-        self.cut = None
-        if not self.started:
-            await respond_error(error, plain, self)
-            return
-        shaped = openai_body(error.code, str(error), status_of(error))
-        event = f"data: {json.dumps(shaped)}\n\n".encode()
-        await self({"type": "http.response.body", "body": event, "more_body": False})
-
-
-class _PlainErrors:
-    """A `send` that turns vLLM's error bodies into the plain shape, and bares event streams.
-
-    The OCI SDK takes a stream for one only when its content type is exactly `text/event-stream`.
-    """
-
-    def __init__(self, send: Callable[[Message], Awaitable[None]]) -> None:
-        self._send = send
-        self._held: Message | None = None
-        self._parts: list[bytes] = []
-
-    async def __call__(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            if message["status"] >= 400:
-                self._held = message
-                return
-            headers = MutableHeaders(raw=list(message["headers"]))
-            if headers.get("content-type", "").startswith("text/event-stream"):
-                headers["content-type"] = "text/event-stream"
-            await self._send({**message, "headers": headers.raw})
-            return
-        if self._held is None:
-            await self._send(message)
-            return
-        self._parts.append(message.get("body", b""))
-        if message.get("more_body", False):
-            return
-        status = self._held["status"]
-        body = to_plain(b"".join(self._parts), status)
-        await _send_json(self._send, status, body)
-
-
-async def respond_error(
-    error: StackedError, plain: bool, send: Send, code: str | None = None
-) -> None:
-    """Answer with an error of ours in the shape of the surface it happened on.
-
-    `code`: what that surface calls it, where that is not the error's own code.
-    """
-    status = status_of(error)
-    if status >= 500:
-        logger.warning("%s: %s", error.code, error)
-    shaped = plain_body(code or error.code, str(error))
-    if not plain:
-        shaped = openai_body(code or error.code, str(error), status)
-    await _send_json(send, status, json.dumps(shaped, ensure_ascii=False).encode())
-
-
-async def _send_json(send: Send, status: int, body: bytes) -> None:
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-    ]
-    if status == 401:  # HTTP wants to be told what would do
-        headers.append((b"www-authenticate", b'Signature version="1"'))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+def _without(headers: list[tuple[bytes, bytes]], *names: bytes) -> list[tuple[bytes, bytes]]:
+    return [pair for pair in headers if pair[0].lower() not in names]

@@ -7,13 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
 from pydantic_core import from_json
 from starlette.types import Message, Receive
 
-from stacked.errors import BodyInvalid, BodyTooLarge
+from stacked.errors import BodyInvalid, BodyTooLarge, EncodingUnsupported
+
+# zlib's word for a gzip header, for a zlib header, and for none: "deflate" means either.
+_GZIP, _ZLIB, _RAW = 31, 15, -15
+# Each member costs a copy of what follows it; clients write one.
+_MOST_MEMBERS = 16
+_CODINGS = {"gzip": (_GZIP,), "x-gzip": (_GZIP,), "deflate": (_ZLIB, _RAW)}
 
 
 class ClientGone(Exception):
@@ -37,6 +44,43 @@ async def read_body(receive: Receive, limit: int, declared: str | None) -> bytes
         parts.append(part)
         if not message.get("more_body", False):
             return b"".join(parts)
+
+
+def decode(body: bytes, coding: str, limit: int) -> bytes:
+    """What a body is without its content coding, at most `limit` bytes.
+
+    Raises EncodingUnsupported for what is neither gzip nor deflate, BodyInvalid where the body is
+    not coded so, and BodyTooLarge as soon as it is.
+    """
+    name = coding.strip().lower()
+    if name in ("", "identity") or not body:
+        return body
+    if name not in _CODINGS:
+        raise EncodingUnsupported(
+            f"content-encoding {coding[:80]!r} is not taken; send gzip, deflate, or none"
+        )
+    for window in _CODINGS[name]:
+        try:
+            return _inflate(body, window, limit)
+        except zlib.error:
+            continue
+    raise BodyInvalid(f"content-encoding is {name}, and the body is not {name}")
+
+
+def _inflate(body: bytes, window: int, limit: int) -> bytes:
+    """Every member of a coded body, one after the other. Raises zlib.error."""
+    found = b""
+    for _ in range(_MOST_MEMBERS):
+        member = zlib.decompressobj(window)
+        found += member.decompress(body, limit + 1 - len(found))
+        if len(found) > limit:
+            raise _too_large(limit)
+        if not member.eof:
+            raise zlib.error("cut short")
+        body = member.unused_data
+        if not body:
+            return found
+    raise zlib.error("too many members")
 
 
 def parse_object(body: bytes) -> dict[str, Any]:

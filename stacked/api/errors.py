@@ -26,10 +26,11 @@ STATUS: dict[type[errors.StackedError], int] = {
     errors.StoreDamaged: 500,
     errors.RoutingError: 400,
     errors.KeyUnknown: 404,
-    errors.KeyDraining: 409,
+    errors.DrainExpired: 409,
     errors.KeyInUse: 409,
     errors.RequestError: 400,
     errors.BodyTooLarge: 413,
+    errors.EncodingUnsupported: 415,
     errors.LengthRequired: 411,
     errors.RangeInvalid: 416,
     errors.NotOffered: 501,
@@ -88,6 +89,14 @@ def plain_body(code: str, message: str) -> dict[str, Any]:
     return {"code": code, "message": message}
 
 
+def not_served(method: str, path: str, status: int) -> str | None:
+    """The sentence for a path that is not there, or not for this verb; None for other statuses."""
+    return {
+        404: f"there is nothing at {method} {path}",
+        405: f"{method} is not for {path}",
+    }.get(status)
+
+
 def to_plain(body: bytes, status: int) -> bytes:
     """An error of vLLM's in our plain shape; what is not one of its errors is kept as message."""
     message, code = body.decode("utf-8", "replace"), None
@@ -98,5 +107,25 @@ def to_plain(body: bytes, status: int) -> bytes:
     except (ValueError, KeyError, TypeError, AttributeError):
         pass
     if not isinstance(code, str):
-        code = _PLAIN_CODES.get(status, "InternalServerError")
+        code = _code_of(status)
     return json.dumps(plain_body(code, message)).encode()
+
+
+def to_openai(body: bytes, status: int, said: str | None) -> bytes:
+    """An error of vLLM's app in OpenAI's shape: most are, and what its framework says is not.
+
+    `said` is our sentence for this status, in place of the framework's.
+    """
+    try:
+        tree = json.loads(body)
+    except ValueError:
+        tree = body.decode("utf-8", "replace")
+    if isinstance(tree, dict) and isinstance(tree.get("error"), dict):
+        return body
+    detail = tree.get("detail", tree) if isinstance(tree, dict) else tree
+    message = said or (detail if isinstance(detail, str) else json.dumps(detail))
+    return json.dumps(openai_body(_code_of(status), message, status)).encode()
+
+
+def _code_of(status: int) -> str:
+    return _PLAIN_CODES.get(status, "InternalServerError" if status >= 500 else "InvalidParameter")

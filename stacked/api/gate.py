@@ -58,15 +58,19 @@ class Gate:
         more = "" if count else "; `stacked keys create NAME --oci` makes one"
         return f"OCI signatures, {count} {'key' if count == 1 else 'keys'}{where}{more}"
 
-    async def admit(self, scope: Scope, receive: Receive) -> Receive:
+    async def admit(
+        self, scope: Scope, receive: Receive, *, deployment: str | None = None
+    ) -> Receive:
         """The `receive` to go on with; who has signed is left in the scope.
+
+        `deployment`: the one that the path is below. Who does not sign learns of none.
 
         `scope["path"]` has no doubled slash in front any more; what was signed is looked up in
         `raw_path` and `query_string`, which must be as they came. Raises NotAuthenticated,
         NotAllowed for a key that may not do this, and BodyTooLarge for what is no upload.
         """
         method, path = scope["method"], scope["path"]
-        if path in self._open and method in ("GET", "HEAD"):
+        if deployment is None and path in self._open and method in ("GET", "HEAD"):
             return receive
         upload = is_upload(method, path)
         headers: Headers = scope["headers"]

@@ -8,23 +8,34 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from typing import Annotated, Any
+from urllib.parse import unquote
 
 from fastapi import Body, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
+from pydantic import AfterValidator
 from starlette.exceptions import HTTPException
 
 from stacked.api.asked.adapters import LoadBody, LoadLoraBody, UnloadLoraBody
 from stacked.api.control import control_routes
 from stacked.api.control.answers import is_control, oci_code
-from stacked.api.errors import INTERNAL, INTERNAL_CODE, openai_body, plain_body, status_of
+from stacked.api.errors import (
+    INTERNAL,
+    INTERNAL_CODE,
+    not_served,
+    openai_body,
+    plain_body,
+    status_of,
+)
 from stacked.api.openapi import openapi_routes
 from stacked.api.targets import is_plain
 from stacked.config import ServerConfig, is_loopback
 from stacked.core import ModelId, check_key, check_model_id
+from stacked.engine.openai import model_card
 from stacked.errors import (
     BodyInvalid,
     KeyInvalid,
+    KeyUnknown,
     NotAllowed,
     ParameterInvalid,
     SourceNotFound,
@@ -32,15 +43,22 @@ from stacked.errors import (
 )
 from stacked.service import Service
 
+# A key or model id in a path; the front door has left the `/` and `%` in it coded.
+Name = Annotated[str, AfterValidator(unquote)]
+
 
 def create_routes(service: Service) -> FastAPI:
     """The app of everything that runs no model. Its errors have the shape of their path."""
-    app = FastAPI(title="Stacked", openapi_url=None, docs_url=None, redoc_url=None)
+    # The front door takes the slash off the end of paths; a redirect would lose the body of a POST.
+    app = FastAPI(
+        title="Stacked", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False
+    )
     app.exception_handler(StackedError)(_stacked_error)
     app.exception_handler(RequestValidationError)(_validation_error)
     app.exception_handler(HTTPException)(_http_error)
     app.exception_handler(Exception)(_internal_error)
     _health_routes(app, service)
+    _card_route(app, service)
     _model_routes(app, service)
     _lora_routes(app, service)
     control_routes(app, service, Depends(_runtime_updates(service.config.server)))
@@ -63,20 +81,30 @@ def _health_routes(app: FastAPI, service: Service) -> None:
     for path in sorted({"/health", "/ping", *([own] if own else [])}):
         app.get(path)(health)
 
-    @app.get("/models/{name}/health")
-    @app.get("/model/{name}/health")
-    async def model_health(name: str) -> dict[str, Any]:
+    @app.get("/models/{name:path}/health")
+    @app.get("/model/{name:path}/health")
+    async def model_health(name: Name) -> dict[str, Any]:
         routing = service.routing
         route = routing.resolve(name)
         return {"status": "healthy", "model": route.label, "generation": route.generation}
 
 
+def _card_route(app: FastAPI, service: Service) -> None:
+    @app.get("/v1/models/{name:path}")
+    async def card(name: Name) -> dict[str, Any]:
+        label = service.routing.resolve(name).label
+        found = await model_card(service.openai_app, label)
+        if found is None:  # it went between the two
+            raise KeyUnknown(f"no model is served under {name[:255]!r}")
+        return found
+
+
 def _model_routes(app: FastAPI, service: Service) -> None:
     allowed = Depends(_runtime_updates(service.config.server))
 
-    @app.post("/models/{name}", dependencies=[allowed])
-    @app.post("/model/{name}", dependencies=[allowed])
-    async def load(name: str, body: Annotated[LoadBody | None, Body()] = None) -> dict[str, Any]:
+    @app.post("/models/{name:path}", dependencies=[allowed])
+    @app.post("/model/{name:path}", dependencies=[allowed])
+    async def load(name: Name, body: Annotated[LoadBody | None, Body()] = None) -> dict[str, Any]:
         given = body or LoadBody()
         by_id = name.startswith("ocid1.")
         if not by_id and given.key not in (None, name):
@@ -95,9 +123,9 @@ def _model_routes(app: FastAPI, service: Service) -> None:
             "generation": route.generation,
         }
 
-    @app.delete("/models/{name}", dependencies=[allowed])
-    @app.delete("/model/{name}", dependencies=[allowed])
-    async def remove(name: str) -> JSONResponse:
+    @app.delete("/models/{name:path}", dependencies=[allowed])
+    @app.delete("/model/{name:path}", dependencies=[allowed])
+    async def remove(name: Name) -> JSONResponse:
         freed = await service.unload(name)
         status = "removed" if freed else "draining"
         return JSONResponse({"status": status}, status_code=200 if freed else 202)
@@ -187,11 +215,8 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     absent = "NotAuthorizedOrNotFound" if is_control(request.url.path) else "NotFound"
     codes = {404: absent, 405: "MethodNotAllowed"}
-    said = {
-        404: f"there is nothing at {request.method} {request.url.path}",
-        405: f"{request.method} is not for {request.url.path}",
-    }
-    message = said.get(error.status_code, str(error.detail))
+    said = not_served(request.method, request.scope["path"], error.status_code)
+    message = said or str(error.detail)
     code = codes.get(error.status_code, "Error")
     return _render(request, code, message, error.status_code, error.headers)
 

@@ -1,12 +1,14 @@
 """Where a request goes: which paths name a model, what they become, whose error shape they have.
 
-A table and pure functions; it must not read bodies or call anything.
+A table and pure functions over canonical paths (see `canonical`); it must not read bodies or call
+anything.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 from urllib.parse import unquote
 
 # Paths of vLLM's app whose POST body names a model.
@@ -16,21 +18,35 @@ _MODEL_PATHS = re.compile(
 )
 # Its other paths that are open to everyone. What is in neither list is administrative (pausing,
 # scaling, sleeping, aborting others' requests) and is not reachable.
-_OPEN_PATHS = re.compile(r"/(metrics/?|version|load|docs|docs/oauth2-redirect|redoc)")
+_OPEN_PATHS = re.compile(r"/(metrics|version|load|docs|docs/oauth2-redirect|redoc)")
 _LORA_PATHS = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
+_HEALTH_PATHS = frozenset({"/health", "/ping"})
 
-_PREDICT = re.compile(r"(?:/models?/(?P<model>[^/]+))?/(?P<verb>predict|predictWithResponseStream)")
+_STREAM = "predictWithResponseStream"
+_VERBS = f"predict|{_STREAM}"
+_PREDICT = re.compile(rf"(?:/models?/(?P<model>.+))?/(?P<verb>{_VERBS})")
+_OWN = re.compile(r"/(20190101|stacked)/")
+_CARD = re.compile(r"/v1/models/.+")
 
 # Deployments are called by OCIDs; the other names are first parts of paths of our own.
-_BELOW = re.compile(
-    r"/(?!(?:v1|v2|models?|predict|stacked|20190101)/)(?P<id>[^/]+)"
-    r"(?P<rest>/(?:predict|predictWithResponseStream)(?:/.*)?)"
+_OF_DEPLOYMENT = re.compile(
+    rf"/(?!(?:v1|v2|models?|{_VERBS}|stacked|20190101)/)(?P<id>[^/]+)(?P<rest>/(?:{_VERBS})(?:/.*)?)"
 )
+_BELOW_PREDICT = re.compile(rf"/(?P<verb>{_VERBS})(?P<rest>/.+)")
+
+
+class Inner(NamedTuple):
+    """A path without what OCI's deployments put in front of it."""
+
+    deployment: str | None
+    path: str
+    below: str | None = None
+    """The verb that the path stood below: `predict` or `predictWithResponseStream`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One request's way. `path` None: chosen from the body (`/predict`)."""
+    """One request's way. `path` None: chosen from the header `route` or the body (`/predict`)."""
 
     path: str | None
     model: str | None = None
@@ -39,44 +55,77 @@ class Target:
     """Whether the path itself asks for a stream."""
     plain: bool = False
     """Whether errors are `{"code", "message"}`; else OpenAI's."""
+    oci: bool = False
+    """Whether it is `/predict` or below it, with the headers and the leniency of OCI's clients."""
 
 
-def inner_path(path: str) -> tuple[str | None, str]:
+def canonical(raw: str) -> str:
+    """The path that was sent, each part decoded but for the `/` and `%` in it.
+
+    So one path has one form, and a `/` in a key is told from one between parts. A slash at the end
+    or doubled at the beginning means nothing.
+    """
+    return "/" + "/".join(map(_canonical_part, raw.strip("/").split("/")))
+
+
+def _canonical_part(part: str) -> str:
+    return unquote(part).replace("%", "%25").replace("/", "%2F") if "%" in part else part
+
+
+def app_path(path: str) -> str:
+    """The path as its app gets it: decoded where nothing in it is a name with a `/` of its own.
+
+    Only below a first part that stays what it is: what a path means is decided by its one form.
+    """
+    return unquote(path) if _OWN.match(path) else path
+
+
+def inner_path(path: str) -> Inner:
     """The deployment that a path is below, if any, and the path as it is without.
 
     What follows `/predict/` is a path of vLLM's own: `/{id}/predict/v1/models` is `/v1/models`.
     """
     deployment = None
-    if match := _BELOW.fullmatch(path):
+    if match := _OF_DEPLOYMENT.fullmatch(path):
         deployment, path = unquote(match["id"]), match["rest"]
-    if path.startswith("/predict/v1/"):
-        path = path.removeprefix("/predict")
-    return deployment, path
+    if (match := _BELOW_PREDICT.fullmatch(path)) and _is_below_predict(match["rest"]):
+        return Inner(deployment, match["rest"], match["verb"])
+    return Inner(deployment, path)
 
 
-def model_target(method: str, path: str) -> Target | None:
+def _is_below_predict(path: str) -> bool:
+    found = (_MODEL_PATHS.fullmatch(path), _OPEN_PATHS.fullmatch(path))
+    return any(found) or path in _HEALTH_PATHS
+
+
+def model_target(method: str, path: str, below: str | None = None) -> Target | None:
     """The target of a request that runs a model; None for every other request."""
     if method != "POST":
         return None
-    match = _PREDICT.fullmatch(path)
-    if match:
+    if match := _PREDICT.fullmatch(path):
         model = match["model"]
         return Target(
             path=None,
             model=unquote(model) if model else None,
-            stream=match["verb"] == "predictWithResponseStream",
+            stream=match["verb"] == _STREAM,
             plain=True,
+            oci=True,
         )
     if path not in _LORA_PATHS and _MODEL_PATHS.fullmatch(path):
-        return Target(path=path)
+        return Target(path=path, stream=below == _STREAM, oci=below is not None)
     return None
 
 
 def is_open(method: str, path: str) -> bool:
-    """Whether vLLM's app answers this request as it is."""
+    """Whether this reads what clients of models may read, and runs none."""
     if method not in {"GET", "HEAD", "OPTIONS"}:
         return False
     return path.startswith("/v1/") or _OPEN_PATHS.fullmatch(path) is not None
+
+
+def is_card(path: str) -> bool:
+    """Whether a path is of one served model, which vLLM's app does not have."""
+    return _CARD.fullmatch(path) is not None
 
 
 def predict_path(tree: dict[str, object], configured: str | None) -> str:
@@ -90,4 +139,4 @@ def predict_path(tree: dict[str, object], configured: str | None) -> str:
 
 def is_plain(path: str) -> bool:
     """Whose error shape a path has that runs no model."""
-    return not path.startswith("/v1/")
+    return path != "/v1" and not path.startswith("/v1/")

@@ -9,6 +9,7 @@ import json
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote
 
 import httpx
 
@@ -49,7 +50,7 @@ class Got:
     def head(self, headers: httpx.Headers) -> None:
         self.digest = headers.get("model-digest", "")
         self.generation = int(headers.get("model-generation", "0"))
-        self.key = headers.get("model-key", "")
+        self.key = unquote(headers.get("model-key", ""))
 
 
 def body(key: str, prompt: str, max_tokens: int) -> dict[str, Any]:

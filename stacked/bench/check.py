@@ -13,7 +13,7 @@ Tokens = tuple[int, ...]
 BASE = "base"
 """What the `model-digest` header says of an answer of the base."""
 
-_ABSENT = ("KeyUnknown", "KeyDraining")
+_ABSENT = ("KeyUnknown", "KeyRemoved", "DrainExpired")
 
 
 @dataclass(frozen=True, slots=True)

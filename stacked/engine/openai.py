@@ -19,8 +19,9 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
+from stacked import metrics
 from stacked.engine.chat import AdapterChat
 from stacked.engine.engine import Engine, Loaded
 from stacked.engine.messages import messages_follow_templates
@@ -101,6 +102,7 @@ async def build_openai_app(engine: Engine, models: Callable[[], Sequence[Served]
     _route_by_selection(app.state.openai_serving_models, models)
     messages = getattr(app.state, "anthropic_serving_messages", None)
     messages_follow_templates(messages, _own_chat)
+    metrics.name_adapters(lambda: _names_by_adapter(models()))
     # On a dead engine vLLM's error handler asks its server to exit; ours decides that itself.
     app.state.server = SimpleNamespace(should_exit=False)
     return app
@@ -151,44 +153,19 @@ def _root_logger_kept() -> Iterator[None]:
             handler.setLevel(level)
 
 
-def known_parameters(app: Any) -> dict[str, frozenset[str]]:
-    """The body parameters that each POST path of vLLM's app knows, by path.
-
-    vLLM reads unknown ones without a word, so that a misspelt `max_token` is never noticed. Only
-    what vLLM's own models and the OpenAI client's declare is known; paths whose body is not
-    declared are left out.
-    """
-    from openai.types.chat import completion_create_params as chat
-    from openai.types.completion_create_params import CompletionCreateParamsBase
-    from openai.types.responses.response_create_params import ResponseCreateParamsBase
-
-    clients = {
-        "/v1/chat/completions": chat.CompletionCreateParamsBase,
-        "/v1/completions": CompletionCreateParamsBase,
-        "/v1/responses": ResponseCreateParamsBase,
-    }
-    known = {}
-    for route in app.routes:
-        body = getattr(route, "body_field", None)
-        if body is None or "POST" not in route.methods:
-            continue
-        fields = _fields(body.field_info.annotation)
-        client = clients.get(route.path)
-        if fields:
-            extra = set(client.__annotations__) | {"stream"} if client else set()
-            known[route.path] = frozenset(fields | extra)
-    return known
-
-
-def _fields(annotation: Any) -> set[str]:
-    """Names and aliases of a pydantic model's fields, or of every model of a union."""
-    models = get_args(annotation) or (annotation,)
-    names: set[str] = set()
-    for model in models:
-        for name, field in getattr(model, "model_fields", {}).items():
-            aliases = (field.alias, field.validation_alias)
-            names |= {name, *(alias for alias in aliases if isinstance(alias, str))}
+def _names_by_adapter(rows: Sequence[Served]) -> dict[str, list[str]]:
+    """The inference keys of each served digest."""
+    names: dict[str, list[str]] = {}
+    for row in rows:
+        if row.parent is not None:
+            names.setdefault(row.root, []).append(row.name)
     return names
+
+
+async def model_card(app: Any, name: str) -> dict[str, Any] | None:
+    """The row of `/v1/models` that has this name, as vLLM tells it; None where there is none."""
+    listed = await app.state.openai_serving_models.show_available_models()
+    return next((card.model_dump() for card in listed.data if card.id == name), None)
 
 
 def _route_by_selection(serving: Any, models: Callable[[], Sequence[Served]]) -> None:

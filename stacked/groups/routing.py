@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Generic, NamedTuple, TypeVar
 
 from stacked.core import MAX_KEY_LENGTH, Base, Digest, Member, ModelId, check_key
-from stacked.errors import KeyConflict, KeyDraining, KeyInUse, KeyUnknown
+from stacked.errors import KeyConflict, KeyInUse, KeyRemoved, KeyUnknown
 
 Handle = TypeVar("Handle")
 
@@ -81,8 +81,8 @@ class Routing(Generic[Handle]):
     def resolve(self, name: str | None) -> Route[Handle]:
         """The route of an inference key or model id; None is the base.
 
-        Raises KeyUnknown, KeyTooLong, KeyInvalid or KeyDraining: never the base for an unknown
-        name.
+        Raises KeyUnknown (KeyRemoved while old requests finish), KeyTooLong or KeyInvalid: never
+        the base for an unknown name.
         """
         if name is None:
             return self._names[self.base.key]
@@ -90,7 +90,7 @@ class Routing(Generic[Handle]):
         if route is not None:
             return route
         if name in self.draining:
-            raise KeyDraining(f"model {name!r} is being removed; use another inference key")
+            raise KeyRemoved(f"model {name!r} was removed; GET /v1/models lists the inference keys")
         if not name.startswith("ocid1.") and len(name) > MAX_KEY_LENGTH:
             check_key(name)
         raise KeyUnknown(
@@ -136,7 +136,7 @@ class Routing(Generic[Handle]):
         """The next generation without the members that `name` (a key or model id) means.
 
         A model id removes the model under all of its keys; a key removes that key alone. The
-        removed names answer KeyDraining until `settled`. Raises KeyUnknown.
+        removed names answer KeyRemoved until `settled`. Raises KeyUnknown.
         """
         route = self.resolve(name)
         if route.handle is None:

@@ -8,10 +8,11 @@ import re
 from typing import Any
 
 import httpx
+import openai
 import pytest
 
-from stacked.core import MAX_KEY_LENGTH
-from tests.conftest import KEYS, PROMPT, complete
+from stacked.core import MAX_KEY_LENGTH, header_form
+from tests.conftest import KEYS, PROMPT, TinyModels, complete
 from tests.serving import Server
 
 pytestmark = pytest.mark.engine
@@ -125,6 +126,145 @@ def test_names_that_differ_are_a_conflict_and_names_that_agree_are_not(
     assert twice.json()["code"] == "KeyConflict"
     path = http.post("/models/a/predict", json=GREEDY | {"model": "b"})
     assert path.json()["code"] == "KeyConflict"
+
+
+@pytest.mark.parametrize("key", ["base", *KEYS])
+def test_sagemakers_header_names_the_model(
+    http: httpx.Client, answers: dict[str, str], key: str
+) -> None:
+    named = {"X-Amzn-SageMaker-Adapter-Identifier": key}
+    for path in ("/invocations", "/v1/completions", "/predict"):
+        response = http.post(path, json=GREEDY, headers=named)
+        assert response.status_code == 200, response.text
+        assert response.json()["choices"][0]["text"] == answers[key]
+        assert response.headers["model-key"] == response.json()["model"] == key
+    body = http.post("/invocations", json=GREEDY | {"model": key})
+    assert body.json()["choices"][0]["text"] == answers[key]
+
+
+def test_sagemakers_header_is_never_the_base_when_it_is_wrong(http: httpx.Client) -> None:
+    unknown = {"X-Amzn-SageMaker-Adapter-Identifier": "nope"}
+    assert http.post("/invocations", json=GREEDY, headers=unknown).status_code == 404
+    other = {"X-Amzn-SageMaker-Adapter-Identifier": "a"}
+    conflict = http.post("/invocations", json=GREEDY | {"model": "b"}, headers=other)
+    assert conflict.json()["error"]["code"] == "KeyConflict"
+    session = http.post("/invocations", json={"requestType": "NEW_SESSION"})
+    assert session.status_code == 400
+    assert session.json()["error"]["message"]
+    held = {"X-Amzn-SageMaker-Session-Id": "s"}
+    assert http.post("/invocations", json=GREEDY, headers=held).status_code == 400
+
+
+def test_batches_and_other_items_are_answered_by_the_model_that_is_named(
+    http: httpx.Client,
+) -> None:
+    messages = [[{"role": "user", "content": text}] for text in ("one", "two")]
+    body = {"messages": messages, "max_tokens": 4, "temperature": 0}
+    by_key = {}
+    for key in ("base", "a"):
+        tree = http.post("/v1/chat/completions/batch", json=body | {"model": key}).json()
+        assert tree["model"] == key
+        by_key[key] = [choice["message"]["content"] for choice in tree["choices"]]
+    assert by_key["a"] != by_key["base"]
+    header = {"X-Amzn-SageMaker-Adapter-Identifier": "a"}
+    tree = http.post("/v1/chat/completions/batch", json=body, headers=header).json()
+    assert [choice["message"]["content"] for choice in tree["choices"]] == by_key["a"]
+
+
+def test_one_model_is_shown_by_key_or_id_and_an_unknown_one_is_openais_404(
+    http: httpx.Client,
+) -> None:
+    rows = {row["id"]: row for row in http.get("/v1/models").json()["data"]}
+    stamped = {"created", "permission"}
+    for row in rows.values():
+        for name in (row["id"], row["model_id"]):
+            shown = http.get(f"/v1/models/{name}").json()
+            assert {k: v for k, v in shown.items() if k not in stamped} == {
+                k: v for k, v in row.items() if k not in stamped
+            }
+    unknown = http.get("/v1/models/nope")
+    assert unknown.status_code == 404
+    assert unknown.json()["error"]["code"] == "KeyUnknown"
+    assert http.head("/v1/models/a").status_code == 200
+
+
+def test_openais_client_finds_a_model_and_does_not_repeat_what_is_absent(server: Server) -> None:
+    asked: list[str] = []
+
+    def count(request: httpx.Request) -> None:
+        asked.append(request.url.path)
+
+    wire = httpx.Client(event_hooks={"request": [count]})
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", http_client=wire)
+    with client:
+        assert client.models.retrieve("a").id == "a"
+        for call in (client.models.retrieve, client.models.delete):
+            with pytest.raises(openai.APIStatusError) as refused:
+                call("nope")
+            assert refused.value.code in ("KeyUnknown", "MethodNotAllowed")
+        with pytest.raises(openai.NotFoundError, match="nope"):
+            client.completions.create(model="nope", prompt=PROMPT)
+        with pytest.raises(openai.BadRequestError, match="best_of"):
+            client.completions.create(model="a", prompt=PROMPT, best_of=3, max_tokens=2)
+    assert len(asked) == 5
+
+
+def test_a_key_with_a_slash_and_spaces_is_loaded_asked_and_removed(
+    http: httpx.Client, tiny_models: TinyModels, answers: dict[str, str]
+) -> None:
+    key, coded = "meta-llama/Llama 3 (é)", "meta-llama%2FLlama%203%20(%C3%A9)"
+    source = {"source": str(tiny_models.adapters["spare"])}
+    loaded = http.post(f"/models/{coded}", json=source)
+    assert loaded.json().get("key") == key, loaded.text
+    texts = set()
+    for name in (coded, "meta-llama/Llama%203%20(%C3%A9)"):
+        assert http.get(f"/models/{name}/health").json()["model"] == key
+        assert http.get(f"/v1/models/{name}").json()["id"] == key
+        texts.add(http.post(f"/models/{name}/predict", json=GREEDY).json()["choices"][0]["text"])
+    response = predict(http, GREEDY, **{"model-key": coded})
+    texts.add(response.json()["choices"][0]["text"])
+    assert response.headers["model-key"] == header_form(key)
+    texts.add(complete(http, key))
+    assert len(texts) == 1
+    assert texts.isdisjoint(answers.values())
+    assert f'key="{key}",status="2xx"' in http.get("/metrics").text
+    assert http.delete(f"/models/{coded}").status_code == 200
+    assert http.get(f"/v1/models/{coded}").status_code == 404
+
+
+def test_the_header_route_and_the_path_choose_the_endpoint(http: httpx.Client) -> None:
+    tokens = http.post("/predict/tokenize", json={"model": "a", "prompt": PROMPT}).json()
+    routed = predict(http, {"prompt": PROMPT}, route="/tokenize", **{"model-key": "a"}).json()
+    assert routed == tokens
+    chat = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2, "model": "a"}
+    with http.stream("POST", "/predictWithResponseStream/v1/chat/completions", json=chat) as got:
+        assert got.headers["content-type"] == "text/event-stream"
+        lines = [line for line in got.iter_lines() if line]
+    assert lines[-1] == "data: [DONE]"
+    assert predict(http, chat, route="/v1/chat/completions").json()["model"] == "a"
+    langchain = chat | {"early_stopping": False, "best_of": 1, "length_penalty": 1.0}
+    assert predict(http, langchain).status_code == 200
+
+
+def test_gateways_are_told_the_adapters_by_key(http: httpx.Client) -> None:
+    body = GREEDY | {"model": "a", "max_tokens": 100, "ignore_eos": True, "stream": True}
+    told: set[str] = set()
+    with http.stream("POST", "/v1/completions", json=body) as response:
+        for line in response.iter_lines():
+            if line.startswith("data: {") and not told:
+                told |= lora_info(http.get("/metrics").text)
+    assert told == {"a"}
+    complete(http, "base")
+    assert "sha256:" not in http.get("/metrics").text
+
+
+def lora_info(text: str) -> set[str]:
+    lines = [line for line in text.splitlines() if line.startswith("vllm:lora_requests_info{")]
+    assert len(lines) == 1, lines
+    assert 'max_lora="4"' in lines[0]
+    running = re.search(r'running_lora_adapters="([^"]*)"', lines[0])
+    assert running
+    return set(filter(None, running[1].split(",")))
 
 
 def test_messages_are_chat_and_prompt_is_completion(http: httpx.Client) -> None:

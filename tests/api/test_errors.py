@@ -42,7 +42,7 @@ WRONG_BODIES: list[tuple[str, bytes, str]] = [
     ("NaN", b'{"prompt": "x", "temperature": NaN}', "BodyInvalid"),
     ("nested too deep", b'{"prompt":' + b"[" * 5000 + b"]" * 5000 + b"}", "BodyInvalid"),
     ("a number as model", json.dumps(GREEDY | {"model": 7}).encode(), "ParameterInvalid"),
-    ("a misspelt parameter", json.dumps(GREEDY | {"max_token": 7}).encode(), "ParameterInvalid"),
+    ("what is ignored", json.dumps(GREEDY | {"best_of": 7}).encode(), "ParameterUnsupported"),
     ("a wrong type", json.dumps(GREEDY | {"max_tokens": "many"}).encode(), "InvalidParameter"),
     ("too hot", json.dumps(GREEDY | {"temperature": -1}).encode(), "InvalidParameter"),
     ("too long a prompt", json.dumps(GREEDY | {"prompt": "x " * 999}).encode(), "InvalidParameter"),
@@ -76,7 +76,10 @@ def test_wrong_body_is_a_4xx_on_both_surfaces_and_the_next_request_is_answered(
 
 @pytest.mark.engine
 def test_misspelt_parameter_names_the_right_one(http: httpx.Client) -> None:
-    said = http.post("/predict", json=GREEDY | {"max_token": 7}).json()["message"]
+    answer = http.post("/v1/completions", json=GREEDY | {"max_token": 7})
+    assert answer.status_code == 400
+    said = answer.json()["error"]["message"]
+    assert http.post("/predict", json=GREEDY | {"max_token": 7}).status_code == 200
     assert "max_token" in said
     assert "'max_tokens'" in said
 

@@ -291,7 +291,7 @@ def test_no_response_is_lost_or_mixed_under_a_storm_of_updates(
     def refused(key: str, response: httpx.Response) -> None:
         # `y` is in three of the four groups: without it, it is unknown or draining, never wrong.
         code = response.json()["error"]["code"]
-        if key != "y" or code not in ("KeyUnknown", "KeyDraining"):
+        if key != "y" or code not in ("KeyUnknown", "KeyRemoved"):
             problems.append(f"{key}: {response.text}")
 
     with live.client() as client, concurrent.futures.ThreadPoolExecutor(16) as pool:
@@ -460,7 +460,7 @@ def straggler_is_cut(
         events = [line for line in lines if line]
     assert swap(client, back)["status"] == "SUCCEEDED"
     last = json.loads(events[-1].removeprefix("data: "))
-    return str(last["error"]["code"]) == "KeyDraining"
+    return str(last["error"]["code"]) == "DrainExpired"
 
 
 def test_server_that_was_killed_serves_the_committed_group_again(

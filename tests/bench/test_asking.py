@@ -64,10 +64,10 @@ async def test_stream_without_its_end_is_refused() -> None:
 
 
 async def test_error_in_a_stream_is_refused_with_its_code() -> None:
-    error = json.dumps({"error": {"code": "KeyDraining", "message": "late"}})
+    error = json.dumps({"error": {"code": "DrainExpired", "message": "late"}})
     with pytest.raises(Refused, match="late") as refused:
         await streamed(answering(event(1) + f"data: {error}\n\n"))
-    assert refused.value.code == "KeyDraining"
+    assert refused.value.code == "DrainExpired"
 
 
 @pytest.mark.parametrize("ask", [asked, streamed])

@@ -117,13 +117,13 @@ def test_headers_that_name_another_model_are_a_violation() -> None:
     assert kinds(replace(NEW, key="y", said_key="y")) == ["key"]
 
 
-@pytest.mark.parametrize("code", ["KeyUnknown", "KeyDraining"])
+@pytest.mark.parametrize("code", ["KeyUnknown", "KeyRemoved"])
 def test_key_that_some_possible_version_lacks_may_be_refused_as_absent(code: str) -> None:
     assert kinds(Refusal("y", 11.0, 11.5, code, "")) == []
     assert kinds(Refusal("y", 13.0, 13.5, code, "")) == []
 
 
-@pytest.mark.parametrize("code", ["KeyUnknown", "KeyDraining"])
+@pytest.mark.parametrize("code", ["KeyUnknown", "KeyRemoved"])
 def test_key_that_every_possible_version_has_may_not_be_refused(code: str) -> None:
     assert kinds(Refusal("y", 5.0, 6.0, code, "")) == ["error"]
     assert kinds(Refusal("x", 11.0, 11.5, code, "")) == ["error"]

@@ -67,7 +67,7 @@ def _ask(operation: Any, world: World, names: dict[str, str], statuses: Counter[
     def run(case: schemathesis.Case) -> None:
         for name in case.path_parameters or {}:
             case.path_parameters[name] = names[name]
-        for name in ("model-key", "model-ocid"):
+        for name in ("model-key", "model-ocid", "route"):
             (case.headers or {}).pop(name, None)
         if isinstance(case.body, dict):
             short = {"max_tokens": 2, "prompt": "The fox"}

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stacked.core import Adapter, Base, Digest, Member, ModelGroup, ModelId, model_id_of
-from stacked.errors import GroupInvalid, KeyConflict, KeyDraining, KeyInUse, KeyTooLong, KeyUnknown
+from stacked.errors import GroupInvalid, KeyConflict, KeyInUse, KeyRemoved, KeyTooLong, KeyUnknown
 from stacked.groups.routing import Routing
 
 BASE = Base(ModelId("ocid1.datasciencemodel.oc1..base"), "base", "/base")
@@ -88,10 +88,10 @@ def test_member_without_key_is_reached_by_its_model_id() -> None:
     assert route.key is None
 
 
-def test_removed_key_answers_draining_and_then_unknown() -> None:
+def test_removed_key_is_told_as_removed_and_then_as_unknown() -> None:
     table, gone = routing(member("sql", 1), member("triage", 2)).without("sql")
     assert [m.key for m in gone] == ["sql"]
-    with pytest.raises(KeyDraining):
+    with pytest.raises(KeyRemoved):
         table.resolve("sql")
     settled = table.settled(frozenset({"sql", gone[0].model_id}))
     with pytest.raises(KeyUnknown):

@@ -19,7 +19,7 @@ from stacked.api.openapi.parts import ERRORS, HEADERS, REQUEST_ID, Answer, Json,
 
 _SCHEMAS = "#/components/schemas/"
 # What the engine's operations answer with beside what it says itself.
-_BEFORE_A_MODEL = (400, 401, 403, 404, 409, 413, 500, 503)
+_BEFORE_A_MODEL = (400, 401, 403, 404, 409, 413, 415, 500, 503)
 Reaches = Callable[[str, str], bool]
 _SIGNED: Json = {
     "type": "apiKey",

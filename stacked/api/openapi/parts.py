@@ -25,6 +25,7 @@ ERRORS: Mapping[int, str] = {
     411: "An upload that does not say how long it is",
     412: "`if-match` names another version than the one that is there",
     413: "The body is larger than this server takes",
+    415: "A content coding or type that is not taken",
     416: "The artifact does not have these bytes",
     500: "A fault of the server; its log tells more under the answer's `opc-request-id`",
     501: "It needs what is not here, such as OCI's object storage",

@@ -20,7 +20,8 @@ _MODEL_KEY = header("model-key", "The inference key of the model; or in the body
 _MODEL_OCID = header("model-ocid", "The id of the model, instead of a key")
 ROUTING = (_MODEL_KEY, _MODEL_OCID)
 _STREAMING = header("enable-streaming", "`true` asks for a stream")
-_ROUTED = (401, 403, 404, 409, 413, 500, 503)
+_ROUTE = header("route", "The endpoint that `/predict` means, such as `/v1/chat/completions`")
+_ROUTED = (401, 403, 404, 409, 413, 415, 500, 503)
 
 _BODY: Json = {
     "type": "object",
@@ -64,7 +65,7 @@ def _health(health_path: str | None) -> Iterator[Operation]:
     for path in ("/models/{name}/health", "/model/{name}/health"):
         id = f"{path.split('/')[1]}_health"
         told = "Whether a model is served"
-        yield Operation(id, "GET", path, told, _HEALTH, (one,), (400, 401, 403, 404, 409, 500, 503))
+        yield Operation(id, "GET", path, told, _HEALTH, (one,), (400, 401, 403, 404, 500, 503))
 
 
 def _container() -> Iterator[Operation]:
@@ -146,6 +147,17 @@ def _stacked() -> Iterator[Operation]:
         (400, 401, 403, 404, 411, 413, 500, 503),
         bytes_in=True,
     )
+    card = Answer(200, "The model", {"type": "object"})
+    yield Operation(
+        "show_served_model",
+        "GET",
+        "/v1/models/{name}",
+        "One served model by key or id, as OpenAI's",
+        _OWN,
+        (card,),
+        (400, 401, 403, 404, 500, 503),
+        openai_errors=True,
+    )
     document = Answer(200, "This document", {"type": "object"})
     yield Operation(
         "openapi", "GET", "/openapi.json", "This document", _OWN, (document,), (401, 403, 500)
@@ -153,7 +165,7 @@ def _stacked() -> Iterator[Operation]:
 
 
 def _inference() -> Iterator[Operation]:
-    routing = (*ROUTING, _STREAMING)
+    routing = (*ROUTING, _STREAMING, _ROUTE)
     below = ("", "/models/{model}", "/model/{model}", "/{deploymentId}")
     for prefix in below:
         for verb in ("predict", "predictWithResponseStream"):
@@ -170,28 +182,47 @@ def _inference() -> Iterator[Operation]:
                 parameters=routing,
                 body=_BODY,
             )
-    for prefix in ("", "/{deploymentId}/predict"):
-        where = "_below_a_deployment" if prefix else ""
-        for name in ("completions", "chat/completions"):
-            yield Operation(
-                f"{name.replace('/', '_')}{where}",
-                "POST",
-                f"{prefix}/v1/{name}",
-                "As OpenAI's",
-                INFERENCE,
-                _ANSWERS,
-                (400, *_ROUTED),
-                parameters=ROUTING,
-                body=_BODY,
-                openai_errors=True,
-            )
+    yield from _of_vllm("", "")
+    yield from _of_vllm("/{deploymentId}/predict", "_below_a_deployment")
+    yield from _of_vllm("/{deploymentId}/predictWithResponseStream", "_streamed_by_a_deployment")
+
+
+def _of_vllm(prefix: str, where: str) -> Iterator[Operation]:
+    """What is below a deployment's verb is a path of vLLM's; its other paths are, too."""
+    names = ["completions", "chat/completions"]
+    for name in names:
         yield Operation(
-            f"list_served_models{where}",
-            "GET",
-            f"{prefix}/v1/models",
-            "What is served, as OpenAI's",
+            f"{name.replace('/', '_')}{where}",
+            "POST",
+            f"{prefix}/v1/{name}",
+            "As OpenAI's",
             INFERENCE,
-            (Answer(200, "The models", {"type": "object"}),),
-            (401, 403, 404, 500, 503),
+            _ANSWERS,
+            (400, *_ROUTED),
+            parameters=(*ROUTING, _STREAMING) if prefix else ROUTING,
+            body=_BODY,
+            openai_errors=True,
+        )
+    yield Operation(
+        f"list_served_models{where}",
+        "GET",
+        f"{prefix}/v1/models",
+        "What is served, as OpenAI's",
+        INFERENCE,
+        (Answer(200, "The models", {"type": "object"}),),
+        (401, 403, 404, 500, 503),
+        openai_errors=True,
+    )
+    if prefix.endswith("/predict"):
+        yield Operation(
+            f"tokenize{where}",
+            "POST",
+            f"{prefix}/tokenize",
+            "The tokens of a prompt, as vLLM's",
+            INFERENCE,
+            (Answer(200, "The tokens", {"type": "object"}),),
+            (400, *_ROUTED),
+            parameters=ROUTING,
+            body={"type": "object"},
             openai_errors=True,
         )

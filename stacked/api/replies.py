@@ -1,0 +1,140 @@
+"""What goes back: headers of ours on every response, and errors in the shape of their surface.
+
+It must not know which model a request means.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import Message, Send
+
+from stacked.api.bodies import Cut
+from stacked.api.errors import openai_body, plain_body, status_of
+from stacked.errors import StackedError
+
+logger = logging.getLogger("stacked.api")
+
+# What HTTP wants to be told with a refusal: what would do.
+_WANTED = {
+    401: (b"www-authenticate", b'Signature version="1"'),
+    415: (b"accept-encoding", b"gzip, deflate"),
+}
+
+
+class Tagged:
+    """A `send` that adds headers to the response, and can put an end of its own to it."""
+
+    def __init__(self, send: Send, headers: dict[str, str]) -> None:
+        self._send = send
+        self.headers = headers
+        self.started = False
+        self.ended = False
+        self.status: int | None = None
+        self.first_body: float | None = None
+        self.cut: Cut | None = None
+
+    async def __call__(self, message: Message) -> None:
+        if self.cut is not None and self.cut.asked:
+            return  # what comes now is vLLM's word to a client that it takes for gone
+        if message["type"] == "http.response.start":
+            self.started = True
+            self.status = message["status"]
+            headers = MutableHeaders(raw=list(message["headers"]))
+            for name, value in self.headers.items():
+                headers[name] = value
+            message = {**message, "headers": headers.raw}
+        else:
+            if self.first_body is None:
+                self.first_body = time.perf_counter()
+            self.ended = not message.get("more_body", False)
+        await self._send(message)
+
+    async def cut_off(self, error: StackedError, plain: bool) -> None:
+        """End a response that was cut: with an error event, or as an error where none has begun."""
+        self.cut = None
+        if not self.started:
+            await respond_error(error, plain, self)
+            return
+        shaped = openai_body(error.code, str(error), status_of(error))
+        event = f"data: {json.dumps(shaped)}\n\n".encode()
+        await self({"type": "http.response.body", "body": event, "more_body": False})
+
+
+class Reshaped:
+    """A `send` that gives error bodies another shape, and bares event streams where asked to.
+
+    The OCI SDK takes a stream for one only when its content type is exactly `text/event-stream`.
+    """
+
+    def __init__(
+        self,
+        send: Callable[[Message], Awaitable[None]],
+        shape: Callable[[bytes, int], bytes],
+        *,
+        bare: bool,
+    ) -> None:
+        """`shape` gets an error's body and status."""
+        self._send = send
+        self._shape = shape
+        self._bare = bare
+        self._held: Message | None = None
+        self._parts: list[bytes] = []
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            if message["status"] >= 400:
+                self._held = message
+                return
+            await self._send(_bared(message) if self._bare else message)
+            return
+        if self._held is None:
+            await self._send(message)
+            return
+        self._parts.append(message.get("body", b""))
+        if message.get("more_body", False):
+            return
+        body = self._shape(b"".join(self._parts), self._held["status"])
+        headers = MutableHeaders(raw=list(self._held["headers"]))
+        headers["content-type"] = "application/json"
+        headers["content-length"] = str(len(body))
+        await self._send({**self._held, "headers": headers.raw})
+        await self._send({"type": "http.response.body", "body": body})
+
+
+def _bared(message: Message) -> Message:
+    headers = MutableHeaders(raw=list(message["headers"]))
+    if headers.get("content-type", "").startswith("text/event-stream"):
+        headers["content-type"] = "text/event-stream"
+    return {**message, "headers": headers.raw}
+
+
+async def respond_error(
+    error: StackedError, plain: bool, send: Send, code: str | None = None
+) -> None:
+    """Answer with an error of ours in the shape of the surface it happened on.
+
+    `code`: what that surface calls it, where that is not the error's own code.
+    """
+    status = status_of(error)
+    if status >= 500:
+        logger.warning("%s: %s", error.code, error)
+    shaped = plain_body(code or error.code, str(error))
+    if not plain:
+        shaped = openai_body(code or error.code, str(error), status)
+    await _send_json(send, status, json.dumps(shaped, ensure_ascii=False).encode())
+
+
+async def _send_json(send: Send, status: int, body: bytes) -> None:
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+    ]
+    if status in _WANTED:
+        headers.append(_WANTED[status])
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

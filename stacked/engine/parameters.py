@@ -1,0 +1,120 @@
+"""Which body parameters vLLM's app knows, and which of them it takes and never reads.
+
+vLLM takes unknown parameters without a word, so that a misspelt `max_token` is never noticed, and
+some that OpenAI's clients send. The tables here are held against vLLM's and the client's sources by
+tests/engine/test_parameters.py. It must not know what a server does about them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, get_args
+
+# What would change the answer and does not, with the values that ask for nothing. `None` always
+# does.
+UNREAD: Mapping[str, tuple[object, ...]] = MappingProxyType(
+    {
+        "access_programs": ([],),
+        "audio": (),
+        "background_options": (),
+        "best_of": (1,),
+        "context_management": ([],),
+        "conversation": (),
+        "early_stopping": (False,),
+        "function_call": ("none", "auto"),  # without functions, there is none to call
+        "functions": ([],),
+        "guided_choice": (),
+        "guided_decoding_backend": (),
+        "guided_grammar": (),
+        "guided_json": (),
+        "guided_regex": (),
+        "guided_whitespace_pattern": (),
+        "image": (),
+        "max_tool_calls": (),
+        "modalities": (["text"],),
+        "moderation": (),
+        "verbosity": ("medium",),
+        "web_search_options": (),
+    }
+)
+# Where vLLM has a parameter of such a name, and reads it.
+READ_AT: Mapping[str, frozenset[str]] = MappingProxyType({"/v1/systemone": frozenset({"audio"})})
+# What would not: labels for OpenAI's own records and bills, and hints that make an answer faster.
+INFORMATIVE = frozenset(
+    {
+        "metadata",
+        "prediction",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
+        "store",
+        "stream_options",
+        "token_offsets",
+        "user",
+    }
+)
+
+
+def is_unread(path: str, name: str, value: object) -> bool:
+    """Whether a parameter asks for what would be left out without a word."""
+    if name not in UNREAD or name in READ_AT.get(path, ()):
+        return False
+    return value is not None and value not in UNREAD[name]
+
+
+def known_parameters(app: Any) -> dict[str, frozenset[str]]:
+    """The body parameters that each POST path of vLLM's app knows, by path.
+
+    Only what vLLM's own models and the OpenAI client's declare is known; paths whose body is not
+    declared are left out.
+    """
+    known = {}
+    for path, models in bodies(app):
+        fields = _fields(models)
+        if fields:
+            known[path] = frozenset(fields | client_parameters(path))
+    return known
+
+
+def bodies(app: Any) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Each POST path whose body is declared, with the models that it may be of."""
+    for route in app.routes:
+        body = getattr(route, "body_field", None)
+        if body is not None and "POST" in route.methods:
+            yield route.path, tuple(_models(body.field_info.annotation))
+
+
+def _models(kind: Any) -> Iterator[Any]:
+    """Every pydantic model of an annotation, through unions."""
+    if hasattr(kind, "model_fields"):
+        yield kind
+    for part in get_args(kind):
+        yield from _models(part)
+
+
+def client_parameters(path: str) -> set[str]:
+    """What the OpenAI client declares for a path; nothing for a path that it does not have."""
+    from openai.types.chat import completion_create_params as chat
+    from openai.types.completion_create_params import CompletionCreateParamsBase
+    from openai.types.responses.response_create_params import ResponseCreateParamsBase
+
+    clients = {
+        "/v1/chat/completions": chat.CompletionCreateParamsBase,
+        "/v1/completions": CompletionCreateParamsBase,
+        "/v1/responses": ResponseCreateParamsBase,
+    }
+    client = clients.get(path)
+    return set(client.__annotations__) | {"stream"} if client else set()
+
+
+def _fields(models: tuple[Any, ...]) -> set[str]:
+    """Names and aliases of the fields of pydantic models."""
+    names: set[str] = set()
+    for model in models:
+        for name, field in model.model_fields.items():
+            aliases = (field.alias, field.validation_alias)
+            names |= {name, *(alias for alias in aliases if isinstance(alias, str))}
+    return names

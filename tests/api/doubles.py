@@ -1,0 +1,119 @@
+"""Doubles behind the front door: a service of names alone, and apps that tell what reached them.
+
+They hold no model and no engine; what vLLM does with a request is not theirs to say.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any, cast
+
+import httpx
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from pydantic import BaseModel, ConfigDict
+from starlette.types import ASGIApp
+
+from stacked.api.admission import FrontDoor
+from stacked.config import ServerConfig
+from stacked.core import ModelId
+from stacked.engine.openai import selected
+from stacked.errors import KeyUnknown
+from stacked.groups.routing import Route
+from stacked.service import Service
+
+KEYS = {"a": "a", "meta-llama/L (1)": "meta-llama/L (1)", "größe": "größe", "base": "base"}
+
+
+class Double:
+    """A service whose models are names alone; it keeps what each request was admitted by."""
+
+    def __init__(self, app: Any, **server: Any) -> None:
+        self.openai_app = app
+        self.config = SimpleNamespace(server=ServerConfig(**server))
+        self.predict_endpoint = None
+        self.names: dict[str, str] = {}
+
+    def admit(self, names: dict[str, str], end: Callable[[], None]) -> Any:
+        self.names = dict(names)
+        for name in names.values():
+            if name not in KEYS:
+                raise KeyUnknown(f"{name!r} is not here")
+        key = next(iter(names.values()), "base")
+        route = Route(key, key, ModelId("ocid1.x.y.z"), None, None, 1)
+        return SimpleNamespace(route=route, lease=nullcontext())
+
+
+class Asked(BaseModel):
+    """What the double declares of its bodies, as vLLM does."""
+
+    model_config = ConfigDict(extra="allow")
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[Any] | None = None
+    stream: bool = False
+    max_tokens: int | None = None
+
+
+def vllm() -> FastAPI:
+    """An app with the shapes of vLLM's: what it was asked, streams, and its framework's errors."""
+    app = FastAPI()
+
+    @app.post("/tokenize")
+    @app.post("/invocations")
+    async def seen(request: Request) -> JSONResponse:
+        selection = selected.get()
+        return JSONResponse(
+            {
+                "path": request.url.path,
+                "model": selection.label if selection else None,
+                "headers": dict(request.headers),
+                "body": json.loads(await request.body() or b"null"),
+            }
+        )
+
+    @app.post("/v1/completions")
+    @app.post("/v1/chat/completions")
+    async def declared(request: Request, asked: Asked) -> JSONResponse:
+        return await seen(request)
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, list[str]]:
+        return {"data": []}
+
+    @app.get("/metrics")
+    async def metrics() -> PlainTextResponse:
+        return PlainTextResponse("one 1")
+
+    @app.post("/v1/messages")
+    async def events() -> StreamingResponse:
+        return StreamingResponse(iter([b"data: 1\n\n"]), media_type="text/event-stream")
+
+    return app
+
+
+def ours() -> FastAPI:
+    app = FastAPI(redirect_slashes=False)
+
+    @app.post("/stacked/echo")
+    async def echo(request: Request) -> JSONResponse:
+        return JSONResponse(await request.json())
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "serving"}
+
+    @app.api_route("/{rest:path}", methods=["GET", "POST", "DELETE"])
+    async def rest(rest: str, request: Request) -> JSONResponse:
+        return JSONResponse({"ours": request.scope["path"]}, status_code=404)
+
+    return app
+
+
+def client_of(double: Double, app: ASGIApp | None = None) -> httpx.AsyncClient:
+    door = FrontDoor(cast(Service, double), app or ours())
+    transport = httpx.ASGITransport(app=door, raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://here")
