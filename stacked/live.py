@@ -209,6 +209,7 @@ class Live:
     async def update(self, base: Base, members: tuple[Member, ...], journal: Journal) -> SwapReport:
         """Replace the members by these, under traffic, all or nothing.
 
+        `base` is the one that is served, perhaps under another key: a name loads nothing.
         Until the switch the old group serves, and every failure leaves it serving with nothing
         staged. Raises UpdateInProgress, or what went wrong.
         """
@@ -306,7 +307,7 @@ class Live:
         handles = {digest: h for digest, h in before.handles.items() if digest in wanted} | {
             **staged
         }
-        draining = before.draining | _names(before.members)
+        draining = before.draining | _names(before.members) | {before.base.key}
         return Routing.of(base, members, handles, before.generation + 1, draining)
 
     async def _drain(self, before: Routing[Loaded], plan: SwapPlan, clock: _Clock) -> int:

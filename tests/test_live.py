@@ -167,6 +167,29 @@ async def test_renamed_key_loads_nothing_and_keeps_its_handle(engine: FakeEngine
     assert live.routing.resolve("new").handle is handle
 
 
+async def test_renamed_base_loads_nothing_and_its_old_key_drains(engine: FakeEngine) -> None:
+    live = await serving(engine, member("a", 0), member("b", 1))
+    lease = live.admit({"key": "b"}).lease
+    renamed = replace(BASE, key="new")
+    update = asyncio.create_task(live.update(renamed, (member("a", 0),), Notes()))
+    await switched(live)
+    assert live.routing.resolve("new").handle is None
+    assert live.routing.resolve(None).label == live.routing.resolve(BASE.model_id).label == "new"
+    with pytest.raises(KeyDraining):
+        live.admit({"body.model": BASE.key})
+    lease.release()
+    assert (await update).loaded == ()
+    with pytest.raises(KeyUnknown):
+        live.admit({"body.model": BASE.key})
+
+
+async def test_base_and_fine_tune_can_exchange_their_keys(engine: FakeEngine) -> None:
+    live = await serving(engine, member("a", 0))
+    await live.update(replace(BASE, key="a"), (member(BASE.key, 0),), Notes())
+    assert live.routing.resolve("a").handle is None
+    assert live.routing.resolve(BASE.key).digest == digest(0)
+
+
 async def test_request_that_began_before_the_switch_keeps_its_adapter_until_it_ends(
     engine: FakeEngine,
 ) -> None:
