@@ -120,7 +120,7 @@ class Live:
         check: Callable[[Adapter], None] | None = None,
     ) -> None:
         """`check` refuses an adapter whose files are not what they were; in a thread of its own."""
-        self.routing = routing
+        self.begin(routing)
         self._check = check
         self._checking = ThreadPoolExecutor(1, "stacked-check", initializer=yield_to_others)
         self.leases = Leases()
@@ -131,6 +131,15 @@ class Live:
         self._stuck: dict[int, Loaded] = {}
         # Tasks that nobody awaits; asyncio itself keeps only weak references.
         self._background: set[asyncio.Task[None]] = set()
+
+    def begin(self, routing: Routing[Loaded]) -> None:
+        """Serve this, which is a whole group, from now on."""
+        self.routing, self._group = routing, frozenset(routing.members)
+
+    @property
+    def removed(self) -> frozenset[Member]:
+        """Members of the group that were removed one by one and have not come back."""
+        return self._group.difference(self.routing.members)
 
     # -- requests ---------------------------------------------------------------------------
 
@@ -233,7 +242,7 @@ class Live:
                 # A failed update leaves nothing in the engine.
                 await self._let_go(staged.values())
                 raise
-            self.routing = after
+            self.begin(after)
             clock.enter(Phase.SWITCH, f"generation {after.generation} is live")
             ended = await self._drain(before, plan, clock)
             left = await self._drop(before, plan, clock)

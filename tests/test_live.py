@@ -219,6 +219,20 @@ async def test_removed_key_drains_and_is_then_unknown(engine: FakeEngine) -> Non
         live.admit({"key": "b"})
 
 
+async def test_what_was_removed_of_the_group_is_known_until_it_is_back(engine: FakeEngine) -> None:
+    live = await serving(engine, member("a", 1), member("b", 2))
+    await live.add(member("alone", 3))
+    await live.remove("alone")
+    assert live.removed == frozenset()
+    await live.remove("b")
+    assert live.removed == {member("b", 2)}
+    await live.add(member("b", 2))
+    assert live.removed == frozenset()
+    await live.remove("b")
+    await live.update(BASE, (member("a", 1),), Notes())
+    assert live.removed == frozenset()
+
+
 async def test_straggler_is_ended_at_the_deadline(engine: FakeEngine) -> None:
     live = await serving(engine, member("a", 1), drain=0.02)
     ended: list[str] = []

@@ -63,7 +63,7 @@ def _read(router: APIRouter, service: Service) -> None:
     @router.get("/modelDeployments/{id}/modelStates")
     def states(id: str, request: Request) -> JSONResponse:
         def read_page(query: Query, **filters: Any) -> Page[Any]:
-            return service.registry.list_member_states(id, query, **filters)
+            return service.member_states(id, query, **filters)
 
         return listed(request, read_page, LIST_SORTS, STATE_FILTERS, wire.member_state)
 

@@ -82,6 +82,7 @@ def plane_of(machine: Machine, **server: Any) -> Plane:
         registry=machine.registry,
         deployments=machine.deployments,
         check_served=machine.deployments.check_served,
+        member_states=machine.registry.list_member_states,
         config=ControlConfig(server=ServerConfig(**server)),
     )
     app = FrontDoor(cast(Service, service), create_routes(cast(Service, service)))
