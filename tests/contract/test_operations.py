@@ -23,6 +23,7 @@ RESOURCES = (
     "modelDeployments",
     "modelDeploymentShapes",
     "workRequests",
+    "containers",
 )
 
 

@@ -9,11 +9,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from stacked.api import asked
-from stacked.api.control import deployments, groups, histories, models, work_requests
+from stacked.api.control import (
+    deployments,
+    groups,
+    histories,
+    models,
+    surroundings,
+    work_requests,
+)
 from stacked.api.control.answers import PREFIX
 from stacked.api.lists import SORTS, WORK_SORTS, Names
 from stacked.api.openapi import shapes
 from stacked.api.openapi.parts import (
+    COMPARTMENT,
     DOWNLOAD_HEADERS,
     FILE_NAME,
     IF_MATCH,
@@ -22,6 +30,7 @@ from stacked.api.openapi.parts import (
     Answer,
     Json,
     Operation,
+    declared,
     filters,
     query,
 )
@@ -39,6 +48,7 @@ def operations() -> Iterator[Operation]:
     yield from _histories()
     yield from _deployments()
     yield from _work_requests()
+    yield from _surroundings()
 
 
 def _models() -> Iterator[Operation]:
@@ -121,9 +131,6 @@ def _deployments() -> Iterator[Operation]:
     id = "list_model_deployment_model_states"
     yield _list(id, f"{one}/models/modelState", tag, state, names, sorts)
     yield _list(f"{id}_too", f"{one}/modelStates", tag, state, names, sorts)
-    shape_list = Answer(200, "This machine", list[shapes.ModelDeploymentShapeSummary])
-    path = "/modelDeploymentShapes"
-    yield _operation("list_model_deployment_shapes", "GET", path, tag, shape_list, _READS)
 
 
 def _work_requests() -> Iterator[Operation]:
@@ -136,6 +143,25 @@ def _work_requests() -> Iterator[Operation]:
     yield _list("list_work_request_logs", f"{one}/logs", tag, lines, {}, {})
     yield _list("list_work_request_errors", f"{one}/errors", tag, faults, {}, {})
     yield _write("cancel_work_request", "DELETE", one, tag, Answer(202, "It is asked to stop"))
+
+
+def _surroundings() -> Iterator[Operation]:
+    plain, machines = surroundings.Paged, list[surroundings.ModelDeploymentShapeSummary]
+    rows: tuple[tuple[str, str, Any, type[surroundings.Paged]], ...] = (
+        (
+            "list_containers",
+            "/containers",
+            list[surroundings.ContainerSummary],
+            surroundings.ContainerQuery,
+        ),
+        ("list_model_deployment_shapes", "/modelDeploymentShapes", machines, plain),
+        ("list_projects", "/projects", list[dict[str, Any]], plain),
+        ("list_compute_targets", "/computeTargets", list[dict[str, Any]], plain),
+    )
+    for id, path, all_, asked_for in rows:
+        answer = Answer(200, "A page of them, in an array", all_, ("opc-next-page",))
+        given = (COMPARTMENT, *declared(asked_for))
+        yield _operation(id, "GET", path, "Surroundings", answer, _LISTS, parameters=given)
 
 
 # -- kinds of operations --------------------------------------------------------------------

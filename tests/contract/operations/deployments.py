@@ -5,18 +5,47 @@ One function an operation; the table of `operations` calls them in their order.
 
 from __future__ import annotations
 
+import json
+
+import oci
 from oci.data_science import models as sdk
 
 from tests.conftest import PROMPT
 from tests.contract.operations.table import operation
 from tests.contract.world import OVER, WAIT, C, World, refused, seed_deployment
 
+FLEX = "VM.Standard.E4.Flex"
+
 
 @operation
 def list_model_deployment_shapes(world: World) -> None:
-    (shape,) = world.control.list_model_deployment_shapes(C).data
-    assert shape.core_count >= 1
-    assert shape.memory_in_gbs >= 1
+    """One machine, under the names that scripts ask for."""
+    call = world.control.list_model_deployment_shapes
+    shapes = {shape.name: shape for shape in call(C).data}
+    assert list(shapes) == ["LOCAL", "VM.GPU.A10.1", "VM.GPU.A10.2", "BM.GPU.A10.4", FLEX]
+    assert len({(shape.core_count, shape.memory_in_gbs) for shape in shapes.values()}) == 1
+    assert shapes["LOCAL"].core_count >= 1
+    assert shapes["LOCAL"].memory_in_gbs >= 1
+    paged = oci.pagination.list_call_get_all_results(call, C, limit=2).data
+    assert [shape.name for shape in paged] == list(shapes)
+
+
+@operation
+def list_containers(world: World) -> None:
+    """What AQUA makes of the family that a model's metadata names."""
+    rows = world.control.list_containers(target_workload="MODEL_DEPLOYMENT", is_latest=True).data
+    found = {row.family_name: row for row in rows}["odsc-vllm-serving"]
+    assert (found.is_latest, found.usages, bool(found.tag)) == (True, ["INFERENCE"], True)
+    (how,) = found.workload_configuration_details_list
+    assert (how.workload_type, how.server_port) == ("MODEL_DEPLOYMENT", how.health_check_port)
+    assert "--served-model-name" in how.cmd
+    more = how.additional_configurations
+    assert (more["MODEL_DEPLOY_PREDICT_ENDPOINT"], more["PORT"]) == (
+        "/v1/completions",
+        str(how.server_port),
+    )
+    assert json.loads(more["restrictedParams"]) == []
+    assert world.control.list_containers(usage_query_param="EVALUATION").data == []
 
 
 @operation
