@@ -15,6 +15,7 @@ from stacked.api.control import (
     histories,
     models,
     surroundings,
+    version_sets,
     work_requests,
 )
 from stacked.api.control.answers import PREFIX
@@ -44,6 +45,7 @@ _STREAM = "application/octet-stream"
 
 def operations() -> Iterator[Operation]:
     yield from _models()
+    yield from _version_sets()
     yield from _groups()
     yield from _histories()
     yield from _deployments()
@@ -69,6 +71,18 @@ def _models() -> Iterator[Operation]:
         "create_model_provenance", place, tag, asked.Provenance, shape, (404,), more=(IF_MATCH,)
     )
     yield _not_offered(f"{one}/actions/{{action}}", tag)
+
+
+def _version_sets() -> Iterator[Operation]:
+    tag, all_, shape = "Model version sets", "/modelVersionSets", version_sets.ModelVersionSet
+    one, name = f"{all_}/{{id}}", "model_version_set"
+    yield _create(f"create_{name}", all_, tag, version_sets.CreateModelVersionSet, shape, ())
+    summary, sorts = version_sets.ModelVersionSetSummary, version_sets.LIST_SORTS
+    yield _list(f"list_{name}s", all_, tag, summary, version_sets.LIST_FILTERS, sorts)
+    yield from _get_and_put(name, one, tag, shape, version_sets.UpdateModelVersionSet)
+    related = query("isDeleteRelatedModels", {"type": "boolean"})
+    yield _delete(f"delete_{name}", one, tag, 204, ("etag",), related)
+    yield _move(f"change_{name}_compartment", one, tag)
 
 
 def _groups() -> Iterator[Operation]:
@@ -236,8 +250,11 @@ def _get_and_put(name: str, path: str, tag: str, shape: Any, body: Any) -> Itera
     yield _write(f"update_{name}", "PUT", path, tag, answer, body=body)
 
 
-def _delete(id: str, path: str, tag: str, status: int, headers: Sequence[str]) -> Operation:
-    return _write(id, "DELETE", path, tag, Answer(status, "It is gone or going", None, headers))
+def _delete(
+    id: str, path: str, tag: str, status: int, headers: Sequence[str], *more: Json
+) -> Operation:
+    answer = Answer(status, "It is gone or going", None, headers)
+    return _write(id, "DELETE", path, tag, answer, parameters=more)
 
 
 def _switch(
