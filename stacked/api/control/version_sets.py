@@ -19,6 +19,8 @@ from pydantic.alias_generators import to_camel
 from stacked.api import wire
 from stacked.api.asked.common import ChangeCompartment, Described, Description, Tagged
 from stacked.api.control.answers import done, expected, read, shown
+from stacked.api.control.finished import VERSION_SET as KIND
+from stacked.api.control.finished import finished
 from stacked.api.gate import principal_of
 from stacked.api.lists import FILTERS, SORTS, Names, listed
 from stacked.registry import VERSION_SET, new_id
@@ -149,7 +151,9 @@ def _change(router: APIRouter, service: Service, allowed: Depends) -> None:
     async def move(id: str, request: Request) -> Response:
         body = await read(request, service, ChangeCompartment)
         record = await asyncio.to_thread(service.registry.get_version_set, id)
-        return done(await write(record, request, {"compartment_id": body.compartment_id}))
+        moved = await write(record, request, {"compartment_id": body.compartment_id})
+        of = ("MODELVERSIONSET_MOVE", "UPDATED", KIND, moved)
+        return done(moved, await asyncio.to_thread(finished, service.registry, *of))
 
     @router.delete(_ONE, dependencies=[allowed])
     def delete(
@@ -162,7 +166,9 @@ def _change(router: APIRouter, service: Service, allowed: Depends) -> None:
         if with_models:
             for model_id in service.registry.models_of_version_set(id):
                 service.catalogue.delete(model_id)
-        return done(service.registry.delete_version_set(id, expect))
+        gone = service.registry.delete_version_set(id, expect)
+        work = finished(service.registry, "MODELVERSIONSET_DELETE", "DELETED", KIND, gone)
+        return done(gone, work, 202)
 
 
 def _shown(record: Record) -> JSONResponse:

@@ -81,8 +81,8 @@ def _version_sets() -> Iterator[Operation]:
     yield _list(f"list_{name}s", all_, tag, summary, version_sets.LIST_FILTERS, sorts)
     yield from _get_and_put(name, one, tag, shape, version_sets.UpdateModelVersionSet)
     related = query("isDeleteRelatedModels", {"type": "boolean"})
-    yield _delete(f"delete_{name}", one, tag, 204, ("etag",), related)
-    yield _move(f"change_{name}_compartment", one, tag)
+    yield _delete(f"delete_{name}", one, tag, 202, ("etag", _WORK), related)
+    yield _move(f"change_{name}_compartment", one, tag, _WORK)
 
 
 def _groups() -> Iterator[Operation]:
@@ -273,8 +273,8 @@ def _switch(
         )
 
 
-def _move(id: str, path: str, tag: str) -> Operation:
-    answer = Answer(204, "It is in that compartment now", None, ("etag",))
+def _move(id: str, path: str, tag: str, *headers: str) -> Operation:
+    answer = Answer(204, "It is in that compartment now", None, ("etag", *headers))
     return _write(
         id,
         "POST",

@@ -56,7 +56,7 @@ def test_a_set_is_deleted_when_its_models_are(plane: Plane) -> None:
     model = plane.model(modelVersionSetId=line)
     refused = plane.json("DELETE", f"{ALL}/{line}", 409)
     assert (refused["code"], model in refused["message"]) == ("Conflict", True)
-    plane.ask("DELETE", f"{ALL}/{line}?isDeleteRelatedModels=true", 204)
+    plane.ask("DELETE", f"{ALL}/{line}?isDeleteRelatedModels=true", 202)
     for path in (f"{ALL}/{line}", f"/models/{model}"):
         assert plane.json("GET", path)["lifecycleState"] == "DELETED"
     assert plane.json("DELETE", f"{ALL}/{line}", 404)["code"] == "NotAuthorizedOrNotFound"

@@ -72,7 +72,8 @@ def delete_model_version_set(world: World) -> None:
     assert model in refused(409, "Conflict", call, id)
     wait = world.waiting.delete_model_version_set_and_wait_for_state
     more = {"is_delete_related_models": True}
-    wait(id, ["DELETED"], operation_kwargs=more, waiter_kwargs=WAIT)
+    work = wait(id, OVER, operation_kwargs=more, waiter_kwargs=WAIT).data
+    assert (work.operation_type, work.status) == ("MODELVERSIONSET_DELETE", "SUCCEEDED")
     assert world.control.get_model(model).data.lifecycle_state == "DELETED"
     assert world.control.get_model_version_set(id).data.lifecycle_state == "DELETED"
 
