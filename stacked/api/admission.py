@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from stacked import metrics
 from stacked.api import request_ids
 from stacked.api.bodies import ClientGone, Cut, parse_object, read_body, replay, with_fields
-from stacked.api.control.answers import PREFIX, oci_code
+from stacked.api.control.answers import PREFIX, oci_code, versioned
 from stacked.api.errors import (
     INTERNAL,
     INTERNAL_CODE,
@@ -72,7 +72,7 @@ class FrontDoor:
         if path.startswith("//"):  # an SDK whose endpoint ends in a slash
             path = scope["path"] = "/" + path.lstrip("/")
         deployment, path = inner_path(path)
-        scope["path"] = path
+        path = scope["path"] = versioned(method, path)
         target = model_target(method, path)
         plain = target.plain if target else is_plain(path)
         try:

@@ -7,18 +7,19 @@ know models or deployments.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib.metadata import version
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-from stacked import __version__
 from stacked.config import ServerConfig
 from stacked.engine.machine import GIB, look
 from stacked.errors import PageInvalid
 from stacked.registry.paging import MAX_LIMIT
 
+VERSION = version("stacked")
 LOCAL = "LOCAL"
 """What this machine is called where a shape has a name; any other name means it, too."""
 
@@ -142,13 +143,13 @@ def _containers(server: ServerConfig) -> list[ContainerSummary]:
     return [
         ContainerSummary(
             container_name=family,
-            display_name=f"Stacked {__version__}",
+            display_name=f"Stacked {VERSION}",
             family_name=family,
             description="vLLM in this server; an image that a deployment names is kept, not pulled",
             is_latest=True,
             target_workloads=["MODEL_DEPLOYMENT"],
             usages=["INFERENCE"],
-            tag=__version__,
+            tag=VERSION,
             lifecycle_state="ACTIVE",
             workload_configuration_details_list=[workload],
             tag_configuration_list=[],
