@@ -109,6 +109,8 @@ async def test_live_update_that_has_switched_cannot_be_canceled(machine: Machine
     lease = machine.starts.started[0].live.admit({"key": "k1"}).lease
     work = await machine.deployments.update(id, Revision(machine.group(2), live=True))
     await until(lambda: machine.serves() == ["k2"])
+    told = machine.registry.list_member_states(id).items
+    assert {one.key: one.state.value for one in told} == {"base": "SUCCESS", "k2": "SUCCESS"}
     with pytest.raises(RecordConflict, match="the new group serves already"):
         await machine.deployments.cancel(work.id)
     lease.release()
