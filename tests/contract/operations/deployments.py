@@ -91,16 +91,22 @@ def list_model_deployment_model_states(world: World) -> None:
 
 @operation
 def update_model_deployment(world: World) -> None:
-    """LIVE: `a` gets the weights of `c`, and back; then a name, which touches no engine."""
+    """LIVE: `a` gets the weights of `c`, the base another key, and back; then a name alone."""
     id = world.deployment()
-    before = {key: world.answers(id, key) for key in ("a", "b")}
+    before = {key: world.answers(id, key) for key in ("a", "b", "base")}
     members = {"a": world.adapters["c"], "b": world.adapters["b"]}
     other = world.control.create_model_group(world.stacked(members)).data.id
     _live(world, id, other)
     assert world.answers(id, "b") == before["b"]
     assert world.answers(id, "a") not in before.values()
+    renamed = world.stacked({"a": world.adapters["a"]}, base_key="renamed")
+    _live(world, id, world.control.create_model_group(renamed).data.id)
+    assert world.answers(id, "renamed") == world.answers(id, world.base) == before["base"]
+    refused(404, "KeyUnknown", world.answers, id, "base")
+    rows = world.raw("GET", f"/{id}/predict/v1/models").json()["data"]
+    assert [(row["id"], row["parent"]) for row in rows] == [("renamed", None), ("a", "renamed")]
     _live(world, id, world.group("a", "b"))
-    assert world.answers(id, "a") == before["a"]
+    assert {key: world.answers(id, key) for key in before} == before
     named = sdk.UpdateModelDeploymentDetails(display_name="named")
     call, etag = world.control.update_model_deployment, world.control.get_model_deployment(id)
     refused(412, "NoEtagMatch", call, id, named, if_match="another")
