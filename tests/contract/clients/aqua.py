@@ -120,6 +120,7 @@ def main(endpoint: str, config: str, *zips: str) -> None:
             break
         time.sleep(0.5)
     seen["deleted"] = str(client.get_model_deployment(id).data.lifecycle_state)
+    time.sleep(1)  # the last line of the last work
     seen["works"] = sorted(
         f"{row.operation_type} {row.status}"
         for row in client.list_work_requests(C, resource_id=id).data

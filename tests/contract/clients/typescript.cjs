@@ -61,6 +61,7 @@ async function main() {
   seen.deactivated = await settled(id);
   await client.deleteModelDeployment({ modelDeploymentId: id });
   seen.deleted = await settled(id);
+  await new Promise((done) => setTimeout(done, 1000)); // the last line of the last work
   const { items } = await client.listWorkRequests({ compartmentId: C, resourceId: id });
   seen.works = items.map((row) => row.status);
   console.log(JSON.stringify(seen));
