@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TypedDict, Unpack
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, func, literal, select
 
 from stacked.errors import RecordConflict
 from stacked.registry.paging import Listing, read_page
@@ -29,6 +29,7 @@ class VersionSetFilters(TypedDict, total=False):
     created_by: str | None
     compartment_id: str | None
     project_id: str | None
+    category: str | None
 
 
 class VersionSetChanges(TypedDict, total=False):
@@ -45,7 +46,8 @@ LISTING = Listing(
     columns=tuple(sets.c),
     seq=sets.c.seq,
     sorts={name: sets.c[name] for name in ("time_created", "display_name", "state")},
-    filters={name: sets.c[name] for name in COMMON},
+    # All that are here are users'.
+    filters={**{name: sets.c[name] for name in COMMON}, "category": literal("USER")},
 )
 
 

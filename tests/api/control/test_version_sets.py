@@ -51,6 +51,21 @@ def test_a_model_joins_a_set_when_it_is_made_or_later_and_stays_in_it(plane: Pla
     assert len(plane.json("GET", "/models?displayName=m")) == 3, "nothing is left of what failed"
 
 
+def test_sets_are_listed_by_every_filter(plane: Plane) -> None:
+    one, two = make(plane, "one")["id"], make(plane, "two", projectId="q")["id"]
+    plane.ask("DELETE", f"{ALL}/{one}", 202)
+
+    def ids(query: str) -> list[str]:
+        return [row["id"] for row in plane.json("GET", f"{ALL}?compartmentId=c&{query}")]
+
+    assert ids("name=one") == ids("lifecycleState=DELETED") == ids(f"id={one}") == [one]
+    assert ids("projectId=q") == [two]
+    assert ids("createdBy=nobody") == ids("category=SERVICE") == []
+    assert ids("category=USER") == ids("") == [two, one]
+    assert ids("sortBy=name&sortOrder=ASC") == [one, two]
+    assert plane.json("GET", f"{ALL}?sortBy=displayName", 400)["code"] == "InvalidParameter"
+
+
 def test_a_set_is_deleted_when_its_models_are(plane: Plane) -> None:
     line = make(plane)["id"]
     model = plane.model(modelVersionSetId=line)
