@@ -100,6 +100,35 @@ def test_aqua_creates_updates_and_deletes_a_stacked_deployment(server: Rig, tmp_
     until(lambda: ends() == ["SUCCEEDED"] * 6)
 
 
+def test_a_platform_drives_the_verbs_of_a_container(server: Rig) -> None:
+    """BYOC's LIVE update: DELETE what leaves, POST what comes, by model id and nothing else."""
+    server.stock()
+    first, empty, second, _ = server.ids["models"]
+    (id,) = server.ids["modelDeployments"]
+
+    def states() -> dict[str, str]:
+        rows = server.ask("GET", f"/modelDeployments/{id}/models/modelState")
+        return {row["inferenceKey"]: row["state"] for row in rows}
+
+    def post(model: str, status: int, **body: str) -> Any:
+        answer = server.http.post(f"/models/{model}", json=body or None)
+        assert answer.status_code == status, answer.text
+        return answer.json()
+
+    assert states() == {"base": "SUCCESS", "x": "SUCCESS"}
+    assert server.http.delete(f"/models/{first}").status_code == 200
+    assert states() == {"base": "SUCCESS", "x": "FAILED"}
+    assert server.http.get(f"/models/{first}/health").status_code == 404
+    assert post(first, 200)["key"] == "x"
+    assert states() == {"base": "SUCCESS", "x": "SUCCESS"}
+    assert post(second, 200)["modelId"] == second
+    assert server.http.get(f"/models/{second}/health").json()["model"] == second
+    assert post(second, 200, key="another")["key"] == "another"
+    assert post(second, 400, key="no key")["code"] == "KeyInvalid"
+    assert post(empty, 409)["code"] == "RecordConflict"
+    assert post("ocid1.datasciencemodel.oc1..none", 404)["code"] == "SourceNotFound"
+
+
 def test_oracles_page_of_a_stacked_deployment_leaves_the_version_out(
     server: Rig,
 ) -> None:

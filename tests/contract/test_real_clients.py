@@ -85,6 +85,7 @@ def test_aqua(signed: Signed, tmp_path: Path) -> None:
     found = seen(python, CLIENTS / "aqua.py", signed.server.url, signed.config, *zips)
     both = {"renamed": "SUCCESS", "a": "SUCCESS", "b": "SUCCESS"}
     assert "VM.GPU.A10.1" in found["shapes"]
+    assert found["downloaded"] == ["adapter_config.json", "adapter_model.safetensors"]
     assert found["created"] == ["ACTIVE", {"tiny": "SUCCESS", "a": "SUCCESS"}]
     assert "--max-model-len 256" in found["environment"]["PARAMS"]
     assert found["live"] == found["activated"] == ["ACTIVE", both]

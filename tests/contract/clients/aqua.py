@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,12 @@ def main(endpoint: str, config: str, *zips: str) -> None:
     seen: dict[str, Any] = {"ids": ids}
     shapes = [shape.name for shape in app.list_shapes(compartment_id=C)]
     seen["shapes"] = shapes
+
+    from ads.model.datascience_model import DataScienceModel
+
+    with tempfile.TemporaryDirectory() as place:
+        DataScienceModel.from_id(ids[0]).download_artifact(place, force_overwrite=True)
+        seen["downloaded"] = sorted(os.listdir(place))
 
     def settle(id: str) -> str:
         """The state that a deployment comes to rest in."""
