@@ -140,6 +140,14 @@ class ServerConfig(_Frozen):
     """Whether HTTP callers may load adapters from the Hub and from http(s) addresses."""
     foreign_tokens: bool = False
     """The same as a member's, for every adapter, however it is loaded."""
+    shape_names: tuple[Annotated[str, Field(min_length=1, max_length=255)], ...] = (
+        "VM.GPU.A10.1",
+        "VM.GPU.A10.2",
+        "BM.GPU.A10.4",
+        "VM.Standard.E4.Flex",
+    )
+    """What else than `LOCAL` this machine is called in the list of shapes: those that clients of
+    the control plane ask for by name. A deployment may name any."""
     auth: AuthConfig = AuthConfig()
 
 

@@ -127,7 +127,7 @@ class Live:
 
         `verified` remembers which adapters have passed their canary on such an engine.
         """
-        self.routing = routing
+        self.begin(routing)
         self._check = check
         self._verified = verified
         self._checking = ThreadPoolExecutor(1, "stacked-check", initializer=yield_to_others)
@@ -139,6 +139,15 @@ class Live:
         self._stuck: dict[int, Loaded] = {}
         # Tasks that nobody awaits; asyncio itself keeps only weak references.
         self._background: set[asyncio.Task[None]] = set()
+
+    def begin(self, routing: Routing[Loaded]) -> None:
+        """Serve this, which is a whole group, from now on."""
+        self.routing, self._group = routing, frozenset(routing.members)
+
+    @property
+    def removed(self) -> frozenset[Member]:
+        """Members of the group that were removed one by one and have not come back."""
+        return self._group.difference(self.routing.members)
 
     # -- requests ---------------------------------------------------------------------------
 
@@ -265,6 +274,7 @@ class Live:
     async def update(self, base: Base, members: tuple[Member, ...], journal: Journal) -> SwapReport:
         """Replace the members by these, under traffic, all or nothing.
 
+        `base` is the one that is served, perhaps under another key: a name loads nothing.
         Until the switch the old group serves, and every failure leaves it serving with nothing
         staged. Raises UpdateInProgress, or what went wrong.
         """
@@ -288,7 +298,7 @@ class Live:
                 # A failed update leaves nothing in the engine.
                 await self._let_go(staged.values())
                 raise
-            self.routing = after
+            self.begin(after)
             clock.enter(Phase.SWITCH, f"generation {after.generation} is live")
             ended = await self._drain(before, plan, clock)
             left = await self._drop(before, plan, clock)
@@ -362,7 +372,7 @@ class Live:
         handles = {digest: h for digest, h in before.handles.items() if digest in wanted} | {
             **staged
         }
-        draining = before.draining | _names(before.members)
+        draining = before.draining | _names(before.members) | {before.base.key}
         return Routing.of(base, members, handles, before.generation + 1, draining)
 
     async def _drain(self, before: Routing[Loaded], plan: SwapPlan, clock: _Clock) -> int:

@@ -10,6 +10,8 @@ import asyncio
 import enum
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from stacked.engine.support import require_build
 from stacked.errors import NotAllowed, NotReady, SourceRefused
 from stacked.groups.routing import Route, Routing
 from stacked.live import Admission, Live
-from stacked.registry import DeployedMember, Deployment, MemberState, Query, Registry
+from stacked.registry import DeployedMember, Deployment, MemberState, Page, Query, Registry
 from stacked.store import AdapterStore, is_remote
 
 logger = logging.getLogger("stacked.service")
@@ -261,6 +263,23 @@ class Service:
         active.serving.count()
         return route
 
+    async def load_known(self, name: str, key: str | None) -> Route[Loaded] | None:
+        """Serve again what `unload` removed of the group, or a model of the catalogue by its id.
+
+        None where `name` is neither. Raises AdapterError, RecordConflict, KeyInUse, EngineError.
+        """
+        active = self._changeable()
+        live = active.serving.live
+        gone = [m for m in live.removed if name in (m.key, m.model_id) and key in (None, m.key)]
+        if not gone and self._catalogue is not None:
+            most, modules = active.serving.plan.max_rank, active.modules
+            find = partial(self._catalogue.adapter, name, modules, max_rank=most)
+            adapter = await asyncio.to_thread(find)
+            gone = [Member(ModelId(name), adapter, key)] if adapter else []
+        routes = [await live.add(member) for member in gone]
+        active.serving.count()
+        return routes[0] if routes else None
+
     async def unload(self, name: str) -> bool:
         """Stop serving a key or model id; free its adapter when the last request has ended.
 
@@ -322,16 +341,15 @@ class Service:
         """The id of the active deployment. Raises NotReady where none is."""
         return self.active.deployment_id
 
-    def member_states(self) -> list[DeployedMember]:
-        """How the members of the committed group fared."""
-        states: list[DeployedMember] = []
-        query = Query()
-        while True:
-            page = self.registry.list_member_states(self.deployment_id, query)
-            states += page.items
-            if page.next is None:
-                return states
-            query = Query(page=page.next)
+    def member_states(self, id: str, query: Query, **filters: Any) -> Page[DeployedMember]:
+        """How the members of a deployment's committed group are: as recorded, unless removed."""
+        page = self.registry.list_member_states(id, query, **filters)
+        active = self._active
+        if active is None or active.deployment_id != id:
+            return page
+        gone = {(member.model_id, member.key) for member in active.serving.live.removed}
+        shown = (_removed(row) if (row.model_id, row.key) in gone else row for row in page.items)
+        return replace(page, items=tuple(shown))
 
     async def status(self) -> dict[str, Any]:
         """Everything at a glance, ready for JSON. What is resident is what the engine says."""
@@ -353,6 +371,11 @@ class Service:
             "draining": sorted(live.routing.draining),
             "models": [_member_status(member, live, resident) for member in live.routing.members],
         }
+
+
+def _removed(row: DeployedMember) -> DeployedMember:
+    reason = f"it was removed by itself; POST /models/{row.model_id} serves it again"
+    return replace(row, state=MemberState.FAILED, reason=reason)
 
 
 class _Reasons:

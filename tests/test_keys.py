@@ -48,6 +48,13 @@ def test_the_written_file_is_one_that_the_sdk_takes(tmp_path: Path) -> None:
     assert found.key.key_size == 2048
 
 
+def test_the_key_file_is_labelled_for_ocis_command_line(tmp_path: Path) -> None:
+    """Which otherwise warns at every call; readers of PEM pass over what follows the key."""
+    written = create(tmp_path, "alice").private.read_bytes()
+    assert written.endswith(b"-----END PRIVATE KEY-----\nOCI_API_KEY\n")
+    assert isinstance(serialization.load_pem_private_key(written, None), rsa.RSAPrivateKey)
+
+
 def test_tenancy_user_region_and_length_are_as_asked(tmp_path: Path) -> None:
     tenancy, user = "ocid1.tenancy.oc1..aaaa", "ocid1.user.oc1..bbbb"
     made = create(tmp_path, "a", tenancy=tenancy, user=user, region="eu-frankfurt-1", bits=3072)

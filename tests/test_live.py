@@ -169,6 +169,29 @@ async def test_renamed_key_loads_nothing_and_keeps_its_handle(engine: FakeEngine
     assert live.routing.resolve("new").handle is handle
 
 
+async def test_renamed_base_loads_nothing_and_its_old_key_drains(engine: FakeEngine) -> None:
+    live = await serving(engine, member("a", 0), member("b", 1))
+    lease = live.admit({"key": "b"}).lease
+    renamed = replace(BASE, key="new")
+    update = asyncio.create_task(live.update(renamed, (member("a", 0),), Notes()))
+    await switched(live)
+    assert live.routing.resolve("new").handle is None
+    assert live.routing.resolve(None).label == live.routing.resolve(BASE.model_id).label == "new"
+    with pytest.raises(KeyRemoved):
+        live.admit({"body.model": BASE.key})
+    lease.release()
+    assert (await update).loaded == ()
+    with pytest.raises(KeyUnknown):
+        live.admit({"body.model": BASE.key})
+
+
+async def test_base_and_fine_tune_can_exchange_their_keys(engine: FakeEngine) -> None:
+    live = await serving(engine, member("a", 0))
+    await live.update(replace(BASE, key="a"), (member(BASE.key, 0),), Notes())
+    assert live.routing.resolve("a").handle is None
+    assert live.routing.resolve(BASE.key).digest == digest(0)
+
+
 async def test_request_that_began_before_the_switch_keeps_its_adapter_until_it_ends(
     engine: FakeEngine,
 ) -> None:
@@ -196,6 +219,20 @@ async def test_removed_key_drains_and_is_then_unknown(engine: FakeEngine) -> Non
     await updating
     with pytest.raises(KeyUnknown):
         live.admit({"key": "b"})
+
+
+async def test_what_was_removed_of_the_group_is_known_until_it_is_back(engine: FakeEngine) -> None:
+    live = await serving(engine, member("a", 1), member("b", 2))
+    await live.add(member("alone", 3))
+    await live.remove("alone")
+    assert live.removed == frozenset()
+    await live.remove("b")
+    assert live.removed == {member("b", 2)}
+    await live.add(member("b", 2))
+    assert live.removed == frozenset()
+    await live.remove("b")
+    await live.update(BASE, (member("a", 1),), Notes())
+    assert live.removed == frozenset()
 
 
 async def test_straggler_is_ended_at_the_deadline(engine: FakeEngine) -> None:

@@ -12,15 +12,29 @@ from typing import Any
 
 import pytest
 
-from stacked.config import BaseConfig, Config, ControlConfig, GroupConfig, MemberConfig
+from stacked.config import (
+    BaseConfig,
+    Config,
+    ControlConfig,
+    GroupConfig,
+    MemberConfig,
+    ServerConfig,
+)
 from stacked.core import ModelGroup, Progress
 from stacked.deployment.deployments import Revision
 from stacked.deployment.serving import Known, Serving
 from stacked.engine.plan import EnginePlan
-from stacked.errors import EngineStartFailed, NotReady, SourceNotFound
+from stacked.errors import (
+    EngineStartFailed,
+    NotReady,
+    ParameterInvalid,
+    RankRefused,
+    RecordConflict,
+    SourceNotFound,
+)
 from stacked.groups.routing import Routing
 from stacked.live import Live
-from stacked.registry import DEPLOYMENT, Deployment, new_id
+from stacked.registry import DEPLOYMENT, Deployment, Model, ModelState, Query, new_id
 from stacked.service import Service, State
 from tests.deployments.machine import FakeServing, YieldingEngine
 from tests.store.small import write_adapter, write_base
@@ -276,6 +290,65 @@ async def test_loading_alone_can_be_off_in_a_deployment(place: Place) -> None:
     service.deployments.adopt(off)
     with pytest.raises(Exception, match="VLLM_ALLOW_RUNTIME_LORA_UPDATING"):
         await service.load(str(place.directory / "b"), key="b", model_id=None)
+    await service.close()
+
+
+def told(service: Service) -> dict[str | None, tuple[str, str]]:
+    """The states of the deployment's members by key, with their reasons."""
+    rows = service.member_states(service.deployment_id, Query()).items
+    return {row.key: (row.state.value, row.reason) for row in rows}
+
+
+async def test_member_that_was_removed_by_itself_is_told_and_comes_back_by_its_id(
+    place: Place,
+) -> None:
+    service = await place.start(place.config("a", "b"))
+    id = service.routing.resolve("b").model_id
+    await service.unload("b")
+    state, reason = told(service)["b"]
+    assert (state, f"POST /models/{id}" in reason) == ("FAILED", True)
+    assert {key: one for key, (one, _) in told(service).items() if key != "b"} == {
+        "base": "SUCCESS",
+        "a": "SUCCESS",
+    }
+    for name in (id, "b"):
+        route = await service.load_known(name, None)
+        assert route is not None
+        assert (route.key, route.model_id) == ("b", id)
+        assert told(service)["b"] == ("SUCCESS", "")
+        await service.unload(name)
+    await service.close()
+    again = await place.start(place.config("a", "b"))
+    assert (keys(again), told(again)["b"][0]) == (["base", "a", "b"], "SUCCESS")
+    await again.close()
+
+
+async def test_model_of_the_catalogue_is_loaded_by_its_id(place: Place) -> None:
+    roots = ServerConfig(adapter_roots=(str(place.directory),))
+    service = await place.start(place.config("a").model_copy(update={"server": roots}))
+    new = Model(id="", display_name="b")
+    other = service.catalogue.register(new, str(place.directory / "b"))
+    for key in (None, "second"):
+        route = await service.load_known(other.id, key)
+        assert route is not None
+        assert (route.key, route.digest) == (key, other.digest)
+    assert keys(service) == ["base", "a", other.id, "second"]
+    assert await service.load_known("ocid1.datasciencemodel.oc1..none", None) is None
+    base = service.routing.base.model_id
+    with pytest.raises(ParameterInvalid, match="base"):
+        await service.load_known(base, None)
+    service.registry.set_model_state(other.id, ModelState.INACTIVE)
+    await service.unload(other.id)
+    with pytest.raises(RecordConflict, match="INACTIVE"):
+        await service.load_known(other.id, None)
+    empty = service.catalogue.create(Model(id="", display_name="empty"))
+    with pytest.raises(RecordConflict, match="no artifact"):
+        await service.load_known(empty.id, None)
+    large = service.active.serving
+    large.plan.max_rank = 1  # type: ignore[misc]
+    service.registry.set_model_state(other.id, ModelState.ACTIVE)
+    with pytest.raises(RankRefused):
+        await service.load_known(other.id, None)
     await service.close()
 
 

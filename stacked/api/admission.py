@@ -31,7 +31,7 @@ from stacked.api.bodies import (
     replay,
     with_fields,
 )
-from stacked.api.control.answers import PREFIX, is_control, oci_code
+from stacked.api.control.answers import PREFIX, is_control, oci_code, versioned
 from stacked.api.errors import INTERNAL, INTERNAL_CODE, not_served, to_openai, to_plain
 from stacked.api.gate import Gate, is_upload
 from stacked.api.names import MODEL_HEADERS, names_of
@@ -82,6 +82,7 @@ class FrontDoor:
         raw: bytes = scope.get("raw_path") or quote(scope["path"]).encode()
         method = scope["method"]
         deployment, path, below = inner_path(canonical(raw.decode("latin-1")))
+        path = versioned(method, path)
         # A copy, because the server under us must go on seeing a HEAD as one.
         scope = {**scope, "path": app_path(path)}
         target = model_target(method, path, below)

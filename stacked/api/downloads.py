@@ -20,6 +20,7 @@ from stacked.errors import RangeInvalid
 from stacked.registry.records import Artifact
 
 _PIECE = 1 << 20
+_TOKEN = re.compile(r"[A-Za-z0-9!#$&+.^_`|~-]+")
 _RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})")
 
 
@@ -48,18 +49,28 @@ def download(request: Request, artifact: Artifact, file: IO[bytes], etag: str) -
 
 
 def _headers(artifact: Artifact, etag: str, length: int) -> dict[str, str]:
-    name = artifact.name or "artifact.zip"
-    plain = re.sub(r'[^ -~]|["\\]', "_", name)
-    coded = "" if plain == name else f"; filename*=UTF-8''{quote(name)}"
     return {
         "content-type": "application/octet-stream",
         "content-length": str(length),
-        "content-disposition": f'attachment; filename="{plain}"{coded}',
+        "content-disposition": f"attachment; {_named(artifact)}",
         "content-md5": base64.b64encode(bytes.fromhex(artifact.md5)).decode(),
         "last-modified": format_datetime(artifact.time_created, usegmt=True),
         "accept-ranges": "bytes",
         "etag": etag,
     }
+
+
+def _named(artifact: Artifact) -> str:
+    """A name without quotes where it can be: ADS takes the rest of the header for its ending.
+
+    What a model or group holds has one name, as the service gives it, whoever uploaded it as what.
+    """
+    name = artifact.name if artifact.part else "artifact.zip"
+    if _TOKEN.fullmatch(name):
+        return f"filename={name}"
+    plain = re.sub(r'[^ -~]|["\\]', "_", name)
+    coded = "" if plain == name else f"; filename*=UTF-8''{quote(name)}"
+    return f'filename="{plain}"{coded}'
 
 
 def _part(header: str | None, size: int) -> tuple[int, int] | None:

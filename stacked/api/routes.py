@@ -110,9 +110,12 @@ def _model_routes(app: FastAPI, service: Service) -> None:
         if not by_id and given.key not in (None, name):
             raise ParameterInvalid(f"the path names key {name!r}, the body key {given.key!r}")
         key = given.key if by_id else name
-        route = await service.load(
+        if key is not None:
+            check_key(key)
+        route = None if given.source else await service.load_known(name, given.key)
+        route = route or await service.load(
             given.source or _source_of(service, name),
-            key=None if key is None else check_key(key),
+            key=key,
             model_id=_ocid(name) if by_id else None,
         )
         return {

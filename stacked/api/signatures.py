@@ -5,7 +5,8 @@ Pure: no clock, no disk, no ASGI. It must not know which requests have to be sig
     Authorization: Signature algorithm="rsa-sha256",headers="date (request-target) host",
                    keyId="<tenancy>/<user>/<fingerprint>",signature="<base64>",version="1"
 
-What is signed is one line for each of the names, `name: value`, joined by line feeds.
+What is signed is one line for each of the names, `name: value`, joined by line feeds. The list may
+have capitals (OCI's SDK for TypeScript writes `Content-Type Content-Length`); the lines have none.
 """
 
 from __future__ import annotations
@@ -142,9 +143,8 @@ def _parse(header: bytes) -> _Parameters:
         raise NotAuthenticated("authorization: version must be 1")
     if pairs["algorithm"] != "rsa-sha256":
         raise NotAuthenticated("authorization: algorithm must be rsa-sha256")
-    return _Parameters(
-        tuple(pairs["headers"].split(" ")), pairs["keyId"], _base64(pairs["signature"])
-    )
+    names = tuple(pairs["headers"].lower().split(" "))
+    return _Parameters(names, pairs["keyId"], _base64(pairs["signature"]))
 
 
 def _base64(text: str) -> bytes:
@@ -173,7 +173,7 @@ def _check_names(names: Sequence[str], covers_body: bool) -> None:
     if len(names) > _MOST_NAMES or len(set(names)) < len(names):
         raise NotAuthenticated("authorization: headers has a name twice, or too many")
     if not all(name == TARGET or _NAME.fullmatch(name) for name in names):
-        raise NotAuthenticated("authorization: headers is not a list of lower-case names")
+        raise NotAuthenticated("authorization: headers is not a list of names")
     wanted = [TARGET, "host"]
     if covers_body:
         wanted += ["content-length", "content-type", BODY_DIGEST]

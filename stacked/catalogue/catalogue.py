@@ -15,9 +15,10 @@ from typing import IO, Any, TypeVar
 
 from stacked.catalogue.bases import CatalogueBases
 from stacked.catalogue.contents import Contents
-from stacked.core import Base, Digest, check_digest, model_id_of
+from stacked.core import Adapter, Base, Digest, check_digest, model_id_of
 from stacked.errors import (
     AdapterError,
+    ParameterInvalid,
     RecordAbsent,
     RecordConflict,
 )
@@ -256,6 +257,23 @@ class Catalogue:
             with suppress(AdapterError):
                 self._store.check(check_digest(model.digest), self.modules(base))
                 self._registry.keep_models([replace(model, base_model_id=base_id)])
+
+    def adapter(self, id: str, base: BaseModules, *, max_rank: int) -> Adapter | None:
+        """The content of an adapter, checked to fit an engine's base; None for an unknown id.
+
+        Raises ParameterInvalid for a base, RecordConflict, AdapterError.
+        """
+        model = self._registry.get_models([id]).get(id)
+        if model is None:
+            return None
+        if model.state is not ModelState.ACTIVE or not model.kind:
+            lacks = "has no artifact" if model.kind == "" else f"is {model.state.value}"
+            raise RecordConflict(f"model {id} {lacks}; an ACTIVE one with content can be loaded")
+        if model.kind != "adapter":
+            raise ParameterInvalid(f"model {id} is of kind {model.kind}; adapters can be loaded")
+        digest = check_digest(model.digest)
+        self._store.check(digest, base, max_rank=max_rank)
+        return self._store.get(digest)
 
     # -- bases ------------------------------------------------------------------------------
 

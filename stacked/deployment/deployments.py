@@ -17,7 +17,7 @@ from stacked.deployment.changes import Change, Changes
 from stacked.deployment.journal import UpdateJournal
 from stacked.deployment.ledger import Ledger
 from stacked.deployment.settings import read_settings
-from stacked.deployment.starter import base_key, settings_of
+from stacked.deployment.starter import base_key, check_base_key, settings_of
 from stacked.deployment.updates import update_live
 from stacked.errors import NotReady, RecordAbsent, RecordConflict
 from stacked.registry import Deployment, DeploymentState, WorkRequest
@@ -118,7 +118,7 @@ class Deployments:
         async with self._changes.beginning():
             self._check_alone(new.id)
             configuration = self._configured(new.configuration)
-            await self._check_deployable(group_id, configuration)
+            await self._check_deployable(group_id, configuration, named=True)
             new = replace(new, configuration=configuration)
             record = await self._ledger.do(self._registry.create_deployment, new)
             work = await self._open(_CREATE, "CREATED", record, group_id)
@@ -181,7 +181,10 @@ class Deployments:
             if revision.environment is not None:
                 parts = self._configured({"environment": revision.environment})
             group_id = revision.group_id or wanted_group(record)
-            await self._check_deployable(group_id, {**record.configuration, **parts})
+            after = {**record.configuration, **parts}
+            # A name that the environment had before may be older than the group's.
+            named = settings_of(after).base_key != settings_of(record.configuration).base_key
+            await self._check_deployable(group_id, after, named=named)
             if record.state is _INACTIVE:
                 return await self._revise(record, revision, parts, expect)
             if revision.live:
@@ -219,11 +222,19 @@ class Deployments:
                 f"at a time; follow work request {change.work_id}"
             )
 
-    async def _check_deployable(self, group_id: str, configuration: Json) -> None:
-        """Refuse what cannot be served, as far as records tell, before anything is changed."""
+    async def _check_deployable(
+        self, group_id: str, configuration: Json, *, named: bool = False
+    ) -> None:
+        """Refuse what cannot be served, as far as records tell, before anything is changed.
+
+        `named`: the configuration comes with a name for the base, which must be the group's.
+        """
         group = await self._ledger.do(self._ledger.deployable, group_id)
         keys = [member.key for member in group.members if member.model_id == group.base_model_id]
-        base_key(str(group.base_model_id), keys[0] if keys else None, settings_of(configuration))
+        key, settings = keys[0] if keys else None, settings_of(configuration)
+        base_key(str(group.base_model_id), key, settings)
+        if named:
+            check_base_key(key, settings)
 
     async def _in_state(
         self, id: str, allowed: tuple[DeploymentState, ...], verb: str
@@ -295,7 +306,9 @@ class Deployments:
         active = self._served(record)
         active.serving.live.check_free()
         group_id = revision.group_id or wanted_group(record)
-        wanted = await self._ledger.do(self._ledger.wanted, group_id, active.serving.base)
+        base = active.serving.base
+        base = replace(base, key=base_key(base.model_id, None, settings_of(record.configuration)))
+        wanted = await self._ledger.do(self._ledger.wanted, group_id, base)
         await self._described(record, revision, expect)
         await self._enter(record, DeploymentState.UPDATING, f"to {group_id}", None)
         work = await self._open(_UPDATE, "UPDATED", record, group_id)

@@ -129,5 +129,6 @@ def _configuration(
         "declared": group_id_of(declared) if declared else before.get("declared"),
         "file_engine": own,
         "engine": engine,
+        "base_key": config.base.key,
         **{name: before.get(name) for name in ("environment", "infrastructure", "group")},
     }

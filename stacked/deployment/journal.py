@@ -115,6 +115,9 @@ class UpdateJournal:
         return self._commit(generation)
 
     async def _commit(self, generation: int) -> None:
+        # First, so that nobody finds the new group without its members while the old one drains.
+        put = self._registry.put_member_states
+        await self._ledger.do(put, self._deployment_id, self._group_id, self._members())
         what: tuple[Any, ...] = (self._deployment_id, self._group_id, generation, self._work_id)
         await self._ledger.do(self._registry.commit_group, *what)
 

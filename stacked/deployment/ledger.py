@@ -203,7 +203,7 @@ class Ledger:
     # -- groups -----------------------------------------------------------------------------
 
     def wanted(self, group_id: str, base: Base) -> ModelGroup:
-        """A recorded group with its adapters from the store.
+        """A recorded group with its adapters from the store; it may call its base by another key.
 
         Raises RecordAbsent, AdapterAbsent, and UpdateNotLive where its base is another.
         """
@@ -216,11 +216,7 @@ class Ledger:
         members = []
         for entry in record.members:
             if entry.model_id == base.model_id:
-                if entry.key not in (None, base.key):
-                    raise UpdateNotLive(
-                        f"group {group_id} calls the base {entry.key!r}, and {base.key!r} is "
-                        "served; another key of the base needs a restart"
-                    )
+                base = replace(base, key=entry.key or base.key)
                 continue
             model = self.registry.get_model(entry.model_id)
             adapter = self._store.get(check_digest(model.digest))

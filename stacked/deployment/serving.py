@@ -115,7 +115,7 @@ class Serving:
         except BaseException:
             await engine.close()
             raise
-        serving.live.routing = Routing.of(group.base, group.members, handles, generation)
+        serving.live.begin(Routing.of(group.base, group.members, handles, generation))
         serving.count()
         return serving
 

@@ -113,22 +113,28 @@ def settings_of(configuration: Mapping[str, Any]) -> Settings:
     """The settings in a deployment's configuration. Raises ConfigInvalid."""
     environment = configuration.get("environment") or {}
     variables = environment.get("environmentVariables") or {}
-    return read_settings(variables, configuration.get("engine") or {})
+    found = read_settings(variables, configuration.get("engine") or {})
+    return replace(found, base_key=found.base_key or configuration.get("base_key") or "")
 
 
 def base_key(base_id: str, given: str | None, settings: Settings) -> str:
-    """How a group's base is called: as the group says, else as `--served-model-name` does.
+    """How a group's base is called: as the group says, else as the deployment does.
 
-    Raises ConfigInvalid where the two differ.
+    A LIVE update may have renamed it since `--served-model-name` was written. Raises ConfigInvalid
+    where that names another base.
     """
     if settings.base_id and settings.base_id != base_id:
         raise ConfigInvalid(
             f"PARAMS: --served-model-name names model {settings.base_id}, and the base of the "
             f"group is {base_id}"
         )
+    return given or settings.base_key or DEFAULT_BASE_KEY
+
+
+def check_base_key(given: str | None, settings: Settings) -> None:
+    """Refuse an environment that is written for a base of another key. Raises ConfigInvalid."""
     if given and settings.base_key and settings.base_key != given:
         raise ConfigInvalid(
             f"PARAMS: --served-model-name calls the base {settings.base_key!r}, and the group "
             f"calls it {given!r}; it has one inference key"
         )
-    return given or settings.base_key or DEFAULT_BASE_KEY

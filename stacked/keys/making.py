@@ -25,6 +25,8 @@ from stacked.keys.public import MIN_BITS, Principal, fingerprint, keys_dir
 REGION = "us-ashburn-1"
 TENANCY = "ocid1.tenancy.oc1..stacked"
 
+# The last line of a key file that is meant for OCI: its command line warns where it is missing.
+_LABEL = b"OCI_API_KEY\n"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _REGION = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 
@@ -125,7 +127,7 @@ def _write_client(
     }
     text = "".join(f"{name}={value}\n" for name, value in lines.items())
     try:
-        _write(made / "key.pem", pem)
+        _write(made / "key.pem", pem + _LABEL)
         _write(made / "config", f"[DEFAULT]\n{text}".encode())
         if client.is_dir():
             shutil.rmtree(client)

@@ -3,7 +3,15 @@
 It must not know the engine, HTTP or wire formats.
 """
 
-from stacked.registry.ids import DEPLOYMENT, GROUP, HISTORY, MODEL, WORK_REQUEST, new_id
+from stacked.registry.ids import (
+    DEPLOYMENT,
+    GROUP,
+    HISTORY,
+    MODEL,
+    VERSION_SET,
+    WORK_REQUEST,
+    new_id,
+)
 from stacked.registry.lock import DataDirLock, lock_data_dir
 from stacked.registry.records import (
     Affected,
@@ -16,6 +24,7 @@ from stacked.registry.records import (
     GroupSummary,
     Model,
     ModelGroup,
+    ModelVersionSet,
     Page,
     Query,
     Recovered,
@@ -39,6 +48,7 @@ __all__ = [
     "GROUP",
     "HISTORY",
     "MODEL",
+    "VERSION_SET",
     "WORK_REQUEST",
     "Affected",
     "Artifact",
@@ -56,6 +66,7 @@ __all__ = [
     "Model",
     "ModelGroup",
     "ModelState",
+    "ModelVersionSet",
     "Page",
     "Query",
     "Recovered",

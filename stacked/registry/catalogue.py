@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Unpack
 
-from stacked.registry import artifacts, groups, histories, models
+from stacked.registry import artifacts, groups, histories, models, version_sets
 from stacked.registry.database import Database
 from stacked.registry.paging import FIRST
 from stacked.registry.records import (
@@ -20,6 +20,7 @@ from stacked.registry.records import (
     GroupSummary,
     Model,
     ModelGroup,
+    ModelVersionSet,
     Page,
     Query,
     VersionHistory,
@@ -132,6 +133,42 @@ class CatalogueRecords:
         with self._database.read() as connection:
             return artifacts.needs(connection, sha256)
 
+    # -- version sets of models -------------------------------------------------------------
+
+    def create_version_set(self, new: ModelVersionSet) -> ModelVersionSet:
+        """Raises RecordConflict for a name that is taken."""
+        with self._database.write() as connection:
+            return version_sets.create(connection, new)
+
+    def get_version_set(self, id: str) -> ModelVersionSet:
+        with self._database.read() as connection:
+            return version_sets.get(connection, id)
+
+    def list_version_sets(
+        self, query: Query = FIRST, **filters: Unpack[version_sets.VersionSetFilters]
+    ) -> Page[ModelVersionSet]:
+        with self._database.read() as connection:
+            return version_sets.list_(connection, query, **filters)
+
+    def update_version_set(
+        self,
+        id: str,
+        expect: ModelVersionSet | None = None,
+        **changes: Unpack[version_sets.VersionSetChanges],
+    ) -> ModelVersionSet:
+        with self._database.write() as connection:
+            return version_sets.update(connection, id, expect, changes)
+
+    def delete_version_set(self, id: str, expect: ModelVersionSet | None = None) -> ModelVersionSet:
+        """Raises RecordConflict while a model of it is not deleted."""
+        with self._database.write() as connection:
+            return version_sets.delete(connection, id, expect)
+
+    def models_of_version_set(self, id: str) -> list[str]:
+        """The ids of its models that are not deleted, by version."""
+        with self._database.read() as connection:
+            return version_sets.models_of(connection, id)
+
     # -- version histories ------------------------------------------------------------------
 
     def create_version_history(self, history: VersionHistory) -> VersionHistory:
@@ -162,7 +199,10 @@ class CatalogueRecords:
         expect: VersionHistory | None = None,
         **changes: Unpack[histories.HistoryChanges],
     ) -> VersionHistory:
-        """Raises RecordConflict for a name that is taken, or a latest group of another history."""
+        """A latest group that is of no history yet becomes its next version.
+
+        Raises RecordConflict for a name that is taken, or a latest group of another history.
+        """
         with self._database.write() as connection:
             return histories.update(connection, id, expect, changes)
 

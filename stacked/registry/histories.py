@@ -93,9 +93,12 @@ def update(
         _check_name(connection, changes["display_name"], id)
     if "latest_group_id" in changes:
         latest = fetch(connection, groups, changes["latest_group_id"])
-        if latest["version_history_id"] != id:
-            raise RecordConflict(f"model group {latest['id']} is not of version history {id}")
         check_kept(f"model group {latest['id']}", latest["state"])
+        of = latest["version_history_id"]
+        if of is None:  # one that was made outside becomes the next version
+            change(connection, groups, latest["id"], append(connection, id, latest["id"]))
+        elif of != id:
+            raise RecordConflict(f"model group {latest['id']} is of version history {of}")
     change(connection, histories, id, dict(changes))
     return get(connection, id)
 

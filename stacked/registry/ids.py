@@ -11,10 +11,11 @@ from datetime import UTC, datetime
 MODEL = "datasciencemodel"
 GROUP = "datasciencemodelgroup"
 HISTORY = "datasciencemodelgroupversionhistory"
+VERSION_SET = "datasciencemodelversionset"
 DEPLOYMENT = "datasciencemodeldeployment"
 WORK_REQUEST = "datascienceworkrequest"
 
-_KINDS = (MODEL, GROUP, HISTORY, DEPLOYMENT, WORK_REQUEST)
+_KINDS = (MODEL, GROUP, HISTORY, VERSION_SET, DEPLOYMENT, WORK_REQUEST)
 
 
 def new_id(kind: str) -> str:

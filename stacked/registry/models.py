@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypedDict, Unpack
 
-from sqlalchemy import Connection, insert, literal_column, or_, select
+from sqlalchemy import Connection, insert, or_, select
 
 from stacked.errors import RecordConflict
-from stacked.registry import artifacts
+from stacked.registry import artifacts, version_sets
 from stacked.registry.paging import Listing, read_page
 from stacked.registry.records import Artifact, Content, JsonObject, Model, Page, Query
 from stacked.registry.rows import (
@@ -25,6 +25,7 @@ from stacked.registry.rows import (
     values,
 )
 from stacked.registry.schema import deployments, group_members, groups, models
+from stacked.registry.schema import version_sets as sets
 from stacked.registry.states import DeploymentState, GroupState, ModelState
 
 
@@ -45,17 +46,18 @@ class ModelFilters(TypedDict, total=False):
 
 
 class ModelChanges(TypedDict, total=False):
-    """What may be said anew of a model, whatever its content."""
+    """What may be said anew of a model, whatever its content. It joins a version set."""
 
     display_name: str
     description: str
     version_label: str
+    version_set_id: str
     compartment_id: str
     tags: JsonObject
     extra: JsonObject
 
 
-COMMON = ("id", "display_name", "state", "created_by", "compartment_id", "project_id")
+COMMON = version_sets.COMMON
 SORTS = ("time_created", "display_name", "state")
 _DESCRIBED = (
     "display_name",
@@ -68,17 +70,19 @@ _DESCRIBED = (
     "version_label",
 )
 
+_NAMED = models.outerjoin(sets, sets.c.id == models.c.version_set_id)
+_COLUMNS = (*models.c, sets.c.display_name.label("version_set_name"))
+
 LISTING = Listing(
     name="models",
-    source=models,
-    columns=tuple(models.c),
+    source=_NAMED,
+    columns=_COLUMNS,
     seq=models.c.seq,
     sorts={name: models.c[name] for name in SORTS},
     filters={
         **{name: models.c[name] for name in (*COMMON, "kind", "digest")},
         **{name: models.c[name] for name in ("category", "version_label")},
-        # No model is of a version set here, so none has such a name.
-        "version_set_name": literal_column("NULL"),
+        "version_set_name": sets.c.display_name,
     },
 )
 
@@ -94,17 +98,21 @@ def put(connection: Connection, given: Sequence[Model], *, describe: bool = True
         if model.id not in there:
             new.setdefault(model.id, model)
     if new:
-        connection.execute(insert(models), [values(models, model) for model in new.values()])
+        alone = {"version_set_id": None, "version": None}
+        rows = [values(models, model) | alone for model in new.values()]
+        connection.execute(insert(models), rows)
     for model in given:
         if new.get(model.id) is not model:
             _put_again(connection, model, describe)
+        if describe and model.version_set_id is not None:
+            version_sets.join(connection, model.version_set_id, model.id)
     stored = by_id(connection, [model.id for model in given])
     return [stored[model.id] for model in given]
 
 
 def by_id(connection: Connection, ids: Sequence[str]) -> dict[str, Model]:
     """The models that are there, of many ids at once."""
-    wanted = select(models).where(models.c.id.in_(set(ids)))
+    wanted = select(*_COLUMNS).select_from(_NAMED).where(models.c.id.in_(set(ids)))
     return {row["id"]: build(Model, row) for row in connection.execute(wanted).mappings()}
 
 
@@ -130,7 +138,8 @@ def _put_again(connection: Connection, model: Model, describe: bool) -> None:
 
 
 def get(connection: Connection, id: str) -> Model:
-    return build(Model, fetch(connection, models, id))
+    fetch(connection, models, id)  # raises RecordAbsent
+    return by_id(connection, [id])[id]
 
 
 def list_(connection: Connection, query: Query, **filters: Unpack[ModelFilters]) -> Page[Model]:
@@ -140,7 +149,11 @@ def list_(connection: Connection, query: Query, **filters: Unpack[ModelFilters])
 
 def update(connection: Connection, id: str, expect: Model | None, changes: ModelChanges) -> Model:
     check_fresh(_kept(connection, id), expect)
-    change(connection, models, id, dict(changes))
+    joins = changes.get("version_set_id")
+    if joins is not None:
+        version_sets.join(connection, joins, id)
+    columns = {name: value for name, value in changes.items() if name != "version_set_id"}
+    change(connection, models, id, columns)
     return get(connection, id)
 
 

@@ -62,6 +62,19 @@ class Model(Record):
     version_label: str = ""
     base_model_id: str | None = None
     """Of an adapter: the base whose modules it was checked against."""
+    version_set_id: str | None = None
+    version_set_name: str | None = None
+    """The set's; read from its record, ignored when written."""
+    version: int | None = None
+    """Counts within the version set; given by the registry."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelVersionSet(Record):
+    """Models under one name, which is unique among the sets that are not deleted."""
+
+    description: str = ""
+    state: HistoryState = HistoryState.ACTIVE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

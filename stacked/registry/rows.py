@@ -24,6 +24,7 @@ T = TypeVar("T")
 NOUNS = {
     "models": "model",
     "version_histories": "version history",
+    "model_version_sets": "model version set",
     "model_groups": "model group",
     "deployments": "deployment",
     "work_requests": "work request",

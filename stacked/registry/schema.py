@@ -174,6 +174,18 @@ def _record(name: str, states: type[enum.Enum], *columns: Any) -> Table:
 
 metadata = MetaData()
 
+version_sets = _record(
+    "model_version_sets",
+    HistoryState,
+    _text("description"),
+    Index(
+        "model_version_sets_name",
+        "display_name",
+        unique=True,
+        sqlite_where=text("state <> 'DELETED'"),
+    ),
+)
+
 models = _record(
     "models",
     ModelState,
@@ -187,7 +199,10 @@ models = _record(
     _text("category"),
     _text("version_label"),
     _maybe("base_model_id", "models.id"),
+    _maybe("version_set_id", "model_version_sets.id"),
+    Column("version", Integer),
     Index("models_by_digest", "digest"),
+    Index("models_by_version_set", "version_set_id", "version", unique=True),
 )
 
 histories = _record(

@@ -188,9 +188,9 @@ class AdapterStore:
             raise self._absent(digest)
         return self._read(digest, path).adapter(path)
 
-    def check(self, digest: Digest, base: BaseModules) -> None:
+    def check(self, digest: Digest, base: BaseModules, *, max_rank: int | None = None) -> None:
         """Whether a stored adapter fits another base. Raises what `add` raises, AdapterAbsent."""
-        check_directory(self.get(digest).path, base, None, self.limits)
+        check_directory(self.get(digest).path, base, max_rank, self.limits)
 
     def list(self) -> _Adapters:
         """Every adapter in the store, by digest. One that cannot be read is logged, not listed."""

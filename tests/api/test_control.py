@@ -46,6 +46,7 @@ class Double:
         self.catalogue = Catalogue(registry, AdapterStore(place / "store"), place / "artifacts")
         self.config = Config(base=BaseConfig(model="tiny"), server=server)
         self.deployment_id = DEPLOYMENT
+        self.member_states = registry.list_member_states
 
     async def status(self) -> dict[str, Any]:
         return {"deploymentId": DEPLOYMENT, "generation": 1, "models": []}

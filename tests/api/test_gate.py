@@ -153,6 +153,41 @@ def test_uploads_pass_unsigned_bodies_of_bytes_and_of_files(
     assert max(double.parts) < len(content)  # in parts, as they came
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "reaches"),
+    [
+        ("PUT", "/modelDeployments/d", "/20190101/modelDeployments/d"),
+        ("GET", "//modelGroups?compartmentId=c", "/20190101/modelGroups"),
+        ("GET", "/models/m", "/20190101/models/m"),
+        ("POST", "/models", "/20190101/models"),
+        ("POST", "/models/m/actions/activate", "/20190101/models/m/actions/activate"),
+        # A container's own verbs stay what they are.
+        ("POST", "/models/m", "/models/m"),
+        ("DELETE", "/models/m", "/models/m"),
+        ("GET", "/models/m/health", "/models/m/health"),
+        ("GET", "/modelsX", "/modelsX"),
+        ("GET", "/20190101/models", "/20190101/models"),
+    ],
+)
+def test_the_control_plane_is_there_without_the_version_too(
+    double: Double, alice: dict[str, Any], url: str, method: str, path: str, reaches: str
+) -> None:
+    """Signed as it was sent: `PUT {endpoint}/modelDeployments/…` of Oracle's own page."""
+    body = "{}" if method in ("POST", "PUT") else None
+    answer = requests.request(method, url + path, data=body, auth=signer(alice), timeout=10)
+    assert answer.status_code == 200, answer.text
+    assert double.seen == [(method, reaches, alice["user"])]
+
+
+def test_an_upload_without_the_version_is_an_upload(
+    double: Double, alice: dict[str, Any], url: str
+) -> None:
+    place, content = f"{url}/models/{MODEL}/artifact", bytes(1 << 18)
+    generic = signer(alice).without_content_headers
+    assert requests.post(place, content, auth=generic, timeout=10).status_code == 204
+    assert double.seen[0][1] == hashlib.sha256(content).hexdigest()
+
+
 def test_predict_is_signed_by_the_same_signer(
     double: Double, alice: dict[str, Any], url: str
 ) -> None:
@@ -343,6 +378,8 @@ def app_key(data_dir: Path, place: tuple[Double, str]) -> dict[str, Any]:
         ("GET", "/20190101/models", 403),
         ("POST", "/20190101/modelGroups", 403),
         ("PUT", "/20190101/modelDeployments/d", 403),
+        ("PUT", "/modelDeployments/d", 403),
+        ("GET", "/models/x", 403),
         ("POST", f"/20190101/models/{MODEL}/artifact", 403),
         ("POST", "/models/x", 403),
         ("DELETE", "/models/x", 403),

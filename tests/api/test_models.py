@@ -77,6 +77,26 @@ def test_name_alone_finds_the_adapter_under_the_roots(http: httpx.Client) -> Non
     assert missing.json()["code"] == "SourceNotFound"
 
 
+def test_member_that_was_removed_is_told_and_comes_back_by_its_id(
+    http: httpx.Client, answers: dict[str, str]
+) -> None:
+    """As a platform drives a LIVE update of a container: DELETE, then POST, by model id."""
+    deployment = http.get("/stacked/status").json()["deploymentId"]
+    states = f"/20190101/modelDeployments/{deployment}/models/modelState"
+
+    def shown() -> dict[str, str]:
+        return {row["modelId"]: row["state"] for row in http.get(states).json()}
+
+    id = next(row["modelId"] for row in http.get(states).json() if row["inferenceKey"] == "c")
+    assert set(shown().values()) == {"SUCCESS"}
+    assert http.delete(f"/models/{id}").status_code == 200
+    assert {one for one, state in shown().items() if state == "FAILED"} == {id}
+    loaded = http.post(f"/models/{id}")
+    assert (loaded.status_code, loaded.json()["key"]) == (200, "c")
+    assert complete(http, "c") == answers["c"]
+    assert set(shown().values()) == {"SUCCESS"}
+
+
 def test_model_id_may_be_chosen_and_has_one_content(
     http: httpx.Client, tiny_models: TinyModels
 ) -> None:

@@ -19,6 +19,7 @@ import httpx
 
 import stacked.service
 from stacked.api.admission import FrontDoor
+from stacked.api.gate import open_gate
 from stacked.api.routes import create_routes
 from stacked.catalogue import Catalogue
 from stacked.config import ControlConfig, ServerConfig
@@ -159,14 +160,14 @@ def homogeneous(*members: str) -> dict[str, Any]:
 
 @contextmanager
 def rig(directory: Path, **server: Any) -> Iterator[Rig]:
-    """A server on a port of its own, with nothing in it."""
+    """A server on a port of its own, with nothing in it. `http` signs nothing."""
     roots = directory / "roots"
     write_base(roots / "base")
     config = ControlConfig(server=ServerConfig(adapter_roots=(str(roots),), **server))
     service = Service(config, directory / "data", durable=True)
     with patch.object(stacked.service, "Starter", Starts):
         asyncio.run(service.start())
-    door = FrontDoor(service, create_routes(service))
+    door = FrontDoor(service, create_routes(service), open_gate(config, directory / "data"))
     with served(door) as url, httpx.Client(base_url=url, timeout=30) as http:
         yield Rig(service, http, url, roots, {})
     service.ledger.close()

@@ -13,7 +13,7 @@ from oci.data_science import DataScienceClient, DataScienceClientCompositeOperat
 from oci.model_deployment import ModelDeploymentClient
 
 from tests.contract import world
-from tests.contract.operations import OPERATIONS, deployments, groups, models
+from tests.contract.operations import OPERATIONS, deployments, groups, models, version_sets
 from tests.contract.world import World
 
 RESOURCES = (
@@ -23,6 +23,8 @@ RESOURCES = (
     "modelDeployments",
     "modelDeploymentShapes",
     "workRequests",
+    "containers",
+    "modelVersionSets",
 )
 
 
@@ -47,7 +49,7 @@ def test_every_operation_of_the_sdk_on_these_resources_is_called() -> None:
 def test_every_waiting_form_of_these_operations_is_called() -> None:
     """Of what is offered; those that are refused fail before there is anything to wait for."""
     suffix = "_and_wait_for_state"
-    modules = (world, models, groups, deployments)
+    modules = (world, models, version_sets, groups, deployments)
     source = "".join(inspect.getsource(module) for module in modules)
     refused_ones = re.compile("export|import|register|restore|signature")
     for name in vars(DataScienceClientCompositeOperations):

@@ -70,9 +70,11 @@ class World:
         )
         return id
 
-    def stacked(self, members: dict[str, str], **more: Any) -> sdk.CreateModelGroupDetails:
+    def stacked(
+        self, members: dict[str, str], base_key: str = "base", **more: Any
+    ) -> sdk.CreateModelGroupDetails:
         """The request for a STACKED group of the base and these models, by key."""
-        entries = {"base": self.base, **members}
+        entries = {base_key: self.base, **members}
         return sdk.CreateModelGroupDetails(
             compartment_id=C,
             project_id=P,

@@ -15,7 +15,7 @@ from stacked.deployment.activation import Activation
 from stacked.deployment.deployments import Deployments
 from stacked.deployment.ledger import Ledger
 from stacked.deployment.serving import Serving
-from stacked.deployment.starter import Commit, Prepared, settings_of
+from stacked.deployment.starter import Commit, Prepared, base_key, settings_of
 from stacked.engine.beside import Room
 from stacked.engine.engine import Loaded
 from stacked.errors import StackedError
@@ -103,7 +103,8 @@ class FakeStarts:
         self.configurations: list[Mapping[str, Any]] = []
 
     async def prepare(self, group_id: str, configuration: Mapping[str, Any]) -> Prepared:
-        base = Base(cast("Any", BASE), "base", "/base")
+        key = base_key(BASE, None, settings_of(configuration))
+        base = Base(cast("Any", BASE), key, "/base")
         group = self._ledger.wanted(group_id, base)
         self.configurations.append(configuration)
         nothing = cast("Any", None)
@@ -167,10 +168,10 @@ class Machine:
         await self.deployments.close()
         self.ledger.close()
 
-    def group(self, *numbers: int, **more: Any) -> str:
+    def group(self, *numbers: int, base_key: str | None = "base", **more: Any) -> str:
         """A group whose key `k<n>` is adapter n."""
         entries = (
-            GroupMember(BASE, "base"),
+            GroupMember(BASE, base_key),
             *(GroupMember(model_id(number), f"k{number}") for number in numbers),
         )
         base = BASE if more.get("kind", "STACKED") == "STACKED" else None

@@ -8,8 +8,14 @@ import contextlib
 import pytest
 
 from stacked.deployment.deployments import Revision
-from stacked.errors import EngineLoadFailed, EngineStartFailed, NotReady, RecordConflict
-from tests.deployments.machine import Machine, until
+from stacked.errors import (
+    ConfigInvalid,
+    EngineLoadFailed,
+    EngineStartFailed,
+    NotReady,
+    RecordConflict,
+)
+from tests.deployments.machine import BASE, Machine, until
 
 
 async def test_live_update_keeps_the_engine(machine: Machine) -> None:
@@ -28,6 +34,44 @@ async def test_live_update_keeps_the_engine(machine: Machine) -> None:
     assert len(machine.starts.started) == 1
     fared = machine.registry.list_member_states(id).items
     assert {one.key for one in fared} == {"base", "k2", "k3"}
+
+
+PARAMS = {"environmentVariables": {"PARAMS": "--served-model-name base"}}
+
+
+async def test_live_update_may_call_the_base_by_another_key(machine: Machine) -> None:
+    """The group says how; `--served-model-name` is what it was called when the engine started."""
+    record, work = await machine.create(machine.group(1), environment=PARAMS)
+    assert await machine.end(work) == "SUCCEEDED"
+    group = machine.group(1, 2, base_key="renamed")
+    work = await machine.deployments.update(record.id, Revision(group, live=True))
+    assert await machine.end(work) == "SUCCEEDED"
+    assert base_keys(machine, record.id) == ("renamed", ["renamed"])
+    assert len(machine.starts.started) == 1
+    await machine.end(await machine.deployments.deactivate(record.id))
+    await machine.end(await machine.deployments.activate(record.id))
+    assert base_keys(machine, record.id) == ("renamed", ["renamed"])
+    # A group that gives the base no key leaves it to the deployment, LIVE as after a start.
+    group = machine.group(1, base_key=None)
+    work = await machine.deployments.update(record.id, Revision(group, live=True))
+    assert await machine.end(work) == "SUCCEEDED"
+    assert base_keys(machine, record.id)[0] == "base"
+
+
+async def test_an_environment_that_names_the_base_otherwise_is_refused(machine: Machine) -> None:
+    record, work = await machine.create(machine.group(1, base_key="b"))
+    await machine.end(work)
+    other = {"environmentVariables": {"PARAMS": "--served-model-name other"}}
+    with pytest.raises(ConfigInvalid, match=r"'other'.*'b'"):
+        await machine.deployments.update(record.id, Revision(environment=other))
+
+
+def base_keys(machine: Machine, id: str) -> tuple[str, list[str | None]]:
+    """What the base is called by requests, and by the rows of its model states."""
+    active = machine.deployments.active
+    assert active is not None
+    rows = machine.registry.list_member_states(id).items
+    return active.serving.base.key, [one.key for one in rows if one.model_id == BASE]
 
 
 async def test_failed_live_update_tells_each_model_and_the_old_group_serves(
@@ -65,6 +109,8 @@ async def test_live_update_that_has_switched_cannot_be_canceled(machine: Machine
     lease = machine.starts.started[0].live.admit({"key": "k1"}).lease
     work = await machine.deployments.update(id, Revision(machine.group(2), live=True))
     await until(lambda: machine.serves() == ["k2"])
+    told = machine.registry.list_member_states(id).items
+    assert {one.key: one.state.value for one in told} == {"base": "SUCCESS", "k2": "SUCCESS"}
     with pytest.raises(RecordConflict, match="the new group serves already"):
         await machine.deployments.cancel(work.id)
     lease.release()

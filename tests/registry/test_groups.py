@@ -149,10 +149,17 @@ def test_history_name_is_taken_until_the_history_is_deleted(registry: Registry) 
 
 
 def test_latest_group_of_a_history_is_one_of_its_own(registry: Registry) -> None:
+    """One that is of no history joins it; one of another does not."""
     line = registry.create_version_history(history())
-    stranger = registry.create_group(group(1))
-    with pytest.raises(RecordConflict, match="not of version history"):
-        registry.update_version_history(line.id, latest_group_id=stranger.id)
+    registry.create_group(group(1, version_history_id=line.id))
+    outside = registry.create_group(group(1))
+    changed = registry.update_version_history(line.id, latest_group_id=outside.id)
+    assert changed.latest_group_id == outside.id
+    joined = registry.get_group(outside.id)
+    assert (joined.version_history_id, joined.version) == (line.id, 2)
+    other = registry.create_version_history(replace(history(), display_name="other"))
+    with pytest.raises(RecordConflict, match=f"is of version history {line.id}"):
+        registry.update_version_history(other.id, latest_group_id=outside.id)
 
 
 def test_deleted_group_stays_readable(registry: Registry) -> None:

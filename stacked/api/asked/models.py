@@ -61,7 +61,6 @@ class _Details(Body):
         given = {
             "custom_metadata": _items(self.custom_metadata_list, (*OURS, *_ASKED)),
             "defined_metadata": _items(self.defined_metadata_list, ()),
-            "version_set_id": self.model_version_set_id,
             "retention": _object(self.retention_setting),
             "backup": _object(self.backup_setting),
         }
@@ -91,6 +90,8 @@ class UpdateModel(Described, _Details):
         found = self.described(tags)
         if self.version_label is not None:
             found["version_label"] = self.version_label
+        if self.model_version_set_id:
+            found["version_set_id"] = self.model_version_set_id
         if self.kept():
             found["extra"] = {**extra, **self.kept()}
         return found

@@ -18,6 +18,8 @@ from stacked.api.control.deployments import deployment_routes
 from stacked.api.control.groups import group_routes
 from stacked.api.control.histories import history_routes
 from stacked.api.control.models import model_routes
+from stacked.api.control.surroundings import surrounding_routes
+from stacked.api.control.version_sets import version_set_routes
 from stacked.api.control.work_requests import work_request_routes
 from stacked.api.retry_tokens import RetryTokens
 from stacked.errors import UpdateNotLive
@@ -38,6 +40,8 @@ def control_routes(app: FastAPI, service: Service, allowed: Depends) -> None:
     history_routes(router, service, allowed)
     deployment_routes(router, service, allowed)
     work_request_routes(router, service, allowed)
+    version_set_routes(router, service, allowed)
+    surrounding_routes(router, service.config.server)
     app.include_router(router)
     _own(app, service)
     adapter_routes(app, service, allowed)

@@ -5,6 +5,7 @@ It must not know any one resource.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
@@ -43,6 +44,24 @@ OCI_CODES: Mapping[type[StackedError], str] = {
     errors.NotReady: "ServiceUnavailable",
     errors.NotOffered: "MethodNotImplemented",
 }
+
+
+# Its collections, which scripts also ask for without the version: OCI's own pages leave it out.
+_COLLECTIONS = re.compile(
+    r"/(model(s|Groups|GroupVersionHistory|VersionSets|Deployments|DeploymentShapes)"
+    r"|workRequests|containers|projects|computeTargets)(/.*)?"
+)
+# The verbs of a container for one model, which are not the catalogue's.
+_OF_ONE_MODEL = re.compile(
+    r"(POST|DELETE) /models/[^/]+|[A-Z]+ /models/[^/]+/(health|predict|predictWithResponseStream)"
+)
+
+
+def versioned(method: str, path: str) -> str:
+    """A path of the control plane with its version, also where it came without; else as it is."""
+    if _COLLECTIONS.fullmatch(path) is None or _OF_ONE_MODEL.fullmatch(f"{method} {path}"):
+        return path
+    return PREFIX + path
 
 
 def is_control(path: str) -> bool:

@@ -1,4 +1,4 @@
-"""Model deployments: `/20190101/modelDeployments`, their model states, and the one shape.
+"""Model deployments: `/20190101/modelDeployments`, and their model states.
 
 A route reads, asks, and renders. It must not know how a group is made live.
 """
@@ -18,7 +18,6 @@ from stacked.api.gate import principal_of
 from stacked.api.lists import FILTERS, SORTS, Names, listed
 from stacked.deployment.activation import wanted_group
 from stacked.deployment.deployments import Revision
-from stacked.engine.machine import look
 from stacked.errors import ParameterInvalid
 from stacked.registry import DEPLOYMENT, new_id
 from stacked.registry.deployments import DeploymentChanges
@@ -63,13 +62,9 @@ def _read(router: APIRouter, service: Service) -> None:
     @router.get("/modelDeployments/{id}/modelStates")
     def states(id: str, request: Request) -> JSONResponse:
         def read_page(query: Query, **filters: Any) -> Page[Any]:
-            return service.registry.list_member_states(id, query, **filters)
+            return service.member_states(id, query, **filters)
 
         return listed(request, read_page, LIST_SORTS, STATE_FILTERS, wire.member_state)
-
-    @router.get("/modelDeploymentShapes")
-    def shapes() -> list[wire.Json]:
-        return [wire.shape(look())]
 
 
 def _create_and_update(router: APIRouter, service: Service, allowed: Depends) -> None:

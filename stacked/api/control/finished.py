@@ -9,8 +9,10 @@ from stacked.api.control.answers import uri
 from stacked.registry import Registry
 from stacked.registry.records import Affected, Record
 
+# Terraform's provider looks for a part of the first: `model-group`, the others without hyphens.
 GROUP = ("data-science-model-group", "modelGroups")
-HISTORY = ("data-science-model-group-version-history", "modelGroupVersionHistory")
+HISTORY = ("data-science-modelgroupversionhistory", "modelGroupVersionHistory")
+VERSION_SET = ("data-science-modelversionset", "modelVersionSets")
 
 
 def finished(

@@ -84,6 +84,7 @@ def _create(service: Service, body: asked.CreateModel, created_by: str) -> Model
         project_id=body.project_id,
         created_by=created_by,
         version_label=body.version_label,
+        version_set_id=body.model_version_set_id or None,
         tags=body.tags(),
         extra=body.extra(),
     )

@@ -9,11 +9,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from stacked.api import asked
-from stacked.api.control import deployments, groups, histories, models, work_requests
+from stacked.api.control import (
+    deployments,
+    groups,
+    histories,
+    models,
+    surroundings,
+    version_sets,
+    work_requests,
+)
 from stacked.api.control.answers import PREFIX
 from stacked.api.lists import SORTS, WORK_SORTS, Names
 from stacked.api.openapi import shapes
 from stacked.api.openapi.parts import (
+    COMPARTMENT,
     DOWNLOAD_HEADERS,
     FILE_NAME,
     IF_MATCH,
@@ -22,6 +31,7 @@ from stacked.api.openapi.parts import (
     Answer,
     Json,
     Operation,
+    declared,
     filters,
     query,
 )
@@ -35,10 +45,12 @@ _STREAM = "application/octet-stream"
 
 def operations() -> Iterator[Operation]:
     yield from _models()
+    yield from _version_sets()
     yield from _groups()
     yield from _histories()
     yield from _deployments()
     yield from _work_requests()
+    yield from _surroundings()
 
 
 def _models() -> Iterator[Operation]:
@@ -59,6 +71,18 @@ def _models() -> Iterator[Operation]:
         "create_model_provenance", place, tag, asked.Provenance, shape, (404,), more=(IF_MATCH,)
     )
     yield _not_offered(f"{one}/actions/{{action}}", tag)
+
+
+def _version_sets() -> Iterator[Operation]:
+    tag, all_, shape = "Model version sets", "/modelVersionSets", version_sets.ModelVersionSet
+    one, name = f"{all_}/{{id}}", "model_version_set"
+    yield _create(f"create_{name}", all_, tag, version_sets.CreateModelVersionSet, shape, ())
+    summary, sorts = version_sets.ModelVersionSetSummary, version_sets.LIST_SORTS
+    yield _list(f"list_{name}s", all_, tag, summary, version_sets.LIST_FILTERS, sorts)
+    yield from _get_and_put(name, one, tag, shape, version_sets.UpdateModelVersionSet)
+    related = query("isDeleteRelatedModels", {"type": "boolean"})
+    yield _delete(f"delete_{name}", one, tag, 202, ("etag", _WORK), related)
+    yield _move(f"change_{name}_compartment", one, tag, _WORK)
 
 
 def _groups() -> Iterator[Operation]:
@@ -121,9 +145,6 @@ def _deployments() -> Iterator[Operation]:
     id = "list_model_deployment_model_states"
     yield _list(id, f"{one}/models/modelState", tag, state, names, sorts)
     yield _list(f"{id}_too", f"{one}/modelStates", tag, state, names, sorts)
-    shape_list = Answer(200, "This machine", list[shapes.ModelDeploymentShapeSummary])
-    path = "/modelDeploymentShapes"
-    yield _operation("list_model_deployment_shapes", "GET", path, tag, shape_list, _READS)
 
 
 def _work_requests() -> Iterator[Operation]:
@@ -136,6 +157,25 @@ def _work_requests() -> Iterator[Operation]:
     yield _list("list_work_request_logs", f"{one}/logs", tag, lines, {}, {})
     yield _list("list_work_request_errors", f"{one}/errors", tag, faults, {}, {})
     yield _write("cancel_work_request", "DELETE", one, tag, Answer(202, "It is asked to stop"))
+
+
+def _surroundings() -> Iterator[Operation]:
+    plain, machines = surroundings.Paged, list[surroundings.ModelDeploymentShapeSummary]
+    rows: tuple[tuple[str, str, Any, type[surroundings.Paged]], ...] = (
+        (
+            "list_containers",
+            "/containers",
+            list[surroundings.ContainerSummary],
+            surroundings.ContainerQuery,
+        ),
+        ("list_model_deployment_shapes", "/modelDeploymentShapes", machines, plain),
+        ("list_projects", "/projects", list[dict[str, Any]], plain),
+        ("list_compute_targets", "/computeTargets", list[dict[str, Any]], plain),
+    )
+    for id, path, all_, asked_for in rows:
+        answer = Answer(200, "A page of them, in an array", all_, ("opc-next-page",))
+        given = (COMPARTMENT, *declared(asked_for))
+        yield _operation(id, "GET", path, "Surroundings", answer, _LISTS, parameters=given)
 
 
 # -- kinds of operations --------------------------------------------------------------------
@@ -210,8 +250,11 @@ def _get_and_put(name: str, path: str, tag: str, shape: Any, body: Any) -> Itera
     yield _write(f"update_{name}", "PUT", path, tag, answer, body=body)
 
 
-def _delete(id: str, path: str, tag: str, status: int, headers: Sequence[str]) -> Operation:
-    return _write(id, "DELETE", path, tag, Answer(status, "It is gone or going", None, headers))
+def _delete(
+    id: str, path: str, tag: str, status: int, headers: Sequence[str], *more: Json
+) -> Operation:
+    answer = Answer(status, "It is gone or going", None, headers)
+    return _write(id, "DELETE", path, tag, answer, parameters=more)
 
 
 def _switch(
@@ -230,8 +273,8 @@ def _switch(
         )
 
 
-def _move(id: str, path: str, tag: str) -> Operation:
-    answer = Answer(204, "It is in that compartment now", None, ("etag",))
+def _move(id: str, path: str, tag: str, *headers: str) -> Operation:
+    answer = Answer(204, "It is in that compartment now", None, ("etag", *headers))
     return _write(
         id,
         "POST",

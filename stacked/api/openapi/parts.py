@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import BaseModel
+
 from stacked.api.lists import Names
 from stacked.registry.paging import MAX_LIMIT
 
@@ -118,6 +120,15 @@ def filters(names: Names, sorts: Mapping[str, str]) -> tuple[Json, ...]:
     for name, meaning in names.items():
         found.append(query(name, _TEXT if isinstance(meaning, str) else _choices(meaning)))
     return tuple(found)
+
+
+def declared(kind: type[BaseModel]) -> tuple[Json, ...]:
+    """The query of a route that declares it as a model."""
+    schema = kind.model_json_schema()
+    return tuple(
+        query(name, next((one for one in each.get("anyOf", ()) if "type" in one), each))
+        for name, each in schema["properties"].items()
+    )
 
 
 def _choices(kind: type[enum.Enum]) -> Json:

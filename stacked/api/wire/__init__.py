@@ -3,8 +3,8 @@
 Pure functions, one a kind of record. It must not know routes or what is live.
 """
 
-from stacked.api.wire.common import Json, etag, moment
-from stacked.api.wire.deployments import deployment, deployment_summary, member_state, shape
+from stacked.api.wire.common import Json, etag, head_of, moment
+from stacked.api.wire.deployments import deployment, deployment_summary, member_state
 from stacked.api.wire.groups import group, group_summary
 from stacked.api.wire.histories import history, history_summary
 from stacked.api.wire.models import (
@@ -26,6 +26,7 @@ __all__ = [
     "group",
     "group_model",
     "group_summary",
+    "head_of",
     "history",
     "history_summary",
     "is_by_reference",
@@ -35,7 +36,6 @@ __all__ = [
     "model_summary",
     "moment",
     "provenance",
-    "shape",
     "shown_source",
     "work_error",
     "work_log",

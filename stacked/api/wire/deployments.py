@@ -6,16 +6,12 @@ Pure. It must not know what is live.
 from __future__ import annotations
 
 from stacked.api.wire.common import Json, head_of, tags_of
-from stacked.engine.machine import GIB, Machine
 from stacked.registry.records import DeployedMember, Deployment
 from stacked.registry.states import DeploymentState
 
-LOCAL = "LOCAL"
-"""What this machine is called where a shape has a name."""
-
 _INFRASTRUCTURE = {
     "infrastructureType": "INSTANCE_POOL",
-    "instanceConfiguration": {"instanceShapeName": LOCAL},
+    "instanceConfiguration": {"instanceShapeName": "LOCAL"},
     "scalingPolicy": {"policyType": "FIXED_SIZE", "instanceCount": 1},
 }
 _ENVIRONMENT = {"environmentConfigurationType": "DEFAULT", "environmentVariables": {}}
@@ -66,14 +62,4 @@ def member_state(record: DeployedMember) -> Json:
         "lifecycleDetails": record.reason,
         **tags_of({}),
         "systemTags": {},
-    }
-
-
-def shape(machine: Machine) -> Json:
-    """This machine. With GPUs, their kind and not the processor's is what counts."""
-    return {
-        "name": LOCAL,
-        "coreCount": machine.cores,
-        "memoryInGBs": round(machine.memory_bytes / GIB),
-        "shapeSeries": "NVIDIA_GPU" if machine.gpus else "GENERIC",
     }

@@ -23,9 +23,9 @@ def metadata_part(kind: str, key: str) -> str:
 def model_summary(record: Model) -> Json:
     return {
         **_outline(record),
-        "modelVersionSetId": record.extra.get("version_set_id"),
-        "modelVersionSetName": None,
-        "versionId": None,
+        "modelVersionSetId": record.version_set_id,
+        "modelVersionSetName": record.version_set_name,
+        "versionId": record.version,
         "versionLabel": record.version_label or None,
     }
 

@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from stacked.errors import RegistryUnusable
-from stacked.registry.migrations import v1, v2, v3
+from stacked.registry.migrations import v1, v2, v3, v4
 
 Step = Callable[[sqlite3.Connection], None]
 
 # Step n brings version n to n + 1. A step that was released is never edited; append another.
-STEPS: tuple[Step, ...] = (v1.create, v2.extend, v3.extend)
+STEPS: tuple[Step, ...] = (v1.create, v2.extend, v3.extend, v4.extend)
 
 
 def migrate(path: Path, *, busy_seconds: float, steps: Sequence[Step] = STEPS) -> int:

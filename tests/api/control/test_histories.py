@@ -59,6 +59,8 @@ def test_the_latest_is_a_group_of_the_history(plane: Plane) -> None:
     assert plane.json("GET", path)["latestModelGroupId"] == groups[2]["id"]
     back = plane.json("PUT", path, body={"latestModelGroupId": groups[0]["id"]})
     assert back["latestModelGroupId"] == groups[0]["id"]
+    other = {"displayName": "other", "latestModelGroupId": GROUP}
+    plane.json("POST", ALL, body=other)
     stranger = {"latestModelGroupId": GROUP}
     assert plane.json("PUT", path, 409, stranger)["code"] == "Conflict"
     plane.ask("DELETE", f"/modelGroups/{groups[1]['id']}", 202)
@@ -67,6 +69,16 @@ def test_the_latest_is_a_group_of_the_history(plane: Plane) -> None:
     for group, left in ((groups[0], groups[2]["id"]), (groups[2], None)):
         plane.ask("DELETE", f"/modelGroups/{group['id']}", 202)
         assert plane.json("GET", path)["latestModelGroupId"] == left
+
+
+def test_a_group_that_was_made_outside_becomes_the_latest(plane: Plane) -> None:
+    """Oracle's notebook makes a group, then tells the history."""
+    path = f"{ALL}/{make(plane)['id']}"
+    group = plane.json("POST", "/modelGroups", body=stacked_body())["id"]
+    changed = plane.json("PUT", path, body={"latestModelGroupId": group})
+    assert changed["latestModelGroupId"] == group
+    shown = plane.json("GET", f"/modelGroups/{group}")
+    assert (shown["modelGroupVersionHistoryName"], shown["versionId"]) == ("line", 1)
 
 
 def test_a_deleted_history_can_be_read_and_nothing_else(plane: Plane) -> None:

@@ -17,6 +17,7 @@ def source(path: Any, **more: str) -> dict[str, Any]:
 
 
 def test_a_model_without_an_artifact_is_a_record_that_keeps_all_it_was_given(plane: Plane) -> None:
+    version_set = plane.json("POST", "/modelVersionSets", body={"name": "line"})["id"]
     given = {
         "compartmentId": "c",
         "projectId": "p",
@@ -29,7 +30,7 @@ def test_a_model_without_an_artifact_is_a_record_that_keeps_all_it_was_given(pla
         "inputSchema": "{}",
         "outputSchema": "[]",
         "versionLabel": "v1",
-        "modelVersionSetId": "ocid1.set",
+        "modelVersionSetId": version_set,
         "retentionSetting": {"archiveAfterDays": 3, "customerNotificationType": "NONE"},
         "backupSetting": {"isBackupEnabled": True, "backupRegion": "elsewhere"},
         "unknown": [1],
@@ -54,8 +55,10 @@ def test_a_model_without_an_artifact_is_a_record_that_keeps_all_it_was_given(pla
     assert made["definedMetadataList"][0]["value"] == "ner"
     assert (made["lifecycleState"], made["category"]) == ("ACTIVE", "USER")
     assert made["isModelByReference"] is False
+    assert (made["modelVersionSetName"], made["versionId"]) == ("line", 1)
     again = plane.json("POST", "/models", body=given)
     assert again["id"] != made["id"], "each creation is a model of its own"
+    assert again["versionId"] == 2
 
 
 def test_a_name_is_made_and_lists_are_never_null(plane: Plane) -> None:

@@ -5,18 +5,47 @@ One function an operation; the table of `operations` calls them in their order.
 
 from __future__ import annotations
 
+import json
+
+import oci
 from oci.data_science import models as sdk
 
 from tests.conftest import PROMPT
 from tests.contract.operations.table import operation
 from tests.contract.world import OVER, WAIT, C, World, refused, seed_deployment
 
+FLEX = "VM.Standard.E4.Flex"
+
 
 @operation
 def list_model_deployment_shapes(world: World) -> None:
-    (shape,) = world.control.list_model_deployment_shapes(C).data
-    assert shape.core_count >= 1
-    assert shape.memory_in_gbs >= 1
+    """One machine, under the names that scripts ask for."""
+    call = world.control.list_model_deployment_shapes
+    shapes = {shape.name: shape for shape in call(C).data}
+    assert list(shapes) == ["LOCAL", "VM.GPU.A10.1", "VM.GPU.A10.2", "BM.GPU.A10.4", FLEX]
+    assert len({(shape.core_count, shape.memory_in_gbs) for shape in shapes.values()}) == 1
+    assert shapes["LOCAL"].core_count >= 1
+    assert shapes["LOCAL"].memory_in_gbs >= 1
+    paged = oci.pagination.list_call_get_all_results(call, C, limit=2).data
+    assert [shape.name for shape in paged] == list(shapes)
+
+
+@operation
+def list_containers(world: World) -> None:
+    """What AQUA makes of the family that a model's metadata names."""
+    rows = world.control.list_containers(target_workload="MODEL_DEPLOYMENT", is_latest=True).data
+    found = {row.family_name: row for row in rows}["odsc-vllm-serving"]
+    assert (found.is_latest, found.usages, bool(found.tag)) == (True, ["INFERENCE"], True)
+    (how,) = found.workload_configuration_details_list
+    assert (how.workload_type, how.server_port) == ("MODEL_DEPLOYMENT", how.health_check_port)
+    assert "--served-model-name" in how.cmd
+    more = how.additional_configurations
+    assert (more["MODEL_DEPLOY_PREDICT_ENDPOINT"], more["PORT"]) == (
+        "/v1/completions",
+        str(how.server_port),
+    )
+    assert json.loads(more["restrictedParams"]) == []
+    assert world.control.list_containers(usage_query_param="EVALUATION").data == []
 
 
 @operation
@@ -62,16 +91,22 @@ def list_model_deployment_model_states(world: World) -> None:
 
 @operation
 def update_model_deployment(world: World) -> None:
-    """LIVE: `a` gets the weights of `c`, and back; then a name, which touches no engine."""
+    """LIVE: `a` gets the weights of `c`, the base another key, and back; then a name alone."""
     id = world.deployment()
-    before = {key: world.answers(id, key) for key in ("a", "b")}
+    before = {key: world.answers(id, key) for key in ("a", "b", "base")}
     members = {"a": world.adapters["c"], "b": world.adapters["b"]}
     other = world.control.create_model_group(world.stacked(members)).data.id
     _live(world, id, other)
     assert world.answers(id, "b") == before["b"]
     assert world.answers(id, "a") not in before.values()
+    renamed = world.stacked({"a": world.adapters["a"]}, base_key="renamed")
+    _live(world, id, world.control.create_model_group(renamed).data.id)
+    assert world.answers(id, "renamed") == world.answers(id, world.base) == before["base"]
+    refused(404, "KeyUnknown", world.answers, id, "base")
+    rows = world.raw("GET", f"/{id}/predict/v1/models").json()["data"]
+    assert [(row["id"], row["parent"]) for row in rows] == [("renamed", None), ("a", "renamed")]
     _live(world, id, world.group("a", "b"))
-    assert world.answers(id, "a") == before["a"]
+    assert {key: world.answers(id, key) for key in before} == before
     named = sdk.UpdateModelDeploymentDetails(display_name="named")
     call, etag = world.control.update_model_deployment, world.control.get_model_deployment(id)
     refused(412, "NoEtagMatch", call, id, named, if_match="another")

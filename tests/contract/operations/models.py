@@ -106,7 +106,7 @@ def get_model_artifact_content(world: World) -> None:
     id, zip = world.adapters["a"], world.zips["a"]
     answer = world.control.get_model_artifact_content(id)
     assert answer.data.content == zip
-    assert answer.headers["content-disposition"] == 'attachment; filename="model.zip"'
+    assert answer.headers["content-disposition"] == "attachment; filename=artifact.zip"
     part = world.control.get_model_artifact_content(id, range="bytes=2-9")
     assert (part.status, part.data.content) == (206, zip[2:10])
 
@@ -186,7 +186,7 @@ def _metadatum(kind: str) -> None:
     def head(world: World) -> None:
         headers = call(world, "head")(made(world), "notes").headers
         assert headers["content-length"] == "3"
-        assert "n.md" in headers["content-disposition"]
+        assert headers["content-disposition"] == "attachment; filename=n.md"
 
     def delete(world: World) -> None:
         id = made(world)

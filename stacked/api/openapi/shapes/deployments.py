@@ -87,14 +87,6 @@ class ModelDeploymentModelStateSummary(TypedDict):
 
 
 @closed
-class ModelDeploymentShapeSummary(TypedDict):
-    name: str
-    coreCount: int
-    memoryInGBs: int
-    shapeSeries: str
-
-
-@closed
 class Resource(TypedDict):
     actionType: Literal["CREATED", "UPDATED", "DELETED", "RELATED", "IN_PROGRESS"]
     entityType: str

@@ -1,0 +1,186 @@
+"""What clients look up before they deploy: containers, shapes, projects, compute targets.
+
+None of it is recorded: this server is one machine with one container, and one project. It must not
+know models or deployments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib.metadata import version
+from typing import Annotated, Any, Literal, TypeVar
+
+from fastapi import APIRouter, Query, Response
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+from stacked.config import ServerConfig
+from stacked.engine.machine import GIB, look
+from stacked.errors import PageInvalid
+from stacked.registry.paging import MAX_LIMIT
+
+VERSION = version("stacked")
+LOCAL = "LOCAL"
+"""What this machine is called where a shape has a name; any other name means it, too."""
+
+# The families of AQUA's inference containers that run vLLM: a model's metadata names one.
+FAMILIES = tuple(f"odsc-vllm-serving{more}" for more in ("", "-v1", "-llama4", "-openai"))
+
+R = TypeVar("R")
+Lifecycle = Literal["ACTIVE", "INACTIVE"]
+Target = Literal["MODEL_DEPLOYMENT", "JOB_RUN"]
+Usage = Literal["INFERENCE", "FINE_TUNE", "EVALUATION", "BATCH_INFERENCE", "OTHER"]
+
+
+class _Wire(BaseModel):
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True)
+
+
+class Paged(_Wire):
+    """The query of every list here. What else clients send is taken and not looked at."""
+
+    limit: Annotated[int, Field(ge=1, le=MAX_LIMIT)] = 100
+    page: str | None = None
+
+
+class ContainerQuery(Paged):
+    is_latest: bool | None = None
+    display_name: str | None = None
+    container_name: str | None = None
+    lifecycle_state: Lifecycle | None = None
+    target_workload: Target | None = None
+    usage_query_param: Usage | None = None
+    tag_query_param: str | None = None
+
+    def takes(self, one: ContainerSummary) -> bool:
+        pairs = (
+            (self.is_latest, one.is_latest),
+            (self.display_name, one.display_name),
+            (self.container_name, one.container_name),
+            (self.lifecycle_state, one.lifecycle_state),
+            (self.tag_query_param, one.tag),
+        )
+        return (
+            all(wanted in (None, there) for wanted, there in pairs)
+            and self.target_workload in (None, *one.target_workloads)
+            and self.usage_query_param in (None, *one.usages)
+        )
+
+
+class Workload(_Wire):
+    """How AQUA starts a container: the flags that it always gives, ports, and variables."""
+
+    workload_type: Target
+    cmd: str
+    server_port: int
+    health_check_port: int
+    additional_configurations: dict[str, str]
+
+
+class ContainerSummary(_Wire):
+    container_name: str
+    display_name: str
+    family_name: str
+    description: str
+    is_latest: bool
+    target_workloads: list[Target]
+    usages: list[Usage]
+    tag: str
+    lifecycle_state: Lifecycle
+    workload_configuration_details_list: list[Workload]
+    tag_configuration_list: list[dict[str, Any]]
+    freeform_tags: dict[str, Any]
+    defined_tags: dict[str, Any]
+
+
+class ModelDeploymentShapeSummary(_Wire):
+    name: str
+    core_count: int
+    memory_in_gbs: Annotated[int, Field(alias="memoryInGBs")]
+    shape_series: Literal["NVIDIA_GPU", "GENERIC"]
+
+
+def surrounding_routes(router: APIRouter, server: ServerConfig) -> None:
+    """Add the four lists."""
+
+    @router.get("/containers")
+    def containers(
+        query: Annotated[ContainerQuery, Query()], response: Response
+    ) -> list[ContainerSummary]:
+        return _page(filter(query.takes, _containers(server)), query, response)
+
+    @router.get("/modelDeploymentShapes")
+    def shapes(
+        query: Annotated[Paged, Query()], response: Response
+    ) -> list[ModelDeploymentShapeSummary]:
+        return _page(_shapes(server), query, response)
+
+    @router.get("/projects")
+    @router.get("/computeTargets")
+    def nothing(query: Annotated[Paged, Query()], response: Response) -> list[dict[str, Any]]:
+        return _page((), query, response)
+
+
+def _containers(server: ServerConfig) -> list[ContainerSummary]:
+    """This server under the name of every family that it can stand for."""
+    port = str(server.port or ServerConfig().port)
+    environment = {
+        "MODEL_DEPLOY_PREDICT_ENDPOINT": server.predict_endpoint or "/v1/completions",
+        "PORT": port,
+        "HEALTH_CHECK_PORT": port,
+        "modelFormats": "SAFETENSORS",
+        "platforms": "NVIDIA_GPU",
+        "restrictedParams": "[]",
+        "evaluationConfiguration": "{}",
+    }
+    workload = Workload(
+        workload_type="MODEL_DEPLOYMENT",
+        cmd="--served-model-name odsc-llm --seed 42",
+        server_port=int(port),
+        health_check_port=int(port),
+        additional_configurations=environment,
+    )
+    return [
+        ContainerSummary(
+            container_name=family,
+            display_name=f"Stacked {VERSION}",
+            family_name=family,
+            description="vLLM in this server; an image that a deployment names is kept, not pulled",
+            is_latest=True,
+            target_workloads=["MODEL_DEPLOYMENT"],
+            usages=["INFERENCE"],
+            tag=VERSION,
+            lifecycle_state="ACTIVE",
+            workload_configuration_details_list=[workload],
+            tag_configuration_list=[],
+            freeform_tags={},
+            defined_tags={},
+        )
+        for family in FAMILIES
+    ]
+
+
+def _shapes(server: ServerConfig) -> list[ModelDeploymentShapeSummary]:
+    """This machine under each of its names; with GPUs, it is their kind that counts."""
+    machine = look()
+    return [
+        ModelDeploymentShapeSummary(
+            name=name,
+            core_count=machine.cores,
+            memory_in_gbs=round(machine.memory_bytes / GIB),
+            shape_series="NVIDIA_GPU" if machine.gpus else "GENERIC",
+        )
+        for name in dict.fromkeys((LOCAL, *server.shape_names))
+    ]
+
+
+def _page(rows: Iterable[R], query: Paged, response: Response) -> list[R]:
+    """A part of a list that does not change; a page token is where it begins."""
+    all_ = list(rows)
+    page = query.page or "0"
+    if not (page.isascii() and page.isdigit()) or int(page[:9]) > len(all_):
+        raise PageInvalid("the page token is not one of this list; begin without a token")
+    first = int(page)
+    if first + query.limit < len(all_):
+        response.headers["opc-next-page"] = str(first + query.limit)
+    return all_[first : first + query.limit]

@@ -1,0 +1,1 @@
+"""Walks that clients of OCI make, as scripts that run with the real client beside this package."""
