@@ -44,11 +44,14 @@ def last_partial() -> Ticket:
 
 
 def unknown_key() -> str:
-    """What the client itself raised, which instructor gives as its own exception's cause."""
+    """What the client itself raised, which is the first cause of instructor's own exception."""
     try:
         return f"nothing, but {ticket(Mode.JSON_SCHEMA, 'nope')!r}"
     except InstructorRetryException as error:
-        return type(error.failed_attempts[-1].exception).__name__
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        return type(cause).__name__
 
 
 tell(
