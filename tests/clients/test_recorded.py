@@ -54,7 +54,7 @@ AI_SDK = {
     "authorization": "Bearer none",
     "user-agent": "ai/6.0.326 ai-sdk/provider-utils/4.0.65 runtime/node.js/v20.20.2",
 }
-LM_EVAL = {**JSON, "authorization": "Bearer ", "user-agent": "python-requests/2.34.2"}
+LM_EVAL = {**JSON, "authorization": "Bearer", "user-agent": "python-requests/2.34.2"}
 OCI = {**JSON, "route": "/v1/chat/completions", "user-agent": "Python/3.11 aiohttp/3.14.5"}
 
 CHAT, TEXT, RESPONSES, MESSAGES = (
