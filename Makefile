@@ -9,7 +9,7 @@ export STACKED_DATA_DIR ?= $(CURDIR)/.stacked
 
 BIN := .venv/bin
 
-.PHONY: help setup run test bench lint format clean distclean
+.PHONY: help setup run test clients bench lint format clean distclean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -26,6 +26,9 @@ run: setup ## serve configs/demo.yaml on 127.0.0.1:8080
 
 test: setup lint ## lint, types and every test, real engine included
 	$(BIN)/pytest $(ARGS)
+
+clients: setup ## LangChain, LiteLLM, openai-node, … against the demo; installs them in .cache
+	$(BIN)/pytest -m long tests/clients $(ARGS)
 
 bench: setup ## short forms of all four benchmarks, 10 minutes; figures go to build/bench
 	@mkdir -p build/bench
