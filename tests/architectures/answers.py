@@ -7,9 +7,9 @@ package under test.
 from __future__ import annotations
 
 import copy
-import json
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,11 @@ from tests.architectures import bases
 
 RANK = 8
 LENGTH = 12
-PROMPTS = ([301, 77, 420, 333, 96, 505], [45, 318, 402, 510, 350, 61], [266, 499, 88, 371, 310, 430])
+PROMPTS = (
+    [301, 77, 420, 333, 96, 505],
+    [45, 318, 402, 510, 350, 61],
+    [266, 499, 88, 371, 310, 430],
+)
 
 KINDS = ("all", "attention", "head", "embed")
 MAMBAS = ("falcon_h1", "mamba", "mamba2", "nemotron_h")
@@ -38,19 +42,20 @@ class Answer:
         """The largest difference of log-probabilities; infinite where a token differs."""
         if self.tokens != other.tokens:
             return float("inf")
-        pairs = zip(sum(self.logprobs, []), sum(other.logprobs, []), strict=True)
+        pairs = zip(chain(*self.logprobs), chain(*other.logprobs), strict=True)
         return max(abs(a - b) for a, b in pairs)
 
 
-def make(name: str, root: Path, *, alone: bool = False) -> dict[str, Answer | str]:
-    """Build base and adapters under `root`; the answers by adapter, and of "base".
+def make(name: str, root: Path, *, alone: bool, asks: bool = True) -> dict[str, Answer | str]:
+    """Build base and adapters under `root`; the answers of "base" and by adapter.
 
     A sentence in place of an answer: why PEFT makes no such adapter. `alone` adds an adapter for
-    each name that linear modules have.
+    each name that linear modules have. Without `asks`, answers are empty.
     """
+    answer = ask if asks else (lambda model: Answer([], []))
     answers: dict[str, Answer | str] = {}
     model = bases.build(name, root / "base")
-    answers["base"] = ask(model)
+    answers["base"] = answer(model)
     for adapter, targets in targets_of(model, alone=alone).items():
         try:
             adapted = adapt(model, name + adapter, targets)
@@ -59,10 +64,7 @@ def make(name: str, root: Path, *, alone: bool = False) -> dict[str, Answer | st
             continue
         # "auto" would store the whole embedding beside an adapter that targets it.
         adapted.save_pretrained(root / adapter, save_embedding_layers=False)
-        answers[adapter] = ask(adapted)
-    (root / "answers.json").write_text(
-        json.dumps({k: v if isinstance(v, str) else asdict(v) for k, v in answers.items()})
-    )
+        answers[adapter] = answer(adapted)
     return answers
 
 
@@ -80,23 +82,28 @@ def targets_of(model: Any, *, alone: bool) -> dict[str, list[str] | str | None]:
         and part is not output
         and not _last(module).isdecimal()  # of a Sequential: PEFT takes it for a layer's number
     ]
-    own = _above(names[read])
-    attention = [
-        module
-        for module in linear
-        if module.startswith(own) and ("att" in module or _last(module) == "q_proj")
-    ]
+    own = _above(names[read])  # the language model's, where there are other towers
+    inside = [module for module in linear if module.startswith(own)]
+
+    def called(last: str) -> list[str]:
+        """Targets for the modules of the language model that are called so."""
+        found = [module for module in linear if _last(module) == last]
+        return [last] if all(module in inside for module in found) else [*set(found) & {*inside}]
+
+    attention = [each for each in inside if "att" in each or _last(each) == "q_proj"]
     found: dict[str, list[str] | str | None] = {
         "all": "all-linear",
-        "attention": [_last(attention[0])] if attention else None,
+        "attention": called(_last(attention[0])) if attention else None,
         "head": [_last(names[output])] if output is not None else None,
         "embed": [_last(names[read])],
     }
-    each = [*dict.fromkeys(map(_last, linear))]
+    each = [*dict.fromkeys(map(_last, inside))]
     if getattr(model.config, "model_type", "") in MAMBAS:
         found["all"] = [last for last in each if last != "out_proj"]
     if alone:
-        found |= {ALONE + last: [last] for last in each}
+        found |= {ALONE + last: called(last) for last in each}
+    if alone and len(inside) < len(linear):
+        found[ALONE + "the language model's"] = inside
     return found
 
 

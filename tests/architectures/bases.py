@@ -42,8 +42,8 @@ EXPERTS: dict[str, Any] = {
 LATENT: dict[str, Any] = {  # latent attention, DeepSeek's
     **SIZE,
     "num_key_value_heads": HEADS,
-    "kv_lora_rank": 32,
-    "qk_rope_head_dim": 16,
+    "kv_lora_rank": 256,  # vLLM serves no smaller heads, 320 with the next
+    "qk_rope_head_dim": 64,
     "qk_nope_head_dim": 32,
     "v_head_dim": 32,
     "n_routed_experts": 4,
@@ -118,7 +118,8 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
         {
             **_without(SIZE, "intermediate_size", "num_key_value_heads"),
             "ffn_hidden_size": INNER,
-            "multi_query": True,
+            "new_decoder_architecture": True,
+            "num_kv_heads": 2,
             "alibi": False,
         },
     ),
@@ -227,24 +228,27 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "deepseek-v3": (
         "DeepseekV3ForCausalLM",
-        {**LATENT, "q_lora_rank": 64, "first_k_dense_replace": 1},
+        {**LATENT, "q_lora_rank": 64, "first_k_dense_replace": 1, "topk_method": "noaux_tc"},
     ),
     "glm4-moe-lite": (
         "Glm4MoeLiteForCausalLM",
-        {**LATENT, "q_lora_rank": 64, "mlp_layer_types": ["dense", "sparse"]},
+        {
+            **LATENT,
+            "q_lora_rank": 64,
+            "mlp_layer_types": ["dense", "sparse"],
+            "first_k_dense_replace": 1,
+        },
     ),
     "qwen3-next": (
         "Qwen3NextForCausalLM",
         {
             **EXPERTS,
             "head_dim": HEAD,
-            "num_experts": 0,
             "layer_types": ["linear_attention", "full_attention"],
             "linear_num_value_heads": 4,
             "linear_num_key_heads": 2,
             "linear_key_head_dim": 32,
             "linear_value_head_dim": 32,
-            "mlp_only_layers": [0, 1],
         },
     ),
     "olmo-hybrid": (
@@ -264,7 +268,12 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "lfm2": (
         "Lfm2ForCausalLM",
-        {**SIZE, "block_ff_dim": INNER, "layer_types": ["conv", "full_attention"]},
+        {
+            **SIZE,
+            "block_ff_dim": INNER,
+            "layer_types": ["conv", "full_attention"],
+            "conv_dim": HIDDEN,  # vLLM asks for it, transformers does not
+        },
     ),
     "lfm2-moe": (
         "Lfm2MoeForCausalLM",
@@ -365,7 +374,11 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
         {
             **TOKENS,
             "text_config": {**HEADED, "model_type": "gemma"},
-            "vision_config": {**TOWER, "model_type": "siglip_vision_model", "projection_dim": HIDDEN},
+            "vision_config": {
+                **TOWER,
+                "model_type": "siglip_vision_model",
+                "projection_dim": HIDDEN,
+            },
             "projection_dim": HIDDEN,
             "image_token_index": 500,
         },

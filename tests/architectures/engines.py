@@ -6,6 +6,7 @@ It owns what makes a second engine in one process possible; it must not know wha
 from __future__ import annotations
 
 import gc
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +15,10 @@ from typing import Any
 
 from stacked.engine.machine import look
 from stacked.engine.plan import make_plan
+from stacked.engine.probe import probe as probe_of_class
 from stacked.engine.support import require_build
 from stacked.store import BaseModules
+from stacked.store.adaptable import Adaptable
 from tests.architectures.answers import LENGTH, PROMPTS, Answer
 
 ENVIRONMENT = {
@@ -42,10 +45,17 @@ def prepare() -> None:
     registry._run_in_subprocess = lambda look_at: look_at()
 
 
+def probe(base: Path) -> Adaptable:
+    """What vLLM's class of the base applies adapters to. Raises what vLLM raises."""
+    try:
+        return probe_of_class(base, multimodal(base))
+    finally:
+        _forget()
+
+
 @contextmanager
-def engine(base: Path) -> Iterator[Any]:
-    """A vLLM engine as planned for this base. Raises what vLLM raises."""
-    from vllm.distributed import cleanup_dist_env_and_memory
+def engine(base: Path, *, lora: bool = True) -> Iterator[Any]:
+    """A vLLM engine as planned for this base, or without LoRA. Raises what vLLM raises."""
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
@@ -59,6 +69,9 @@ def engine(base: Path) -> Iterator[Any]:
         build=require_build(),
     )
     options = {**plan.options, "distributed_executor_backend": "uni"}
+    if not lora:
+        options = {name: value for name, value in options.items() if "lora" not in name}
+    options |= multimodal(base)
     extension = "stacked.engine.staging.StagingWorker"
     made = None
     try:
@@ -70,8 +83,21 @@ def engine(base: Path) -> Iterator[Any]:
         if made is not None:
             made.engine_core.shutdown()
         del made
-        gc.collect()
-        cleanup_dist_env_and_memory()
+        _forget()
+
+
+def _forget() -> None:
+    """Let go of what vLLM keeps in the process beside an engine."""
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    gc.collect()
+    cleanup_dist_env_and_memory()
+
+
+def multimodal(base: Path) -> dict[str, Any]:
+    """Options for a base of several towers: what is asked here is text."""
+    config = json.loads((base / "config.json").read_text())
+    return {"limit_mm_per_prompt": {"image": 0}} if "vision_config" in config else {}
 
 
 def load(llm: Any, number: int, path: Path) -> None:
@@ -103,7 +129,7 @@ def ask(llm: Any, number: int = 0, path: Path | None = None) -> Answer:
     return Answer(
         [list(output.token_ids) for output in outputs],
         [
-            [row[token].logprob for row, token in zip(output.logprobs, output.token_ids, strict=True)]
-            for output in outputs
+            [chosen[token].logprob for chosen, token in zip(*each, strict=True)]
+            for each in ((output.logprobs, output.token_ids) for output in outputs)
         ],
     )

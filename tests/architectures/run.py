@@ -2,7 +2,8 @@
 
     python -m tests.architectures.run [--folder DIR] [--write-docs] [ARCHITECTURE…]
 
-The walk is a process of its own, so that an engine that ends it is found out and the walk goes on.
+The walk is a process of its own: one that an engine ends is known by its last line, and goes on
+without that adapter.
 """
 
 from __future__ import annotations
@@ -18,49 +19,58 @@ from pathlib import Path
 from tests.architectures import table
 from tests.architectures.bases import ARCHITECTURES
 
+_SECONDS = 1200
 
-def walk(folder: Path, names: Sequence[str]) -> dict[str, table.Row]:
-    """Cells of these architectures, in order; bases and adapters are left in `folder`."""
-    report = folder / "report.jsonl"
+
+def walk(folder: Path, names: Sequence[str], *, serve: bool = True) -> dict[str, table.Row]:
+    """Cells of these architectures, in order; bases and adapters are left in `folder`.
+
+    Without `serve` adapters are checked and no engine is started.
+    """
+    report, left = folder / "report.jsonl", list(names)
     report.write_text("")
-    left, skip = list(names), dict[str, list[str]]()
+    skip: dict[str, list[str]] = {}
     while left:
-        words = [str(folder), str(report), json.dumps(skip), *left]
+        settings = json.dumps({"serve": serve, "skip": skip})
+        command = [sys.executable, "-m", "tests.architectures.walk"]
         with (folder / "log.txt").open("a") as log:
-            ended = subprocess.run(
-                [sys.executable, "-m", "tests.architectures.walk", *words],
+            subprocess.run(
+                [*command, str(folder), str(report), settings, *left],
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                timeout=_SECONDS,
                 check=False,
             )
         lines = [json.loads(line) for line in report.read_text().splitlines()]
-        over = {line["architecture"] for line in lines if line["event"] == "end"}
-        left = [name for name in left if name not in over]
-        if left and lines:
-            last = lines[-1]
-            print(f"{last} ended the walk: {ended.returncode}", file=sys.stderr)
-            seen = [line["adapter"] for line in lines if line["architecture"] == left[0]
-                    and line["event"] == "begin"]
-            if not seen or seen[-1] == "base":
-                left.pop(0)
-            else:
-                skip[left[0]] = [*skip.get(left[0], ()), *(each for each in seen if each != "base")]
+        ended = [line["architecture"] for line in lines if line["event"] == "end"]
+        left = [name for name in left if name not in ended]
+        begun = [
+            line["adapter"]
+            for line in lines
+            if left and line["architecture"] == left[0] and line["event"] == "begin"
+        ]
+        if begun and begun[-1] != "base" and begun != skip.get(left[0]):
+            skip[left[0]] = begun
+        else:
+            left = left[1:]
     return table.rows(report.read_text().splitlines())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="ARCHITECTURE")
-    parser.add_argument("--folder", type=Path)
-    parser.add_argument("--write-docs", action="store_true")
+    parser.add_argument("--folder", type=Path, help="where bases and adapters are left")
+    parser.add_argument("--write-docs", action="store_true", help="put the table into the document")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         found = walk(folder, args.names or list(ARCHITECTURES))
-    print(table.markdown(found))
-    print()
-    print(table.reasons(found))
+    written = table.markdown(found)
+    print(written)
+    print("\n".join(["", "Bad cells:", *table.bad(found)]))
+    if args.write_docs:
+        table.write(written)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The walk: builds, checks, serves and compares every adapter of every architecture.
 
-    python -m tests.architectures.walk FOLDER REPORT SKIP ARCHITECTURE…
+    python -m tests.architectures.walk FOLDER REPORT SETTINGS ARCHITECTURE…
 
 appends to REPORT a line of JSON for each thing that is begun and found out, so that whoever reads
 it knows what ended this process. It asserts nothing and makes no table.
@@ -15,8 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.architectures import engines
+from tests.architectures import answers, engines, verdicts
 from tests.architectures.table import CLOSE
+
 
 class Report:
     def __init__(self, path: Path) -> None:
@@ -30,45 +31,39 @@ class Report:
         self._file.flush()
 
 
-def verdict(base: Path, adapter: Path) -> tuple[str, str]:
-    """The code and sentence with which `check` refuses the adapter; empty where it does not."""
-    from stacked.errors import StackedError
-    from stacked.store.base import BaseModules
-    from stacked.store.checks import check_directory
-
-    try:
-        check_directory(adapter, BaseModules.read(base), None)
-    except StackedError as error:
-        return error.code, str(error)
-    return "", ""
-
-
-def walk(name: str, root: Path, report: Report, *, alone: bool, skip: frozenset[str]) -> None:
-    """One architecture; adapters in `skip` are not given to the engine."""
-    from tests.architectures import answers
-
-    expected = answers.make(name, root, alone=alone)
-    right = expected["base"]
-    assert isinstance(right, answers.Answer)
-    wanted = []
+def walk(name: str, root: Path, report: Report, *, serve: bool, skip: frozenset[str]) -> None:
+    """One architecture; adapters in `skip` are not given to the engine, without `serve` none is."""
+    expected = answers.make(name, root, alone=serve, asks=serve)
+    base = verdicts.read(root / "base")
+    made = [adapter for adapter, answer in expected.items() if isinstance(answer, answers.Answer)]
     for adapter, answer in expected.items():
         if isinstance(answer, str):
             report.tell(name, adapter, "not made", answer)
         elif adapter != "base":
-            if right.distance(answer) < CLOSE:
+            report.tell(name, adapter, "check", verdicts.verdict(base, root / adapter))
+            if serve and answer.distance(expected["base"]) < CLOSE:
                 report.tell(name, adapter, "no effect")
-            report.tell(name, adapter, "check", verdict(root / "base", root / adapter))
-            wanted.append(adapter)
-    numbers = {adapter: at for at, adapter in enumerate(wanted, 1) if adapter not in skip}
-    while numbers:  # again where an engine has died
+    numbers = {adapter: at for at, adapter in enumerate(made) if at and adapter not in skip}
+    while serve and numbers:  # again where an engine has died
         report.tell(name, "base", "begin")
         try:
             with engines.engine(root / "base") as llm:
-                report.tell(name, "base", "served", right.distance(engines.ask(llm)))
+                report.tell(name, "base", "served", expected["base"].distance(engines.ask(llm)))
                 _serve_all(llm, name, root, numbers, expected, report)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  vLLM raises anything; it is told
             report.tell(name, "base", "no engine", _shown(error))
+            _serve_alone(name, root, report)
             return
+
+
+def _serve_alone(name: str, root: Path, report: Report) -> None:
+    """Whether the engine would serve the base without LoRA."""
+    report.tell(name, "base", "begin without LoRA")
+    try:
+        with engines.engine(root / "base", lora=False) as llm:
+            engines.ask(llm)
+    except Exception as error:  # noqa: BLE001  vLLM raises anything; it is told
+        report.tell(name, "base", "not served", _shown(error))
 
 
 def _serve_all(
@@ -85,13 +80,13 @@ def _serve_all(
         del numbers[adapter]
         try:
             engines.load(llm, number, root / adapter)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  vLLM raises anything; it is told
             report.tell(name, adapter, "refused", _shown(error))
             continue
         try:
             answer = engines.ask(llm, number, root / adapter)
             engines.remove(llm, number)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  vLLM raises anything; it is told
             report.tell(name, adapter, "died", _shown(error))
             return
         report.tell(name, adapter, "served", expected[adapter].distance(answer))
@@ -103,17 +98,18 @@ def _shown(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:400]} ({file}:{where.lineno})"
 
 
-def main(folder: str, report: str, skip: str, *names: str) -> None:
+def main(folder: str, report: str, told: str, *names: str) -> None:
+    """`told`: JSON of {"serve": bool, "skip": {architecture: [adapter, …]}}."""
     engines.prepare()
-    skipped = json.loads(skip)
-    told = Report(Path(report))
+    settings = json.loads(told)
+    lines = Report(Path(report))
     for name in names:
+        skip = frozenset(settings["skip"].get(name, ()))
         try:
-            leave = frozenset(skipped.get(name, ()))
-            walk(name, Path(folder) / name, told, alone=True, skip=leave)
-        except Exception as error:
-            told.tell(name, "base", "no base", _shown(error))
-        told.tell(name, "", "end")
+            walk(name, Path(folder) / name, lines, serve=settings["serve"], skip=skip)
+        except Exception as error:  # noqa: BLE001  vLLM raises anything; it is told
+            lines.tell(name, "base", "no base", _shown(error))
+        lines.tell(name, "", "end")
 
 
 if __name__ == "__main__":
