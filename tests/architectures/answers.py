@@ -62,6 +62,7 @@ def make(name: str, root: Path, *, alone: bool, asks: bool = True) -> dict[str, 
         except (ValueError, TypeError, AttributeError) as error:
             answers[adapter] = str(error).splitlines()[0][:200]
             continue
+        adapted.create_or_update_model_card = lambda path: None  # takes longer than all else
         # "auto" would store the whole embedding beside an adapter that targets it.
         adapted.save_pretrained(root / adapter, save_embedding_layers=False)
         answers[adapter] = answer(adapted)

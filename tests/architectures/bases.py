@@ -6,6 +6,7 @@ transformers only inside functions, so that importing it costs nothing.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ EXPERTS: dict[str, Any] = {
 LATENT: dict[str, Any] = {  # latent attention, DeepSeek's
     **SIZE,
     "num_key_value_heads": HEADS,
-    "kv_lora_rank": 256,  # vLLM serves no smaller heads, 320 with the next
+    "kv_lora_rank": 512,  # with the next the only size that vLLM serves on a CPU
     "qk_rope_head_dim": 64,
     "qk_nope_head_dim": 32,
     "v_head_dim": 32,
@@ -78,6 +79,19 @@ TOWER = {
     "image_size": 28,
     "patch_size": 14,
 }
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "qwen3-next": {"dtype": "bfloat16"},  # of its linear attention vLLM has no other on a CPU
+}
+"""What an engine of an architecture must be told."""
+
+
+PROCESSORS: dict[str, dict[str, Any]] = {
+    "qwen2.5-vl": {"image_processor_type": "Qwen2VLImageProcessor"},
+    "paligemma": {"image_processor_type": "SiglipImageProcessor", "image_seq_length": 4},
+    "idefics3": {"image_processor_type": "Idefics3ImageProcessor"},
+}
+"""What reads images for a base: vLLM asks for it even where there are none."""
 
 
 def _without(settings: Mapping[str, Any], *names: str) -> dict[str, Any]:
@@ -117,7 +131,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
         "FalconForCausalLM",
         {
             **_without(SIZE, "intermediate_size", "num_key_value_heads"),
-            "ffn_hidden_size": INNER,
+            "ffn_hidden_size": 4 * HIDDEN,  # vLLM takes no other
             "new_decoder_architecture": True,
             "num_kv_heads": 2,
             "alibi": False,
@@ -272,7 +286,9 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
             **SIZE,
             "block_ff_dim": INNER,
             "layer_types": ["conv", "full_attention"],
-            "conv_dim": HIDDEN,  # vLLM asks for it, transformers does not
+            # what published checkpoints have: vLLM asks for it, transformers no longer does
+            "block_dim": HIDDEN,
+            "conv_dim": HIDDEN,
         },
     ),
     "lfm2-moe": (
@@ -412,5 +428,7 @@ def build(name: str, path: Path) -> Any:
                     parameter.normal_(0, 0.09)
     model.generation_config.eos_token_id = None
     model.save_pretrained(path)
+    if name in PROCESSORS:
+        (path / "preprocessor_config.json").write_text(json.dumps(PROCESSORS[name]))
     tiny.build_tokenizer(path)
     return model

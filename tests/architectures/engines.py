@@ -20,6 +20,7 @@ from stacked.engine.support import require_build
 from stacked.store import BaseModules
 from stacked.store.adaptable import Adaptable
 from tests.architectures.answers import LENGTH, PROMPTS, Answer
+from tests.architectures.bases import OPTIONS
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process
@@ -43,6 +44,7 @@ def prepare() -> None:
     # vLLM looks at a model's class in a process of its own, to keep CUDA out of this one. That
     # takes seconds for each architecture.
     registry._run_in_subprocess = lambda look_at: look_at()
+    gc.freeze()
 
 
 def probe(base: Path) -> Adaptable:
@@ -64,7 +66,7 @@ def engine(base: Path, *, lora: bool = True) -> Iterator[Any]:
         shapes=BaseModules.read(base).modules,
         served_names=["base"],
         adapters=(),
-        options=_OPTIONS,
+        options=_OPTIONS | OPTIONS.get(base.parent.name, {}),
         machine=look(),
         build=require_build(),
     )
@@ -88,16 +90,21 @@ def engine(base: Path, *, lora: bool = True) -> Iterator[Any]:
 
 def _forget() -> None:
     """Let go of what vLLM keeps in the process beside an engine."""
-    from vllm.distributed import cleanup_dist_env_and_memory
+    from vllm import envs
+    from vllm.distributed import destroy_distributed_environment, destroy_model_parallel
 
+    # vLLM's `cleanup_dist_env_and_memory` looks through all modules and classes too, for seconds.
+    envs.disable_envs_cache()
+    destroy_model_parallel()
+    destroy_distributed_environment()
     gc.collect()
-    cleanup_dist_env_and_memory()
+    gc.freeze()
 
 
 def multimodal(base: Path) -> dict[str, Any]:
     """Options for a base of several towers: what is asked here is text."""
     config = json.loads((base / "config.json").read_text())
-    return {"limit_mm_per_prompt": {"image": 0}} if "vision_config" in config else {}
+    return {"limit_mm_per_prompt": {"image": 0, "video": 0}} if "vision_config" in config else {}
 
 
 def load(llm: Any, number: int, path: Path) -> None:

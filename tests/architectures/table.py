@@ -38,8 +38,9 @@ class Cell:
     """One adapter of one architecture, or its base: what PEFT, `check` and the engine make of it.
 
     `code` and `told` are `check`'s refusal, "" for none and None where it was not asked. `outcome`
-    is the engine's: `right` or `wrong` answers, `refused`, `died`; `no engine` and `not served`
-    where it does not start, with LoRA or at all; "" where it was not asked.
+    is the engine's: `right` or `wrong` answers, `base differs` where those on the base are wrong
+    too, `refused`, `died`; `no engine` and `not served` where it does not start, with LoRA or at
+    all; "" where it was not asked.
     """
 
     code: str | None = None
@@ -57,7 +58,8 @@ class Cell:
         if self.code:
             needless = self.outcome == "right" and not self.no_effect
             return f"refused needlessly: {self.code}" if needless else f"refused: {self.code}"
-        named = {"right": "served", "wrong": "wrong", "died": "engine died", "": "passed"}
+        named = {"right": "served", "died": "engine died", "": "passed"}
+        named |= {same: same for same in ("wrong", "base differs")}
         return named.get(self.outcome, "check yes, engine no")
 
     @property
@@ -88,6 +90,9 @@ def rows(report: Iterable[str]) -> dict[str, Row]:
             for cell in row.values():
                 if not cell.outcome:
                     cell.outcome, cell.reason = base.outcome, base.reason
+        for cell in row.values():
+            if base.outcome == "wrong" == cell.outcome and cell is not base:
+                cell.outcome = "base differs"
     return found
 
 
@@ -148,7 +153,7 @@ def _notes(found: Mapping[str, Row]) -> Iterable[str]:
     causes: dict[str, list[str]] = {}
     for name, row in found.items():
         if row["base"].outcome == "not served":
-            causes.setdefault(f"not served: {row['base'].reason}", []).append(name)
+            causes.setdefault(f"not served: {row['base'].reason[:120]}", []).append(name)
             continue
         for kind in KINDS:
             cell = row.get(kind, Cell())
@@ -160,7 +165,7 @@ def _notes(found: Mapping[str, Row]) -> Iterable[str]:
 
 def _general(sentence: str) -> str:
     """A refusal without what differs from one base and adapter to the next."""
-    sentence = re.sub(r"vLLM's \w+", "vLLM's class", sentence.split(". ")[0])
+    sentence = sentence.split(". ")[0].partition(": vLLM's")[0]
     sentence = re.sub(r"^\w+ (does not support)", r"vLLM's class \1", sentence)
     sentence = re.sub(r"\d+ of \d+ adapted modules", "modules", sentence)
     return re.sub(r"(/\S+)?/([\w.-]+)", r"\2", sentence)
