@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,10 +126,36 @@ class Client:
     def model(self, id: str) -> dict[str, Any]:
         return self._one("GET", f"{_CONTROL}/models/{quote(id, safe='')}")
 
+    def has_adapter(self, digest: str) -> bool:
+        """Whether the server's store has an adapter, whole, so that it need not be sent."""
+        try:
+            with self._asked("GET", _adapter(digest)):
+                return True
+        except ClientError as error:
+            if error.code == "AdapterAbsent":
+                return False
+            if error.status in (404, 405):
+                raise ClientError(
+                    "ServerTooOld",
+                    f"{self.url} takes no adapters from other places: it is older than this "
+                    "command; install the same version there",
+                    error.status,
+                ) from error
+            raise
+
+    def send_adapter(self, digest: str, parts: Iterable[bytes], size: int) -> None:
+        """Send an adapter as the `size` bytes of a zip, for `register` to keep; again is fine."""
+        headers = {"content-length": str(size), "content-type": "application/zip"}
+        with self._asked("PUT", _adapter(digest), content=parts, headers=headers):
+            pass
+
     def register(
         self, source: str, *, key: str | None = None, model_id: str | None = None
     ) -> Entry:
-        """Let the server fetch, check and keep the adapter at `source`; asking again is fine."""
+        """Let the server fetch, check and keep the adapter at `source`; asking again is fine.
+
+        The digest of an adapter that the server has is a source too.
+        """
         given = {"source": source, "modelId": model_id}
         items = [{"key": name, "value": value} for name, value in given.items() if value]
         body = {"displayName": key, "customMetadataList": items}
@@ -249,6 +275,10 @@ def metadata_of(record: dict[str, Any]) -> dict[str, str]:
     """The custom metadata of a model's JSON, or of a group's `modelGroupDetails`."""
     items = record.get("customMetadataList") or []
     return {str(item.get("key")): str(item.get("value")) for item in items}
+
+
+def _adapter(digest: str) -> str:
+    return f"/stacked/adapters/{digest}"
 
 
 def _headers(key: str | None) -> dict[str, str]:

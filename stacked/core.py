@@ -27,9 +27,13 @@ _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+@-]*")
 _MODEL_ID = re.compile(r"ocid1\.[a-z0-9]+\.[A-Za-z0-9._-]+")
 
 
+def is_digest(text: str) -> bool:
+    return _DIGEST.fullmatch(text) is not None
+
+
 def check_digest(text: str) -> Digest:
     """Return `text` as a digest, or raise ValueError."""
-    if not _DIGEST.fullmatch(text):
+    if not is_digest(text):
         raise ValueError(f"not a digest (sha256: and 64 hex digits): {text!r}")
     return Digest(text)
 

@@ -8,6 +8,7 @@
     ├── SetupError
     │   ├── EngineNotInstalled     no vLLM here, or one outside the supported range
     │   ├── BaseNotFound           neither a directory nor a Hub id nor a known name
+    │   ├── BaseUnsupported        a base that this vLLM cannot build, or not with adapters
     │   ├── PrepareFailed          a base could not be fetched or converted
     │   ├── StoreUnusable          the adapter store cannot be written: disk full, no permission
     │   └── KeyFileInvalid         a signing key cannot be made, found or removed as asked
@@ -27,10 +28,13 @@
     │   ├── RankRefused            a rank that vLLM or this engine does not take
     │   ├── WeightsInvalid         not a readable safetensors file of floats, or cut short
     │   ├── ModuleUnknown          a tensor for a module that this base does not have
+    │   ├── ModuleUnapplied        a module of this base to which the engine applies no adapters
+    │   ├── AdapterWithoutEffect   weights that multiply to zero: it would answer as the base
     │   ├── PairIncomplete         lora_A without lora_B, or the reverse
     │   ├── ShapeMismatch          a tensor that does not fit its module
     │   ├── ValueNotFinite         NaN or infinity in the weights
     │   ├── AdapterAbsent          the store has nothing of that digest
+    │   ├── DigestMismatch         an upload that is not the adapter it was announced as
     │   └── StoreDamaged           a stored copy no longer matches its digest
     ├── RoutingError               which adapter a request means
     │   ├── KeyUnknown, KeyTooLong, KeyInvalid
@@ -113,6 +117,10 @@ class BaseNotFound(SetupError):
     code = "BaseNotFound"
 
 
+class BaseUnsupported(SetupError):
+    code = "BaseUnsupported"
+
+
 class PrepareFailed(SetupError):
     code = "PrepareFailed"
 
@@ -189,6 +197,14 @@ class ModuleUnknown(AdapterError):
     code = "ModuleUnknown"
 
 
+class ModuleUnapplied(AdapterError):
+    code = "ModuleUnapplied"
+
+
+class AdapterWithoutEffect(AdapterError):
+    code = "AdapterWithoutEffect"
+
+
 class PairIncomplete(AdapterError):
     code = "PairIncomplete"
 
@@ -203,6 +219,10 @@ class ValueNotFinite(AdapterError):
 
 class AdapterAbsent(AdapterError):
     code = "AdapterAbsent"
+
+
+class DigestMismatch(AdapterError):
+    code = "DigestMismatch"
 
 
 class StoreDamaged(AdapterError):
@@ -343,6 +363,11 @@ class EngineDead(EngineError):
 
 class EngineLoadFailed(EngineError):
     code = "EngineLoadFailed"
+
+    def __init__(self, sentence: str, digest: str | None = None) -> None:
+        """`digest`: of the adapter that is at fault, where it was one of several."""
+        super().__init__(sentence)
+        self.digest = digest
 
 
 class NotReady(EngineError):

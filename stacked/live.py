@@ -32,6 +32,7 @@ from stacked.errors import (
 from stacked.groups.leases import Lease, Leases
 from stacked.groups.routing import Route, Routing
 from stacked.groups.swap import SwapPlan, plan_swap
+from stacked.store.verified import Verified
 
 # Beside the float noise of the base itself: below this, an adapter changes nothing.
 _LEAST_CHANGE = 1e-5
@@ -42,6 +43,8 @@ _UNDO_SECONDS = 60.0
 # Adapters that are staged together, while they are small.
 _AT_ONCE = 8
 _BYTES_AT_ONCE = 8 * 1024**2
+# Canaries of a start that are asked together, and the base among them.
+_CANARIES_AT_ONCE = 32
 _SILENT = "no answer from the engine"
 
 
@@ -118,10 +121,15 @@ class Live:
         *,
         drain_seconds: float,
         check: Callable[[Adapter], None] | None = None,
+        verified: Verified | None = None,
     ) -> None:
-        """`check` refuses an adapter whose files are not what they were; in a thread of its own."""
+        """`check` refuses an adapter before the engine hears of it; in a thread of its own.
+
+        `verified` remembers which adapters have passed their canary on such an engine.
+        """
         self.routing = routing
         self._check = check
+        self._verified = verified
         self._checking = ThreadPoolExecutor(1, "stacked-check", initializer=yield_to_others)
         self.leases = Leases()
         self._engine = engine
@@ -160,7 +168,7 @@ class Live:
                 if other.model_id == member.model_id and not same:
                     raise KeyInUse(f"model {member.model_id} already has other content; remove it")
             present = self.routing.handles.get(member.adapter.digest)
-            loaded = present or await self._engine.load(member.adapter)
+            loaded = present or await self._bring_one(member.adapter)
             try:
                 self.routing = self.routing.with_member(member, loaded)
             except StackedError:
@@ -168,6 +176,54 @@ class Live:
                     await self._engine.remove(loaded)
                 raise
             return self.routing.resolve(member.label)
+
+    async def _bring_one(self, adapter: Adapter) -> Loaded:
+        """Load one adapter and see that it acts; nothing of it is left where it does not."""
+        loaded = await self._engine.load(adapter)
+        try:
+            async with self._engine.undisturbed():
+                base, noise = await self._base_canary()
+                check_canary(loaded.digest, await self._engine.canary(loaded), base, noise=noise)
+        except BaseException:
+            await self._let_go([loaded])
+            raise
+        self._remember([loaded.digest])
+        return loaded
+
+    async def verify(self, loaded: Iterable[Loaded]) -> Mapping[Digest, StackedError]:
+        """Canaries of adapters that nobody uses yet, many at once: for a start. Why each failed.
+
+        Those that have passed before on such an engine are not asked again. Raises EngineError
+        where the engine itself is at fault.
+        """
+        known = self._verified if self._verified is not None else ()
+        unknown = [each for each in loaded if each.digest not in known]
+        if not unknown:
+            return {}
+        failed: dict[Digest, StackedError] = {}
+        _, noise = await self._base_canary()
+        for at in range(0, len(unknown), _CANARIES_AT_ONCE):
+            some = unknown[at : at + _CANARIES_AT_ONCE]
+            # The base in their midst: in a batch of another size its numbers move a little.
+            base, *answers = await asyncio.gather(
+                *(self._engine.canary(each) for each in (None, *some))
+            )
+            for each, answer in zip(some, answers, strict=True):
+                try:
+                    check_canary(each.digest, answer, base, noise=noise)
+                except StackedError as error:
+                    failed[each.digest] = error
+        self._remember(each.digest for each in unknown if each.digest not in failed)
+        return failed
+
+    async def _base_canary(self) -> tuple[Sequence[float], float]:
+        """How the base answers, and how far two such answers lie apart."""
+        base = await self._engine.canary(None)
+        return base, _distance(base, await self._engine.canary(None))
+
+    def _remember(self, digests: Iterable[Digest]) -> None:
+        if self._verified is not None:
+            self._verified.add(digests)
 
     async def remove(self, name: str, *, wait_seconds: float | None = None) -> bool:
         """Stop serving a key or model id; free its adapter when the last request has ended.
@@ -277,8 +333,7 @@ class Live:
     async def _verify(self, plan: SwapPlan, staged: Mapping[Digest, Loaded], clock: _Clock) -> None:
         """Canaries: each new adapter differs from the base and is finite; the base is unchanged."""
         clock.enter(Phase.VERIFY, f"{len(staged)} canaries")
-        base = await self._engine.canary(None)
-        noise = _distance(base, await self._engine.canary(None))
+        base, noise = await self._base_canary()
         failed: list[str] = []
         for at, (digest, loaded) in enumerate(staged.items(), start=1):
             try:
@@ -294,6 +349,7 @@ class Live:
             raise CanaryFailed("the base answers differently beside the new adapters")
         if failed:
             raise UpdateFailed(f"{len(failed)} adapters failed: {'; '.join(failed)}")
+        self._remember(staged)
 
     def _table(
         self,

@@ -133,6 +133,7 @@ class Service:
             ledger.directory / "artifacts",
             roots=server.adapter_roots,
             remote=server.remote_adapters,
+            engine=self.config.engine,
         )
 
     async def _resume(
@@ -149,9 +150,10 @@ class Service:
     async def _serve_alone(self, config: Config, tell: Progress) -> Active:
         require_build()
         Engine.prepare()
-        base = await read_base(config, self.data_dir)
+        base = await read_base(config, self.data_dir, self._store.root)
         group = await read_group(config, base, self._store, tell)
-        prepared = plan(group, base.modules, settings_of({"engine": config.engine}))
+        settings = settings_of({"engine": config.engine})
+        prepared = plan(group, base.modules, settings, self._store.root)
 
         async def first() -> int:
             return 1
@@ -161,7 +163,7 @@ class Service:
 
     async def _serve_file(self, config: Config, tell: Progress) -> None:
         require_build()
-        base = await read_base(config, self.data_dir)
+        base = await read_base(config, self.data_dir, self._store.root)
         deployments = await self._open(tell)
         file = FileDeployment(config, base, self.ledger, self.catalogue, self._store)
         found = await file.serve(tell)

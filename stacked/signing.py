@@ -26,9 +26,7 @@ _OF_BODY = ("content-length", "content-type", "x-content-sha256")
 
 
 class Signer(httpx.Auth):
-    """Signs each request that an httpx client sends, its body too."""
-
-    requires_request_body = True
+    """Signs each request that an httpx client sends; its body too, unless that is a stream."""
 
     def __init__(self, key_id: str, key: rsa.RSAPrivateKey) -> None:
         self._key_id = key_id
@@ -52,11 +50,12 @@ class Signer(httpx.Auth):
         headers = request.headers
         headers["date"] = formatdate(usegmt=True)
         names: tuple[str, ...] = _GENERIC
-        if request.method in ("POST", "PUT", "PATCH") or request.content:
+        body = _body(request)
+        if body or (body is not None and request.method in ("POST", "PUT", "PATCH")):
             names += _OF_BODY
             headers.setdefault("content-type", "application/json")
-            headers.setdefault("content-length", str(len(request.content)))
-            digest = hashlib.sha256(request.content).digest()
+            headers.setdefault("content-length", str(len(body)))
+            digest = hashlib.sha256(body).digest()
             headers["x-content-sha256"] = base64.b64encode(digest).decode()
         target = f"{request.method.lower()} {request.url.raw_path.decode('ascii')}"
         values = {"(request-target)": target}
@@ -67,6 +66,14 @@ class Signer(httpx.Auth):
             f'keyId="{self._key_id}",signature="{base64.b64encode(made).decode()}",version="1"'
         )
         yield request
+
+
+def _body(request: httpx.Request) -> bytes | None:
+    """None: an upload, which is sent as it is read; servers take those without its digest."""
+    try:
+        return request.content
+    except httpx.RequestNotRead:
+        return None
 
 
 def _private_key(config: Path, name: str, phrase: str | None) -> rsa.RSAPrivateKey:

@@ -12,7 +12,17 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -35,18 +45,22 @@ class Terminal:
         self._text = ""
         self._began = 0.0
 
-    def step(self, text: str) -> None:
-        """The work before is done; this begins."""
+    def step(self, text: str, bytes: int | None = None) -> None:
+        """The work before is done; this begins. `bytes`: how many of them it moves, see `moved`."""
         self.done()
         self._text, self._began = text, time.monotonic()
         if not self._console.is_terminal:
             self._console.print(f"  … {text}", markup=False)
             return
+        amount: tuple[ProgressColumn, ...] = ()
+        if bytes is not None:
+            amount = (DownloadColumn(), TransferSpeedColumn())
         self._live = Progress(
             TextColumn(" "),
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24, pulse_style="bar.back"),
+            *amount,
             TimeElapsedColumn(),
             console=self._console,
             transient=True,
@@ -55,7 +69,7 @@ class Terminal:
             redirect_stdout=False,
             redirect_stderr=False,
         )
-        self._task = self._live.add_task(text, total=None)
+        self._task = self._live.add_task(text, total=bytes)
         self._live.start()
 
     def note(self, text: str) -> None:
@@ -67,6 +81,11 @@ class Terminal:
         """How much of the present step is done, from 0 to 1."""
         if self._live is not None and self._task is not None:
             self._live.update(self._task, total=1.0, completed=min(done, 1.0))
+
+    def moved(self, count: int) -> None:
+        """So many bytes more of the present step."""
+        if self._live is not None and self._task is not None:
+            self._live.advance(self._task, count)
 
     def done(self, mark: str = "✓", style: str = "green") -> None:
         """The present step is over, and none begins."""

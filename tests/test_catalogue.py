@@ -60,7 +60,7 @@ def test_the_base_of_an_adapter_is_the_one_that_is_named_served_or_alone(
     catalogue.fill(first, sent(catalogue, zipped(write_base(tmp_path / "roots" / "first"))))
     assert catalogue.fill(id, sent(catalogue, data)).base_model_id == first
     second = new(catalogue)
-    other = write_base(tmp_path / "roots" / "second", prefix="x.")
+    other = write_base(tmp_path / "roots" / "second", layers=1)
     catalogue.fill(second, sent(catalogue, zipped(other)))
     with pytest.raises(ParameterInvalid, match=FINE_TUNE_SOURCE):
         catalogue.fill(id, sent(catalogue, data))

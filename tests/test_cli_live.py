@@ -5,11 +5,16 @@ The control plane is a double that keeps its records in lists; the real one has 
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,7 +24,9 @@ from typing import Any
 import pytest
 import yaml
 
+from stacked.store import outgoing
 from tests.serving import free_port
+from tests.store.small import write_adapter
 from tests.test_cli import run, within
 
 BASE = "ocid1.datasciencemodel.oc1..base"
@@ -48,6 +55,15 @@ class Plane:
     """By `METHOD path`: status, code and message."""
     asked: list[str] = field(default_factory=list)
     put: list[dict[str, Any]] = field(default_factory=list)
+    adapters: dict[str, bytes] = field(default_factory=dict)
+    """Those that the store has, by digest, as they were sent."""
+    cut: bool = False
+    """Whether uploads are cut off in their middle."""
+
+    def sent(self) -> list[str]:
+        """The digests of what was sent, in turn."""
+        place = "PUT /stacked/adapters/"
+        return [each.removeprefix(place) for each in self.asked if each.startswith(place)]
 
     def serve(self, keys: dict[str, str | None], **more: Any) -> None:
         """Serve contents by key in the first group."""
@@ -80,6 +96,13 @@ class Plane:
                 return 200, self.status, {}
             case ("POST", ["stacked", "check"]):
                 return 200, {}, {}
+            case ("GET", ["stacked", "adapters", digest]):
+                if digest in self.adapters:
+                    return 204, None, {}
+                return 404, {"code": "AdapterAbsent", "message": "it is not here"}, {}
+            case ("PUT", ["stacked", "adapters", digest]):
+                self.adapters[digest] = body
+                return 204, None, {}
             case ("GET", ["models", id]):
                 item = {"key": "source", "value": self.base_source}
                 return 200, {"id": id, "customMetadataList": [item]}, {}
@@ -111,7 +134,7 @@ class Plane:
 
     def registered(self, body: Any) -> Any:
         given = {item["key"]: item["value"] for item in body["customMetadataList"]}
-        content = Path(given["source"]).name
+        content = Path(given["source"]).name.removeprefix("sha256:")
         items = [{"key": "digest", "value": f"sha256:{content}"}]
         return {"id": given.get("modelId") or model_id(content), "customMetadataList": items}
 
@@ -158,7 +181,13 @@ def plane() -> Iterator[Plane]:
     class Handler(BaseHTTPRequestHandler):
         def handle_any(self) -> None:
             length = int(self.headers.get("content-length") or 0)
-            body = json.loads(self.rfile.read(length)) if length else None
+            raw = self.headers.get("content-type") == "application/zip"
+            if raw and told.cut:
+                self.rfile.read(length // 2)
+                self.connection.shutdown(socket.SHUT_RDWR)
+                return
+            data = self.rfile.read(length)
+            body = json.loads(data) if data and not raw else data
             status, answer, headers = told.answer(self.command, self.path, body)
             data = b"" if answer is None else json.dumps(answer).encode()
             self.send_response(status)
@@ -191,7 +220,7 @@ def config(directory: Path, members: list[dict[str, str]], **more: Any) -> str:
 
 
 def member(content: str, key: str) -> dict[str, str]:
-    return {"key": key, "source": f"/adapters/{content}"}
+    return {"key": key, "source": f"hf://adapters/{content}"}
 
 
 # --- update --------------------------------------------------------------------------------
@@ -264,6 +293,90 @@ def test_an_adapter_that_is_refused_is_named_and_nothing_is_changed(
     said = "error [SourceNotFound]: group.members[0] (sql): nothing stands there"
     assert said in done.stderr
     assert (len(plane.groups), plane.put) == (1, [])
+
+
+def test_adapters_of_this_machine_are_sent_and_what_the_server_has_is_not(
+    plane: Plane, tmp_path: Path
+) -> None:
+    """Relative to the file, wherever the command runs; each content once, in whatever it comes."""
+    plane.serve({})
+    there, mine = (write_adapter(tmp_path / f"a{seed}", seed=seed) for seed in (1, 2))
+    with outgoing(str(there)) as known, outgoing(str(mine)) as new:
+        digests = [known.digest, new.digest]
+    plane.adapters[digests[0]] = b""
+    shutil.make_archive(str(tmp_path / "packed"), "zip", mine)
+    (tmp_path / "link").symlink_to(mine)
+    sources = {"x": "./a1", "y": "a2", "z": "packed.zip", "w": str(tmp_path / "link")}
+    listed = [{"key": key, "source": source} for key, source in sources.items()]
+    path, elsewhere = config(tmp_path, listed), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    done = run("update", "--live", path, "--url", plane.url, cwd=elsewhere)
+    assert done.returncode == 0, done.stderr
+    assert plane.sent() == digests[1:]
+    with zipfile.ZipFile(io.BytesIO(plane.adapters[digests[1]])) as archive:
+        for name in archive.namelist():
+            assert archive.read(name) == (mine / name).read_bytes()
+        assert sorted(archive.namelist()) == sorted(os.listdir(mine))
+    wanted = [model_id(digests[0].removeprefix("sha256:"))]
+    wanted += [model_id(digests[1].removeprefix("sha256:"))] * 3
+    entries = plane.groups[-1]["memberModelEntries"]["memberModelDetails"]
+    assert [each["modelId"] for each in entries[1:]] == wanted
+    lines = done.stderr.splitlines()
+    assert "    the server has 1 of 2 from here" in lines
+    assert sum("✓ Sending y, " in line for line in lines) == 1
+    again = run("update", "--live", path, "--url", plane.url)
+    assert (again.returncode, plane.sent()) == (0, digests[1:])
+
+
+def test_an_adapter_that_is_none_is_refused_before_another_one_is_sent(
+    plane: Plane, tmp_path: Path
+) -> None:
+    plane.serve({})
+    good = {"key": "good", "source": str(write_adapter(tmp_path / "good"))}
+    broken = write_adapter(tmp_path / "broken")
+    (broken / "adapter_model.safetensors").write_bytes(b"short")
+    for source, code in ((str(broken), "WeightsInvalid"), ("mistyped", "SourceNotFound")):
+        path = config(tmp_path, [good, {"key": "bad", "source": source}])
+        done = run("update", "--live", path, "--url", plane.url)
+        assert done.returncode == 1
+        assert f"error [{code}]: group.members[1] (bad): " in done.stderr, done.stderr
+    assert not [each for each in plane.asked if not each.startswith("GET")]
+
+
+@pytest.mark.parametrize(
+    ("refusal", "code"),
+    [
+        ((404, "NotFound", "there is nothing"), "ServerTooOld"),
+        ((403, "NotAllowed", "it is off here"), "NotAllowed"),
+        ((401, "NotAuthenticated", "sign it"), "NotAuthenticated"),
+    ],
+)
+def test_a_server_that_takes_no_adapters_says_so_before_any_is_sent(
+    plane: Plane, tmp_path: Path, refusal: tuple[int, str, str], code: str
+) -> None:
+    plane.serve({})
+    place = write_adapter(tmp_path / "a")
+    with outgoing(str(place)) as adapter:
+        plane.refuse[f"GET /stacked/adapters/{adapter.digest}"] = refusal
+    done = run("update", "--live", config(tmp_path, [{"source": str(place)}]), "--url", plane.url)
+    assert (done.returncode, f"error [{code}]: " in done.stderr) == (1, True), done.stderr
+    assert not [each for each in plane.asked if not each.startswith("GET")]
+
+
+def test_an_upload_that_is_cut_off_changes_nothing_and_may_be_made_again(
+    plane: Plane, tmp_path: Path
+) -> None:
+    plane.serve({})
+    path = config(tmp_path, [{"key": "x", "source": str(write_adapter(tmp_path / "a"))}])
+    plane.cut = True
+    done = run("update", "--live", path, "--url", plane.url)
+    assert done.returncode == 1
+    assert "error [ConnectionLost]: group.members[0] (x): " in done.stderr
+    assert "run this again" in done.stderr
+    assert (len(plane.groups), plane.put, plane.adapters) == (1, [], {})
+    plane.cut = False
+    assert run("update", "--live", path, "--url", plane.url).returncode == 0
+    assert len(plane.adapters) == 1
 
 
 def test_a_second_update_is_refused(plane: Plane, tmp_path: Path) -> None:

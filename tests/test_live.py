@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -29,6 +30,7 @@ from stacked.errors import (
 )
 from stacked.groups.routing import Routing
 from stacked.live import Live, Phase
+from stacked.store.verified import Verified
 from tests.groups.test_routing import BASE, adapter, member
 
 
@@ -386,3 +388,62 @@ async def test_adapter_whose_files_have_changed_is_not_staged(engine: FakeEngine
     assert notes.blamed == [digest(2)]
     assert live.routing is before
     assert not engine.held
+
+
+# -- every way in -------------------------------------------------------------------------------
+
+
+async def test_an_adapter_that_is_added_alone_must_pass_its_canary(engine: FakeEngine) -> None:
+    live = await serving(engine, member("a", 1))
+    engine.canaries[digest(2)] = [-1.0, -2.0]  # the base's
+    with pytest.raises(CanaryFailed, match="changes nothing"):
+        await live.add(member("b", 2))
+    assert sorted(engine.held.values()) == [digest(1)]
+    with pytest.raises(KeyUnknown):
+        live.routing.resolve("b")
+    engine.canaries.clear()
+    assert (await live.add(member("b", 2))).digest == digest(2)
+
+
+async def test_a_second_key_for_what_is_served_asks_nothing(engine: FakeEngine) -> None:
+    live = await serving(engine, member("a", 1))
+    await live.add(member("b", 1))
+    assert engine.calls == []
+
+
+async def test_a_start_is_told_which_adapters_answer_as_the_base(engine: FakeEngine) -> None:
+    live = await serving(engine)
+    loaded = [engine.handle(digest(number)) for number in range(1, 71)]
+    engine.canaries[digest(5)] = [-1.0, -2.0]
+    engine.canaries[digest(70)] = [float("nan")] * 2
+    failed = await live.verify(loaded)
+    assert {each: type(error) for each, error in failed.items()} == {
+        digest(5): CanaryFailed,
+        digest(70): CanaryFailed,
+    }
+
+
+async def test_an_adapter_that_passed_is_not_asked_again_at_the_next_start(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    def live() -> Live:
+        file = tmp_path / "verified"
+        return Live(engine, Routing.of(BASE, (), {}), drain_seconds=5, verified=Verified(file))
+
+    one, bad = engine.handle(digest(1)), engine.handle(digest(2))
+    engine.canaries[digest(2)] = [-1.0, -2.0]
+    await live().verify([one, bad])
+    engine.calls.clear()
+    assert list(await live().verify([one])) == []
+    assert engine.calls == []
+    assert list(await live().verify([one, bad])) == [digest(2)]
+    assert len(engine.calls) == 4  # the base twice, and once beside the one that failed
+
+
+async def test_what_an_update_verified_is_remembered(engine: FakeEngine, tmp_path: Path) -> None:
+    verified = Verified(tmp_path / "verified")
+    live = Live(engine, Routing.of(BASE, (), {}), drain_seconds=5, verified=verified)
+    await live.update(BASE, (member("a", 1),), Notes())
+    await live.add(member("b", 2))
+    assert digest(1) in verified
+    assert digest(2) in verified

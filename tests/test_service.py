@@ -15,7 +15,7 @@ import pytest
 from stacked.config import BaseConfig, Config, ControlConfig, GroupConfig, MemberConfig
 from stacked.core import ModelGroup, Progress
 from stacked.deployment.deployments import Revision
-from stacked.deployment.serving import Serving
+from stacked.deployment.serving import Known, Serving
 from stacked.engine.plan import EnginePlan
 from stacked.errors import EngineStartFailed, NotReady, SourceNotFound
 from stacked.groups.routing import Routing
@@ -37,6 +37,7 @@ class Engines:
         self,
         group: ModelGroup,
         plan: EnginePlan,
+        known: Known,
         commit: Callable[[], Awaitable[int]],
         *,
         drain_seconds: float,

@@ -75,6 +75,27 @@ def test_the_servers_check_takes_it(
     check_digest(hashlib.sha256(request.content).digest(), seen.digest)
 
 
+def test_an_upload_is_signed_without_its_body_which_is_not_read(
+    config: Path, data_dir: Path
+) -> None:
+    left = iter([b"a", b"b"])
+    place = f"{HOST}/stacked/adapters/sha256:ab"
+    request = httpx.Request("PUT", place, content=left, headers={"content-length": "2"})
+    assert next(Signer.from_file(config).auth_flow(request)) is request
+    assert list(left) == [b"a", b"b"]
+    (alice,) = read_directory(keys_dir(data_dir))[0]
+    seen = verify(
+        request.method,
+        request.url.raw_path,
+        [(name.lower(), value) for name, value in request.headers.raw],
+        {str(alice.principal): alice.key}.get,
+        now=time.time(),
+        skew_seconds=60,
+        covers_body=False,
+    )
+    assert (seen.principal, seen.digest) == (alice.principal, None)
+
+
 def test_it_is_what_ocis_signer_makes(config: Path) -> None:
     request = sent(config, "POST", "/predict?x=1", content=b"{}")
     theirs = oci.signer.Signer.from_config(oci.config.from_file(str(config)))

@@ -68,6 +68,16 @@ def test_on_a_terminal_a_step_shows_while_it_runs() -> None:
     assert "✓" in written.getvalue()
 
 
+def test_on_a_terminal_a_step_that_moves_bytes_shows_how_many_of_how_many() -> None:
+    written = io.StringIO()
+    console = Console(file=written, width=120, force_terminal=True, highlight=False)
+    with Terminal(console) as progress:
+        progress.step("sending", 4_000_000)
+        progress.moved(1_000_000)
+        progress.moved(2_000_000)
+    assert "3.0/4.0 MB" in written.getvalue()
+
+
 @pytest.mark.parametrize(
     ("count", "text"),
     [(0, "0 B"), (999, "999 B"), (1900, "1.9 kB"), (1.9e6, "1.9 MB"), (5e13, "50000.0 GB")],

@@ -15,6 +15,7 @@ STATUS: dict[type[errors.StackedError], int] = {
     errors.StackedError: 500,
     errors.ConfigError: 400,
     errors.SetupError: 500,
+    errors.BaseUnsupported: 400,
     errors.PlanError: 400,
     errors.AdapterError: 400,
     errors.SourceNotFound: 404,

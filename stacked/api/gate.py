@@ -28,6 +28,7 @@ _HEALTH = frozenset({"/health", "/ping"})
 # SDKs leave the body of these out of the signature, so that they need not read it twice.
 _UPLOADS = re.compile(
     r"/20190101/(models/[^/]+(/(custom|defined)Metadata/[^/]+)?|modelGroups/[^/]+)/artifact"
+    r"|/stacked/adapters/[^/]+"
 )
 PRINCIPAL = "stacked.principal"
 
@@ -120,7 +121,7 @@ def check_reach(server: ServerConfig) -> None:
 
 
 def is_upload(method: str, path: str) -> bool:
-    """Whether the body is the bytes of an artifact: streamed, and not covered by a signature."""
+    """Whether the body is an artifact or an adapter: streamed, and not covered by a signature."""
     return method in ("POST", "PUT") and _UPLOADS.fullmatch(path) is not None
 
 

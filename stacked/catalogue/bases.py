@@ -1,13 +1,17 @@
 """Which bases there are: where each stands, what can be adapted in it, and whose an adapter is.
 
-It must not know files of artifacts, groups' rules or what an engine is.
+It must not know files of artifacts or groups' rules.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from stacked.core import Base, ModelId
+from stacked.engine.adaptable import Asking
 from stacked.errors import ParameterInvalid
 from stacked.registry import DeploymentState, Model, ModelState, Query, Registry
 from stacked.store import BaseModules, BaseStore
@@ -19,9 +23,11 @@ FINE_TUNE_SOURCE = "fine_tune_source"
 class CatalogueBases:
     """The bases of one registry: those in `store`, and those that are kept by reference."""
 
-    def __init__(self, registry: Registry, store: BaseStore) -> None:
+    def __init__(self, registry: Registry, store: BaseStore, engine: Mapping[str, Any]) -> None:
+        """`engine`: vLLM's options, on some of which it depends what can be adapted."""
         self._registry = registry
         self.store = store
+        self._engine = engine
         self._modules: dict[tuple[str, str], BaseModules] = {}
 
     def base(self, model_id: str, key: str) -> Base:
@@ -65,7 +71,8 @@ class CatalogueBases:
         directory = self.base_directory(base)
         known = (base.digest, str(directory))
         if known not in self._modules:
-            self._modules[known] = BaseModules.read(directory)
+            asking = Asking(directory, self._engine, self.store.root / "engine")
+            self._modules[known] = replace(BaseModules.read(directory), engine=asking)
         return self._modules[known]
 
     def _served_base(self) -> Model | None:

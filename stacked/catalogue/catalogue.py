@@ -7,15 +7,15 @@ served.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
 from stacked.catalogue.bases import CatalogueBases
 from stacked.catalogue.contents import Contents
-from stacked.core import Base, check_digest, model_id_of
+from stacked.core import Base, Digest, check_digest, model_id_of
 from stacked.errors import (
     AdapterError,
     RecordAbsent,
@@ -62,15 +62,25 @@ class Catalogue:
         *,
         roots: Sequence[str] = (),
         remote: bool = False,
+        engine: Mapping[str, Any] | None = None,
     ) -> None:
-        """Clears what a killed process left half received. Raises StoreUnusable."""
+        """Clears what a killed process left half received, and what nobody came back for.
+
+        Raises StoreUnusable.
+        """
         self._registry = registry
         self._store = store
-        self._bases = CatalogueBases(registry, BaseStore(store.root))
+        self._bases = CatalogueBases(registry, BaseStore(store.root), engine or {})
         self._files = ArtifactFiles(directory, registry.artifact_files())
         self._contents = Contents(store, self._bases, [Path(root) for root in roots], remote=remote)
         # Between a file's name and the record that needs it, nobody may drop it.
         self._naming = threading.Lock()
+        store.drop_unclaimed()
+
+    @property
+    def store_root(self) -> Path:
+        """The directory of the store."""
+        return self._store.root
 
     # -- models -----------------------------------------------------------------------------
 
@@ -81,6 +91,7 @@ class Catalogue:
     def register(self, model: Model, source: str, model_id: str | None = None) -> Model:
         """Record a model whose content is read from `source`, or describe it anew.
 
+        A digest for a source: an adapter that the store has, such as by `upload`.
         The id of an adapter follows from its content unless it is given. A base is a directory of
         this machine, and is kept by reference. Raises AdapterError, and RecordConflict where the id
         has other content.
@@ -92,6 +103,7 @@ class Catalogue:
             _check_same_place(there, content, source)
             said = {name: there.extra[name] for name in _SAID_APART if name in there.extra}
             model = replace(model, extra={**said, **model.extra})
+            source = source or there.source
         return self._registry.put_model(
             replace(
                 model,
@@ -124,6 +136,18 @@ class Catalogue:
     def receive(self, expected: int) -> Incoming:
         """A place for `expected` bytes that are on their way. Raises StoreUnusable."""
         return self._files.receive(expected)
+
+    def holds(self, digest: Digest) -> bool:
+        """Whether an adapter need not be uploaded to be registered by its digest."""
+        return self._store.holds(digest)
+
+    def upload(self, digest: Digest, incoming: Incoming) -> None:
+        """Keep a received adapter, to be registered by its digest within a day.
+
+        Raises AdapterError, DigestMismatch where it is another one.
+        """
+        self._store.drop_unclaimed()
+        self._contents.keep_upload(incoming.path, digest)
 
     def fill(
         self, id: str, incoming: Incoming, name: str = "", expect: Model | None = None

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from stacked.bases import base_digest, is_base
 from stacked.catalogue.bases import CatalogueBases
-from stacked.core import Adapter
-from stacked.errors import SourceRefused
+from stacked.core import Adapter, Digest, is_digest
+from stacked.errors import AdapterAbsent, SourceRefused
 from stacked.registry import Content, Model
 from stacked.store import AdapterStore, Kind, is_remote, kind_of
 from stacked.store.files import CONFIG_FILE
@@ -34,8 +34,11 @@ class Contents:
     def of_source(self, model: Model, source: str) -> tuple[Content, str]:
         """The content at `source`, and how the source is to be recorded.
 
-        An adapter is copied; a directory with a base stays where it is. Raises AdapterError.
+        An adapter is copied; a directory with a base stays where it is. A digest is an adapter
+        that the store has. Raises AdapterError.
         """
+        if is_digest(source):
+            return self._of_digest(model, Digest(source)), ""
         if is_remote(source) and not self._remote:
             raise SourceRefused(
                 f"{source[:200]}: no such path here, and adapters from other machines are off; "
@@ -62,6 +65,22 @@ class Contents:
         base = self._bases.base_for(model)
         modules = self._bases.modules(base)
         return _content(self._store.add_archive(archive, _UPLOAD, base=modules), base)
+
+    def keep_upload(self, archive: Path, digest: Digest) -> None:
+        """Keep the adapter of an archive that was sent under its digest. Raises AdapterError.
+
+        It must fit the base that is served; what makes it a model is `of_source` with the digest.
+        """
+        modules = self._bases.modules(self._bases.base_for(Model(id="")))
+        self._store.add_upload(archive, digest, base=modules)
+
+    def _of_digest(self, model: Model, digest: Digest) -> Content:
+        base = self._bases.base_for(model)
+        modules = self._bases.modules(base)
+        try:
+            return _content(self._store.claim(digest, base=modules), base)
+        except AdapterAbsent as error:
+            raise AdapterAbsent(f"adapter {digest} is not here; send it first") from error
 
     def _base_directory(self, source: str) -> Path | None:
         """The directory of a base, where the source is one that may be read."""

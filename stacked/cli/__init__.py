@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +24,7 @@ from stacked.errors import StackedError
 
 if TYPE_CHECKING:
     from stacked.config import AuthConfig, ControlConfig
+    from stacked.store.base import BaseModules
 
 app = typer.Typer(
     name="stacked",
@@ -182,12 +184,12 @@ def check(
     """
     from stacked.bases import resolve
     from stacked.store import AdapterStore
-    from stacked.store.base import BaseModules
     from stacked.terminal import err, out, size, table
 
     directory = _data_dir(data_dir)
-    modules = BaseModules.read(resolve(base, directory))
-    report = AdapterStore(directory / "store").inspect(adapter, base=modules, max_rank=max_rank)
+    store = AdapterStore(directory / "store")
+    modules = _modules(resolve(base, directory), store.root)
+    report = store.inspect(adapter, base=modules, max_rank=max_rank)
     rows = {
         "digest": report.digest,
         "rank": str(report.rank),
@@ -200,6 +202,25 @@ def check(
     for warning in report.warnings:
         err.print(f"warning: {warning}", style="yellow", markup=False)
     out.print(f"{adapter} can be served on {modules}.", style="green", markup=False)
+
+
+def _modules(base: Path, store: Path) -> BaseModules:
+    """A base, and what vLLM's own class of it can adapt, where a vLLM is installed."""
+    from stacked.engine.adaptable import Asking
+    from stacked.engine.support import find_build
+    from stacked.store.base import BaseModules
+    from stacked.terminal import Terminal, err
+
+    modules = BaseModules.read(base)
+    if find_build() is None:
+        err.print("warning: no vLLM is installed to ask what it can adapt here", style="yellow")
+        return modules
+    asking = Asking(base, {}, store / "engine")
+    if asking.known() is None:
+        with Terminal() as progress:
+            progress.step("Asking vLLM what it can adapt (once for each base)")
+            asking.ask()
+    return replace(modules, engine=asking)
 
 
 @app.command()

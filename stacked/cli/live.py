@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stacked.cli.sending import Source, sent
 from stacked.cli.shared import Url, brief, fail, server
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ def update(
     url: Url = None,
 ) -> None:
     """Replace the served group by that of a file: all of it, or nothing.
+
+    Adapters of this machine are sent to the server, except those that it has.
 
     Example:  stacked update --live configs/demo.yaml
     """
@@ -126,21 +129,20 @@ def _other_place(given: str, held: str) -> bool:
 
 
 def _register(client: Client, tree: Config, progress: Terminal) -> list[Entry]:
-    from stacked.client import ClientError
-
+    sources = sent(client, tree.group.members, progress)
     found = []
-    listed = tree.group.members
-    progress.step(f"Registering {len(listed)} adapters")
-    for at, each in enumerate(listed, start=1):
-        try:
-            found.append(client.register(each.source, key=each.key, model_id=each.id))
-        except ClientError as error:
-            name = each.key or each.id or each.source
-            place = f"group.members[{at - 1}] ({name})"
-            raise ClientError(error.code, f"{place}: {error}", error.status) from error
-        progress.fraction(at / len(listed))
+    progress.step(f"Registering {len(sources)} adapters")
+    for each in sources:
+        found.append(_entry(client, each))
+        progress.fraction(len(found) / len(sources))
     progress.done()
     return found
+
+
+def _entry(client: Client, source: Source) -> Entry:
+    member = source.member
+    with source.told():
+        return client.register(source.registered, key=member.key, model_id=member.id)
 
 
 def _group_body(

@@ -1,6 +1,6 @@
 """What a configuration file declares, checked: its base, and its group of adapters from the store.
 
-It must not know the engine, records or what is served.
+It must not know records or what is served.
 """
 
 from __future__ import annotations
@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stacked.bases import base_digest, resolve
 from stacked.config import Config, MemberConfig
 from stacked.core import Adapter, Base, Member, ModelGroup, ModelId, Progress, model_id_of
+from stacked.engine.adaptable import Asking
 from stacked.errors import StackedError
 from stacked.store import AdapterStore, BaseModules
 
@@ -26,10 +27,12 @@ class DeclaredBase:
     modules: BaseModules
 
 
-async def read_base(config: Config, data_dir: Path) -> DeclaredBase:
-    """Find the file's base. Raises BaseNotFound."""
+async def read_base(config: Config, data_dir: Path, store: Path) -> DeclaredBase:
+    """Find the file's base; `store` is the store's directory. Raises BaseNotFound."""
     directory = await asyncio.to_thread(resolve, config.base.model, data_dir)
     modules = await asyncio.to_thread(BaseModules.read, directory)
+    asking = Asking(directory, config.engine, store / "engine")
+    modules = replace(modules, engine=asking)
     given, digest = config.base, base_digest(directory)
     model_id = ModelId(given.id) if given.id else model_id_of(digest)
     return DeclaredBase(Base(model_id, given.key, str(directory), digest), modules)

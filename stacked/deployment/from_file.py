@@ -63,7 +63,7 @@ class FileDeployment:
             tell.note(f"group       {prepared.group.name}, as it was updated last ({count})")
         elif declared is not None:
             served = declared
-            prepared = plan(served, self._base.modules, settings_of(configuration))
+            prepared = self._plan(served, configuration)
         else:
             assert problem is not None, "a group that is not declared has a problem"
             raise problem
@@ -84,7 +84,10 @@ class FileDeployment:
         if record.base_model_id != base.model_id:
             return await self._starter.prepare(group_id, configuration)
         group = await asyncio.to_thread(self._ledger.wanted, group_id, base)
-        return plan(group, self._base.modules, settings_of(configuration))
+        return self._plan(group, configuration)
+
+    def _plan(self, group: ModelGroup, configuration: Mapping[str, Any]) -> Prepared:
+        return plan(group, self._base.modules, settings_of(configuration), self._store.root)
 
     async def _register(
         self,

@@ -8,31 +8,55 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import multiprocessing
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from stacked import metrics
 from stacked.core import Adapter, Base, Digest, ModelGroup, Progress
+from stacked.engine.adaptable import Asking
 from stacked.engine.aside import Pauses
 from stacked.engine.engine import Engine, Loaded
 from stacked.engine.machine import look
 from stacked.engine.openai import Served, build_openai_app
 from stacked.engine.plan import EnginePlan, make_plan
 from stacked.engine.support import Build
-from stacked.errors import EngineDead, StackedError
+from stacked.errors import EngineDead, EngineLoadFailed, EngineStartFailed, StackedError
 from stacked.groups.routing import Routing
 from stacked.live import Admission, Live
 from stacked.store import BaseModules
-from stacked.store.content import check_content
+from stacked.store.content import check_content, modules_of
+from stacked.store.verified import Verified
 
 logger = logging.getLogger("stacked.deployment.serving")
 
 # How long a request that was asked to end at the drain deadline has for its last bytes.
 _LAST_WORDS_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known before a start of such an engine, and remembered after it."""
+
+    asking: Asking
+    """Which modules of the base adapters are applied to."""
+    verified: Verified
+    """Which adapters have answered as they should."""
+
+    @classmethod
+    def of(cls, base: Base, plan: EnginePlan, store: Path) -> Known:
+        """`store` is the store's directory, below which both are kept."""
+        directory = store / "engine"
+        asking = Asking(Path(base.path), plan.options, directory)
+        facts = [base.digest, str(plan.options.get("dtype")), asking.name]
+        scope = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:32]
+        return cls(asking, Verified(directory / f"{scope}.verified"))
 
 
 class Serving:
@@ -50,6 +74,7 @@ class Serving:
         cls,
         group: ModelGroup,
         plan: EnginePlan,
+        known: Known,
         commit: Callable[[], Awaitable[int]],
         *,
         drain_seconds: float,
@@ -58,20 +83,35 @@ class Serving:
         """Start the engine and load the group; 20 to 60 s.
 
         `commit` is called last, when nothing can fail any more, and returns the generation. Raises
-        what that raises, EngineOptionInvalid, EngineStartFailed, EngineLoadFailed, StoreDamaged;
-        what was started is stopped then, as it is when this is cancelled.
+        what that raises, EngineOptionInvalid, EngineStartFailed, EngineLoadFailed, StoreDamaged,
+        ModuleUnapplied, CanaryFailed; what was started is stopped then, as it is when this is
+        cancelled.
         """
         adapters = list(group.adapters().values())
         engine = await _start_engine_and_check(plan, adapters, progress)
         try:
             nobody = Routing[Loaded].of(group.base, (), {}, 0)
-            live = Live(engine, nobody, drain_seconds=drain_seconds, check=_check_beside)
+            live = Live(
+                engine,
+                nobody,
+                drain_seconds=drain_seconds,
+                check=partial(_check_beside, known.asking),
+                verified=known.verified,
+            )
             serving = cls(plan, engine, live)
             progress.step("Warming the adapters' memory")
             # The one computes in the engine's process, the other imports in this one.
             await asyncio.gather(engine.warm(), serving._open_app())
-            handles = await _load_all(engine, adapters, progress)
+            known.asking.learn(await engine.adaptable())
+            await asyncio.to_thread(_check_all_applied, group, known.asking)
+            handles = await _load_all(engine, group, progress)
+            progress.step("Verifying the adapters")
+            _raise_first(group, await live.verify(reversed([*handles.values()])))
             generation = await commit()
+        except EngineDead as error:
+            await engine.close()
+            # Another start would end like this one.
+            raise EngineStartFailed(str(error)) from error
         except BaseException:
             await engine.close()
             raise
@@ -223,9 +263,8 @@ async def _abandon(starting: asyncio.Future[Engine], before: set[int | None]) ->
         await engine.close()
 
 
-async def _load_all(
-    engine: Engine, adapters: Sequence[Adapter], tell: Progress
-) -> Mapping[Digest, Loaded]:
+async def _load_all(engine: Engine, group: ModelGroup, tell: Progress) -> Mapping[Digest, Loaded]:
+    adapters = list(group.adapters().values())
     last = 0.0
 
     def told(count: int) -> None:
@@ -236,12 +275,39 @@ async def _load_all(
             last = now
             tell.step(f"Loading adapters into the engine {count}/{len(adapters)}")
 
-    return await engine.load_all(adapters, told)
+    try:
+        return await engine.load_all(adapters, told)
+    except EngineLoadFailed as error:
+        _raise_first(group, {Digest(error.digest): error} if error.digest else {})
+        raise
 
 
-def _check_beside(adapter: Adapter) -> None:
+def _check_beside(asking: Asking, adapter: Adapter) -> None:
     """In a thread beside requests: it takes turns with what serves them."""
     check_content(adapter, Pauses())
+    asking.ask().check(modules_of(adapter))
+
+
+def _check_all_applied(group: ModelGroup, asking: Asking) -> None:
+    """Whether the engine applies all of each adapter. Raises ModuleUnapplied, the member named."""
+    adaptable = asking.ask()
+    passed: set[frozenset[str]] = set()  # members of a group mostly have the same modules
+    for digest, adapter in group.adapters().items():
+        modules = frozenset(modules_of(adapter))
+        if modules not in passed:
+            try:
+                adaptable.check(modules)
+            except StackedError as error:
+                _raise_first(group, {digest: error})
+        passed.add(modules)
+
+
+def _raise_first(group: ModelGroup, failed: Mapping[Digest, StackedError]) -> None:
+    """Raise the first of these errors with the names of its members before the sentence."""
+    for digest, error in failed.items():
+        names = ", ".join(m.label for m in group if m.adapter.digest == digest)
+        more = f" ({len(failed) - 1} more failed)" if len(failed) > 1 else ""
+        raise type(error)(f"{names}: {error}{more}") from error
 
 
 def _check_all(adapters: Sequence[Adapter]) -> None:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 from stacked.catalogue import Catalogue
 from stacked.core import ModelGroup, Progress
 from stacked.deployment.ledger import Ledger
-from stacked.deployment.serving import Serving, plan_for
+from stacked.deployment.serving import Known, Serving, plan_for
 from stacked.deployment.settings import Settings, read_settings
 from stacked.engine.beside import Room, room_beside
 from stacked.engine.machine import look
@@ -36,6 +37,7 @@ class Prepared:
     modules: BaseModules
     settings: Settings
     plan: EnginePlan
+    known: Known
 
 
 class Starts(Protocol):
@@ -70,7 +72,8 @@ class Starter:
         entry = next(member for member in record.members if member.model_id == base_id)
         base = self._catalogue.base(base_id, base_key(base_id, entry.key, settings))
         modules = self._catalogue.modules(self._ledger.registry.get_model(base_id))
-        return plan(self._ledger.wanted(group_id, base), modules, settings)
+        wanted = self._ledger.wanted(group_id, base)
+        return plan(wanted, modules, settings, self._catalogue.store_root)
 
     async def start(self, prepared: Prepared, commit: Commit, tell: Progress) -> Serving:
         """See `Serving.start`."""
@@ -81,11 +84,14 @@ class Starter:
         return room_beside(running.plan, coming.plan, look())
 
 
-def plan(group: ModelGroup, modules: BaseModules, settings: Settings) -> Prepared:
-    """Decide what the engine of a group is started with. Raises GroupImpossible and alike."""
-    return Prepared(
-        group, modules, settings, plan_for(group, modules, settings.engine, require_build())
-    )
+def plan(group: ModelGroup, modules: BaseModules, settings: Settings, store: Path) -> Prepared:
+    """Decide what the engine of a group is started with. Raises GroupImpossible and alike.
+
+    `store` is the store's directory. What is loaded later is checked against this engine.
+    """
+    planned = plan_for(group, modules, settings.engine, require_build())
+    known = Known.of(group.base, planned, store)
+    return Prepared(group, replace(modules, engine=known.asking), settings, planned, known)
 
 
 async def start(
@@ -94,7 +100,12 @@ async def start(
     """Show the plan and start what it says. See `Serving.start`."""
     tell.note(prepared.plan.text())
     return await Serving.start(
-        prepared.group, prepared.plan, commit, drain_seconds=drain_seconds, progress=tell
+        prepared.group,
+        prepared.plan,
+        prepared.known,
+        commit,
+        drain_seconds=drain_seconds,
+        progress=tell,
     )
 
 

@@ -29,6 +29,16 @@ class StackedCpuPlatform(_PlatformOfVllm):  # type: ignore[misc]
         return KERNEL
 
     @classmethod
+    def register_triton_kernel_overrides(cls) -> None:
+        """Called in each worker before it builds the model."""
+        super().register_triton_kernel_overrides()
+        from stacked.engine.cpu_experts import leave_experts_alone  # vLLM's layers, in a worker
+        from stacked.engine.cpu_rows import lay_out_single_rows
+
+        leave_experts_alone()
+        lay_out_single_rows()
+
+    @classmethod
     def check_and_update_config(cls, vllm_config: Any) -> None:
         """As vLLM's, but an engine that was asked to be one process stays one.
 

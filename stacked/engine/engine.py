@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from stacked.core import Adapter, Digest, Progress, Silent
 from stacked.engine import preload
+from stacked.engine.adaptable import together
 from stacked.engine.aside import use_cores
+from stacked.engine.causes import Causes, missing_package, sentence
 from stacked.engine.machine import CORES, look
 from stacked.engine.options import parse_options
 from stacked.engine.plan import EnginePlan, one_process
@@ -31,6 +33,7 @@ from stacked.errors import (
     ParameterInvalid,
     StackedError,
 )
+from stacked.store.adaptable import Adaptable
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -62,9 +65,10 @@ _REMOVED_AT_ONCE = 16
 
 # What canaries read: one token, then the next one in its place whatever is likelier, which the
 # logprobs do not see. One row in each of two steps delays the streams it is batched with least, and
-# at a first token alone queries and keys would make no difference.
+# at a first token alone queries and keys would make no difference. Beside speculative decoding vLLM
+# takes no logit_bias: there both tokens are a prompt, whose logprobs are the same two, in one step.
 _CANARY_TEXT = "Question: SELECT name FROM users"
-_CANARY_SAMPLING = {"max_tokens": 2, "temperature": 0.0, "logprobs": 1, "ignore_eos": True}
+_CANARY_SAMPLING = {"temperature": 0.0, "logprobs": 1, "ignore_eos": True}
 _CERTAIN = 100.0
 
 _EXTENSION = "stacked.engine.staging.StagingWorker"
@@ -109,7 +113,9 @@ class _Waiting:
 class Engine:
     """A running vLLM. Make one with `await Engine.start(plan)`; `await close()` ends it."""
 
-    def __init__(self, plan: EnginePlan, args: Namespace, client: Any) -> None:
+    def __init__(
+        self, plan: EnginePlan, args: Namespace, client: Any, causes: Causes | None = None
+    ) -> None:
         self.plan = plan
         self.args = args
         self.client = client
@@ -121,6 +127,7 @@ class Engine:
         self._advancing: asyncio.Task[None] | None = None
         self._part = _PART_SECONDS[0]
         self._closed = False
+        self._causes = causes
 
     @staticmethod
     def prepare() -> None:
@@ -160,13 +167,8 @@ class Engine:
                 "weights; unset VLLM_PLUGINS and VLLM_TARGET_DEVICE, or set STACKED_CPU_LORA=0 to "
                 "accept that"
             )
-        try:
-            client = await asyncio.to_thread(_create, args)
-        except StackedError:
-            raise
-        except Exception as error:  # vLLM raises anything here; the sentence names its log
-            raise EngineStartFailed(f"vLLM did not start: {_first_line(error)}") from error
-        return cls(plan, args, client)
+        client, causes = await asyncio.to_thread(_create, args)
+        return cls(plan, args, client, causes)
 
     async def load(self, adapter: Adapter) -> Loaded:
         """Stage, adopt and activate an adapter. Raises EngineLoadFailed, EngineDead.
@@ -198,7 +200,7 @@ class Engine:
             some = [self._handle(adapter) for adapter in adapters[at : at + count]]
             wanted = [(each.number, each.name, each.request.lora_path) for each in some]
             async with self._changing:
-                await self._workers("stacked_load", wanted, doing="loading adapters")
+                await self._load_some(some, wanted)
             loaded |= {each.digest: each for each in some}
             told(len(loaded))
         for each in loaded.values():
@@ -206,6 +208,21 @@ class Engine:
                 break
         await self._workers("stacked_settle", doing="settling the worker's memory")
         return loaded
+
+    async def _load_some(
+        self, some: Sequence[Loaded], wanted: Sequence[tuple[int, str, str]]
+    ) -> None:
+        try:
+            await self._workers("stacked_load", wanted, doing="loading adapters")
+        except EngineLoadFailed as error:
+            here = await self.list()  # those before the one that failed stay
+            error.digest = next((each.digest for each in some if each.number not in here), None)
+            raise
+
+    async def adaptable(self) -> Adaptable:
+        """Which modules of the base adapters are applied to, as the workers wrapped them."""
+        told = await self._workers("stacked_adaptable", doing="asking what can be adapted")
+        return together([Adaptable.from_json(each.encode()) for each in told])
 
     async def stage(self, adapter: Adapter) -> Loaded:
         """Read an adapter into the worker's memory, beside its loop; requests cannot use it yet.
@@ -308,14 +325,20 @@ class Engine:
         The same weights give the same numbers up to float noise; NaN where the weights are broken.
         Raises EngineLoadFailed, EngineDead, and EngineError after CALL_SECONDS without an answer.
         """
-        first, second = self.tokenizer().encode(_CANARY_TEXT)[:2]
+        prompt = self.tokenizer().encode(_CANARY_TEXT)[:2]
         sampling: dict[str, Any] = dict(_CANARY_SAMPLING)
-        if self.client.model_config.logprobs_mode.startswith("raw"):
-            sampling["logit_bias"] = {second: _CERTAIN}
+        if self.client.vllm_config.speculative_config is not None:
+            sampling |= {"max_tokens": 1, "prompt_logprobs": 1}
+        else:
+            sampling["max_tokens"] = 2
+            second = prompt.pop()
+            if self.client.model_config.logprobs_mode.startswith("raw"):
+                sampling["logit_bias"] = {second: _CERTAIN}
         name = f"canary-{next(self._canaries)}"
         doing = f"scoring {loaded.name if loaded else 'the base'}"
-        output = await self._call(self._last([first], loaded, name, sampling), doing)
-        return [_best(row) for row in output.outputs[0].logprobs or ()]
+        output = await self._call(self._last(prompt, loaded, name, sampling), doing)
+        rows = [*(output.prompt_logprobs or ()), *(output.outputs[0].logprobs or ())]
+        return [_best(row) for row in rows if row]  # nothing comes before a prompt's first token
 
     async def stream(
         self,
@@ -395,6 +418,7 @@ class Engine:
         if self._closed:
             return
         self._closed = True
+        self._end_of_start()
         await asyncio.to_thread(self.client.shutdown)
 
     def _handle(self, adapter: Adapter) -> Loaded:
@@ -479,6 +503,11 @@ class Engine:
             await self.canary(each)
         await self.remove(loaded)
         await self._workers("stacked_settle", doing=doing)
+        self._end_of_start()
+
+    def _end_of_start(self) -> None:
+        if self._causes is not None:
+            self._causes.close()
 
     async def _workers(self, method: str, *args: Any, doing: str) -> Sequence[Any]:
         """Ask every worker, and return what each answered."""
@@ -513,7 +542,9 @@ class Engine:
             raise EngineLoadFailed(f"{doing}: {_first_line(error)}") from error
 
     def _death(self) -> str:
-        return "the engine has died; its log says why. Restart the server"
+        cause = self._causes.first() if self._causes else None
+        why = f": {cause}. Its log says more" if cause else "; its log says why"
+        return f"the engine has died{why}. Restart the server"
 
 
 def _best(row: Mapping[int, Any]) -> float:
@@ -534,7 +565,22 @@ def _import_vllm() -> None:
     import vllm.v1.engine.async_llm  # noqa: F401  (the 13 s that a step tells of)
 
 
-def _create(args: Namespace) -> Any:
+def _create(args: Namespace) -> tuple[Any, Causes]:
+    """vLLM's client of a started engine, and what is asked why where it fails after all.
+
+    Raises EngineStartFailed.
+    """
+    causes = Causes()
+    try:
+        with causes:
+            return _create_client(args), causes
+    except Exception as error:  # vLLM raises anything here
+        cause = missing_package(args.model) or causes.first() or sentence(error)
+        causes.close()
+        raise EngineStartFailed(f"vLLM did not start: {cause}") from error
+
+
+def _create_client(args: Namespace) -> Any:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.async_llm import AsyncLLM

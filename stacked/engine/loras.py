@@ -123,6 +123,16 @@ class VllmLoras:
         apart._registered_adapters = {}
         apart._add_adapter(model)
         job.model = apart._registered_adapters[job.number]
+        self._check_applied(job.model)
+
+    def _check_applied(self, model: Any) -> None:
+        """Whether all of a model has a layer that it is copied into: vLLM passes over the rest.
+
+        The checks before a load say it better; this one misses nothing. Raises ValueError.
+        """
+        left = [name for name in model.loras if name not in self._manager.modules]
+        if left:
+            raise ValueError(f"no layer of the engine takes {', '.join(sorted(left)[:5])}")
 
     def _slices(self, job: Job) -> Iterator[Callable[[str], bool]]:
         """Which tensors each part of a loading takes, so that no part is long.

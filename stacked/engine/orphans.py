@@ -1,7 +1,7 @@
 """Ends every process that vLLM starts when the process that started it is gone, however it went.
 
-It owns the watching alone, as a plugin that vLLM calls in each of its processes; it must not know
-the engine, and importing it imports neither vLLM nor torch.
+It is the plugin that vLLM calls in each of its processes, so it has them write down why they fail
+too, see `causes`. It must not know the engine, and importing it imports neither vLLM nor torch.
 
 A killed server cannot tell anybody, and vLLM's engine core then polls for requests for ever, its
 worker with it. Python's multiprocessing gives each process a pipe whose other end only its parent
@@ -21,6 +21,8 @@ import os
 import threading
 from typing import Any
 
+from stacked.engine.causes import listen
+
 _NAME = "stacked-parent-watch"
 
 
@@ -30,6 +32,8 @@ def end_with_parent() -> None:
     Does nothing in a process that multiprocessing has not started: the server itself.
     """
     parent = multiprocessing.parent_process()
+    if parent is not None:
+        listen()
     if parent is None or any(thread.name == _NAME for thread in threading.enumerate()):
         return
     threading.Thread(target=_watch, args=(parent,), name=_NAME, daemon=True).start()

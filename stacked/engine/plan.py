@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from stacked.core import Adapter
+from stacked.engine.architectures import cpu_dtype
+from stacked.engine.experts import check_no_experts, is_expert
 from stacked.engine.machine import GIB, Machine
 from stacked.engine.options import check_names
+from stacked.engine.speculation import Speculation, check_on_cpu, read_speculation
 from stacked.engine.support import Build
 from stacked.errors import EngineOptionInvalid, GroupImpossible
 from stacked.store import RANK_LADDER, rung
@@ -28,6 +31,7 @@ _CPU_OVERHEAD = 3 * GIB
 # Measured on two cores (docs/performance.md): half of it costs 7 % of the throughput.
 _STEP_TOKENS_PER_CORE = 128
 _VLLM_STEP_TOKENS = 2048
+_VLLM_SEQUENCES = 128
 # Of the memory that nothing else needs, what adapters may have.
 _HOST_SHARE = 0.75
 
@@ -69,11 +73,18 @@ def make_plan(
     """Choose what was left open for this group on this machine.
 
     `shapes` maps the base's modules to (out_features, in_features). Raises GroupImpossible with
-    the sum when it cannot fit, EngineOptionInvalid when what the user set contradicts the group.
+    the sum when it cannot fit, EngineOptionInvalid when what the user set contradicts the group,
+    AdapterUnsupported when this build cannot apply an adapter of the group.
     """
     check_names(options)
     given = {name.replace("-", "_"): value for name, value in options.items()}
     given.pop("enable_lora", None)
+    speculation = read_speculation(given)
+    told: list[tuple[str, str]] = []
+    if build.device == "cpu" and any(map(is_expert, shapes)):
+        check_no_experts(adapters, shapes)
+        shapes = {name: shape for name, shape in shapes.items() if not is_expert(name)}
+        told.append(("experts", "without adapters: vLLM's kernels for them on a CPU take none"))
     config = _read_config(base)
     dtype, why = _dtype(given, config, machine, build)
     width = _DTYPE_BYTES.get(dtype, 2)
@@ -82,7 +93,10 @@ def make_plan(
     slot_bytes = _slot_bytes(shapes, rank, width)
     weights = _weight_bytes(base, width, config)
     cache = _cpu_cache_bytes(given, config, width, machine) if build.device == "cpu" else 0
-    taken = weights + slots * slot_bytes + cache + _CPU_OVERHEAD if build.device == "cpu" else 0
+    draft = speculation.model if speculation else None
+    drafter = _weight_bytes(draft, width, _read_config(draft)) if draft else 0
+    taken = weights + drafter + slots * slot_bytes + cache + _CPU_OVERHEAD
+    taken = taken if build.device == "cpu" else 0
     host_bytes = _host_bytes(adapters, slot_bytes, width)
     host = _host_adapters(given, adapters, slots, host_bytes, machine.memory_bytes - taken)
     chosen: dict[str, Any] = {
@@ -95,10 +109,12 @@ def make_plan(
         ("base weights", weights),
         (f"{slots} slots of rank {rank}", slots * slot_bytes),
     ]
+    if drafter:
+        need.append(("draft model", drafter))
     if build.device == "cpu":
         chosen |= {"kv_cache_memory_bytes": cache, "enforce_eager": True}
         chosen["distributed_executor_backend"] = "uni" if one_process(machine.cores) else "mp"
-        chosen |= _cpu_step(given, machine)
+        chosen |= _cpu_step(given, machine, speculation)
         need += [
             (f"{host} adapters in host memory", host * host_bytes),
             ("KV cache", cache),
@@ -112,8 +128,13 @@ def make_plan(
             raise GroupImpossible(f"{gpus} GPUs are asked for, {len(machine.gpus)} found")
         room = int(sum(gpu.memory_bytes for gpu in machine.gpus[:gpus]) * share)
         place = f"{share:.0%} of GPU memory"
-    _fit(need, room, place)
     merged = chosen | given | {"enable_lora": True}
+    if speculation:
+        if build.device == "cpu":
+            check_on_cpu(speculation)
+        _check_step(merged, speculation)
+        told.append(("speculation", str(speculation)))
+    _fit(need, room, place)
     return EnginePlan(
         base=str(base),
         served_names=tuple(served_names),
@@ -122,7 +143,10 @@ def make_plan(
         max_rank=int(merged["max_lora_rank"]),
         slots=int(merged["max_loras"]),
         host_adapters=int(merged["max_cpu_loras"]),
-        rows=_rows(build, machine, base, dtype, why, adapters, merged, need, room, place),
+        rows=(
+            *_rows(build, machine, base, dtype, why, adapters, merged, need, room, place),
+            *told,
+        ),
         memory_bytes=sum(size for _, size in need) if build.device == "cpu" else room,
     )
 
@@ -147,6 +171,15 @@ def _dtype(
 ) -> tuple[str, str]:
     own = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
     asked = str(given.get("dtype", "auto"))
+    needed = cpu_dtype(config) if build.device == "cpu" else None
+    if needed is not None:
+        dtype, part = needed
+        if asked not in ("auto", dtype):
+            raise EngineOptionInvalid(
+                f"engine.dtype: {asked} is asked for, and vLLM computes the {part} of this base in "
+                f"{dtype} alone on a CPU; remove the option"
+            )
+        return dtype, f"on a CPU {part} are computed in nothing else"
     if asked != "auto":
         return asked, "as configured"
     if build.device == "cuda":
@@ -255,16 +288,38 @@ def _cpu_cache_bytes(
     return max(GIB, min(per_token * tokens, machine.memory_bytes // 4))
 
 
-def _cpu_step(given: Mapping[str, Any], machine: Machine) -> dict[str, int]:
+def _cpu_step(
+    given: Mapping[str, Any], machine: Machine, speculation: Speculation | None
+) -> dict[str, int]:
     """How many tokens one step may read: what others wait between two of theirs beside a prompt.
 
-    vLLM's 2048 take a small base seconds on two cores; see docs/performance.md.
+    vLLM's 2048 take a small base seconds on two cores; see docs/performance.md. Where tokens are
+    drafted, as many sequences at once as such a step has room for.
     """
     if given.get("enable_chunked_prefill") is False:  # a prompt must fit a step then
         return {}
-    least = _whole(given, "max_num_seqs") if "max_num_seqs" in given else 1
+    each = speculation.rows if speculation else 1
+    least = each * (_whole(given, "max_num_seqs") if "max_num_seqs" in given else 1)
     per_step = min(_VLLM_STEP_TOKENS, _STEP_TOKENS_PER_CORE * max(2, machine.cores))
-    return {"max_num_batched_tokens": max(least, per_step)}
+    chosen = {"max_num_batched_tokens": max(least, per_step)}
+    if speculation:
+        step = _whole({**chosen, **given}, "max_num_batched_tokens")
+        chosen["max_num_seqs"] = max(1, min(_VLLM_SEQUENCES, step // each))
+    return chosen
+
+
+def _check_step(merged: Mapping[str, Any], speculation: Speculation) -> None:
+    """vLLM takes adapters beside drafts only where a step has room for those of all sequences."""
+    names = ("max_num_batched_tokens", "max_num_seqs")
+    if not all(name in merged for name in names):
+        return
+    step, sequences = (_whole(merged, name) for name in names)
+    if step < sequences * speculation.rows:
+        raise EngineOptionInvalid(
+            f"engine.max_num_batched_tokens: {step} is below {sequences * speculation.rows}, which "
+            f"{sequences} sequences (max_num_seqs) with {speculation.tokens} drafted tokens each "
+            "need; raise it, or lower max_num_seqs or num_speculative_tokens"
+        )
 
 
 def _fit(need: Sequence[tuple[str, int]], room: int, place: str) -> None:

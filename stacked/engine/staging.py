@@ -26,6 +26,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+from stacked.engine.adaptable import describe
 from stacked.engine.aside import give_core, hand_over_soon, step_aside, take_core
 from stacked.engine.loras import Dropped, Job, VllmLoras
 
@@ -198,6 +199,10 @@ class StagingWorker:
     def stacked_give_core(self, cores: list[int]) -> None:
         """Share it again, see `aside.give_core`."""
         give_core(cores)
+
+    def stacked_adaptable(self) -> str:
+        """Which modules of the base adapters are applied to, see `adaptable.describe`."""
+        return describe(self.model_runner.lora_manager._adapter_manager).to_json().decode()
 
     def stacked_resident(self) -> list[list[int]]:
         """Numbers staged, in host memory, and in each slot (0 for nothing)."""

@@ -23,6 +23,10 @@ What we rely on beyond public API, and where:
       LoRALayerWeights.optimize                     loras.py     host memory and slots
     CpuPlatform.get_punica_wrapper,
       PunicaWrapperBase                             platform.py, cpu_lora.py
+    CpuPlatform.register_triton_kernel_overrides,
+      FusedMoEConfig.is_lora_enabled,
+      FusedMoEWithLoRA.can_replace_layer,
+      gdn_attention._causal_conv1d_fwd_cpu          cpu_platform.py, cpu_experts.py, cpu_rows.py
 """
 
 from __future__ import annotations

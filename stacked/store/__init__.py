@@ -5,8 +5,9 @@ from stacked.store.base import BaseModules
 from stacked.store.base_store import BaseStore
 from stacked.store.checks import Report
 from stacked.store.limits import Limits
+from stacked.store.outgoing import Outgoing, outgoing
 from stacked.store.peft_config import RANK_LADDER, rung
-from stacked.store.sources import is_remote
+from stacked.store.sources import is_remote, parse_hub
 from stacked.store.store import AdapterStore
 from stacked.store.uploads import Kind, kind_of
 
@@ -19,9 +20,12 @@ __all__ = [
     "Incoming",
     "Kind",
     "Limits",
+    "Outgoing",
     "Report",
     "is_remote",
     "kind_of",
+    "outgoing",
     "pack",
+    "parse_hub",
     "rung",
 ]

@@ -124,27 +124,41 @@ class ArtifactFiles:
             (self.root / sha256).unlink(missing_ok=True)
 
 
-def pack(directory: Path, into: Incoming) -> None:
-    """Write a directory's files as a zip: the same directory, the same bytes."""
-    with zipfile.ZipFile(_Unseekable(into), "w", zipfile.ZIP_STORED) as archive:
+def packed(directory: Path) -> Iterator[bytes]:
+    """A directory's files as a zip, a MB or so at a time: the same directory, the same bytes."""
+    written = _Written()
+    with zipfile.ZipFile(written, "w", zipfile.ZIP_STORED) as archive:
         for file in sorted(directory.iterdir()):
             info = zipfile.ZipInfo(file.name, _MOMENT)
             info.external_attr = 0o100644 << 16
             info.create_system = 3  # Unix, whatever this machine is
             info.file_size = file.stat().st_size
             with file.open("rb") as source, archive.open(info, "w") as member:
-                shutil.copyfileobj(source, member, _CHUNK)
+                while chunk := source.read(_CHUNK):
+                    member.write(chunk)
+                    yield written.taken()
+    yield written.taken()
 
 
-class _Unseekable:
-    """What zipfile needs to write forwards alone, so that hashes can be taken on the way."""
+def pack(directory: Path, into: Incoming) -> None:
+    """Write a directory's files as a zip."""
+    for part in packed(directory):
+        into.write(part)
 
-    def __init__(self, into: Incoming) -> None:
-        self._into = into
+
+class _Written:
+    """What zipfile needs to write forwards alone, until it is taken away."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
 
     def write(self, data: bytes, /) -> int:
-        self._into.write(bytes(data))
+        self._parts.append(bytes(data))
         return len(data)
+
+    def taken(self) -> bytes:
+        parts, self._parts = self._parts, []
+        return b"".join(parts)
 
     def flush(self) -> None: ...
 

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from stacked.errors import BaseNotFound, WeightsInvalid
+from stacked.store.adaptable import Adaptable, Engine, Shape
 from stacked.store.limits import MIB, Limits
 from stacked.store.tensors import Tensor, read_header
-
-Shape = tuple[int, int]
 
 EMBEDDING_NAMES = frozenset(
     {"embed_tokens", "wte", "word_embeddings", "tok_embeddings", "embed_in", "embeddings"}
@@ -51,6 +50,8 @@ class BaseModules:
     embeddings: frozenset[str] = field(default_factory=frozenset)
     language_prefix: str = ""
     """What the language model's names begin with where the base has other towers, else empty."""
+    engine: Engine | None = None
+    """Who can tell what adapters are applied to; without, the checkpoint's names are all."""
 
     @classmethod
     def read(cls, directory: Path) -> BaseModules:
@@ -80,6 +81,23 @@ class BaseModules:
             language_prefix=prefix,
         )
 
+    def adaptable(self, modules: Iterable[str]) -> Adaptable | None:
+        """What the engine applies adapters to, as far as these modules need it.
+
+        Asking for the first time takes as long as importing vLLM. So it is asked only where a
+        checkpoint does not tell: names that differ from its own in their beginning alone, and
+        modules outside its numbered layers, which vLLM adapts in some of its classes. Of all
+        others a running engine is asked. Raises BaseUnsupported.
+        """
+        known = self.engine.known() if self.engine is not None else None
+        if self.engine is None or known is not None:
+            return known
+        outside = any(name in self.modules and not _LAYER.search(name) for name in modules)
+        unknown = {_tail(name) for name in modules if name not in self.modules}
+        if outside or (unknown and unknown <= {_tail(name) for name in self.modules}):
+            return self.engine.ask()
+        return None
+
     def in_language_model(self, module: str) -> bool:
         """Whether the module belongs to the part that adapters are applied to."""
         last = module.rpartition(".")[2]
@@ -87,6 +105,12 @@ class BaseModules:
 
     def __str__(self) -> str:
         return f"{self.name} ({self.architecture})" if self.architecture else self.name
+
+
+def _tail(module: str) -> str:
+    """What all wrappers of a model call a module alike: from its layers' list on."""
+    found = _LAYER.search(module)
+    return module[found.start() :].lstrip(".") if found else module.rpartition(".")[2]
 
 
 def _read_json(path: Path) -> dict[str, Any]:

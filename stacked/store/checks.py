@@ -6,7 +6,7 @@ It must not know where the files came from or who will serve them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +14,13 @@ from stacked.core import Adapter, Digest
 from stacked.errors import (
     AdapterTooLarge,
     AdapterUnsupported,
+    AdapterWithoutEffect,
     ModuleUnknown,
     ShapeMismatch,
     ValueNotFinite,
 )
-from stacked.store.base import BaseModules, Shape
+from stacked.store.adaptable import Adaptable, Shape
+from stacked.store.base import EMBEDDING_NAMES, BaseModules
 from stacked.store.digest import digest_of
 from stacked.store.files import CONFIG_FILE, WEIGHTS_FILE
 from stacked.store.limits import DEFAULT, Limits
@@ -74,14 +76,26 @@ def check_directory(
     weights = directory / WEIGHTS_FILE
     tensors = read_header(weights, limits)
     pairs = pair_up(tensors)
-    _check_modules(pairs, base)
+    places = _check_modules(pairs, base)
     for pair in pairs.values():
-        _check_shape(pair, config, base)
+        _check_shape(pair, places[pair.module], config, base)
     with Values(weights) as values:
         if not known_finite:
             _check_finite(values, tensors)
-        no_effect = _has_no_effect(values, pairs)
-    return config, report_of(config, weights, pairs, no_effect=no_effect, digest=digest)
+        _check_effect(values, pairs, config)
+    return config, report_of(config, weights, pairs, digest=digest)
+
+
+def check_alone(directory: Path, limits: Limits = DEFAULT) -> Digest:
+    """Run the checks of `check_directory` that need no base; the digest. Raises what it raises."""
+    config = read_config(directory, limits)
+    check_rank(config, None)
+    weights = directory / WEIGHTS_FILE
+    tensors = read_header(weights, limits)
+    pair_up(tensors)
+    with Values(weights) as values:
+        _check_finite(values, tensors)
+    return digest_of(config, weights)
 
 
 def read_config(directory: Path, limits: Limits = DEFAULT) -> PeftConfig:
@@ -100,7 +114,6 @@ def report_of(
     weights: Path,
     pairs: dict[str, Pair],
     *,
-    no_effect: bool = False,
     digest: Digest | None = None,
 ) -> Report:
     """Put together what config and header say. Hashes the weights unless `digest` is given."""
@@ -115,13 +128,23 @@ def report_of(
         bytes=weights.stat().st_size,
         dtypes=tuple(sorted({tensor.dtype for tensor in tensors})),
         base=config.base,
-        warnings=(*config.warnings, *_warnings(config, names, no_effect)),
+        warnings=(*config.warnings, *_warnings(config, names)),
     )
 
 
-def _check_modules(pairs: dict[str, Pair], base: BaseModules) -> None:
-    """Every module is one that the engine will really apply the adapter to."""
-    unknown = [pair for module, pair in pairs.items() if module not in base.modules]
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A module of the base that a pair is for, and its shape; None where that cannot be told."""
+
+    is_embedding: bool
+    shape: Shape | None
+
+
+def _check_modules(pairs: dict[str, Pair], base: BaseModules) -> dict[str, _Place]:
+    """Every module is one that the engine will really apply the adapter to; where each stands."""
+    adaptable = base.adaptable(pairs)
+    places = _places(pairs, base, adaptable)
+    unknown = [pair for module, pair in pairs.items() if module not in places]
     if unknown:
         first = unknown[0]
         raise ModuleUnknown(
@@ -129,6 +152,9 @@ def _check_modules(pairs: dict[str, Pair], base: BaseModules) -> None:
             f"{base}; the first is {quoted(first.module)} (tensor {quoted(first.a.name, 200)}). "
             f"{_explain(first.module, base)}"
         )
+    if adaptable is not None:
+        adaptable.check(pairs)
+        return places
     for module in pairs:
         if not base.in_language_model(module):
             raise AdapterUnsupported(
@@ -136,6 +162,29 @@ def _check_modules(pairs: dict[str, Pair], base: BaseModules) -> None:
                 f"({quoted(base.language_prefix)}) of base {base}; adapters on other towers would "
                 "be ignored. Train on the language model's layers alone"
             )
+    return places
+
+
+def _places(
+    modules: Collection[str], base: BaseModules, adaptable: Adaptable | None
+) -> dict[str, _Place]:
+    """Each module under the checkpoint's name, or under another that the engine takes for it."""
+
+    def stored(name: str) -> _Place:
+        return _Place(name in base.embeddings, base.modules[name])
+
+    found = {module: stored(module) for module in modules if module in base.modules}
+    if adaptable is None or len(found) == len(modules):
+        return found
+    spelt = {adaptable.name_of(name): name for name in base.modules}
+    for module in modules:
+        name = adaptable.name_of(module)
+        if module not in found and name in spelt:
+            found[module] = stored(spelt[name])
+        elif module not in found and name in adaptable.modules:
+            last = name.rpartition(".")[2]
+            found[module] = _Place(last in EMBEDDING_NAMES, adaptable.modules[name])
+    return found
 
 
 def _explain(module: str, base: BaseModules) -> str:
@@ -161,16 +210,15 @@ def _explain(module: str, base: BaseModules) -> str:
     return "Was the adapter trained on this base?"
 
 
-def _check_shape(pair: Pair, config: PeftConfig, base: BaseModules) -> None:
-    if pair.is_embedding != (pair.module in base.embeddings):
+def _check_shape(pair: Pair, place: _Place, config: PeftConfig, base: BaseModules) -> None:
+    if pair.is_embedding != place.is_embedding:
         is_, as_ = ("is not", "an embedding's") if pair.is_embedding else ("is", "a linear layer's")
         raise ShapeMismatch(
             f"{WEIGHTS_FILE}: module {quoted(pair.module)} of base {base} {is_} an embedding, but "
             f"the adapter's tensors are {as_}"
         )
     rank = config.rank_of(pair.module)
-    shape = base.modules[pair.module]
-    for tensor, expected in zip((pair.a, pair.b), _expected(pair, rank, shape), strict=True):
+    for tensor, expected in zip((pair.a, pair.b), _expected(pair, rank, place.shape), strict=True):
         if len(tensor.shape) == 2 and all(
             want in (None, have) for want, have in zip(expected, tensor.shape, strict=True)
         ):
@@ -211,22 +259,21 @@ def _check_finite(values: Values, tensors: dict[str, Tensor]) -> None:
             )
 
 
-def _has_no_effect(values: Values, pairs: dict[str, Pair]) -> bool:
-    """Whether the adapter adds nothing to any module."""
+def _check_effect(values: Values, pairs: dict[str, Pair], config: PeftConfig) -> None:
+    """Raises AdapterWithoutEffect where the adapter adds nothing to any module."""
 
     def zero(tensor: Tensor) -> bool:
         return is_zero(values.bits(tensor), FLOATS[tensor.dtype])
 
     # lora_B starts as zero in training, so it tells first.
-    return all(zero(pair.b) or zero(pair.a) for pair in pairs.values())
-
-
-def _warnings(config: PeftConfig, names: list[str], no_effect: bool) -> Iterator[str]:
-    if no_effect or config.alpha == 0:
-        yield (
-            "the adapter changes nothing: its weights multiply to zero in every module. "
-            "Was it saved before training?"
+    if config.alpha == 0 or all(zero(pair.b) or zero(pair.a) for pair in pairs.values()):
+        raise AdapterWithoutEffect(
+            f"{WEIGHTS_FILE}: the weights multiply to zero in every module, so the adapter would "
+            "answer as the base does. Was it saved before training?"
         )
+
+
+def _warnings(config: PeftConfig, names: list[str]) -> Iterator[str]:
     absent = sorted({target.rpartition(".")[2] for target in config.targets} - set(names))
     if absent:
         yield (

@@ -12,6 +12,9 @@ from stacked.errors import AdapterError, StoreDamaged
 from stacked.store.checks import read_config
 from stacked.store.digest import digest_of, no_pause
 from stacked.store.files import WEIGHTS_FILE
+from stacked.store.limits import DEFAULT
+from stacked.store.pairs import pair_up
+from stacked.store.tensors import read_header
 
 
 def check_content(adapter: Adapter, pause: Callable[[], None] = no_pause) -> None:
@@ -31,3 +34,8 @@ def check_content(adapter: Adapter, pause: Callable[[], None] = no_pause) -> Non
             f"stored adapter {short(adapter.digest)} has the content of {short(found)} now; "
             f"add it again from its source, or remove {adapter.path}"
         )
+
+
+def modules_of(adapter: Adapter) -> list[str]:
+    """The names of a stored adapter's modules, as its tensors spell them. Raises AdapterError."""
+    return list(pair_up(read_header(adapter.path / WEIGHTS_FILE, DEFAULT)))

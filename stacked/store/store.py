@@ -14,8 +14,14 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from stacked.core import Adapter, Digest
-from stacked.errors import AdapterAbsent, AdapterError, StoreDamaged, StoreUnusable
+from stacked.core import Adapter, Digest, short
+from stacked.errors import (
+    AdapterAbsent,
+    AdapterError,
+    DigestMismatch,
+    StoreDamaged,
+    StoreUnusable,
+)
 from stacked.store.archives import unpack
 from stacked.store.base import BaseModules
 from stacked.store.checks import Report, check_directory, read_config, report_of
@@ -27,6 +33,7 @@ from stacked.store.pairs import pair_up
 from stacked.store.peft_config import PeftConfig
 from stacked.store.sources import Download, fetch
 from stacked.store.tensors import read_header
+from stacked.store.unclaimed import UPLOAD_SECONDS, Unclaimed
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +48,8 @@ class AdapterStore:
         root/adapters/<64 hex digits>/    one adapter: its canonical config and its weights
         root/staging/<id>/                a copy that is being checked
         root/staging/<id>.lock            held while somebody works on it
-        root/lock                         held while adapters/ changes
+        root/unclaimed/<64 hex digits>    it came by `add_upload`, and nobody has needed it yet
+        root/lock                         held while adapters/ or unclaimed/ changes
 
     An adapter appears in one rename, after all checks and after its bytes are on the disk: a crash
     at any instant leaves the whole of it or nothing.
@@ -56,10 +64,11 @@ class AdapterStore:
         self.limits = limits
         self._adapters = self.root / "adapters"
         self._staging = self.root / "staging"
+        self._unclaimed = Unclaimed(self.root / "unclaimed")
         self._download = download
         self._known: dict[Digest, Report] = {}
         with self._usable():
-            for directory in (self._adapters, self._staging):
+            for directory in (self._adapters, self._staging, self._unclaimed.directory):
                 directory.mkdir(parents=True, exist_ok=True)
 
     def add(
@@ -86,6 +95,52 @@ class AdapterStore:
             unpack(archive, copy, scratch, self.limits, name)
             return self._kept(copy, base, None)
 
+    def add_upload(self, archive: Path, announced: Digest, *, base: BaseModules) -> None:
+        """`add_archive` for what must be the adapter `announced`; it stays once it is claimed.
+
+        Until then `drop_unclaimed` may remove it. Raises DigestMismatch, with nothing kept, too.
+        """
+        with self._usable(), self._workplace() as place:
+            copy, scratch = _rooms(place)
+            unpack(archive, copy, scratch, self.limits, "the upload")
+            self._kept(copy, base, None, announced)
+
+    def holds(self, digest: Digest) -> bool:
+        """Whether an adapter is here and whole; an unclaimed one is as if it had just come."""
+        try:
+            self.verify(digest)
+        except (AdapterAbsent, StoreDamaged):
+            return False
+        with self._usable():
+            return self._is_there(digest, claim=False)
+
+    def claim(self, digest: Digest, *, base: BaseModules) -> Adapter:
+        """A stored adapter that is needed from now on. Raises what `add` raises, AdapterAbsent."""
+        path = self.get(digest).path
+        _, report = check_directory(path, base, None, self.limits, digest=digest, known_finite=True)
+        with self._usable():
+            if not self._is_there(digest, claim=True):
+                raise self._absent(digest)
+        return report.adapter(path)
+
+    def drop_unclaimed(self, seconds: float = UPLOAD_SECONDS) -> _Digests:
+        """Remove what was uploaded that long ago and never claimed; the digests removed.
+
+        And what crashed processes left. Others may add meanwhile, unlike with `collect`.
+        """
+        with self._usable():
+            clear_workplaces(self._staging)
+        with self._usable(), self._exclusive():
+            names = self._unclaimed.older_than(seconds)
+            for name in names:
+                path = self._adapters / name
+                self._known.pop(Digest(f"sha256:{name}"), None)
+                if path.is_dir():
+                    with self._workplace() as place:
+                        self._move_away(path, place)
+                self._unclaimed.claim(name)
+        return [Digest(f"sha256:{name}") for name in names]
+
     def inspect(self, source: str, *, base: BaseModules, max_rank: int | None = None) -> Report:
         """The checks of `add` and what they found; nothing is kept. Raises what `add` raises."""
         with self._usable(), self._workplace() as place:
@@ -99,7 +154,7 @@ class AdapterStore:
         if report is not None and (path / WEIGHTS_FILE).is_file():
             return report.adapter(path)
         if not path.is_dir():
-            raise AdapterAbsent(f"the store at {self.root} has no adapter {digest}; add it first")
+            raise self._absent(digest)
         return self._read(digest, path).adapter(path)
 
     def check(self, digest: Digest, base: BaseModules) -> None:
@@ -122,7 +177,7 @@ class AdapterStore:
         """Hash the stored bytes again. Raises StoreDamaged where they are not what was added."""
         path = self._path(digest)
         if not path.is_dir():
-            raise AdapterAbsent(f"the store at {self.root} has no adapter {digest}; add it first")
+            raise self._absent(digest)
         actual = self._read(digest, path, rehash=True).digest
         if actual != digest:
             raise StoreDamaged(
@@ -168,13 +223,27 @@ class AdapterStore:
         fetch(source, copy, scratch, self.limits, roots=roots, download=self._download)
         return copy
 
-    def _kept(self, copy: Path, base: BaseModules, max_rank: int | None) -> Adapter:
-        """Check a copy and make it the store's, unless the store has the same already."""
+    def _kept(
+        self,
+        copy: Path,
+        base: BaseModules,
+        max_rank: int | None,
+        announced: Digest | None = None,
+    ) -> Adapter:
+        """Check a copy and make it the store's, unless the store has the same already.
+
+        `announced`: an upload, and what it must be.
+        """
         digest = digest_of(read_config(copy, self.limits), copy / WEIGHTS_FILE)
+        if announced not in (None, digest):
+            raise DigestMismatch(
+                f"adapter {short(announced or digest)} was announced, and {short(digest)} came; "
+                "send it again, and with the server's version of Stacked"
+            )
         report, path = self._standing(digest, base, max_rank), self._path(digest)
-        if report is None:
+        if report is None or not self._is_there(digest, claim=announced is None):
             config, report = check_directory(copy, base, max_rank, self.limits, digest=digest)
-            path = self._publish(config, digest, copy)
+            path = self._publish(config, digest, copy, claim=announced is None)
         for warning in report.warnings:
             logger.warning("adapter %s: %s", digest, warning)
         return report.adapter(path)
@@ -191,7 +260,7 @@ class AdapterStore:
             return None
         return report if report.digest == digest else None
 
-    def _publish(self, config: PeftConfig, digest: Digest, copy: Path) -> Path:
+    def _publish(self, config: PeftConfig, digest: Digest, copy: Path, *, claim: bool) -> Path:
         (copy / CONFIG_FILE).write_bytes(config.stored())
         for name in WANTED:
             (copy / name).chmod(0o444)
@@ -200,6 +269,10 @@ class AdapterStore:
         flush(copy)
         path = self._path(digest)
         with self._exclusive():
+            if claim:
+                self._unclaimed.claim(path.name)
+            elif not path.is_dir():  # one that is there and damaged was claimed, or is marked
+                self._unclaimed.mark(path.name)
             if path.is_dir() and not self._is_whole(digest):
                 logger.warning("stored adapter %s was damaged; it is replaced", digest)
                 self._move_away(path, copy.parent)
@@ -208,6 +281,16 @@ class AdapterStore:
                 path.chmod(0o555)  # after the rename, which has to write the directory's `..`
                 flush(self._adapters)
         return path
+
+    def _is_there(self, digest: Digest, *, claim: bool) -> bool:
+        """Whether an adapter stands here; from now on, or with `claim` off for a while more."""
+        path = self._path(digest)
+        with self._exclusive():
+            if claim:
+                self._unclaimed.claim(path.name)
+            else:
+                self._unclaimed.renew(path.name)
+            return path.is_dir()
 
     def _is_whole(self, digest: Digest) -> bool:
         try:
@@ -238,6 +321,9 @@ class AdapterStore:
         if not _HEX.fullmatch(name):
             raise AdapterAbsent(f"{digest!r} is not a digest (sha256: and 64 hex digits)")
         return self._adapters / name
+
+    def _absent(self, digest: Digest) -> AdapterAbsent:
+        return AdapterAbsent(f"the store at {self.root} has no adapter {digest}; add it first")
 
     def _digests(self) -> _Digests:
         names = sorted(name for name in os.listdir(self._adapters) if _HEX.fullmatch(name))

@@ -296,6 +296,9 @@ def test_an_upload_whose_body_was_signed_is_checked_before_its_last_part(
         ("POST", "/20190101/models/m/x/artifact", False),
         ("POST", "/20190101/modelDeployments/d/artifact", False),
         ("POST", "/20190101/models/m/artifact\n", False),
+        ("PUT", "/stacked/adapters/sha256:ab", True),
+        ("GET", "/stacked/adapters/sha256:ab", False),
+        ("PUT", "/stacked/adapters/a/b", False),
     ],
 )
 def test_only_artifacts_are_uploads(method: str, path: str, upload: bool) -> None:

@@ -23,6 +23,7 @@ from tests.api.aftermath import Held, check_records, check_store, kill
 from tests.conftest import PROMPT, TinyModels, complete
 from tests.live import faults
 from tests.serving import Server, free_port, serving
+from tests.test_cli import run
 from tests.tiny import build_adapter
 
 pytestmark = pytest.mark.engine
@@ -383,6 +384,35 @@ def asking(live: Server, wanted: dict[str, str], clients: int = 8) -> Iterator[A
             stop.set()
         for one in working:
             one.result()
+
+
+def test_the_command_sends_adapters_that_the_server_could_not_read(
+    live: Server,
+    ids: dict[str, str],
+    texts: dict[str, str],
+    tiny_models: TinyModels,
+    tmp_path: Path,
+) -> None:
+    """From another directory, outside of the roots: one that is new, one that the server has."""
+    store = live.directory / "data" / "store"
+    build_adapter(tmp_path / "mine" / "new", tiny_models.base, 77)
+    shutil.copytree(tiny_models.adapters["a"], tmp_path / "mine" / "known")
+    members = [{"key": key, "source": f"./{key}"} for key in ("new", "known")]
+    tree = {"base": {"model": "any"}, "group": {"name": "sent", "members": members}}
+    file = tmp_path / "mine" / "next.yaml"
+    file.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    had = set((store / "adapters").iterdir())
+    done = run("update", "--live", str(file), "--url", live.url, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "the server has 1 of 2 from here" in done.stderr
+    assert done.stderr.count("Sending new, ") == 2, "as it begins and as it ends"
+    assert "Group 'sent' is live" in done.stderr
+    assert len(set((store / "adapters").iterdir()) - had) == 1
+    assert list((store / "unclaimed").iterdir()) == []
+    with live.client() as client:
+        assert complete(client, "known") == texts["a"]
+        assert complete(client, "new") not in texts.values()
+        assert {each["inferenceKey"] for each in status(client)["models"]} == {"new", "known"}
 
 
 def straggler_is_cut(

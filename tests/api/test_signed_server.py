@@ -19,6 +19,7 @@ from stacked.keys import create, remove
 from tests.api.doors import sdk_config, signer
 from tests.conftest import PROMPT, TinyModels
 from tests.serving import Server, free_port, serving
+from tests.test_cli import run
 
 pytestmark = pytest.mark.engine
 
@@ -127,3 +128,25 @@ def test_a_key_comes_and_goes_while_the_server_runs(server: Server, directory: P
     while requests.get(f"{server.url}/v1/models", auth=bob, timeout=60).status_code == 200:
         assert time.monotonic() < deadline, "a removed key goes on working"
         time.sleep(0.1)
+
+
+def test_an_update_signs_what_it_sends_to_a_server_that_reads_no_directory(
+    server: Server, directory: Path, tiny_models: TinyModels, tmp_path: Path
+) -> None:
+    tree = {
+        "base": {"model": "any"},
+        "group": {
+            "name": "signed",
+            "members": [{"key": "b", "source": str(tiny_models.adapters["b"])}],
+        },
+    }
+    file = tmp_path / "next.yaml"
+    file.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    arguments = ("update", "--live", str(file), "--url", server.url)
+    refused = run(*arguments, cwd=tmp_path, STACKED_OCI_CONFIG="")
+    assert (refused.returncode, "NotAuthenticated" in refused.stderr) == (1, True)
+    key = create(directory / "data", "carol").sdk_config
+    done = run(*arguments, cwd=tmp_path, STACKED_OCI_CONFIG=str(key))
+    assert done.returncode == 0, done.stderr
+    assert "Sending b, " in done.stderr
+    assert "Group 'signed' is live" in done.stderr

@@ -51,7 +51,7 @@ class Starts(FakeStarts):
         base = self._catalogue.base(id, base_key(id, entry.key, settings))
         modules = self._catalogue.modules(self._records.registry.get_model(id))
         group = self._records.wanted(group_id, base)
-        return Prepared(group, modules, settings, cast("Any", None))
+        return Prepared(group, modules, settings, cast("Any", None), cast("Any", None))
 
     async def start(self, prepared: Prepared, commit: Commit, tell: Progress) -> Serving:
         serving = cast(FakeServing, await super().start(prepared, commit, tell))

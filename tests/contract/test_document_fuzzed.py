@@ -29,6 +29,7 @@ from schemathesis.specs.openapi.checks import (
 from stacked.api.openapi import of_server
 from stacked.config import ControlConfig
 from stacked.service import Service
+from stacked.store import outgoing
 from tests.api.control.plane import packed, stacked_body
 from tests.contract.rig import Rig, rig
 
@@ -75,6 +76,8 @@ def _stocked(server: Rig) -> None:
     _known.update(server.ids)
     _zips[:] = [packed(server.roots, 1), packed(server.roots, 2)]
     _sources[:] = [str(server.roots / "adapter-2")]
+    with outgoing(str(server.roots / "adapter-1")) as adapter:
+        _NAMES["digest"] = adapter.digest
 
 
 @schema.hook
@@ -109,6 +112,8 @@ def map_body(context: Any, body: Any) -> Any:
         return body
     if path == "/20190101/models/{id}/artifact":
         return _zips[len(repr(body)) // 2 % 2]
+    if path == "/stacked/adapters/{digest}":
+        return _zips[0]
     needed = _needed(method, path.removeprefix("/20190101"))
     return {**body, **needed} if isinstance(body, dict) else body
 

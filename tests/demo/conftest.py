@@ -30,8 +30,11 @@ def base_dir(data_dir: Path) -> Path:
 def demo(
     base_dir: Path, data_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
+    """With records of its own: what one session leaves served, another one does not start with."""
     directory = tmp_path_factory.mktemp("demo")
+    (directory / "data").mkdir()
+    (directory / "data" / "bases").symlink_to(data_dir / "bases")
     port = free_port()
-    arguments = [str(CONFIG), "--port", str(port), "--data-dir", str(data_dir)]
+    arguments = [str(CONFIG), "--port", str(port), "--data-dir", "data"]
     with serving(*arguments, directory=directory, port=port) as running:
         yield running

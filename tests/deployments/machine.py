@@ -107,7 +107,7 @@ class FakeStarts:
         group = self._ledger.wanted(group_id, base)
         self.configurations.append(configuration)
         nothing = cast("Any", None)
-        return Prepared(group, nothing, settings_of(configuration), nothing)
+        return Prepared(group, nothing, settings_of(configuration), nothing, nothing)
 
     async def start(self, prepared: Prepared, commit: Commit, tell: Progress) -> Serving:
         tell.step("Importing vLLM")

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from stacked.core import Adapter, Digest, Silent
+from stacked.core import Adapter, Base, Digest, ModelGroup, ModelId, Silent
 from stacked.deployment import serving
 from stacked.engine.engine import Engine
-from stacked.errors import EngineStartFailed, StoreDamaged
+from stacked.errors import EngineDead, EngineStartFailed, StoreDamaged
 
 ADAPTERS = [Adapter(Digest(f"sha256:{0:064x}"), Path("/gone"), 8, (), 0)]
 
@@ -102,3 +102,37 @@ async def test_a_cancelled_start_is_cancelled_in_its_engine_too(
     with pytest.raises(asyncio.CancelledError):
         await task
     assert ended == ["cancelled"]
+
+
+class Dying(Started):
+    """An engine that dies while it warms up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plan: Any = None
+
+    async def warm(self) -> None:
+        raise EngineDead("the engine has died: no such kernel")
+
+
+async def test_an_engine_that_dies_while_it_starts_is_a_failed_start_and_no_dead_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A dead engine is started again, and this one would die again."""
+    engine = Dying()
+
+    async def starting(*given: Any) -> Engine:
+        return engine
+
+    async def app(*given: Any) -> None: ...
+
+    async def commit() -> int:
+        raise AssertionError("nothing is committed")
+
+    monkeypatch.setattr(serving, "_start_engine_and_check", starting)
+    monkeypatch.setattr(serving.Serving, "_open_app", app)
+    group = ModelGroup("tiny", Base(ModelId("ocid1.test.base"), "base", "/base"), ())
+    plan: Any = None
+    with pytest.raises(EngineStartFailed, match="has died: no such kernel"):
+        await serving.Serving.start(group, plan, commit, drain_seconds=1, progress=Silent())
+    assert engine.closed == 1

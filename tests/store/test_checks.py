@@ -16,6 +16,7 @@ from stacked.errors import (
     AdapterError,
     AdapterTooLarge,
     AdapterUnsupported,
+    AdapterWithoutEffect,
     ModuleUnknown,
     PairIncomplete,
     RankRefused,
@@ -387,17 +388,16 @@ def test_a_value_in_the_last_of_many_chunks_is_seen(tmp_path: Path) -> None:
     refused(ValueNotFinite, "q.lora_A", write_adapter(tmp_path / "wide", weights, r=2), base)
 
 
-# Warnings
-
-
-def test_an_adapter_saved_before_training_is_told(tmp_path: Path, base: BaseModules) -> None:
+def test_an_adapter_saved_before_training_is_refused(tmp_path: Path, base: BaseModules) -> None:
     zeros = {
         name: np.negative(np.zeros_like(value))  # -0.0 is zero too
         for name, value in lora_weights().items()
         if "lora_B" in name
     }
-    (warning,) = check(with_weights(tmp_path, zeros), base).warnings
-    assert "changes nothing" in warning
+    refused(AdapterWithoutEffect, "multiply to zero", with_weights(tmp_path, zeros), base)
+
+
+# Warnings
 
 
 def test_a_target_without_tensors_is_told(tmp_path: Path, base: BaseModules) -> None:

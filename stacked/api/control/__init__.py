@@ -11,6 +11,7 @@ from fastapi.params import Depends
 from fastapi.responses import JSONResponse
 
 from stacked.api import asked
+from stacked.api.control.adapters import adapter_routes
 from stacked.api.control.answers import OCI_CODES, PREFIX, Route
 from stacked.api.control.artifacts import artifact_routes
 from stacked.api.control.deployments import deployment_routes
@@ -39,6 +40,7 @@ def control_routes(app: FastAPI, service: Service, allowed: Depends) -> None:
     work_request_routes(router, service, allowed)
     app.include_router(router)
     _own(app, service)
+    adapter_routes(app, service, allowed)
 
 
 def _own(app: FastAPI, service: Service) -> None:

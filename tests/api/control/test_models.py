@@ -121,7 +121,7 @@ def test_the_secrets_of_a_source_are_not_shown(plane: Plane) -> None:
 
 
 def test_an_adapter_is_checked_against_the_base_that_its_metadata_names(plane: Plane) -> None:
-    other = plane.json("POST", "/models", body=source(write_base(plane.roots / "o", prefix="x.")))
+    other = plane.json("POST", "/models", body=source(write_base(plane.roots / "o", layers=1)))
     place = write_adapter(plane.roots / "fits-the-served-one")
     wrong = source(place, fine_tune_source=other["id"])
     assert plane.json("POST", "/models", 400, wrong)["code"] == "ModuleUnknown"

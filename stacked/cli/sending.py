@@ -1,0 +1,121 @@
+"""Adapters of this machine on their way to a server: read, asked for by digest, sent with a bar.
+
+What a command that names adapters to a server does first. It must not know what becomes of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stacked.client import Client
+    from stacked.config import MemberConfig
+    from stacked.core import Digest
+    from stacked.terminal import Terminal
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a member's adapter comes from: this machine, by its digest, or another one."""
+
+    member: MemberConfig
+    place: str
+    """Of the member in its file."""
+    digest: Digest | None = None
+
+    @property
+    def registered(self) -> str:
+        """What the server is to read: an adapter that it has by then, or another machine's."""
+        return self.digest or self.member.source
+
+    @property
+    def label(self) -> str:
+        return self.member.key or self.member.id or self.member.source
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """Errors begin with the place of the member that they are about."""
+        from stacked.client import ClientError
+        from stacked.errors import StackedError
+
+        where = f"{self.place} ({self.label})"
+        try:
+            yield
+        except ClientError as error:
+            raise ClientError(error.code, f"{where}: {error}", error.status) from error
+        except StackedError as error:
+            raise type(error)(f"{where}: {error}") from error
+
+
+def sent(client: Client, members: Sequence[MemberConfig], progress: Terminal) -> list[Source]:
+    """All members' sources, once the server has every adapter of this machine.
+
+    All are read and checked before the first is sent; a single one is copied at a time. Raises
+    StackedError, ClientError.
+    """
+    progress.step(f"Reading {len(members)} adapters")
+    found = []
+    for at, member in enumerate(members):
+        found.append(_read(Source(member, f"group.members[{at}]")))
+        progress.fraction((at + 1) / len(members))
+    local: dict[Digest, Source] = {}
+    for each in found:
+        if each.digest is not None:
+            local.setdefault(each.digest, each)
+    missing = [each for each in local.values() if not _is_there(client, each)]
+    progress.done()
+    if local:
+        progress.note(f"the server has {len(local) - len(missing)} of {len(local)} from here")
+    for each in missing:
+        with each.told():
+            _send(client, each, progress)
+    return found
+
+
+def _read(source: Source) -> Source:
+    """With the digest of what stands on this machine."""
+    from stacked.store import is_remote, outgoing, parse_hub
+
+    given = source.member.source
+    with source.told():
+        if is_remote(given):
+            if "://" not in given:
+                parse_hub(given)  # a mistyped directory, most likely
+            return source
+        with outgoing(given) as adapter:
+            return Source(source.member, source.place, adapter.digest)
+
+
+def _is_there(client: Client, source: Source) -> bool:
+    assert source.digest is not None, "of this machine"
+    return client.has_adapter(source.digest)
+
+
+def _send(client: Client, source: Source, progress: Terminal) -> None:
+    from stacked.client import ClientError
+    from stacked.errors import DigestMismatch
+    from stacked.store import outgoing
+    from stacked.terminal import size
+
+    with outgoing(source.member.source) as adapter:
+        if adapter.digest != source.digest:
+            raise DigestMismatch(f"{source.member.source} has changed just now; run this again")
+        total = adapter.size()
+        progress.step(f"Sending {source.label}, {size(total)}", total)
+        try:
+            client.send_adapter(adapter.digest, _counted(adapter.parts(), progress), total)
+        except ClientError as error:
+            if error.status:
+                raise
+            said = f"{error}; run this again: what has arrived is not sent twice"
+            raise ClientError(error.code, said) from error
+        progress.done()
+
+
+def _counted(parts: Iterator[bytes], progress: Terminal) -> Iterator[bytes]:
+    for part in parts:
+        yield part
+        progress.moved(len(part))

@@ -1,0 +1,204 @@
+"""What vLLM's own class of a base applies adapters to: told by a worker, or by a probe of it.
+
+It owns how that is read off vLLM's adapter manager, and where the answer is kept. Importing it
+imports neither vLLM nor torch. It must not know adapters, keys or groups.
+
+Relies on (vLLM 0.26 to 0.32): ``LoRAModelManager.modules`` has every layer that was wrapped,
+``.packed_modules`` the names by which adapters call the parts of a packed one,
+``.packed_modules_mapping`` and ``.supported_lora_modules`` what its loader lets in; a wrapped
+layer's ``lora_a_stacked`` and ``lora_b_stacked`` are one tensor per part,
+[slots, 1, rank, in] and [slots, 1, out, rank], and an embedding's [slots, vocabulary, rank];
+``hf_to_vllm_mapper`` renames (vllm/lora/worker_manager.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from stacked.engine.support import require_build
+from stacked.errors import BaseNotFound, BaseUnsupported
+from stacked.store.adaptable import Adaptable, Renames, Shape
+
+# An answer depends on these of vLLM's options; others change sizes and speed.
+_RELEVANT = (
+    "enable_tower_connector_lora",
+    "hf_overrides",
+    "language_model_only",
+    "lora_target_modules",
+    "model_impl",
+    "quantization",
+    "revision",
+    "trust_remote_code",
+)
+_SECONDS = 300.0
+
+_MLA_REASON = (
+    "vLLM computes multi-head latent attention from the base's weight of it alone, "
+    "folded into the query and the output (vLLM issue 48974)"
+)
+_CONVOLUTION_REASON = "vLLM reads the base's weight of a convolution and asks no layer for it"
+
+
+def describe(manager: Any) -> Adaptable:
+    """What the manager has wrapped and its loader lets in. Runs where the model is.
+
+    Of a model that several processes share, shapes are None: each has a part of them.
+    """
+    from vllm.distributed import get_tensor_model_parallel_world_size
+
+    whole = get_tensor_model_parallel_world_size() == 1
+    model = manager.model
+    latent = any(type(module).__name__ == "MLAAttention" for module in model.modules())
+    modules: dict[str, Shape | None] = {}
+    passed_by: dict[str, str] = {}
+    for name, layer in manager.modules.items():
+        reason = _passed_by(name, layer, latent)
+        for part, shape in _parts(manager, name, layer):
+            if reason:
+                passed_by[part] = reason
+            else:
+                modules[part] = shape if whole else None
+    return Adaptable(type(model).__name__, modules, passed_by, _renames(model))
+
+
+def together(told: Sequence[Adaptable]) -> Adaptable:
+    """What several workers apply adapters to, each of which may have some of the layers."""
+    modules = {name: shape for each in told for name, shape in each.modules.items()}
+    passed_by = {name: reason for each in told for name, reason in each.passed_by.items()}
+    return replace(told[0], modules=modules, passed_by=passed_by)
+
+
+def _parts(manager: Any, name: str, layer: Any) -> Iterator[tuple[str, Shape | None]]:
+    """The names by which adapters call a wrapped layer, with the shape of each."""
+    packed = manager.packed_modules.get(name)
+    if packed is None:
+        mapped = manager.packed_modules_mapping.get(name.rpartition(".")[2])
+        if mapped is None or name.rpartition(".")[2] in mapped:
+            yield name, _shape(layer, 0)
+        return  # else the loader lets in another name, which nothing is looked up by
+    slices = len(layer.lora_a_stacked)
+    for at, part in enumerate(packed):
+        yield part, _shape(layer, at) if slices == len(packed) else None
+
+
+def _shape(layer: Any, at: int) -> Shape | None:
+    a, b = layer.lora_a_stacked, layer.lora_b_stacked
+    if not isinstance(a, list | tuple):  # an embedding
+        return int(a.shape[1]), int(b.shape[-2])
+    if a[at].dim() != 4 or b[at].dim() != 4:  # experts
+        return None
+    return int(b[at].shape[-2]), int(a[at].shape[-1])
+
+
+def _passed_by(name: str, layer: Any, latent: bool) -> str:
+    """Why vLLM computes without the wrapper that it has put on a layer; empty where it does not.
+
+    `latent`: whether the model's attention is multi-head latent attention.
+    """
+    if latent and name.endswith(".kv_b_proj"):
+        return _MLA_REASON
+    weight = getattr(layer.base_layer, "weight", None)
+    if weight is not None and weight.dim() == 3 and name.endswith(".conv1d"):
+        return _CONVOLUTION_REASON
+    return ""
+
+
+def _renames(model: Any) -> Renames:
+    mapper = getattr(model, "hf_to_vllm_mapper", None)
+    if mapper is None:
+        return Renames()
+    mapper = mapper.get_rename_mapper()
+    return Renames(
+        regex=tuple((old.pattern, old.flags, new) for old, new in mapper.orig_to_new_regex.items()),
+        part=tuple(mapper.orig_to_new_substr.items()),
+        prefix=tuple(mapper.orig_to_new_prefix.items()),
+        suffix=tuple(mapper.orig_to_new_suffix.items()),
+    )
+
+
+class Asking:
+    """What one base's engine applies adapters to, asked once and kept in a file. Thread-safe."""
+
+    def __init__(self, base: Path, options: Mapping[str, Any], directory: Path) -> None:
+        """`options` are vLLM's, `directory` is where answers are kept.
+
+        Raises EngineNotInstalled, BaseNotFound.
+        """
+        self._base = base
+        self._options = {name.replace("-", "_"): value for name, value in options.items()}
+        self.name = self._name()
+        """Tells one answer from another: it is made of all that the answer depends on."""
+        self._file = directory / f"{self.name}.json"
+        self._asking = threading.Lock()
+        self._found: Adaptable | None = None
+
+    def known(self) -> Adaptable | None:
+        """The answer that an engine or a probe gave before, if any."""
+        if self._found is None:
+            with contextlib.suppress(OSError, ValueError):
+                self._found = Adaptable.from_json(self._file.read_bytes())
+        return self._found
+
+    def ask(self) -> Adaptable:
+        """The answer; builds the class without weights, in a process of its own, if it must.
+
+        Raises BaseUnsupported with the first cause where vLLM cannot build it, or without LoRA.
+        """
+        with self._asking:
+            return self.known() or self.learn(self._probe())
+
+    def learn(self, told: Adaptable) -> Adaptable:
+        """Keep what an engine told. What cannot be written is asked again another time."""
+        self._found = told
+        with contextlib.suppress(OSError):
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=self._file.parent, delete=False) as part:
+                part.write(told.to_json())
+            os.replace(part.name, self._file)
+        return told
+
+    def _name(self) -> str:
+        build = require_build()
+        relevant = {name: self._options.get(name) for name in _RELEVANT}
+        facts = [build.distribution, build.version, relevant]
+        text = json.dumps(facts, sort_keys=True, default=str).encode()
+        try:
+            config = (self._base / "config.json").read_bytes()
+        except OSError as error:
+            raise BaseNotFound(f"{self._base}: config.json cannot be read: {error}") from error
+        return hashlib.sha256(text + config).hexdigest()[:32]
+
+    def _probe(self) -> Adaptable:
+        relevant = {name: self._options[name] for name in _RELEVANT if name in self._options}
+        command = [sys.executable, "-m", "stacked.engine.probe", str(self._base)]
+        try:
+            done = subprocess.run(
+                [*command, json.dumps(relevant, default=str)],
+                capture_output=True,
+                timeout=_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise BaseUnsupported(
+                f"{self._base}: vLLM did not build its class in {_SECONDS:.0f} s; "
+                "try again when the machine is less busy"
+            ) from error
+        lines = done.stdout.splitlines()
+        if done.returncode == 0 and lines:
+            return Adaptable.from_json(lines[-1])
+        cause = lines[-1].decode(errors="replace") if done.returncode == 3 and lines else ""
+        raise BaseUnsupported(
+            f"vLLM cannot serve adapters on base {self._base}: "
+            f"{cause or f'building its class ended with status {done.returncode}'}"
+        )

@@ -1,0 +1,133 @@
+"""Why an engine did not start: the first error that any of its processes met.
+
+vLLM's processes tell each other only that something failed, and log what. While an engine starts,
+each of them writes the errors that it logs to one file too, which the process that starts the
+engine reads when it fails. It must not know what any error means.
+
+Relies on (vLLM 0.26 to 0.32): its loggers are below the one called ``vllm``, and a process that
+fails logs the exception before it ends; every process calls ``orphans.end_with_parent``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+import threading
+from pathlib import Path
+
+from pydantic import ValidationError
+
+_PLACE = "STACKED_START_ERRORS"
+_LONGEST = 400
+# Types that say nothing beside their message.
+_PLAIN = (ValueError, RuntimeError, AssertionError, NotImplementedError)
+
+
+class Causes:
+    """The errors of one start. Within the block, processes that are started write theirs down."""
+
+    def __init__(self) -> None:
+        file, path = tempfile.mkstemp(prefix="stacked-start-")
+        os.close(file)
+        self._path = Path(path)
+        self._own = _Notes(path, thread=threading.get_ident())
+
+    def __enter__(self) -> Causes:
+        os.environ[_PLACE] = str(self._path)
+        logging.getLogger("vllm").addHandler(self._own)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        os.environ.pop(_PLACE, None)
+        logging.getLogger("vllm").removeHandler(self._own)
+
+    def first(self) -> str | None:
+        """The first error that was written down, in a sentence."""
+        try:
+            line, *_ = self._path.read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError):
+            return None
+        return str(json.loads(line))
+
+    def close(self) -> None:
+        """The start is over; what processes log from now on is in the engine's log alone."""
+        self._path.unlink(missing_ok=True)
+
+
+def listen() -> None:
+    """Write this process's errors down too, where it was started for that; twice is once."""
+    path, logger = os.environ.get(_PLACE), logging.getLogger("vllm")
+    if path and not any(isinstance(each, _Notes) for each in logger.handlers):
+        logger.addHandler(_Notes(path))
+
+
+class _Notes(logging.Handler):
+    """Appends the exceptions that are logged as errors to a file, as long as it is there."""
+
+    def __init__(self, path: str, thread: int | None = None) -> None:
+        super().__init__(logging.ERROR)
+        self._place = path
+        self._thread = thread
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        if error is None or self._thread not in (None, record.thread):
+            return
+        line = json.dumps(sentence(error)) + "\n"
+        try:
+            file = os.open(self._place, os.O_WRONLY | os.O_APPEND)  # one write: lines stay whole
+        except OSError:
+            return
+        try:
+            os.write(file, line.encode())
+        finally:
+            os.close(file)
+
+
+def sentence(error: BaseException) -> str:
+    """What is at the bottom of an exception, in one line: the first of several, the cause of one.
+
+    What another process printed is told by its last line, which is the error.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if "Traceback (most recent call last):" in lines:
+        return lines[-1][:_LONGEST]
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        inner = first.get("ctx", {}).get("error")
+        text = sentence(inner) if isinstance(inner, Exception) else first["msg"]
+        return ": ".join([*map(str, first["loc"]), text])
+    if error.__cause__ is not None:
+        return sentence(error.__cause__)
+    kind = type(error).__name__
+    if not lines:
+        return kind
+    return lines[0][:_LONGEST] if type(error) in _PLAIN else f"{kind}: {lines[0][:_LONGEST]}"
+
+
+def missing_package(base: str) -> str | None:
+    """The package that vLLM's class for a base cannot be imported without, in a sentence, or None.
+
+    vLLM looks at the class in a process of its own, which tells the error as a text; this imports
+    it here, which takes seconds: only where a start has failed.
+    """
+    from vllm import ModelRegistry
+
+    config = json.loads((Path(base) / "config.json").read_text(encoding="utf-8"))
+    for architecture in config.get("architectures") or ():
+        known = ModelRegistry.models.get(architecture)
+        try:
+            if known is not None:
+                known.load_model_cls()
+        except ModuleNotFoundError as error:
+            name = str(error.name).partition(".")[0]
+            return (
+                f"{architecture} needs the Python package {name}, which is not installed; install "
+                f"its build for this machine's torch (CPU: uv pip install {name} --torch-backend "
+                "cpu)"
+            )
+        except Exception:  # noqa: BLE001  what else is wrong with it has been told already
+            continue
+    return None

@@ -1,0 +1,104 @@
+"""A process that builds vLLM's class of a base without weights, and prints what it can adapt.
+
+    python -m stacked.engine.probe BASE OPTIONS
+
+OPTIONS is JSON, vLLM's own names. The last line of standard output is the answer, or with status 3
+the first cause why there is none. Weights stay on torch's `meta` device: nothing is read but
+`config.json`, and no memory is taken, whatever the base's size.
+
+Relies on (vLLM 0.26 to 0.32): ``initialize_model`` builds the class that an engine would, and
+``LoRAModelManager`` wraps its layers when it is made.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from stacked.engine.adaptable import describe
+from stacked.engine.causes import missing_package, sentence
+from stacked.store.adaptable import Adaptable
+
+_SMALL = {
+    "enable_lora": True,
+    "enforce_eager": True,
+    "load_format": "dummy",
+    "max_cpu_loras": 1,
+    "max_lora_rank": 8,
+    "max_loras": 1,
+    "max_num_seqs": 1,
+    "skip_tokenizer_init": True,
+}
+
+
+def probe(base: Path, options: dict[str, Any]) -> Adaptable:
+    """What the engine's class of a base applies adapters to. Raises what vLLM raises."""
+    import torch
+    from vllm.config import set_current_vllm_config
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.lora.model_manager import LoRAModelManager
+    from vllm.model_executor.model_loader.utils import get_model_architecture
+    from vllm.model_executor.models.interfaces import supports_lora
+    from vllm.platforms import current_platform
+
+    config = EngineArgs(model=str(base), **_SMALL, **options).create_engine_config()
+    kind, _ = get_model_architecture(config.model_config)
+    if not supports_lora(kind):
+        raise ValueError(f"{kind.__name__} takes no adapters in this version of vLLM")
+    with set_current_vllm_config(config):
+        _one_rank()
+        current_platform.register_triton_kernel_overrides()  # as each worker does
+        model = _built(config)
+        vocabulary = config.model_config.get_vocab_size()
+        device = torch.device("meta")
+        manager = LoRAModelManager(model, 1, 8, vocabulary, config.lora_config, device, config)
+    return describe(manager)
+
+
+def _built(config: Any) -> Any:
+    """The class without weights; on the CPU, unwritten, where it computes as it is made."""
+    import torch
+    from vllm.model_executor.model_loader.utils import initialize_model
+    from vllm.utils.torch_utils import set_default_torch_dtype
+
+    with set_default_torch_dtype(config.model_config.dtype):
+        try:
+            with torch.device("meta"):
+                return initialize_model(config, model_config=config.model_config)
+        except NotImplementedError:
+            # Layers that were made already are known by name, and may not be made again.
+            config.compilation_config.static_forward_context.clear()
+            with torch.device("cpu"):
+                return initialize_model(config, model_config=config.model_config)
+
+
+def _one_rank() -> None:
+    """Layers ask how many processes share them: this one alone."""
+    from vllm.distributed import init_distributed_environment, initialize_model_parallel
+
+    with tempfile.NamedTemporaryFile() as file:
+        init_distributed_environment(1, 0, f"file://{file.name}", 0, "gloo")
+        initialize_model_parallel(1, 1)
+
+
+def main() -> None:
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    # What vLLM prints must not get between the lines of the answer.
+    answer = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    try:
+        told = probe(Path(sys.argv[1]), json.loads(sys.argv[2])).to_json().decode()
+    except Exception as error:  # noqa: BLE001  vLLM raises anything here; the parent tells it
+        cause = missing_package(sys.argv[1]) or sentence(error)
+        print(cause.replace("\n", " "), file=answer, flush=True)
+        os._exit(3)
+    print(told, file=answer, flush=True)
+    os._exit(0)  # vLLM's distributed state has nothing to say at an orderly end
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""What the engine's own class of a base applies adapters to, as a value: module names and shapes.
+
+An engine or a probe of it tells this (`stacked.engine.adaptable`); the checks of an adapter are
+made against it, so that what an adapter has and what is applied are the same set. It must not know
+vLLM.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from pydantic import TypeAdapter
+
+from stacked.errors import ModuleUnapplied
+
+Shape = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Renames:
+    """How the engine spells the names that checkpoints and PEFT write: rules applied in order.
+
+    As `WeightsMapper` in vllm/model_executor/models/utils.py (0.32.0) does: expressions first, then
+    parts, beginnings and ends, each at most once, each on what the one before made.
+    """
+
+    regex: tuple[tuple[str, int, str], ...] = ()
+    """Expression, its flags, replacement."""
+    part: tuple[tuple[str, str], ...] = ()
+    prefix: tuple[tuple[str, str], ...] = ()
+    suffix: tuple[tuple[str, str], ...] = ()
+
+    def __call__(self, name: str) -> str:
+        for pattern, flags, new in self.regex:
+            name = re.sub(pattern, new, name, flags=flags)
+        for old, new in self.part:
+            name = name.replace(old, new, 1)
+        for old, new in self.prefix:
+            if name.startswith(old):
+                name = new + name[len(old) :]
+        for old, new in self.suffix:
+            if name.endswith(old):
+                name = name[: len(name) - len(old)] + new
+        return name
+
+
+@dataclass(frozen=True, slots=True)
+class Adaptable:
+    """Every module that adapters of one base are applied to, in the engine's spelling.
+
+    `modules` maps it to (out_features, in_features), or to (num_embeddings, dim) for embeddings;
+    None where the engine does not tell. `passed_by` has modules that the engine takes adapters for
+    and computes without them, with the reason.
+    """
+
+    architecture: str
+    modules: Mapping[str, Shape | None]
+    passed_by: Mapping[str, str] = field(default_factory=dict)
+    renames: Renames = field(default_factory=Renames)
+
+    def name_of(self, module: str) -> str:
+        """The engine's name of a module, from that of an adapter or a checkpoint."""
+        # Rules may look at the end of a tensor's name, so they are given a whole one.
+        end = ".lora_A.weight"
+        return self.renames(module + end).removesuffix(end)
+
+    def check(self, modules: Collection[str]) -> None:
+        """Whether an adapter of these modules would act in all of them. Raises ModuleUnapplied."""
+        names = {module: self.name_of(module) for module in modules}
+        unapplied = [module for module, name in names.items() if name not in self.modules]
+        if not unapplied:
+            return
+        kinds = list(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", module) for module in unapplied))
+        reasons = dict.fromkeys(
+            self.passed_by[names[module]] for module in unapplied if names[module] in self.passed_by
+        )
+        because = f" ({'; '.join(reasons)})" if reasons else ""
+        takes = sorted({name.rpartition(".")[2] for name in self.modules})
+        raise ModuleUnapplied(
+            f"{len(unapplied)} of {len(modules)} adapted modules would be passed over, and the "
+            f"answers would be those of another adapter: vLLM's {self.architecture}, as it is "
+            f"configured here, applies adapters to {', '.join(takes)} alone, and not to "
+            f"{', '.join(kinds[:8])}{', …' if len(kinds) > 8 else ''}{because}. Train without "
+            "these modules, or merge the adapter into the base"
+        )
+
+    def to_json(self) -> bytes:
+        return _JSON.dump_json(self)
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Adaptable:
+        """Raises ValueError where the text is not what `to_json` wrote."""
+        return _JSON.validate_json(text)
+
+
+_JSON = TypeAdapter(Adaptable)
+
+
+class Engine(Protocol):
+    """Who can tell what a base's engine applies adapters to; see `stacked.engine.adaptable`."""
+
+    def known(self) -> Adaptable | None:
+        """What was told before; at once."""
+
+    def ask(self) -> Adaptable:
+        """What the engine's class says, half a minute at the first time. Raises BaseUnsupported."""

@@ -1,0 +1,52 @@
+"""Which adapters have answered as they should on one kind of engine, remembered by digest.
+
+It must not know what was asked of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+from stacked.core import Digest
+
+logger = logging.getLogger(__name__)
+
+_LINE = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+class Verified:
+    """A file of digests, one a line, that only grows. Thread-safe; processes may share it.
+
+    A line is written in one piece; one that a crash cut short is no digest and counts for nothing.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._writing = threading.Lock()
+        self._known: set[Digest] = set()
+        with contextlib.suppress(OSError):
+            lines = file.read_text(encoding="ascii", errors="replace").splitlines()
+            self._known = {Digest(line) for line in lines if _LINE.fullmatch(line)}
+
+    def __contains__(self, digest: Digest) -> bool:
+        return digest in self._known
+
+    def add(self, digests: Iterable[Digest]) -> None:
+        """Remember these. Where the disk does not take them they are asked again another time."""
+        with self._writing:
+            new = [digest for digest in digests if digest not in self._known]
+            if not new:
+                return
+            self._known.update(new)
+            try:
+                self._file.parent.mkdir(parents=True, exist_ok=True)
+                with self._file.open("ab", buffering=0) as file:
+                    # The newline before it ends a line that was cut short.
+                    file.write("".join(f"\n{digest}\n" for digest in new).encode())
+            except OSError as error:
+                logger.warning("%s cannot be written: %s", self._file, error)
