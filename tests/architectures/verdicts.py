@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from stacked.engine.probe import first_cause
+from stacked.engine.causes import missing_package, sentence
 from stacked.errors import BaseUnsupported, StackedError
 from stacked.store.adaptable import Adaptable
 from stacked.store.base import BaseModules
@@ -48,7 +48,7 @@ class Probed:
             try:
                 self._told = engines.probe(self._base)
             except Exception as error:  # noqa: BLE001  vLLM raises anything; it is told
-                self._told = BaseUnsupported(first_cause(error))
+                self._told = BaseUnsupported(missing_package(str(self._base)) or sentence(error))
         if isinstance(self._told, BaseUnsupported):
             raise self._told
         return self._told
