@@ -166,7 +166,7 @@ def _notes(found: Mapping[str, Row]) -> Iterable[str]:
 def _general(sentence: str) -> str:
     """A refusal without what differs from one base and adapter to the next."""
     sentence = sentence.split(". ")[0].partition(": vLLM's")[0]
-    sentence = re.sub(r"^\w+ (does not support)", r"vLLM's class \1", sentence)
+    sentence = re.sub(r"^\w+ (takes no|needs)", r"the class \1", sentence)
     sentence = re.sub(r"\d+ of \d+ adapted modules", "modules", sentence)
     return re.sub(r"(/\S+)?/([\w.-]+)", r"\2", sentence)
 
