@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from stacked.core import Adapter, Base, Digest, ModelGroup, ModelId, Silent
+from stacked.core import Adapter, Base, Digest, Member, ModelGroup, ModelId, Silent, model_id_of
 from stacked.deployment import serving
-from stacked.engine.engine import Engine
-from stacked.errors import EngineDead, EngineStartFailed, StoreDamaged
+from stacked.deployment.serving import Known, Serving
+from stacked.engine.engine import Engine, Loaded
+from stacked.errors import (
+    CanaryFailed,
+    EngineDead,
+    EngineStartFailed,
+    ModuleUnapplied,
+    StoreDamaged,
+)
+from stacked.store import AdapterStore, BaseModules
+from stacked.store.adaptable import Adaptable
+from tests.store.small import LINEAR, lora_weights, write_adapter, write_base
 
 ADAPTERS = [Adapter(Digest(f"sha256:{0:064x}"), Path("/gone"), 8, (), 0)]
 
@@ -116,6 +128,7 @@ class Dying(Started):
 
 
 async def test_an_engine_that_dies_while_it_starts_is_a_failed_start_and_no_dead_one(
+    known: Known,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A dead engine is started again, and this one would die again."""
@@ -134,5 +147,120 @@ async def test_an_engine_that_dies_while_it_starts_is_a_failed_start_and_no_dead
     group = ModelGroup("tiny", Base(ModelId("ocid1.test.base"), "base", "/base"), ())
     plan: Any = None
     with pytest.raises(EngineStartFailed, match="has died: no such kernel"):
-        await serving.Serving.start(group, plan, commit, drain_seconds=1, progress=Silent())
+        await serving.Serving.start(group, plan, known, commit, drain_seconds=1, progress=Silent())
     assert engine.closed == 1
+
+
+# What a start checks against the engine once it runs
+
+
+class Warm(Started):
+    """An engine that applies adapters to q_proj alone, and answers with `canaries` by digest."""
+
+    def __init__(self, canaries: Mapping[str, Sequence[float]] | None = None) -> None:
+        super().__init__()
+        self.plan: Any = None
+        self.canaries = canaries or {}
+        self.loaded: list[Digest] = []
+
+    async def warm(self) -> None: ...
+
+    async def adaptable(self) -> Adaptable:
+        modules = {f"model.layers.{at}.self_attn.q_proj": None for at in range(2)}
+        return Adaptable("SmallForCausalLM", modules)
+
+    async def load_all(self, adapters: Sequence[Adapter], told: Any) -> Mapping[Digest, Loaded]:
+        self.loaded = [adapter.digest for adapter in adapters]
+        nothing: Any = None
+        return {d: Loaded(d, d, at, nothing) for at, d in enumerate(self.loaded, start=1)}
+
+    async def canary(self, loaded: Loaded | None) -> Sequence[float]:
+        own = self.canaries.get(loaded.digest, [-3.0, -4.0]) if loaded else None
+        return own or [-1.0, -2.0]
+
+
+@pytest.fixture
+def known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Known:
+    async def opened(self: Serving) -> None: ...
+
+    monkeypatch.setattr(Serving, "_open_app", opened)
+    base = Base(ModelId("ocid1.base"), "base", str(write_base(tmp_path / "base")))
+    plan: Any = SimpleNamespace(options={"dtype": "float32"})
+    return Known.of(base, plan, tmp_path / "store")
+
+
+def group_of(tmp_path: Path, *names: str) -> ModelGroup:
+    """Members of these keys, each of the modules that its key says."""
+    store = AdapterStore(tmp_path / "store")
+    base = BaseModules.read(tmp_path / "base")
+    members = []
+    for seed, name in enumerate(names, start=1):
+        weights = {n: v * seed for n, v in lora_weights().items() if "q_proj" in n or name == "all"}
+        targets = [*{name.rpartition(".")[2] for name in LINEAR}] if name == "all" else ["q_proj"]
+        source = write_adapter(tmp_path / f"source-{name}", weights, target_modules=targets)
+        adapter = store.add(str(source), base=base)
+        members.append(Member(model_id_of(adapter.digest), adapter, name))
+    return ModelGroup("g", Base(ModelId("ocid1.base"), "base", "/base"), tuple(members))
+
+
+async def started(
+    group: ModelGroup, engine: Engine, known: Known, monkeypatch: pytest.MonkeyPatch
+) -> Serving:
+    async def starting(plan: Any, progress: Any) -> Engine:
+        return engine
+
+    async def commit() -> int:
+        return 7
+
+    monkeypatch.setattr(serving, "_start_engine", starting)
+    nothing: Any = None
+    return await Serving.start(group, nothing, known, commit, drain_seconds=1, progress=Silent())
+
+
+async def test_a_member_that_would_act_in_part_fails_the_start_by_its_key(
+    tmp_path: Path, known: Known, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Warm()
+    group = group_of(tmp_path, "one", "all")
+    with pytest.raises(ModuleUnapplied, match=r"^all: 4 of 6 .*down_proj"):
+        await started(group, engine, known, monkeypatch)
+    assert (engine.loaded, engine.closed) == ([], 1)
+    asked = known.asking.known()
+    assert asked is not None  # what the engine told is kept for the next start
+    assert asked.architecture == "SmallForCausalLM"
+
+
+async def test_a_member_that_answers_as_the_base_fails_the_start_by_its_key(
+    tmp_path: Path, known: Known, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = group_of(tmp_path, "one", "two")
+    same = group.members[1].adapter.digest
+    engine = Warm({same: [-1.0, -2.0]})
+    with pytest.raises(CanaryFailed, match=r"^two: .* changes nothing"):
+        await started(group, engine, known, monkeypatch)
+    assert engine.closed == 1
+    assert same not in known.verified
+    assert group.members[0].adapter.digest in known.verified
+
+
+async def test_a_group_that_acts_in_whole_is_served_and_remembered(
+    tmp_path: Path, known: Known, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = group_of(tmp_path, "one", "two")
+    made = await started(group, Warm(), known, monkeypatch)
+    assert made.live.routing.generation == 7
+    assert {m.adapter.digest in known.verified for m in group} == {True}
+    await made.close()
+
+
+async def test_an_update_is_checked_against_the_running_engine(
+    tmp_path: Path, known: Known, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served, other = group_of(tmp_path, "one", "all").members
+    group = ModelGroup("g", Base(ModelId("ocid1.base"), "base", "/base"), (served,))
+    made = await started(group, Warm(), known, monkeypatch)
+    assert made.live._check is not None
+    made.live._check(served.adapter)
+    with pytest.raises(ModuleUnapplied, match="down_proj"):
+        made.live._check(other.adapter)
+    await made.close()
