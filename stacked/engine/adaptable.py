@@ -47,6 +47,7 @@ _MLA_REASON = (
     "vLLM computes multi-head latent attention from the base's weight of it alone, "
     "folded into the query and the output (vLLM issue 48974)"
 )
+_DOUBLED_REASON = "vLLM holds the layer in two places, and computes by the one without adapters"
 _CONVOLUTION_REASON = "vLLM reads the base's weight of a convolution and asks no layer for it"
 
 
@@ -60,10 +61,11 @@ def describe(manager: Any) -> Adaptable:
     whole = get_tensor_model_parallel_world_size() == 1
     model = manager.model
     latent = any(type(module).__name__ == "MLAAttention" for module in model.modules())
+    doubled = _doubled(model, manager.modules)
     modules: dict[str, Shape | None] = {}
     passed_by: dict[str, str] = {}
     for name, layer in manager.modules.items():
-        reason = _passed_by(name, layer, latent)
+        reason = _DOUBLED_REASON if name in doubled else _passed_by(name, layer, latent)
         for part, shape in _parts(manager, name, layer):
             if reason:
                 passed_by[part] = reason
@@ -99,6 +101,24 @@ def _shape(layer: Any, at: int) -> Shape | None:
     if a[at].dim() != 4 or b[at].dim() != 4:  # experts
         return None
     return int(b[at].shape[-2]), int(a[at].shape[-1])
+
+
+def _doubled(model: Any, wrapped: Mapping[str, Any]) -> set[str]:
+    """Linear layers that another module holds too, bare: the wrapper stands in one place alone."""
+    from vllm.model_executor.layers.linear import LinearBase
+
+    inner = {
+        id(layer.base_layer): (name, layer)
+        for name, layer in wrapped.items()
+        if isinstance(getattr(layer, "base_layer", None), LinearBase)
+    }
+    found = set()
+    for owner in model.modules():
+        for child in owner.children():
+            name, layer = inner.get(id(child), ("", owner))
+            if layer is not owner:
+                found.add(name)
+    return found
 
 
 def _passed_by(name: str, layer: Any, latent: bool) -> str:
