@@ -52,21 +52,20 @@ def test_openai_node(use: Use) -> None:
 
 
 def test_openai_node_that_leaves_and_repeats_runs_nothing_twice(use: Use, demo: Server) -> None:
-    """One stream is left, one request is given up and repeated twice: four that end early."""
-    names = ("stacked_requests_total", "stacked_tokens_total")
+    """One stream is left, one request is given up and sent three times: four that end early."""
 
     def now() -> tuple[float, float]:
         return (
-            counted(demo, names[0], key="pirate", status="gone"),
-            counted(demo, names[1], key="pirate", kind="generated"),
+            counted(demo, "stacked_requests_total", key="pirate"),
+            counted(demo, "stacked_tokens_total", key="pirate", kind="generated"),
         )
 
-    gone, tokens = now()
+    requests, tokens = now()
     told = use(Client("leave_openai.mjs", ("openai",)), max_tokens=900)
     assert told == {"given_up": "APIConnectionTimeoutError", "attempts": 3}
-    gone_then, tokens_then = now()
-    assert gone_then - gone == 3
-    assert tokens_then - tokens < 2 * 900
+    requests_then, tokens_then = now()
+    assert requests_then - requests == 4
+    assert tokens_then - tokens < 2 * 900  # of the 4 * 900 that were asked for
 
 
 def test_langchain(use: Use) -> None:
@@ -182,11 +181,9 @@ def test_lm_eval(use: Use, base_dir: Path) -> None:
     client = Client("use_lm_eval.py", ("lm-eval[api]", "transformers"))
     told = use(client, tokenizer=str(base_dir), pairs=pairs)
     for key, adapter in (("base", None), ("sql", ROOT / "adapters" / "sql" / "v2")):
-        sums, greedy = zip(*told[key], strict=True)
-        assert list(sums) == pytest.approx(
-            reference_log_likelihoods(base_dir, adapter, pairs), abs=1e-3
-        )
-        assert list(greedy[:2]) == [True, False]
+        sums = [each[0] for each in told[key]]
+        assert sums == pytest.approx(reference_log_likelihoods(base_dir, adapter, pairs), abs=1e-3)
+    assert [greedy for _, greedy in told["base"][:2]] == [True, False]
     assert told["base"] != told["sql"]
     assert told["generated"] == [" Paris."]
     assert told["accuracy"] == 1
