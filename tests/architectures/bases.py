@@ -187,7 +187,10 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
         "Qwen2MoeForCausalLM",
         {**EXPERTS, "shared_expert_intermediate_size": 64},
     ),
-    "olmoe": ("OlmoeForCausalLM", _without(EXPERTS, "moe_intermediate_size")),
+    "olmoe": (
+        "OlmoeForCausalLM",
+        {**_without(EXPERTS, "moe_intermediate_size"), "norm_topk_prob": False},
+    ),
     "granite-moe": (
         "GraniteMoeForCausalLM",
         {**SIZE, "num_local_experts": 4, "num_experts_per_tok": 2},

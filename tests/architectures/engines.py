@@ -92,9 +92,11 @@ def _forget() -> None:
     """Let go of what vLLM keeps in the process beside an engine."""
     from vllm import envs
     from vllm.distributed import destroy_distributed_environment, destroy_model_parallel
+    from vllm.model_executor.layers import rotary_embedding
 
     # vLLM's `cleanup_dist_env_and_memory` looks through all modules and classes too, for seconds.
     envs.disable_envs_cache()
+    rotary_embedding._ROPE_DICT.clear()  # a probe's are on the meta device
     destroy_model_parallel()
     destroy_distributed_environment()
     gc.collect()

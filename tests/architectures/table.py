@@ -143,7 +143,7 @@ def _alone(row: Row) -> str:
     names = [
         f"`{adapter.removeprefix(ALONE)}`"
         for adapter, cell in row.items()
-        if adapter.startswith(ALONE) and str(cell) not in ("served", "–")
+        if adapter.startswith(ALONE) and str(cell) not in ("served", "–", "base differs")
     ]
     return ", ".join(names)
 
