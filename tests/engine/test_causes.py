@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import os
 import threading
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -153,3 +154,13 @@ def test_a_missing_package_is_named_by_the_class_that_needs_it(
     assert told.startswith("Needy needs the Python package torchvision, which is not installed")
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
     assert missing_package(str(tmp_path)) is None
+
+
+@pytest.mark.skipif(find_spec("torchvision") is not None, reason="torchvision is installed")
+def test_qwen_3_5_names_the_package_that_a_set_up_leaves_out(tmp_path: Path) -> None:
+    pytest.importorskip("vllm")
+    config = {"architectures": ["Qwen3_5ForCausalLM"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    told = missing_package(str(tmp_path))
+    assert told is not None
+    assert "Qwen3_5ForCausalLM needs the Python package torchvision" in told
