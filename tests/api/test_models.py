@@ -208,7 +208,7 @@ def test_sources_outside_the_roots_and_remote_ones_are_refused(
     assert response.json()["code"] in ("SourceRefused", "SourceNotFound")
 
 
-@pytest.mark.parametrize("name", ["k" * 33, "a%2520b", "a%0Ab", "a%2F%2Fb", "%20a"])
+@pytest.mark.parametrize("name", ["k" * 33, "a%2520b", "a%09b", "a%2F%2Fb", "%20a"])
 def test_keys_that_cannot_be_are_refused(
     http: httpx.Client, tiny_models: TinyModels, name: str
 ) -> None:

@@ -57,12 +57,22 @@ class Starts(FakeStarts):
     async def start(self, prepared: Prepared, commit: Commit, tell: Progress) -> Serving:
         serving = cast(FakeServing, await super().start(prepared, commit, tell))
         serving.engine.resident = _nothing_resident  # type: ignore[attr-defined]
-        serving.openai_app = SimpleNamespace(openapi=dict)  # type: ignore[attr-defined]
+        serving.openai_app = app_of_no_models()  # type: ignore[attr-defined]
         return cast(Serving, serving)
 
 
 async def _nothing_resident() -> Any:
     return SimpleNamespace(host=frozenset(), slots=frozenset())
+
+
+def app_of_no_models() -> SimpleNamespace:
+    """What the routes ask of vLLM's app, which lists nothing here."""
+
+    async def listed() -> SimpleNamespace:
+        return SimpleNamespace(data=[])
+
+    models = SimpleNamespace(show_available_models=listed)
+    return SimpleNamespace(openapi=dict, state=SimpleNamespace(openai_serving_models=models))
 
 
 @dataclass(frozen=True)
