@@ -153,7 +153,7 @@ def test_oracles_page_of_a_stacked_deployment_leaves_the_version_out(
     params = f"--served-model-name {base} --max-lora-rank 64 --max-model-len 512 --enable_lora"
     environment = {
         "environmentConfigurationType": "OCIR_CONTAINER",
-        "image": "iad.ocir.io/ociodscdev/dsmc/inferencing/odsc-vllm-serving:0.6.4.post1.2",
+        "image": "odsc-vllm-serving:0.6.4",
         "serverPort": 8080,
         "healthCheckPort": 8080,
         "environmentVariables": {
