@@ -10,14 +10,18 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
 from stacked import __version__
 from stacked.cli import app
 from stacked.config import ControlConfig
+from stacked.engine.adaptable import Asking
+from stacked.store import BaseModules
+from stacked.store.adaptable import Adaptable
 from tests.serving import Server, free_port
-from tests.store.small import write_adapter, write_base, write_json
+from tests.store.small import HIDDEN, VOCABULARY, Weights, write_adapter, write_base, write_json
 from tests.wire import Wire, wire
 
 ROOT = Path(__file__).parent.parent
@@ -172,8 +176,16 @@ def test_prepare_of_what_is_there_prints_its_directory(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout.strip()) == (0, str(base))
 
 
+def asked_before(base: Path, data: Path) -> None:
+    """As if an engine of this base had run: all its layers can be adapted, and nothing else."""
+    modules = {n: s for n, s in BaseModules.read(base).modules.items() if "layers" in n}
+    asking = Asking(base, {}, data / "store" / "engine")
+    asking.learn(Adaptable("SmallForCausalLM", modules))
+
+
 def test_check_says_what_an_adapter_is(tmp_path: Path) -> None:
     base, adapter = write_base(tmp_path / "base"), write_adapter(tmp_path / "adapter")
+    asked_before(base, tmp_path / "data")
     done = run("check", str(adapter), "--base", str(base), "--data-dir", str(tmp_path / "data"))
     assert done.returncode == 0, done.stderr
     rows = dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if "  " in line)
@@ -193,8 +205,31 @@ def test_check_says_why_not_by_code_and_sentence(tmp_path: Path) -> None:
     assert done.stdout == ""
 
 
+def test_check_refuses_what_vllm_would_pass_over(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base", tied=False)
+    head: Weights = {
+        "base_model.model.lm_head.lora_A.weight": np.ones((4, HIDDEN), np.float32),
+        "base_model.model.lm_head.lora_B.weight": np.ones((VOCABULARY, 4), np.float32),
+    }
+    adapter = write_adapter(tmp_path / "adapter", head, target_modules=["lm_head"])
+    asked_before(base, tmp_path / "data")
+    done = run("check", str(adapter), "--base", str(base), "--data-dir", str(tmp_path / "data"))
+    assert done.stderr.startswith("error [ModuleUnapplied]: 1 of 1 adapted modules")
+    assert "SmallForCausalLM" in done.stderr
+
+
+def test_check_tells_of_a_base_that_vllm_cannot_serve(tmp_path: Path) -> None:
+    base, adapter = write_base(tmp_path / "base"), write_adapter(tmp_path / "adapter")
+    write_json(base / "config.json", {"architectures": ["NoneForCausalLM"], "model_type": "none"})
+    done = run("check", str(adapter), "--base", str(base), "--data-dir", str(tmp_path / "data"))
+    assert done.returncode == 1
+    assert "error [BaseUnsupported]: " in done.stderr
+    assert "model type `none`" in done.stderr
+
+
 def test_check_tells_of_the_template_and_the_tokens_that_came_along(tmp_path: Path) -> None:
     base, adapter = write_base(tmp_path / "base"), write_adapter(tmp_path / "adapter")
+    asked_before(base, tmp_path / "data")
     arguments = ["check", str(adapter), "--base", str(base), "--data-dir", str(tmp_path / "data")]
     for directory, text in ((base, "{{ messages }}"), (adapter, "{{ messages | length }}")):
         write_json(directory / "tokenizer_config.json", {"chat_template": text})

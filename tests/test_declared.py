@@ -28,7 +28,7 @@ def tree(tmp_path: Path) -> dict[str, Any]:
 
 def read(config: Config, place: Path) -> int:
     async def members() -> int:
-        base = await read_base(config, place)
+        base = await read_base(config, place, place / "store")
         group = await read_group(config, base, AdapterStore(place / "store"), Silent())
         return len(group.members)
 

@@ -211,22 +211,18 @@ def check(
 
 
 def _modules(base: Path, store: Path) -> BaseModules:
-    """A base, and what vLLM's own class of it can adapt, where a vLLM is installed."""
+    """A base, of which vLLM's own class is asked what it can adapt, where a vLLM is installed."""
+    from stacked.cli.asking import AskedAtOnce
     from stacked.engine.adaptable import Asking
     from stacked.engine.support import find_build
     from stacked.store.base import BaseModules
-    from stacked.terminal import Terminal, err
+    from stacked.terminal import err
 
     modules = BaseModules.read(base)
     if find_build() is None:
         err.print("warning: no vLLM is installed to ask what it can adapt here", style="yellow")
         return modules
-    asking = Asking(base, {}, store / "engine")
-    if asking.known() is None:
-        with Terminal() as progress:
-            progress.step("Asking vLLM what it can adapt (once for each base)")
-            asking.ask()
-    return replace(modules, engine=asking)
+    return replace(modules, engine=AskedAtOnce(Asking(base, {}, store / "engine")))
 
 
 @app.command()
