@@ -415,7 +415,6 @@ def test_another_base_is_refused_before_anything_is_registered(
     plane.serve({})
     plane.base_source = str(held)
     wrong = [
-        {"model": "tiny", "key": "other"},
         {"model": "tiny", "id": model_id("other")},
         {"model": str(given)},
     ]
@@ -425,6 +424,17 @@ def test_another_base_is_refused_before_anything_is_registered(
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr.startswith("error [UpdateNotLive]: base.")
     assert not [each for each in plane.asked if each.startswith("POST")]
+
+
+def test_another_key_of_the_base_is_a_rename_like_any_other(plane: Plane, tmp_path: Path) -> None:
+    plane.serve({"x": "sql"})
+    path = config(tmp_path, [member("x", "sql")], base={"model": "tiny", "key": "other"})
+    done = run("update", "--live", path, "--url", plane.url)
+    assert done.returncode == 0, done.stderr
+    assert "other" in done.stdout
+    assert "was base" in done.stdout
+    entries = plane.groups[-1]["memberModelEntries"]["memberModelDetails"]
+    assert {"modelId": BASE, "inferenceKey": "other"} in entries
 
 
 def test_update_without_live_is_wrong_usage(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -86,14 +87,15 @@ def _update(client: Client, tree: Config, progress: Terminal) -> bool:
         for each in status["models"]
     ]
     named = {(each.model_id, each.key) for each in wanted}
+    coming = replace(base, key=_base_key(tree, base))
     # An adapter that was loaded by hand is live, and in no group.
     same = named == {(each.model_id, each.key) for each in recorded if each != base}
     same = same and named == {(each.model_id, each.key) for each in live}
-    if same and metadata_of(details) == tree.group.metadata:
+    if same and coming == base and metadata_of(details) == tree.group.metadata:
         progress.finish(f"Nothing to change: group {served['displayName']!r} is served")
         return True
-    _show_changes(live, wanted)
-    body = _group_body(tree, base, wanted, served)
+    _show_changes([base, *live], [coming, *wanted])
+    body = _group_body(tree, coming, wanted, served)
     return _go_live(client, progress, status, client.create_group(body), wanted)
 
 
@@ -106,12 +108,15 @@ def _check_base(client: Client, tree: Config, base: Entry) -> None:
     differs = ""
     if given.id not in (None, base.model_id):
         differs = f"base.id is {given.id} in the file, and {base.model_id} is served"
-    elif given.key != base.key:
-        differs = f"base.key is {given.key!r} in the file, and {base.key!r} is served"
     elif _other_place(given.model, held):
         differs = f"base.model is {given.model} in the file, and {held} is served"
     if differs:
         raise UpdateNotLive(f"{differs}; that needs a restart")
+
+
+def _base_key(tree: Config, base: Entry) -> str | None:
+    """How the file calls the base, where it says so; another name loads nothing, and is LIVE."""
+    return tree.base.key if "key" in tree.base.model_fields_set else base.key
 
 
 def _check_idle(status: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ UNREAD: Mapping[str, tuple[object, ...]] = MappingProxyType(
         "background_options": (),
         "best_of": (1,),
         "context_management": ([],),
+        "container": (),
         "conversation": (),
         "early_stopping": (False,),
         "function_call": ("none", "auto"),  # without functions, there is none to call
@@ -31,9 +32,12 @@ UNREAD: Mapping[str, tuple[object, ...]] = MappingProxyType(
         "guided_regex": (),
         "guided_whitespace_pattern": (),
         "image": (),
+        "inference_geo": (),
         "max_tool_calls": (),
+        "mcp_servers": ([],),
         "modalities": (["text"],),
         "moderation": (),
+        "speed": ("standard",),
         "verbosity": ("medium",),
         "web_search_options": (),
     }
@@ -43,6 +47,8 @@ READ_AT: Mapping[str, frozenset[str]] = MappingProxyType({"/v1/systemone": froze
 # What would not: labels for OpenAI's own records and bills, and hints that make an answer faster.
 INFORMATIVE = frozenset(
     {
+        "cache_control",
+        "diagnostics",
         "metadata",
         "prediction",
         "prompt_cache_key",
@@ -54,6 +60,8 @@ INFORMATIVE = frozenset(
         "stream_options",
         "token_offsets",
         "user",
+        "user_profile_id",
+        "workspace_id",
     }
 )
 
@@ -96,7 +104,8 @@ def _models(kind: Any) -> Iterator[Any]:
 
 
 def client_parameters(path: str) -> set[str]:
-    """What the OpenAI client declares for a path; nothing for a path that it does not have."""
+    """What OpenAI's client, or Anthropic's, declares for a path; nothing for other paths."""
+    from anthropic.types.message_create_params import MessageCreateParamsBase
     from openai.types.chat import completion_create_params as chat
     from openai.types.completion_create_params import CompletionCreateParamsBase
     from openai.types.responses.response_create_params import ResponseCreateParamsBase
@@ -104,6 +113,7 @@ def client_parameters(path: str) -> set[str]:
     clients = {
         "/v1/chat/completions": chat.CompletionCreateParamsBase,
         "/v1/completions": CompletionCreateParamsBase,
+        "/v1/messages": MessageCreateParamsBase,
         "/v1/responses": ResponseCreateParamsBase,
     }
     client = clients.get(path)
