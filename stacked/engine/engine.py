@@ -80,9 +80,14 @@ _EXTENSION = "stacked.engine.staging.StagingWorker"
 _ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+# Not the user's to turn on.
+_SETTLED = {
     # How an unknown model is answered is ours to say; vLLM must not go looking for adapters.
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "0",
-    "TOKENIZERS_PARALLELISM": "false",
+    # A response in the background would run on when its lease has ended and its adapter may go.
+    "VLLM_ENABLE_RESPONSES_API_STORE": "0",
 }
 
 
@@ -141,8 +146,7 @@ class Engine:
         """Begin what a start needs however it is planned; returns at once, twice is once."""
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        # This one is not the user's to turn on: ours replaces it.
-        os.environ["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "0"
+        os.environ |= _SETTLED
         if one_process(look().cores):
             # The other core is for the process that speaks HTTP; OpenMP's threads wait by spinning.
             os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -21,6 +21,17 @@ What we rely on beyond public API, and where:
       ._registered_adapters, ._active_adapters,
       .lora_index_to_id, ._last_mapping, ._is_moe;
       LoRALayerWeights.optimize                     loras.py     host memory and slots
+    LoRAModelManager, its .modules,
+      .packed_modules, .packed_modules_mapping;
+      a layer's .base_layer, .lora_a_stacked,
+      .lora_b_stacked; WeightsMapper
+      .get_rename_mapper; initialize_model          adaptable.py, probe.py
+    utils.get_mp_context; loggers below `vllm`      preload.py, causes.py
+    BaseRenderer.render_chat, .render_cmpl and
+      their _async twins; _apply_chat_template_async,
+      _detect_content_format;
+      AnthropicServingMessages._merge_inline_system
+      and its neighbours                            rendering.py, chat.py, messages.py
     CpuPlatform.get_punica_wrapper,
       PunicaWrapperBase                             platform.py, cpu_lora.py
     CpuPlatform.register_triton_kernel_overrides,
