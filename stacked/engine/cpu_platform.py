@@ -33,8 +33,10 @@ class StackedCpuPlatform(_PlatformOfVllm):  # type: ignore[misc]
         """Called in each worker before it builds the model."""
         super().register_triton_kernel_overrides()
         from stacked.engine.cpu_experts import leave_experts_alone  # vLLM's layers, in a worker
+        from stacked.engine.cpu_rope import flatten_heads
         from stacked.engine.cpu_rows import lay_out_single_rows
 
+        flatten_heads()
         leave_experts_alone()
         lay_out_single_rows()
 

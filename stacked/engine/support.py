@@ -37,7 +37,9 @@ What we rely on beyond public API, and where:
     CpuPlatform.register_triton_kernel_overrides,
       FusedMoEConfig.is_lora_enabled,
       FusedMoEWithLoRA.can_replace_layer,
-      gdn_attention._causal_conv1d_fwd_cpu          cpu_platform.py, cpu_experts.py, cpu_rows.py
+      RotaryEmbedding.forward_cpu,
+      gdn_attention._causal_conv1d_fwd_cpu          cpu_platform.py, cpu_experts.py, cpu_rope.py,
+                                                    cpu_rows.py
 """
 
 from __future__ import annotations

@@ -1,0 +1,39 @@
+"""On a CPU, rotary embeddings of queries and keys that come with an axis of heads of their own.
+
+It owns the layout of two tensors, for the workers of ``cpu_platform``.
+
+vLLM's kernel for a CPU is right for ``[tokens, heads * size]``, and turns other values than it
+should where it is given ``[tokens, heads, size]``, without an error: bases with latent attention
+(DeepSeek, GLM 4 MoE Lite) and LFM2 answer something else there than transformers does.
+
+Relies on (vLLM 0.26 to 0.32): layers call ``RotaryEmbedding.forward_cpu``, which writes in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+
+def flatten_heads() -> None:
+    """Have this process give the kernel rows of all heads. Twice does no harm."""
+    from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
+
+    RotaryEmbedding.forward_cpu = _flat(RotaryEmbedding.forward_cpu)
+
+
+def _flat(rotate: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(rotate)
+    def forward_cpu(layer: Any, positions: Any, query: Any, key: Any = None) -> tuple[Any, Any]:
+        given = (query, key)
+        if all(each is None or each.dim() == 2 for each in given):
+            return rotate(layer, positions, query, key)  # type: ignore[no-any-return]
+        rows = [None if each is None else each.reshape(positions.numel(), -1) for each in given]
+        for each, turned in zip(given, rotate(layer, positions, *rows), strict=True):
+            # A view of what came was turned where it stands.
+            if each is not None and each.data_ptr() != turned.data_ptr():
+                each.copy_(turned.view(each.shape))
+        return given
+
+    return forward_cpu
