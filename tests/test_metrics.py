@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import pytest
 from prometheus_client import REGISTRY, Gauge, generate_latest
 
@@ -34,6 +36,7 @@ def test_tokens_are_counted_by_kind() -> None:
 
 def test_series_of_digests_unused_for_longest_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "MOST_SERIES", 3)
+    monkeypatch.setattr(metrics, "_used", OrderedDict())
     for digest in ("one", "two", "three", "four", "five"):
         metrics.request_began("many", digest)
         metrics.request_ended("many", digest, 404)
@@ -43,6 +46,9 @@ def test_series_of_digests_unused_for_longest_are_dropped(monkeypatch: pytest.Mo
 
 def test_adapters_of_vllms_gauge_are_told_by_key_and_only_those_of_now() -> None:
     labels = ["max_lora", "waiting_lora_adapters", "running_lora_adapters"]
+    before = REGISTRY._names_to_collectors.get(metrics.LORA_INFO)
+    if before is not None:  # of an app of vLLM's that another test has built
+        REGISTRY.unregister(before)
     gauge = Gauge(metrics.LORA_INFO, "vLLM's", labels)
     served = {"sha256:aa": ["sql", "sql, too"], "sha256:bb": ["triage"]}
     metrics.name_adapters(lambda: served)

@@ -87,6 +87,7 @@ def test_every_route_makes_the_prompts_of_the_adapters_own_tokenizer(
         claude = {"model": key, "messages": rest, "system": system["content"], "max_tokens": 1}
         usage = answered(http.post("/v1/messages", json=claude))["usage"]
         assert usage["input_tokens"] == len(ids)
+        del claude["max_tokens"]
         counted = answered(http.post("/v1/messages/count_tokens", json=claude))
         assert counted["input_tokens"] == len(ids)
         said = answered(http.post("/predict", json={**asked, **limits}))

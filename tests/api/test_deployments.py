@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import threading
 import time
@@ -259,8 +260,9 @@ def created(clients: Clients, models: TinyModels) -> tuple[str, dict[str, str], 
     )
     assert id in said
     refused(404, "NotAuthorizedOrNotFound", clients.text, f"{id}0", "x")
-    (shape,) = clients.control.list_model_deployment_shapes("c").data
-    assert shape.core_count >= 1
+    shapes = clients.control.list_model_deployment_shapes("c").data
+    assert shapes[0].name == "LOCAL"
+    assert {shape.core_count for shape in shapes} == {os.cpu_count()}
     return id, texts, groups
 
 

@@ -124,7 +124,7 @@ def test_a_platform_drives_the_verbs_of_a_container(server: Rig) -> None:
     assert post(second, 200)["modelId"] == second
     assert server.http.get(f"/models/{second}/health").json()["model"] == second
     assert post(second, 200, key="another")["key"] == "another"
-    assert post(second, 400, key="no key")["code"] == "KeyInvalid"
+    assert post(second, 400, key="a\tb")["code"] == "KeyInvalid"
     assert post(empty, 409)["code"] == "RecordConflict"
     assert post("ocid1.datasciencemodel.oc1..none", 404)["code"] == "SourceNotFound"
 

@@ -266,7 +266,7 @@ def test_a_state_that_does_not_follow_is_a_conflict_that_is_not_retried(world: W
         ("POST", "/20190101/models", b" " * (MAX_BODY_BYTES + 1), 413, "PayloadTooLarge"),
         ("PATCH", "/20190101/models", b"{}", 405, "MethodNotAllowed"),
         ("GET", "/20190101/nothing", None, 404, "NotAuthorizedOrNotFound"),
-        ("GET", "/20190101/projects", None, 404, "NotAuthorizedOrNotFound"),
+        ("GET", "/20190101/notebookSessions", None, 404, "NotAuthorizedOrNotFound"),
     ],
 )
 def test_a_request_that_no_sdk_makes_has_its_code(

@@ -91,7 +91,7 @@ class Run:
         """Each adapter by vLLM's own add_lora, alone in the engine."""
         answers = {"base": await self.answer(None)}
         for adapter in self.adapters:
-            loaded = self.engine._handle(adapter)
+            loaded = await self.engine._handle(adapter)
             assert await self.engine.client.add_lora(loaded.request)
             answers[adapter.digest] = await self.answer(loaded)
             await self.engine.remove(loaded)

@@ -158,7 +158,8 @@ def not_a_number(path: Path) -> None:
 
 
 def no_op(path: Path) -> None:
-    _change(path, lambda name, tensor: tensor * (0 if "lora_B" in name else 1))
+    """Weights that are not zero, and change no answer: a canary alone can tell."""
+    _change(path, lambda name, tensor: tensor * (1e-30 if "lora_B" in name else 1))
 
 
 def other_values(path: Path) -> None:

@@ -51,9 +51,10 @@ _COLLECTIONS = re.compile(
     r"/(model(s|Groups|GroupVersionHistory|VersionSets|Deployments|DeploymentShapes)"
     r"|workRequests|containers|projects|computeTargets)(/.*)?"
 )
-# The verbs of a container for one model, which are not the catalogue's.
+# The verbs of a container for one model, which are not the catalogue's; keys may have slashes.
 _OF_ONE_MODEL = re.compile(
-    r"(POST|DELETE) /models/[^/]+|[A-Z]+ /models/[^/]+/(health|predict|predictWithResponseStream)"
+    r"(POST|DELETE) /models/([^/]+|(?!ocid1\.).+)"
+    r"|[A-Z]+ /models/.+/(health|predict|predictWithResponseStream)"
 )
 
 
