@@ -51,9 +51,11 @@ _COLLECTIONS = re.compile(
     r"/(model(s|Groups|GroupVersionHistory|VersionSets|Deployments|DeploymentShapes)"
     r"|workRequests|containers|projects|computeTargets)(/.*)?"
 )
-# The verbs of a container for one model, which are not the catalogue's; keys may have slashes.
+# The verbs of a container for one model, which are not the catalogue's. Keys may have slashes, so
+# what stands below a model of the catalogue is told by its name.
+_BELOW_A_MODEL = r"[^/]+/(actions|artifact|customMetadata|definedMetadata|provenance)(/|$)"
 _OF_ONE_MODEL = re.compile(
-    r"(POST|DELETE) /models/([^/]+|(?!ocid1\.).+)"
+    rf"(POST|DELETE) /models/(?!{_BELOW_A_MODEL}).+"
     r"|[A-Z]+ /models/.+/(health|predict|predictWithResponseStream)"
 )
 
