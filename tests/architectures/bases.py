@@ -264,8 +264,8 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
             "layer_types": ["linear_attention", "full_attention"],
             "linear_num_value_heads": 4,
             "linear_num_key_heads": 2,
-            "linear_key_head_dim": 32,
-            "linear_value_head_dim": 32,
+            "linear_key_head_dim": 64,  # vLLM's kernel for a CPU takes no 32
+            "linear_value_head_dim": 64,
         },
     ),
     "olmo-hybrid": (
