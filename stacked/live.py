@@ -196,7 +196,7 @@ class Live:
         except BaseException:
             await self._let_go([loaded])
             raise
-        self._remember([loaded.digest])
+        await self._remember([loaded.digest])
         return loaded
 
     async def verify(self, loaded: Iterable[Loaded]) -> Mapping[Digest, StackedError]:
@@ -222,7 +222,7 @@ class Live:
                     check_canary(each.digest, answer, base, noise=noise)
                 except StackedError as error:
                     failed[each.digest] = error
-        self._remember(each.digest for each in unknown if each.digest not in failed)
+        await self._remember([each.digest for each in unknown if each.digest not in failed])
         return failed
 
     async def _base_canary(self) -> tuple[Sequence[float], float]:
@@ -230,9 +230,11 @@ class Live:
         base = await self._engine.canary(None)
         return base, _distance(base, await self._engine.canary(None))
 
-    def _remember(self, digests: Iterable[Digest]) -> None:
+    async def _remember(self, digests: Sequence[Digest]) -> None:
+        """Write it down in the thread of the checks: a slow disk must not hold up the loop."""
         if self._verified is not None:
-            self._verified.add(digests)
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._checking, self._verified.add, digests)
 
     async def remove(self, name: str, *, wait_seconds: float | None = None) -> bool:
         """Stop serving a key or model id; free its adapter when the last request has ended.
@@ -359,7 +361,7 @@ class Live:
             raise CanaryFailed("the base answers differently beside the new adapters")
         if failed:
             raise UpdateFailed(f"{len(failed)} adapters failed: {'; '.join(failed)}")
-        self._remember(staged)
+        await self._remember([*staged])
 
     def _table(
         self,

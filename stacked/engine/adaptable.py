@@ -5,7 +5,7 @@ imports neither vLLM nor torch. It must not know adapters, keys or groups.
 
 Relies on (vLLM 0.26 to 0.32): ``LoRAModelManager.modules`` has every layer that was wrapped,
 ``.packed_modules`` the names by which adapters call the parts of a packed one,
-``.packed_modules_mapping`` and ``.supported_lora_modules`` what its loader lets in; a wrapped
+``.packed_modules_mapping`` what its loader lets in for a packed one's last name; a wrapped
 layer's ``lora_a_stacked`` and ``lora_b_stacked`` are one tensor per part,
 [slots, 1, rank, in] and [slots, 1, out, rank], and an embedding's [slots, vocabulary, rank];
 ``hf_to_vllm_mapper`` renames (vllm/lora/worker_manager.py).

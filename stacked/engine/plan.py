@@ -120,14 +120,7 @@ def make_plan(
             ("KV cache", cache),
             ("vLLM's processes", _CPU_OVERHEAD),
         ]
-        room, place = machine.memory_bytes, "this machine's memory"
-    else:
-        share = float(given.get("gpu_memory_utilization", 0.9))
-        gpus = int(given.get("tensor_parallel_size", 1))
-        if len(machine.gpus) < gpus:
-            raise GroupImpossible(f"{gpus} GPUs are asked for, {len(machine.gpus)} found")
-        room = int(sum(gpu.memory_bytes for gpu in machine.gpus[:gpus]) * share)
-        place = f"{share:.0%} of GPU memory"
+    room, place = _room(given, machine, build)
     merged = chosen | given | {"enable_lora": True}
     if speculation:
         if build.device == "cpu":
@@ -149,6 +142,18 @@ def make_plan(
         ),
         memory_bytes=sum(size for _, size in need) if build.device == "cpu" else room,
     )
+
+
+def _room(given: Mapping[str, Any], machine: Machine, build: Build) -> tuple[int, str]:
+    """The bytes that the engine may have, and of what. Raises GroupImpossible: too few GPUs."""
+    if build.device == "cpu":
+        return machine.memory_bytes, "this machine's memory"
+    share = float(given.get("gpu_memory_utilization", 0.9))
+    gpus = int(given.get("tensor_parallel_size", 1))
+    if len(machine.gpus) < gpus:
+        raise GroupImpossible(f"{gpus} GPUs are asked for, {len(machine.gpus)} found")
+    room = sum(gpu.memory_bytes for gpu in machine.gpus[:gpus]) * share
+    return int(room), f"{share:.0%} of GPU memory"
 
 
 def one_process(cores: int) -> bool:
