@@ -11,9 +11,17 @@ import asyncio
 import enum
 import math
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -137,6 +145,8 @@ class Live:
         self._changing = asyncio.Lock()
         # What the engine did not let go of when it was asked to.
         self._stuck: dict[int, Loaded] = {}
+        # What the change that is under way adds or drops: both are needed until it is over.
+        self._in_change: frozenset[Digest] = frozenset()
         # Tasks that nobody awaits; asyncio itself keeps only weak references.
         self._background: set[asyncio.Task[None]] = set()
 
@@ -148,6 +158,30 @@ class Live:
     def removed(self) -> frozenset[Member]:
         """Members of the group that were removed one by one and have not come back."""
         return self._group.difference(self.routing.members)
+
+    @property
+    def in_use(self) -> frozenset[Digest]:
+        """Adapters that must stay in the store: routed, leased, in a change, or removed alone.
+
+        From any thread. What is in use when it is asked for is in the answer.
+        """
+        # In this order: what a change moves meanwhile is found where it was or where it goes.
+        changing, routing = self._in_change, self.routing
+        removed = (member.adapter.digest for member in self.removed)
+        handles = [*self.leases.things(), *self._stuck.values()]
+        held = (each.digest for each in handles if isinstance(each, Loaded))
+        return changing.union(routing.handles, removed, held)
+
+    @asynccontextmanager
+    async def _change(self, adapters: Iterable[Adapter] = ()) -> AsyncIterator[None]:
+        """Hold the place of the one change, which may bring these."""
+        async with self._changing:
+            brought = (adapter.digest for adapter in adapters)
+            self._in_change = frozenset(self.routing.handles).union(brought)
+            try:
+                yield
+            finally:
+                self._in_change = frozenset()
 
     # -- requests ---------------------------------------------------------------------------
 
@@ -168,7 +202,7 @@ class Live:
 
         Raises KeyInUse, EngineLoadFailed.
         """
-        async with self._changing:
+        async with self._change([member.adapter]):
             for other in self.routing.members:
                 same = other.adapter.digest == member.adapter.digest
                 if member.label in (other.key, other.model_id) and same:
@@ -243,7 +277,7 @@ class Live:
         (default: the drain time); it is then removed when the last of them ends. Raises KeyUnknown.
         """
         wait = self._drain_seconds if wait_seconds is None else wait_seconds
-        async with self._changing:
+        async with self._change():
             before = self.routing
             self.routing, gone = before.without(name)
             unused = {m.adapter.digest for m in gone} - self.routing.handles.keys()
@@ -281,7 +315,7 @@ class Live:
         staged. Raises UpdateInProgress, or what went wrong.
         """
         self.check_free()
-        async with self._changing:
+        async with self._change(member.adapter for member in members):
             clock = _Clock(journal)
             before = self.routing
             plan = plan_swap(_adapters(before.members), _adapters(members))

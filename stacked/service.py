@@ -239,6 +239,16 @@ class Service:
             return self.active  # raises, with the reason
         return active.serving.openai_app
 
+    @property
+    def in_use(self) -> frozenset[str]:
+        """Digests of bases and adapters that must stay in their stores, as no record names them.
+
+        From any thread. While the service is STARTING, what it is going to serve is not in it.
+        """
+        if self._deployments is not None:
+            return self._deployments.in_use
+        return self._alone.serving.in_use if self._alone is not None else frozenset()
+
     # -- changing what is served ------------------------------------------------------------
 
     @property

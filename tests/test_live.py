@@ -235,6 +235,40 @@ async def test_what_was_removed_of_the_group_is_known_until_it_is_back(engine: F
     assert live.removed == frozenset()
 
 
+async def test_what_is_in_use_is_routed_leased_staged_or_removed_alone(engine: FakeEngine) -> None:
+    live = await serving(engine, member("a", 1), member("b", 2), member("c", 3))
+    assert live.in_use == {digest(1), digest(2), digest(3)}
+    lease = live.admit({"key": "b"}).lease
+    await live.remove("c")
+    assert live.in_use == {digest(1), digest(2), digest(3)}, "c may be asked for again"
+    engine.gate = asyncio.Event()
+    update = asyncio.create_task(live.update(BASE, (member("a", 4),), Notes()))
+    await asyncio.sleep(0)
+    assert live.in_use == {digest(1), digest(2), digest(3), digest(4)}
+    engine.gate.set()
+    await switched(live)
+    assert live.in_use >= {digest(2), digest(4)}
+    lease.release()
+    await update
+    assert live.in_use == {digest(4)}
+    assert live.leases.things() == []
+
+
+async def test_what_a_failed_update_staged_is_not_in_use(engine: FakeEngine) -> None:
+    live = await serving(engine, member("a", 1))
+    engine.fails["adopt"] = EngineLoadFailed("broken")
+    with pytest.raises(UpdateFailed):
+        await live.update(BASE, (member("a", 2),), Notes())
+    assert live.in_use == {digest(1)}
+
+
+async def test_what_the_engine_did_not_let_go_of_is_in_use(engine: FakeEngine) -> None:
+    live = await serving(engine, member("a", 1))
+    engine.fails["remove"] = EngineLoadFailed("busy")
+    await live.update(BASE, (member("a", 2),), Notes())
+    assert live.in_use == {digest(1), digest(2)}
+
+
 async def test_straggler_is_ended_at_the_deadline(engine: FakeEngine) -> None:
     live = await serving(engine, member("a", 1), drain=0.02)
     ended: list[str] = []

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from stacked.core import Progress
+from stacked.core import ModelGroup, Progress
 from stacked.deployment.changes import Change
 from stacked.deployment.journal import WorkProgress
 from stacked.deployment.ledger import Ledger
@@ -71,6 +72,23 @@ class Activation:
         self._starts = starts
         self._drain_seconds = drain_seconds
         self._tell = tell
+        # What is being started or ended beside what is active.
+        self._in_change: frozenset[str] = frozenset()
+
+    @property
+    def in_use(self) -> frozenset[str]:
+        """Digests of bases and adapters that must stay in their stores. From any thread."""
+        changing, active = self._in_change, self.active  # in this order: see `Live.in_use`
+        return changing | active.serving.in_use if active is not None else changing
+
+    @contextmanager
+    def _needs(self, digests: Iterable[str]) -> Iterator[None]:
+        before = self._in_change
+        self._in_change = before.union(digests)
+        try:
+            yield
+        finally:
+            self._in_change = before
 
     # -- starting and stopping --------------------------------------------------------------
 
@@ -92,8 +110,9 @@ class Activation:
         commit = partial(self._commit, change, group_id, parts)
         if again:
             commit = partial(self._stands, record)
-        serving = await self._starts.start(prepared, commit, tell)
-        self.active = Active.of(record.id, serving, prepared)
+        with self._needs(_digests(prepared.group)):
+            serving = await self._starts.start(prepared, commit, tell)
+            self.active = Active.of(record.id, serving, prepared)
         return f"group {group_id} is served, generation {serving.live.routing.generation}"
 
     async def _commit(self, change: Change, group_id: str, parts: Json) -> int:
@@ -126,7 +145,8 @@ class Activation:
         """Let requests finish and end the engine. What goes wrong is logged: nobody is served."""
         tell.step("Draining: requests of the old engine may finish")
         try:
-            ended = await active.serving.drain(self._drain_seconds)
+            with self._needs(active.serving.in_use):
+                ended = await active.serving.drain(self._drain_seconds)
             if ended:
                 tell.note(f"{ended} requests outlasted the drain time and were ended")
             tell.step("Stopping the old engine")
@@ -187,12 +207,15 @@ class Activation:
         tell.note(f"starting again what was served before, since the update failed: {reason}")
         try:
             prepared = await self._starts.prepare(wanted_group(record), record.configuration)
-            serving = await self._starts.start(prepared, partial(self._generation, record), tell)
+            with self._needs(_digests(prepared.group)):
+                serving = await self._starts.start(
+                    prepared, partial(self._generation, record), tell
+                )
+                self.active = Active.of(record.id, serving, prepared)
         except StackedError as error:
             told = f"{reason}; and what was served before did not start again: {error}"
             await self.back_to(record.id, _FAILED, told)
             return
-        self.active = Active.of(record.id, serving, prepared)
         await self.stays(record, group_id, reason)
 
     async def _generation(self, record: Deployment) -> int:
@@ -202,6 +225,10 @@ class Activation:
 def wanted_group(record: Deployment) -> str:
     """The group that a deployment serves, or was to serve."""
     return record.group_id or str(record.configuration["group"])
+
+
+def _digests(group: ModelGroup) -> frozenset[str]:
+    return frozenset(group.adapters()) | {group.base.digest}
 
 
 class _Reason:

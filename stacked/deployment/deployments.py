@@ -73,6 +73,11 @@ class Deployments:
         return self._activation.active
 
     @property
+    def in_use(self) -> frozenset[str]:
+        """See `Activation.in_use`."""
+        return self._activation.in_use
+
+    @property
     def reason(self) -> str:
         """Why nothing answers, when nothing does."""
         return self._activation.reason

@@ -130,6 +130,11 @@ class Serving:
         return self.live.routing.base
 
     @property
+    def in_use(self) -> frozenset[str]:
+        """Digests of the base, and of the adapters that must stay in the store; see `Live`."""
+        return self.live.in_use | {self.base.digest}
+
+    @property
     def dead(self) -> bool:
         """Whether the engine's process has died."""
         return self.engine.dead

@@ -57,6 +57,10 @@ class Leases:
     def held(self, thing: Hashable) -> int:
         return len(self._held.get(thing, ()))
 
+    def things(self) -> list[Hashable]:
+        """What is held now. From any thread."""
+        return list(self._held)
+
     def total(self) -> int:
         return sum(map(len, self._held.values()))
 

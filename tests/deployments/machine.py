@@ -78,6 +78,10 @@ class FakeServing:
     def base(self) -> Base:
         return self.live.routing.base
 
+    @property
+    def in_use(self) -> frozenset[str]:
+        return self.live.in_use | {self.base.digest}
+
     def check_alive(self) -> None: ...
 
     def count(self) -> None: ...
@@ -104,7 +108,7 @@ class FakeStarts:
 
     async def prepare(self, group_id: str, configuration: Mapping[str, Any]) -> Prepared:
         key = base_key(BASE, None, settings_of(configuration))
-        base = Base(cast("Any", BASE), key, "/base")
+        base = Base(cast("Any", BASE), key, "/base", "sha256:b")
         group = self._ledger.wanted(group_id, base)
         self.configurations.append(configuration)
         nothing = cast("Any", None)

@@ -16,6 +16,7 @@ from stacked.errors import (
     RecordConflict,
 )
 from tests.deployments.machine import BASE, Machine, until
+from tests.groups.test_routing import adapter
 
 
 async def test_live_update_keeps_the_engine(machine: Machine) -> None:
@@ -153,14 +154,18 @@ async def test_another_engine_starts_beside_the_one_that_serves(machine: Machine
     await until(lambda: "Importing" in machine.logs(work))
     assert machine.state(id) == "UPDATING"
     assert machine.serves() == ["k1"]
+    both = {"sha256:b", adapter(1).digest, adapter(2).digest}
+    assert machine.deployments.in_use >= both
     machine.starts.gate.set()
     await until(lambda: machine.serves() == ["k2"])
     assert not machine.closed(0)  # a request of it runs
+    assert machine.deployments.in_use >= both
     with pytest.raises(RecordConflict, match="serves already"):
         await machine.deployments.cancel(work.id)
     lease.release()
     assert await machine.end(work) == "SUCCEEDED"
     assert machine.closed(0)
+    assert machine.deployments.in_use == both - {adapter(1).digest}
     assert "beside the old one" in machine.logs(work)
     found = machine.registry.get_deployment(id)
     assert (found.state.value, found.group_id, found.generation) == ("ACTIVE", group, 2)
