@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,11 +28,11 @@ from stacked.deployment.starter import Starter, plan, settings_of, start
 from stacked.engine.engine import Engine, Loaded, Resident
 from stacked.engine.options import check_names
 from stacked.engine.support import require_build
-from stacked.errors import NotAllowed, NotReady, SourceRefused
+from stacked.errors import NotAllowed, NotReady
 from stacked.groups.routing import Route, Routing
 from stacked.live import Admission, Live
 from stacked.registry import DeployedMember, Deployment, MemberState, Page, Query, Registry
-from stacked.store import AdapterStore, is_remote
+from stacked.store import AdapterStore
 
 logger = logging.getLogger("stacked.service")
 
@@ -267,7 +267,7 @@ class Service:
         for what is already there is answered with it. Raises AdapterError, KeyInUse, EngineError.
         """
         active = self._changeable()
-        adapter = await asyncio.to_thread(self._add, source, active, self._allowed(source))
+        adapter = await asyncio.to_thread(self._add, source, active)
         member = Member(model_id or model_id_of(adapter.digest), adapter, key)
         route = await active.serving.live.add(member)
         active.serving.count()
@@ -309,22 +309,16 @@ class Service:
             )
         return active
 
-    def _add(self, source: str, active: Active, roots: Sequence[Path]) -> Adapter:
+    def _add(self, source: str, active: Active) -> Adapter:
+        server = self.config.server
         return self._store.add(
             source,
             base=active.modules,
             max_rank=active.serving.plan.max_rank,
-            allowed_roots=roots,
-            foreign_tokens=self.config.server.foreign_tokens,
+            allowed_roots=[Path(root) for root in server.adapter_roots],
+            remote=server.remote_adapters,
+            foreign_tokens=server.foreign_tokens,
         )
-
-    def _allowed(self, source: str) -> list[Path]:
-        if is_remote(source) and not self.config.server.remote_adapters:
-            raise SourceRefused(
-                f"{source[:200]}: no such path here, and adapters from other machines are off; "
-                "set server.remote_adapters: true to allow them"
-            )
-        return [Path(root) for root in self.config.server.adapter_roots]
 
     # -- records ----------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from stacked.catalogue import Catalogue
-from stacked.registry import Model, Registry
+from stacked.registry import MODEL, Model, Registry, new_id
 from stacked.store import AdapterStore
 
 
@@ -19,11 +19,11 @@ def main(place: Path) -> None:
     with Registry(place / "registry.sqlite") as registry:
         catalogue = Catalogue(registry, AdapterStore(place / "store"), place / "artifacts")
         print("begun", flush=True)
-        again = catalogue.create(Model(id="", display_name="again")).id
+        again = registry.put_model(Model(id=new_id(MODEL))).id
         for at in range(10_000):
             data = sent[at % len(sent)]
-            id = again if at % 2 else catalogue.create(Model(id="", display_name="new")).id
-            with catalogue.receive(len(data)) as incoming:
+            id = again if at % 2 else registry.put_model(Model(id=new_id(MODEL))).id
+            with catalogue.files.receive(len(data)) as incoming:
                 incoming.write(data[:100])
                 incoming.write(data[100:])
                 incoming.finish()

@@ -23,7 +23,7 @@ from stacked.errors import (
     SourceRefused,
     TokensDiffer,
 )
-from stacked.registry import Model, ModelState, Query, Registry
+from stacked.registry import MODEL, Model, ModelState, Query, Registry, new_id
 from stacked.store import AdapterStore, Incoming
 from tests.api.control.plane import BASE, control_plane, packed, stock, zipped
 from tests.store.small import write_adapter, write_base, write_json
@@ -46,14 +46,15 @@ def catalogue(registry: Registry, tmp_path: Path) -> Catalogue:
 
 
 def sent(catalogue: Catalogue, data: bytes) -> Incoming:
-    incoming = catalogue.receive(len(data))
+    incoming = catalogue.files.receive(len(data))
     incoming.write(data)
     incoming.finish()
     return incoming
 
 
 def new(catalogue: Catalogue, **extra: object) -> str:
-    return catalogue.create(Model(id="", display_name="m", extra=extra)).id
+    model = Model(id=new_id(MODEL), display_name="m", extra=extra)
+    return catalogue.registry.put_model(model).id
 
 
 def test_the_base_of_an_adapter_is_the_one_that_is_named_served_or_alone(
@@ -123,16 +124,16 @@ def test_a_base_is_handed_over_with_its_place_and_key(
     catalogue: Catalogue, registry: Registry, tmp_path: Path
 ) -> None:
     stock(registry, write_base(tmp_path / "roots" / "served"))
-    base = catalogue.base(BASE, "the-key")
+    base = catalogue.bases.base(BASE, "the-key")
     assert (base.model_id, base.key) == (BASE, "the-key")
     assert base.path == str(tmp_path / "roots" / "served")
-    assert catalogue.modules(registry.get_model(BASE)).layers == 2
+    assert catalogue.bases.modules(registry.get_model(BASE)).layers == 2
     adapter = new(catalogue)
     catalogue.fill(adapter, sent(catalogue, packed(tmp_path / "roots", 1)))
     with pytest.raises(ParameterInvalid, match="no base"):
-        catalogue.base(adapter, "k")
+        catalogue.bases.base(adapter, "k")
     with pytest.raises(RecordAbsent):
-        catalogue.base("none", "k")
+        catalogue.bases.base("none", "k")
 
 
 def test_a_link_in_the_roots_leads_nowhere_else(

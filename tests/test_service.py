@@ -34,7 +34,7 @@ from stacked.errors import (
 )
 from stacked.groups.routing import Routing
 from stacked.live import Live
-from stacked.registry import DEPLOYMENT, Deployment, Model, ModelState, Query, new_id
+from stacked.registry import DEPLOYMENT, MODEL, Deployment, Model, ModelState, Query, new_id
 from stacked.service import Service, State
 from tests.deployments.machine import FakeServing, YieldingEngine
 from tests.store.small import write_adapter, write_base
@@ -341,7 +341,7 @@ async def test_model_of_the_catalogue_is_loaded_by_its_id(place: Place) -> None:
     await service.unload(other.id)
     with pytest.raises(RecordConflict, match="INACTIVE"):
         await service.load_known(other.id, None)
-    empty = service.catalogue.create(Model(id="", display_name="empty"))
+    empty = service.registry.put_model(Model(id=new_id(MODEL), display_name="empty"))
     with pytest.raises(RecordConflict, match="no artifact"):
         await service.load_known(empty.id, None)
     large = service.active.serving

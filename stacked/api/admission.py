@@ -24,7 +24,6 @@ from stacked.api import request_ids
 from stacked.api.bodies import (
     ClientGone,
     Cut,
-    again,
     decode,
     parse_object,
     read_body,
@@ -127,7 +126,7 @@ class FrontDoor:
         body = decode(await read_body(receive, limit, headers.get("content-length")), coding, limit)
         kept = _without(scope["headers"], b"content-encoding", b"content-length")
         length = (b"content-length", str(len(body)).encode())
-        return {**scope, "headers": [*kept, length]}, again(body, receive)
+        return {**scope, "headers": [*kept, length]}, replay(body, receive)
 
     async def _run_model(
         self, target: Target, scope: Scope, receive: Receive, send: Tagged
@@ -158,7 +157,8 @@ class FrontDoor:
                 Selection(route.label, route.handle, partial(metrics.tokens, *labels))
             )
             try:
-                await self._vllm(inner, replay(body, receive, cut), _shaped(send, target, path))
+                given = replay(body, partial(cut.or_message, receive))
+                await self._vllm(inner, given, _shaped(send, target, path))
             finally:
                 selected.reset(token)
             if cut.asked and not send.ended:

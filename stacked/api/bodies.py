@@ -135,32 +135,18 @@ class Cut:
             message.cancel()
 
 
-def replay(body: bytes, receive: Receive, cut: Cut) -> Receive:
-    """A `receive` that gives `body` first, and then the client's leaving or that of `cut`."""
+def replay(body: bytes, then: Receive) -> Receive:
+    """A `receive` that gives a body that was read, and then what `then` gives."""
     sent = False
 
-    async def again() -> Message:
+    async def receive() -> Message:
         nonlocal sent
         if sent:
-            return await cut.or_message(receive)
+            return await then()
         sent = True
         return {"type": "http.request", "body": body, "more_body": False}
 
-    return again
-
-
-def again(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives a body that was read, and then whatever the client does."""
-    sent = False
-
-    async def receive_again() -> Message:
-        nonlocal sent
-        if sent:
-            return await receive()
-        sent = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return receive_again
+    return receive
 
 
 def _too_large(limit: int) -> BodyTooLarge:

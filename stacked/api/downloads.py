@@ -1,63 +1,68 @@
-"""Downloads: a file of the catalogue as an answer, whole or the part that was asked for.
+"""Downloads: a file of the catalogue as a response, whole or the part that a request asks for.
 
 It must not know what the bytes are or whose they are.
 """
 
 from __future__ import annotations
 
-import asyncio
 import base64
+import os
 import re
-from collections.abc import AsyncIterator
 from email.utils import format_datetime
 from typing import IO
 from urllib.parse import quote
 
-from fastapi import Request, Response
-from fastapi.responses import StreamingResponse
+from starlette.responses import FileResponse
+from starlette.types import Receive, Scope, Send
 
 from stacked.errors import RangeInvalid
 from stacked.registry.records import Artifact
 
-_PIECE = 1 << 20
 _TOKEN = re.compile(r"[A-Za-z0-9!#$&+.^_`|~-]+")
 _RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})")
 
 
-def head(artifact: Artifact, etag: str) -> Response:
-    """The headers of a download alone."""
-    return Response(headers=_headers(artifact, etag, artifact.bytes))
+class Download(FileResponse):
+    """An open file, which is closed at the end; `range_` is the request's header.
 
-
-def download(request: Request, artifact: Artifact, file: IO[bytes], etag: str) -> Response:
-    """The bytes, or those that the `range` header asks for; `file` is closed at the end.
-
-    A range of another form than one stretch of bytes is not kept: all is sent, as HTTP has it.
-    Raises RangeInvalid.
+    A range of another form than one stretch of bytes is ignored, as HTTP has it; FileResponse would
+    refuse it, or answer in several parts. Raises RangeInvalid.
     """
+
+    chunk_size = 1 << 20
+
+    def __init__(self, artifact: Artifact, file: IO[bytes], etag: str, range_: str | None) -> None:
+        self._file = file
+        self._whole = not _is_one_stretch(range_ or "", artifact.bytes)
+        headers = {
+            "content-disposition": f"attachment; {_named(artifact)}",
+            "content-md5": base64.b64encode(bytes.fromhex(artifact.md5)).decode(),
+            "last-modified": format_datetime(artifact.time_created, usegmt=True),
+            "etag": etag,
+        }
+        # By its descriptor, since what replaces an artifact removes the file's name.
+        super().__init__(
+            f"/dev/fd/{file.fileno()}",
+            headers=headers,
+            media_type="application/octet-stream",
+            stat_result=os.fstat(file.fileno()),
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._whole or scope["method"] != "GET":
+            headers = [pair for pair in scope["headers"] if pair[0] != b"range"]
+            scope = {**scope, "headers": headers}
+        with self._file:
+            await super().__call__(scope, receive, send)
+
+
+def download(artifact: Artifact, file: IO[bytes], etag: str, range_: str | None) -> Download:
+    """See `Download`; the file is closed also where the range is refused."""
     try:
-        part = _part(request.headers.get("range"), artifact.bytes)
+        return Download(artifact, file, etag, range_)
     except RangeInvalid:
         file.close()
         raise
-    first, count = part or (0, artifact.bytes)
-    headers = _headers(artifact, etag, count)
-    if part is not None:
-        headers["content-range"] = f"bytes {first}-{first + count - 1}/{artifact.bytes}"
-    body = _pieces(file, first, count)
-    return StreamingResponse(body, 200 if part is None else 206, headers)
-
-
-def _headers(artifact: Artifact, etag: str, length: int) -> dict[str, str]:
-    return {
-        "content-type": "application/octet-stream",
-        "content-length": str(length),
-        "content-disposition": f"attachment; {_named(artifact)}",
-        "content-md5": base64.b64encode(bytes.fromhex(artifact.md5)).decode(),
-        "last-modified": format_datetime(artifact.time_created, usegmt=True),
-        "accept-ranges": "bytes",
-        "etag": etag,
-    }
 
 
 def _named(artifact: Artifact) -> str:
@@ -73,28 +78,12 @@ def _named(artifact: Artifact) -> str:
     return f'filename="{plain}"{coded}'
 
 
-def _part(header: str | None, size: int) -> tuple[int, int] | None:
-    """First byte and count; None for all of it."""
-    match = _RANGE.fullmatch(header.replace(" ", "").lower()) if header else None
-    if match is None or not (match[1] or match[2]):
-        return None
-    if match[1]:
-        first, last = int(match[1]), min(int(match[2] or size), size - 1)
-        if match[2] and int(match[2]) < first:
-            return None
-    else:
-        first, last = max(size - int(match[2]), 0), size - 1
-    if first >= size or last < first:
+def _is_one_stretch(header: str, size: int) -> bool:
+    """Whether a range header is one that is answered in part. Raises RangeInvalid."""
+    match = _RANGE.fullmatch(header.replace(" ", "").lower())
+    first, last = match.groups() if match else ("", "")
+    if not (first or last) or (first and last and int(last) < int(first)):
+        return False
+    if int(first) >= size if first else int(last) == 0:
         raise RangeInvalid(f"the artifact has {size} bytes, and not those of {header!r}")
-    return first, last - first + 1
-
-
-async def _pieces(file: IO[bytes], first: int, count: int) -> AsyncIterator[bytes]:
-    with file:
-        await asyncio.to_thread(file.seek, first)
-        while count > 0:
-            piece = await asyncio.to_thread(file.read, min(_PIECE, count))
-            if not piece:
-                return  # the server then cuts the connection: what was announced is not there
-            count -= len(piece)
-            yield piece
+    return True

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from starlette.types import Message, Receive, Scope
 
-from stacked.api.bodies import again, read_body
+from stacked.api.bodies import read_body, replay
 from stacked.api.keyring import KeyRing
 from stacked.api.signatures import Headers, check_digest, verify
 from stacked.api.targets import is_open, model_target
@@ -92,7 +92,7 @@ class Gate:
             return _checked(receive, seen.digest)
         body = await read_body(receive, self._limit, _declared(headers))
         check_digest(hashlib.sha256(body).digest(), seen.digest)
-        return again(body, receive)
+        return replay(body, receive)
 
 
 def open_gate(config: ControlConfig, data_dir: Path) -> Gate | None:

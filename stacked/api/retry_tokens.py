@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from fastapi import Request, Response
 from starlette.types import Message, Receive
 
-from stacked.api.bodies import ClientGone, again, read_body
+from stacked.api.bodies import ClientGone, read_body, replay
 from stacked.api.gate import is_upload, principal_of
 from stacked.errors import InvalidatedRetryToken, ParameterInvalid
 from stacked.registry import Registry
@@ -91,7 +91,7 @@ class RetryTokens:
                 request.receive, self._limit, request.headers.get("content-length")
             )
             seen.update(body)
-            request = Request(request.scope, again(body, request.receive))
+            request = Request(request.scope, replay(body, request.receive))
             payload = seen.hexdigest()
         now = datetime.now(UTC)
         begin = self._registry().begin_retry

@@ -34,7 +34,7 @@ async def received(
     BodyInvalid, StoreUnusable.
     """
     length = _length(request, limit, setting)
-    with await asyncio.to_thread(catalogue.receive, length) as incoming:
+    with await asyncio.to_thread(catalogue.files.receive, length) as incoming:
         piece = bytearray()
         try:
             async for chunk in request.stream():

@@ -15,7 +15,7 @@ from typing import IO, Any, TypeVar
 
 from stacked.catalogue.bases import CatalogueBases
 from stacked.catalogue.contents import Contents
-from stacked.core import Adapter, Base, Digest, check_digest, model_id_of
+from stacked.core import Adapter, Digest, check_digest, model_id_of
 from stacked.errors import (
     AdapterError,
     ParameterInvalid,
@@ -71,13 +71,13 @@ class Catalogue:
 
         Raises StoreUnusable.
         """
-        self._registry = registry
-        self._store = store
-        self._bases = CatalogueBases(registry, BaseStore(store.root), engine or {})
-        self._files = ArtifactFiles(directory, registry.artifact_files())
+        self.registry = registry
+        self.store = store
+        self.bases = CatalogueBases(registry, BaseStore(store.root), engine or {})
+        self.files = ArtifactFiles(directory, registry.artifact_files())
         self._contents = Contents(
             store,
-            self._bases,
+            self.bases,
             [Path(root) for root in roots],
             remote=remote,
             foreign_tokens=foreign_tokens,
@@ -86,16 +86,7 @@ class Catalogue:
         self._naming = threading.Lock()
         store.drop_unclaimed()
 
-    @property
-    def store_root(self) -> Path:
-        """The directory of the store."""
-        return self._store.root
-
     # -- models -----------------------------------------------------------------------------
-
-    def create(self, model: Model) -> Model:
-        """Record a model that has no content yet, under a new id."""
-        return self._registry.put_model(replace(model, id=new_id(MODEL)))
 
     def register(self, model: Model, source: str, model_id: str | None = None) -> Model:
         """Record a model whose content is read from `source`, or describe it anew.
@@ -107,13 +98,13 @@ class Catalogue:
         """
         content, source = self._contents.of_source(model, source)
         id = model_id or self._id_of(content)
-        there = self._registry.get_models([id]).get(id)
+        there = self.registry.get_models([id]).get(id)
         if there is not None:
             _check_same_place(there, content, source)
             said = {name: there.extra[name] for name in _SAID_APART if name in there.extra}
             model = replace(model, extra={**said, **model.extra})
             source = source or there.source
-        return self._registry.put_model(
+        return self.registry.put_model(
             replace(
                 model,
                 id=id,
@@ -138,24 +129,16 @@ class Catalogue:
         Adapters and bases stay in the store, which other groups of this data directory share.
         """
         with self._replacing(id):
-            return self._registry.set_model_state(id, ModelState.DELETED, expect=expect)
+            return self.registry.set_model_state(id, ModelState.DELETED, expect=expect)
 
     # -- artifacts --------------------------------------------------------------------------
-
-    def receive(self, expected: int) -> Incoming:
-        """A place for `expected` bytes that are on their way. Raises StoreUnusable."""
-        return self._files.receive(expected)
-
-    def holds(self, digest: Digest) -> bool:
-        """Whether an adapter need not be uploaded to be registered by its digest."""
-        return self._store.holds(digest)
 
     def upload(self, digest: Digest, incoming: Incoming) -> None:
         """Keep a received adapter, to be registered by its digest within a day.
 
         Raises AdapterError, DigestMismatch where it is another one.
         """
-        self._store.drop_unclaimed()
+        self.store.drop_unclaimed()
         self._contents.keep_upload(incoming.path, digest)
 
     def fill(
@@ -166,11 +149,11 @@ class Catalogue:
         The whole of it is there when this returns, or nothing of it. Raises AdapterError, and
         RecordConflict for other content than the model has, where it is in a group.
         """
-        model = self._registry.get_model(id)
+        model = self.registry.get_model(id)
         content = self._contents.of_archive(model, incoming.path)
         artifact = _artifact(id, "", incoming, name)
         return self._named(
-            incoming, id, lambda: self._registry.fill_model(id, content, artifact, expect)
+            incoming, id, lambda: self.registry.fill_model(id, content, artifact, expect)
         )
 
     def attach(
@@ -186,7 +169,7 @@ class Catalogue:
         """Keep a received file with one metadatum of a model. See `Registry.attach_artifact`."""
         artifact = _artifact(id, part, incoming, name)
         return self._named(
-            incoming, id, lambda: self._registry.attach_artifact(artifact, expect, new=new)
+            incoming, id, lambda: self.registry.attach_artifact(artifact, expect, new=new)
         )
 
     def attach_to_group(
@@ -195,13 +178,13 @@ class Catalogue:
         """Keep a received file as that of a HOMOGENEOUS group."""
         artifact = _artifact(id, "", incoming, name)
         return self._named(
-            incoming, id, lambda: self._registry.attach_group_artifact(artifact, expect)
+            incoming, id, lambda: self.registry.attach_group_artifact(artifact, expect)
         )
 
     def detach(self, id: str, part: str, expect: Model | None = None) -> Model:
         """Forget the file of one metadatum of a model."""
         with self._replacing(id):
-            return self._registry.detach_artifact(id, part, expect)
+            return self.registry.detach_artifact(id, part, expect)
 
     def artifact(self, owner_id: str, part: str = "") -> Artifact:
         """What is known of a file. An adapter that was not uploaded is packed now.
@@ -209,7 +192,7 @@ class Catalogue:
         Raises RecordAbsent.
         """
         try:
-            return self._registry.get_artifact(owner_id, part)
+            return self.registry.get_artifact(owner_id, part)
         except RecordAbsent:
             packed = None if part else self._pack(owner_id)
             if packed is None:
@@ -223,8 +206,8 @@ class Catalogue:
         """
         self.artifact(owner_id, part)
         with self._naming:
-            artifact = self._registry.get_artifact(owner_id, part)
-            return artifact, self._files.open(artifact.sha256)
+            artifact = self.registry.get_artifact(owner_id, part)
+            return artifact, self.files.open(artifact.sha256)
 
     # -- groups -----------------------------------------------------------------------------
 
@@ -235,35 +218,35 @@ class Catalogue:
         """
         if group.base_model_id is not None:
             self._settle(group, group.base_model_id)
-        return self._registry.create_group(group, check=True)
+        return self.registry.create_group(group, check=True)
 
     def delete_group(self, id: str, expect: ModelGroup | None = None) -> ModelGroup:
         """Leave the record alone; the group's file goes. Raises RecordConflict while it serves."""
         with self._replacing(id):
-            self._registry.set_group_state(id, GroupState.DELETING, expect=expect)
-            return self._registry.set_group_state(id, GroupState.DELETED)
+            self.registry.set_group_state(id, GroupState.DELETING, expect=expect)
+            return self.registry.set_group_state(id, GroupState.DELETED)
 
     def _settle(self, group: ModelGroup, base_id: str) -> None:
         """Check adapters of older records, which do not say what base they fit, against this one.
 
         One that does not fit is left as it is: the group's own check then tells.
         """
-        models = self._registry.get_models([member.model_id for member in group.members])
+        models = self.registry.get_models([member.model_id for member in group.members])
         unsettled = [m for m in models.values() if m.kind == "adapter" and not m.base_model_id]
         base = models.get(base_id)
         if not unsettled or base is None or base.kind != "base":
             return
         for model in unsettled:
             with suppress(AdapterError):
-                self._store.check(check_digest(model.digest), self.modules(base))
-                self._registry.keep_models([replace(model, base_model_id=base_id)])
+                self.store.check(check_digest(model.digest), self.bases.modules(base))
+                self.registry.keep_models([replace(model, base_model_id=base_id)])
 
     def adapter(self, id: str, base: BaseModules, *, max_rank: int) -> Adapter | None:
         """The content of an adapter, checked to fit an engine's base; None for an unknown id.
 
         Raises ParameterInvalid for a base, RecordConflict, AdapterError.
         """
-        model = self._registry.get_models([id]).get(id)
+        model = self.registry.get_models([id]).get(id)
         if model is None:
             return None
         if model.state is not ModelState.ACTIVE or not model.kind:
@@ -272,54 +255,44 @@ class Catalogue:
         if model.kind != "adapter":
             raise ParameterInvalid(f"model {id} is of kind {model.kind}; adapters can be loaded")
         digest = check_digest(model.digest)
-        self._store.check(digest, base, max_rank=max_rank)
-        return self._store.get(digest)
-
-    # -- bases ------------------------------------------------------------------------------
-
-    def base(self, model_id: str, key: str) -> Base:
-        """A base of the catalogue, ready for an engine. Raises RecordAbsent, AdapterAbsent."""
-        return self._bases.base(model_id, key)
-
-    def modules(self, base: Model) -> BaseModules:
-        """What adapters of a base are checked against. Raises BaseNotFound, AdapterAbsent."""
-        return self._bases.modules(base)
+        self.store.check(digest, base, max_rank=max_rank)
+        return self.store.get(digest)
 
     # -- files ------------------------------------------------------------------------------
 
     def _pack(self, owner_id: str) -> Artifact | None:
         """The zip of an adapter that came from a source, made once and then kept."""
-        model = self._registry.get_models([owner_id]).get(owner_id)
+        model = self.registry.get_models([owner_id]).get(owner_id)
         if model is None or model.kind != "adapter" or model.state is ModelState.DELETED:
             return None
-        adapter = self._store.get(check_digest(model.digest))
-        with self.receive(adapter.bytes) as incoming:
+        adapter = self.store.get(check_digest(model.digest))
+        with self.files.receive(adapter.bytes) as incoming:
             pack(adapter.path, incoming)
             incoming.finish()
             artifact = _artifact(owner_id, "", incoming, "artifact.zip")
             return self._named(incoming, owner_id, lambda: self._remember(artifact))
 
     def _remember(self, artifact: Artifact) -> Artifact:
-        self._registry.remember_artifact(artifact)
+        self.registry.remember_artifact(artifact)
         return artifact
 
     def _named(self, incoming: Incoming, owner_id: str, record: Callable[[], R]) -> R:
         """Give a file its name and record it; the one it replaces goes, or it where refused."""
         with self._replacing(owner_id, incoming.sha256):
-            self._files.keep(incoming)
+            self.files.keep(incoming)
             return record()
 
     @contextmanager
     def _replacing(self, owner_id: str, *new: str) -> Iterator[None]:
         """Remove what no record needs afterwards: of the owner's files, and of `new` ones."""
         with self._naming:
-            before = [artifact.sha256 for artifact in self._registry.artifacts_of(owner_id)]
+            before = [artifact.sha256 for artifact in self.registry.artifacts_of(owner_id)]
             try:
                 yield
             finally:
                 for sha256 in {*before, *new}:
-                    if not self._registry.needs_file(sha256):
-                        self._files.drop(sha256)
+                    if not self.registry.needs_file(sha256):
+                        self.files.drop(sha256)
 
 
 def _artifact(owner_id: str, part: str, incoming: Incoming, name: str) -> Artifact:

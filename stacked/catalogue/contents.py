@@ -11,7 +11,7 @@ from pathlib import Path
 from stacked.bases import base_digest, is_base
 from stacked.catalogue.bases import CatalogueBases
 from stacked.core import Adapter, Digest, is_digest
-from stacked.errors import AdapterAbsent, SourceRefused
+from stacked.errors import AdapterAbsent
 from stacked.registry import Content, Model
 from stacked.store import AdapterStore, Kind, is_remote, kind_of
 from stacked.store.files import CONFIG_FILE
@@ -46,11 +46,6 @@ class Contents:
         """
         if is_digest(source):
             return self._of_digest(model, Digest(source)), ""
-        if is_remote(source) and not self._remote:
-            raise SourceRefused(
-                f"{source[:200]}: no such path here, and adapters from other machines are off; "
-                "set server.remote_adapters: true to allow them"
-            )
         directory = self._base_directory(source)
         if directory is not None:
             weights = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
@@ -59,7 +54,11 @@ class Contents:
         base = self._bases.base_for(model)
         modules = self._bases.modules(base)
         adapter = self._store.add(
-            source, base=modules, allowed_roots=self._roots, foreign_tokens=self._foreign
+            source,
+            base=modules,
+            allowed_roots=self._roots,
+            remote=self._remote,
+            foreign_tokens=self._foreign,
         )
         return _content(adapter, base), source
 

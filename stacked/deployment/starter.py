@@ -70,10 +70,10 @@ class Starter:
         if base_id is None:
             raise ConfigInvalid(f"group {group_id} has no base")
         entry = next(member for member in record.members if member.model_id == base_id)
-        base = self._catalogue.base(base_id, base_key(base_id, entry.key, settings))
-        modules = self._catalogue.modules(self._ledger.registry.get_model(base_id))
+        base = self._catalogue.bases.base(base_id, base_key(base_id, entry.key, settings))
+        modules = self._catalogue.bases.modules(self._ledger.registry.get_model(base_id))
         wanted = self._ledger.wanted(group_id, base)
-        return plan(wanted, modules, settings, self._catalogue.store_root)
+        return plan(wanted, modules, settings, self._catalogue.store.root)
 
     async def start(self, prepared: Prepared, commit: Commit, tell: Progress) -> Serving:
         """See `Serving.start`."""

@@ -47,16 +47,23 @@ def fetch(
     limits: Limits,
     *,
     roots: Sequence[Path] | None = None,
+    remote: bool = True,
     download: Download | None = None,
 ) -> None:
     """Leave private copies of what makes the adapter in `target`.
 
     `scratch` is an empty directory for our use alone. `roots`: resolved directories outside of
-    which no local path is read. An existing local path wins over a Hub id; what looks like a path
-    is never a Hub id. Raises an AdapterError about the source, the archive or the files.
+    which no local path is read; `remote`: whether another machine is asked. An existing local path
+    wins over a Hub id; what looks like a path is never a Hub id. Raises an AdapterError about the
+    source, the archive or the files.
     """
     if not source or "\0" in source:
         raise SourceRefused(f"{quoted(source)} is no source; use {SCHEMES}")
+    if is_remote(source) and not remote:
+        raise SourceRefused(
+            f"{source[:200]}: no such path here, and adapters from other machines are off; "
+            "set server.remote_adapters: true to allow them"
+        )
     scheme = _SCHEME.match(source)
     match scheme[1].lower() if scheme else "":
         case "http" | "https":

@@ -83,16 +83,18 @@ class AdapterStore:
         base: BaseModules,
         max_rank: int | None = None,
         allowed_roots: Sequence[Path] | None = None,
+        remote: bool = True,
         foreign_tokens: bool = False,
     ) -> Adapter:
         """Fetch, check and keep the adapter at `source`; the same content is kept once.
 
         `max_rank` is the engine's max_lora_rank. With `allowed_roots`, local paths outside of these
-        directories are refused. `foreign_tokens` accepts a tokenizer with tokens that the base's
-        lacks, without these tokens. Raises an AdapterError, or StoreUnusable.
+        directories are refused; without `remote`, other machines are. `foreign_tokens` accepts a
+        tokenizer with tokens that the base's lacks, without these tokens. Raises an AdapterError,
+        or StoreUnusable.
         """
         with self._usable(), self._workplace() as place:
-            copy = self._fetched(source, place, allowed_roots)
+            copy = self._fetched(source, place, allowed_roots, remote)
             return self._kept(copy, base, max_rank, foreign_tokens)
 
     def add_archive(
@@ -247,11 +249,14 @@ class AdapterStore:
             clear_workplaces(self._staging)
         return removed
 
-    def _fetched(self, source: str, place: Path, allowed_roots: Sequence[Path] | None) -> Path:
+    def _fetched(
+        self, source: str, place: Path, allowed: Sequence[Path] | None, remote: bool = True
+    ) -> Path:
         """A copy of the source within `place`, which nobody else has: checks are of that."""
         copy, scratch = _rooms(place)
-        roots = None if allowed_roots is None else [Path(root).resolve() for root in allowed_roots]
-        fetch(source, copy, scratch, self.limits, roots=roots, download=self._download)
+        roots = None if allowed is None else [Path(root).resolve() for root in allowed]
+        download = self._download
+        fetch(source, copy, scratch, self.limits, roots=roots, remote=remote, download=download)
         return copy
 
     def _kept(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -66,7 +67,7 @@ def test_fields_are_set_and_the_rest_stays(tree: dict[str, Any], pretty: bool, l
 
 async def test_cut_tells_the_app_that_its_client_has_left() -> None:
     cut = Cut()
-    receive = replay(b"{}", receiving(), cut)
+    receive = replay(b"{}", partial(cut.or_message, receiving()))
     assert (await receive())["body"] == b"{}"
     waiting = asyncio.ensure_future(receive())
     await asyncio.sleep(0)
@@ -78,6 +79,7 @@ async def test_cut_tells_the_app_that_its_client_has_left() -> None:
 
 
 async def test_client_that_leaves_is_passed_on() -> None:
-    receive = replay(b"{}", receiving({"type": "http.disconnect"}), Cut())
+    gone = receiving({"type": "http.disconnect"})
+    receive = replay(b"{}", partial(Cut().or_message, gone))
     await receive()
     assert (await receive())["type"] == "http.disconnect"

@@ -49,8 +49,8 @@ class Starts(FakeStarts):
         record = self._records.registry.get_group(group_id)
         id = str(record.base_model_id)
         entry = next(member for member in record.members if member.model_id == id)
-        base = self._catalogue.base(id, base_key(id, entry.key, settings))
-        modules = self._catalogue.modules(self._records.registry.get_model(id))
+        base = self._catalogue.bases.base(id, base_key(id, entry.key, settings))
+        modules = self._catalogue.bases.modules(self._records.registry.get_model(id))
         group = self._records.wanted(group_id, base)
         return Prepared(group, modules, settings, cast("Any", None), cast("Any", None))
 

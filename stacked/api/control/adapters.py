@@ -22,7 +22,7 @@ def adapter_routes(app: FastAPI, service: Service, allowed: Depends) -> None:
     @app.get(_PATH, status_code=204, dependencies=[allowed])
     def held(digest: str) -> None:
         """A read, but one that hashes the files: for those alone who may send them."""
-        if not service.catalogue.holds(_digest(digest)):
+        if not service.catalogue.store.holds(_digest(digest)):
             raise AdapterAbsent(f"adapter {digest} is not here; send it: PUT, a zip as the body")
 
     @app.put(_PATH, status_code=204, dependencies=[allowed])

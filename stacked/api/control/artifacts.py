@@ -41,12 +41,9 @@ def _of_models(router: APIRouter, service: Service, allowed: Depends) -> None:
             return done(await asyncio.to_thread(fill))
 
     @router.get(f"{_MODEL}/content")
+    @router.head(f"{_MODEL}/content")
     def get(id: str, request: Request) -> Response:
         return _download(service, request, service.registry.get_model(id))
-
-    @router.head(f"{_MODEL}/content")
-    def head(id: str) -> Response:
-        return _head(service, service.registry.get_model(id))
 
 
 def _of_groups(router: APIRouter, service: Service, allowed: Depends) -> None:
@@ -62,12 +59,9 @@ def _of_groups(router: APIRouter, service: Service, allowed: Depends) -> None:
             return done(await asyncio.to_thread(attach))
 
     @router.get(f"{_GROUP}/content")
+    @router.head(f"{_GROUP}/content")
     def get(id: str, request: Request) -> Response:
         return _download(service, request, service.registry.get_group(id))
-
-    @router.head(f"{_GROUP}/content")
-    def head(id: str) -> Response:
-        return _head(service, service.registry.get_group(id))
 
 
 def _of_metadata(router: APIRouter, service: Service, allowed: Depends, kind: str) -> None:
@@ -97,19 +91,12 @@ def _of_metadata(router: APIRouter, service: Service, allowed: Depends, kind: st
         return done(service.catalogue.detach(id, wire.metadata_part(kind, key), expect))
 
     @router.get(f"{path}/content")
+    @router.head(f"{path}/content")
     def get(id: str, key: str, request: Request) -> Response:
         record = service.registry.get_model(id)
         return _download(service, request, record, wire.metadata_part(kind, key))
 
-    @router.head(f"{path}/content")
-    def head(id: str, key: str) -> Response:
-        return _head(service, service.registry.get_model(id), wire.metadata_part(kind, key))
-
 
 def _download(service: Service, request: Request, record: Record, part: str = "") -> Response:
     artifact, file = service.catalogue.open(record.id, part)
-    return downloads.download(request, artifact, file, wire.etag(record))
-
-
-def _head(service: Service, record: Record, part: str = "") -> Response:
-    return downloads.head(service.catalogue.artifact(record.id, part), wire.etag(record))
+    return downloads.download(artifact, file, wire.etag(record), request.headers.get("range"))

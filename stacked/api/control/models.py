@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,6 +20,7 @@ from stacked.api.control.answers import done, expected, read, shown
 from stacked.api.gate import principal_of
 from stacked.api.lists import FILTERS, SORTS, Names, listed
 from stacked.errors import NotOffered, RecordAbsent, RecordConflict
+from stacked.registry import MODEL, new_id
 from stacked.registry.records import Model
 from stacked.registry.states import ModelState
 from stacked.service import Service
@@ -91,7 +93,7 @@ def _create(service: Service, body: asked.CreateModel, created_by: str) -> Model
     source, id = body.item("source"), asked.model_id_given(body)
     if source:
         return service.catalogue.register(model, source, id)
-    return service.catalogue.create(model)
+    return service.registry.put_model(replace(model, id=new_id(MODEL)))
 
 
 def _change(router: APIRouter, service: Service, allowed: Depends) -> None:

@@ -66,14 +66,14 @@ def test_an_uploaded_base_is_recognised_and_ready_for_an_engine(plane: Plane) ->
     id = plane.model()
     upload(plane, id, zipped(place, "top/"))
     assert meta(plane.json("GET", f"/models/{id}"))["kind"] == "base"
-    base = plane.catalogue.base(id, "k")
+    base = plane.catalogue.bases.base(id, "k")
     names = sorted(path.name for path in Path(base.path).iterdir())
     assert names == ["LICENSE", "config.json", "model.safetensors"]
     weights = (place / "model.safetensors").read_bytes()
     assert (Path(base.path) / "model.safetensors").read_bytes() == weights
     again = plane.model()
     upload(plane, again, zipped(place))
-    assert plane.catalogue.base(again, "k").path == base.path, "the same content is kept once"
+    assert plane.catalogue.bases.base(again, "k").path == base.path, "the same content is kept once"
 
 
 def test_the_content_type_of_an_upload_means_nothing(plane: Plane) -> None:
@@ -124,6 +124,10 @@ def test_a_part_is_sent_where_a_range_asks_for_it(plane: Plane) -> None:
         assert content(plane, id, 416, range=given).json()["code"] == "RangeInvalid"
     for given in ("bytes=5-2", "bytes=0-1,4-5", "lines=1-2", "bytes=-", "nonsense"):
         assert content(plane, id, 200, range=given).content == sent
+    etag = content(plane, id).headers["etag"]
+    for seen, status in ((etag, 206), ("another", 200)):
+        part = content(plane, id, status, range="bytes=0-9", if_range=seen).content
+        assert part == (sent[:10] if status == 206 else sent)
 
 
 def link(name: str) -> bytes:

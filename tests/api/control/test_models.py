@@ -89,7 +89,7 @@ def test_a_base_by_source_is_kept_by_reference(plane: Plane) -> None:
     place = write_base(plane.roots / "other", prefix="transformer.")
     made = plane.json("POST", "/models", body=source(place))
     assert (meta(made)["kind"], made["isModelByReference"]) == ("base", True)
-    assert plane.catalogue.base(made["id"], "k").path == str(place)
+    assert plane.catalogue.bases.base(made["id"], "k").path == str(place)
     body = plane.json("GET", f"/models/{made['id']}/artifact/content", 404)
     assert body["code"] == "NotAuthorizedOrNotFound"
     elsewhere = write_base(plane.roots / "same-outline", prefix="transformer.")
