@@ -30,7 +30,7 @@ from stacked.api.bodies import (
     replay,
     with_fields,
 )
-from stacked.api.control.answers import PREFIX, is_control, oci_code, versioned
+from stacked.api.control.base import PREFIX, is_control, oci_code, versioned
 from stacked.api.errors import INTERNAL, INTERNAL_CODE, not_served, to_openai, to_plain
 from stacked.api.gate import Gate, is_upload
 from stacked.api.names import MODEL_HEADERS, names_of

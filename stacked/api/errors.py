@@ -6,6 +6,7 @@ OpenAI's shape on `/v1`, `{"code", "message"}` elsewhere. It must not decide wha
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from stacked import errors
@@ -70,6 +71,8 @@ _PLAIN_CODES = {
     503: "ServiceUnavailable",
 }
 
+_MISSING = ("missing", "union_tag_not_found")
+
 # A fault of ours: what happened stands in the log, under the request's id.
 INTERNAL = "the server failed at this request; its log says why, under this opc-request-id"
 INTERNAL_CODE = "InternalServerError"
@@ -87,6 +90,25 @@ def openai_body(code: str, message: str, status: int) -> dict[str, Any]:
 
 def plain_body(code: str, message: str) -> dict[str, Any]:
     return {"code": code, "message": message}
+
+
+def fault_of(errors: Sequence[Any]) -> tuple[bool, str]:
+    """The first of pydantic's errors: whether something is missing, and the sentence.
+
+    What is missing goes before what is wrong.
+    """
+    first = min(errors, key=lambda error: error["type"] not in _MISSING)
+    loc = list(first["loc"])
+    if loc and loc[0] in ("body", "query", "header", "path"):
+        del loc[0]
+    if loc and str(loc[0]).isupper():  # which model of a union was taken
+        del loc[0]
+    if first["type"] == "union_tag_not_found":
+        loc.append(first["ctx"]["discriminator"].strip("'"))
+    place = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in loc).lstrip(".") or "body"
+    if first["type"] in _MISSING:
+        return True, f"{place} is missing"
+    return False, f"{place}: {first['msg'].removeprefix('Value error, ')}"
 
 
 def not_served(method: str, path: str, status: int) -> str | None:

@@ -13,15 +13,16 @@ from urllib.parse import unquote
 from fastapi import Body, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
-from pydantic import AfterValidator
+from pydantic import AfterValidator, ValidationError
 from starlette.exceptions import HTTPException
 
 from stacked.api.asked.adapters import LoadBody, LoadLoraBody, UnloadLoraBody
 from stacked.api.control import control_routes
-from stacked.api.control.answers import is_control, oci_code
+from stacked.api.control.base import is_control, oci_code
 from stacked.api.errors import (
     INTERNAL,
     INTERNAL_CODE,
+    fault_of,
     not_served,
     openai_body,
     plain_body,
@@ -53,8 +54,10 @@ def create_routes(service: Service) -> FastAPI:
     app = FastAPI(
         title="Stacked", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False
     )
+    app.state.service = service
     app.exception_handler(StackedError)(_stacked_error)
     app.exception_handler(RequestValidationError)(_validation_error)
+    app.exception_handler(ValidationError)(_validation_error)
     app.exception_handler(HTTPException)(_http_error)
     app.exception_handler(Exception)(_internal_error)
     _health_routes(app, service)
@@ -203,15 +206,14 @@ async def _stacked_error(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _validation_error(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    wrong: StackedError
-    if first["type"] == "json_invalid":
-        wrong = BodyInvalid("the body is not valid JSON")
-    else:
-        place = ".".join(str(part) for part in first["loc"][1:]) or "body"
-        wrong = ParameterInvalid(f"{place}: {first['msg']}")
-    return await _stacked_error(request, wrong)
+    assert isinstance(error, RequestValidationError | ValidationError)
+    errors = error.errors()
+    if errors[0]["type"] == "json_invalid":
+        return await _stacked_error(request, BodyInvalid("the body is not valid JSON"))
+    missing, sentence = fault_of(errors)
+    if missing and is_control(request.url.path):
+        return _render(request, "MissingParameter", sentence, 400)
+    return await _stacked_error(request, ParameterInvalid(sentence))
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:

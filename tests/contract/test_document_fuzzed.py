@@ -27,13 +27,15 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from stacked.api.openapi import of_server
+from stacked.api.routes import create_routes
 from stacked.config import ControlConfig
 from stacked.service import Service
 from stacked.store import outgoing
 from tests.api.control.plane import packed, stacked_body
 from tests.contract.rig import Rig, rig
 
-_DOCUMENT = of_server(cast(Service, SimpleNamespace(config=ControlConfig())))
+_NO_SERVICE = cast(Service, SimpleNamespace(config=ControlConfig()))
+_DOCUMENT = of_server(_NO_SERVICE, create_routes(_NO_SERVICE))
 _CONFIG = SchemathesisConfig(
     seed=4,
     projects=ProjectsConfig(

@@ -23,7 +23,6 @@ from stacked.api.asked.groups import (
     check_mutable,
     patched,
 )
-from stacked.api.asked.histories import CreateHistory, UpdateHistory
 from stacked.api.asked.models import (
     CreateModel,
     Provenance,
@@ -37,7 +36,6 @@ __all__ = [
     "CloneGroup",
     "CreateDeployment",
     "CreateGroup",
-    "CreateHistory",
     "CreateModel",
     "GroupDetails",
     "Modified",
@@ -47,7 +45,6 @@ __all__ = [
     "Settings",
     "UpdateDeployment",
     "UpdateGroup",
-    "UpdateHistory",
     "UpdateModel",
     "changed_parts",
     "check_live",

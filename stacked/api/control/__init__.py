@@ -11,12 +11,12 @@ from fastapi.params import Depends
 from fastapi.responses import JSONResponse
 
 from stacked.api import asked
+from stacked.api.control import histories
 from stacked.api.control.adapters import adapter_routes
-from stacked.api.control.answers import OCI_CODES, PREFIX, Route
 from stacked.api.control.artifacts import artifact_routes
+from stacked.api.control.base import OCI_CODES, PREFIX, Route
 from stacked.api.control.deployments import deployment_routes
 from stacked.api.control.groups import group_routes
-from stacked.api.control.histories import history_routes
 from stacked.api.control.models import model_routes
 from stacked.api.control.surroundings import surrounding_routes
 from stacked.api.control.version_sets import version_set_routes
@@ -37,12 +37,13 @@ def control_routes(app: FastAPI, service: Service, allowed: Depends) -> None:
     artifact_routes(router, service, allowed)
     model_routes(router, service, allowed)
     group_routes(router, service, allowed)
-    history_routes(router, service, allowed)
     deployment_routes(router, service, allowed)
     work_request_routes(router, service, allowed)
     version_set_routes(router, service, allowed)
     surrounding_routes(router, service.config.server)
     app.include_router(router)
+    for resource in (histories,):
+        app.include_router(resource.router)
     _own(app, service)
     adapter_routes(app, service, allowed)
 

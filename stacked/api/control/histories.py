@@ -1,95 +1,145 @@
-"""Version histories of model groups: `/20190101/modelGroupVersionHistory`, singular.
-
-It must not know what the groups of a history are.
-"""
+"""Version histories of model groups: `/20190101/modelGroupVersionHistory`, singular."""
 
 from __future__ import annotations
 
-import asyncio
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
-from fastapi.params import Depends
-from fastapi.responses import JSONResponse
+from fastapi import Query, Response
+from pydantic import Field
 
-from stacked.api import asked, wire
-from stacked.api.control.answers import done, expected, read, shown
-from stacked.api.control.finished import HISTORY, finished
-from stacked.api.gate import principal_of
-from stacked.api.lists import FILTERS, SORTS, Names, listed
-from stacked.registry import HISTORY as OCID
-from stacked.registry import new_id
-from stacked.registry.records import VersionHistory
+from stacked.api.control.base import (
+    CHANGE,
+    POST,
+    Caller,
+    ChangeCompartment,
+    Created,
+    Description,
+    HeadQuery,
+    IfMatch,
+    Json,
+    Moment,
+    Resource,
+    Served,
+    Updated,
+    done,
+    expected,
+    finished,
+    paged,
+    resource_router,
+    shown,
+    success,
+)
+from stacked.registry import HISTORY, new_id
+from stacked.registry.records import Record, VersionHistory
 from stacked.registry.states import HistoryState
-from stacked.service import Service
 
-_ALL = "/modelGroupVersionHistory"
-_ONE = f"{_ALL}/{{id}}"
-LIST_FILTERS: Names = {**FILTERS, "lifecycleState": HistoryState}
+_KIND = ("data-science-modelgroupversionhistory", "modelGroupVersionHistory")
 
-
-def history_routes(router: APIRouter, service: Service, allowed: Depends) -> None:
-    _create_and_read(router, service, allowed)
-    _change(router, service, allowed)
+router = resource_router("/modelGroupVersionHistory", "Version histories")
 
 
-def _create_and_read(router: APIRouter, service: Service, allowed: Depends) -> None:
-    @router.post(_ALL, dependencies=[allowed])
-    async def create(request: Request) -> JSONResponse:
-        body = await read(request, service, asked.CreateHistory)
-        history = VersionHistory(
-            id=new_id(OCID),
-            display_name=body.display_name,
-            description=body.description,
-            latest_group_id=body.latest_model_group_id or None,
-            compartment_id=body.compartment_id,
-            project_id=body.project_id,
-            created_by=principal_of(request.scope),
-            tags=body.tags(),
-        )
-        record = await asyncio.to_thread(service.registry.create_version_history, history)
-        return shown(wire.history(record), record)
-
-    @router.get(_ALL)
-    def list_(request: Request) -> JSONResponse:
-        read_page = service.registry.list_version_histories
-        return listed(request, read_page, SORTS, LIST_FILTERS, wire.history_summary)
-
-    @router.get(_ONE)
-    def get(id: str) -> JSONResponse:
-        record = service.registry.get_version_history(id)
-        return shown(wire.history(record), record)
+class HistoryQuery(HeadQuery):
+    state: HistoryState | None = Field(None, alias="lifecycleState")
 
 
-def _change(router: APIRouter, service: Service, allowed: Depends) -> None:
-    @router.put(_ONE, dependencies=[allowed])
-    async def update(id: str, request: Request) -> JSONResponse:
-        body = await read(request, service, asked.UpdateHistory)
-        record = await asyncio.to_thread(service.registry.get_version_history, id)
-        changed = await _write(service, request, record, body.changes(record.tags))
-        return shown(wire.history(changed), changed)
-
-    @router.post(f"{_ONE}/actions/changeCompartment", dependencies=[allowed])
-    async def move(id: str, request: Request) -> Response:
-        body = await read(request, service, asked.ChangeCompartment)
-        record = await asyncio.to_thread(service.registry.get_version_history, id)
-        changes = {"compartment_id": body.compartment_id}
-        return done(await _write(service, request, record, changes))
-
-    @router.delete(_ONE, dependencies=[allowed])
-    def delete(id: str, request: Request) -> Response:
-        registry = service.registry
-        expect = expected(request, registry.get_version_history(id))
-        registry.set_version_history_state(id, HistoryState.DELETING, expect=expect)
-        gone = registry.set_version_history_state(id, HistoryState.DELETED)
-        operation = "MODEL_GROUP_VERSION_HISTORY_DELETE"
-        return done(gone, finished(registry, operation, "DELETED", HISTORY, gone), 202)
+class CreateHistory(Created):
+    display_name: Annotated[str, Field(min_length=1, max_length=255)]
+    description: Description = ""
+    latest_model_group_id: str | None = None
 
 
-async def _write(
-    service: Service, request: Request, record: VersionHistory, changes: Any
-) -> VersionHistory:
-    expect = expected(request, record)
-    return await asyncio.to_thread(
-        service.registry.update_version_history, record.id, expect, **changes
+class UpdateHistory(Updated):
+    latest_model_group_id: str | None = None
+
+    def changes(self, record: Record) -> Json:
+        latest = self.latest_model_group_id
+        return {**super().changes(record), **({"latest_group_id": latest} if latest else {})}
+
+
+class ModelGroupVersionHistorySummary(Resource):
+    """A version history in a list."""
+
+    lifecycle_state: HistoryState = Field(validation_alias="state")
+    lifecycle_details: str = Field(validation_alias="reason")
+    time_updated: Moment
+    system_tags: Json = Field(default_factory=dict)
+    latest_model_group_id: str | None = Field(validation_alias="latest_group_id")
+
+
+class ModelGroupVersionHistory(ModelGroupVersionHistorySummary):
+    """A line of groups."""
+
+    description: str
+
+
+@router.post("", dependencies=POST, responses=success("etag"))
+def create_model_group_version_history(
+    body: CreateHistory, service: Served, caller: Caller, response: Response
+) -> ModelGroupVersionHistory:
+    new = VersionHistory(
+        id=new_id(HISTORY),
+        description=body.description,
+        latest_group_id=body.latest_model_group_id or None,
+        **body.head(caller),
     )
+    record = service.registry.create_version_history(new)
+    return shown(response, record, ModelGroupVersionHistory.of(record))
+
+
+@router.get("", responses=success("opc-next-page"))
+def list_model_group_version_histories(
+    query: Annotated[HistoryQuery, Query()], service: Served, response: Response
+) -> list[ModelGroupVersionHistorySummary]:
+    page = service.registry.list_version_histories(query.reading(), **query.filters())
+    return paged(response, page, ModelGroupVersionHistorySummary.of)
+
+
+@router.get("/{id}", responses=success("etag"))
+def get_model_group_version_history(
+    id: str, service: Served, response: Response
+) -> ModelGroupVersionHistory:
+    record = service.registry.get_version_history(id)
+    return shown(response, record, ModelGroupVersionHistory.of(record))
+
+
+@router.put("/{id}", dependencies=CHANGE, responses=success("etag"))
+def update_model_group_version_history(
+    id: str, body: UpdateHistory, service: Served, response: Response, if_match: IfMatch = None
+) -> ModelGroupVersionHistory:
+    record = service.registry.get_version_history(id)
+    changes: Any = body.changes(record)
+    expect = expected(if_match, record)
+    record = service.registry.update_version_history(id, expect, **changes)
+    return shown(response, record, ModelGroupVersionHistory.of(record))
+
+
+@router.post(
+    "/{id}/actions/changeCompartment",
+    dependencies=POST,
+    status_code=204,
+    responses=success("etag", status=204),
+)
+def change_model_group_version_history_compartment(
+    id: str, body: ChangeCompartment, service: Served, if_match: IfMatch = None
+) -> Response:
+    expect = expected(if_match, service.registry.get_version_history(id))
+    change = service.registry.update_version_history
+    return done(change(id, expect, compartment_id=body.compartment_id))
+
+
+@router.delete(
+    "/{id}",
+    dependencies=CHANGE,
+    status_code=202,
+    response_class=Response,
+    responses=success("etag", "opc-work-request-id", status=202),
+)
+def delete_model_group_version_history(
+    id: str, service: Served, if_match: IfMatch = None
+) -> Response:
+    registry = service.registry
+    expect = expected(if_match, registry.get_version_history(id))
+    registry.set_version_history_state(id, HistoryState.DELETING, expect=expect)
+    gone = registry.set_version_history_state(id, HistoryState.DELETED)
+    operation = "MODEL_GROUP_VERSION_HISTORY_DELETE"
+    return done(gone, finished(registry, operation, "DELETED", _KIND, gone), 202)

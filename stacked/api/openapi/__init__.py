@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 
 from stacked.api.openapi import control, serving
 from stacked.api.openapi.document import document, with_engine
+from stacked.api.openapi.generated import generated
 from stacked.api.targets import is_open, model_target
 from stacked.errors import EngineDead, NotReady
 from stacked.service import Service
@@ -24,7 +25,7 @@ def openapi_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/openapi.json")
     def openapi() -> JSONResponse:
-        own = of_server(service)
+        own = of_server(service, app)
         try:
             engine = service.openai_app.openapi()
         except (NotReady, EngineDead):
@@ -32,11 +33,15 @@ def openapi_routes(app: FastAPI, service: Service) -> None:
         return JSONResponse(with_engine(own, engine, _reaches, serving.ROUTING))
 
 
-def of_server(service: Service) -> dict[str, Any]:
+def of_server(service: Service, app: FastAPI) -> dict[str, Any]:
     """The document of what this server does itself, with or without an engine."""
     server = service.config.server
     ours = (*control.operations(), *serving.operations(server.health_path))
-    return document(ours, signed=server.auth.oci is not None)
+    listed = document(ours, signed=server.auth.oci is not None)
+    declared = generated(app)
+    listed["paths"] |= declared["paths"]
+    listed["components"]["schemas"] |= declared["components"]["schemas"]
+    return listed
 
 
 def _reaches(method: str, path: str) -> bool:

@@ -12,13 +12,12 @@ from stacked.api import asked
 from stacked.api.control import (
     deployments,
     groups,
-    histories,
     models,
     surroundings,
     version_sets,
     work_requests,
 )
-from stacked.api.control.answers import PREFIX
+from stacked.api.control.base import PREFIX
 from stacked.api.lists import SORTS, WORK_SORTS, Names
 from stacked.api.openapi import shapes
 from stacked.api.openapi.parts import (
@@ -47,7 +46,6 @@ def operations() -> Iterator[Operation]:
     yield from _models()
     yield from _version_sets()
     yield from _groups()
-    yield from _histories()
     yield from _deployments()
     yield from _work_requests()
     yield from _surroundings()
@@ -105,21 +103,6 @@ def _groups() -> Iterator[Operation]:
         groups.MEMBER_FILTERS,
     )
     yield from _artifact("model_group", f"{one}/artifact", tag)
-
-
-def _histories() -> Iterator[Operation]:
-    tag, all_, shape = (
-        "Version histories",
-        "/modelGroupVersionHistory",
-        shapes.ModelGroupVersionHistory,
-    )
-    one, name = f"{all_}/{{id}}", "model_group_version_history"
-    yield _create(f"create_{name}", all_, tag, asked.CreateHistory, shape, (404,))
-    summary = shapes.ModelGroupVersionHistorySummary
-    yield _list("list_model_group_version_histories", all_, tag, summary, histories.LIST_FILTERS)
-    yield from _get_and_put(name, one, tag, shape, asked.UpdateHistory)
-    yield _delete(f"delete_{name}", one, tag, 202, ("etag", _WORK))
-    yield _move(f"change_{name}_compartment", one, tag)
 
 
 def _deployments() -> Iterator[Operation]:

@@ -6,7 +6,6 @@ Pure functions, one a kind of record. It must not know routes or what is live.
 from stacked.api.wire.common import Json, etag, head_of, moment
 from stacked.api.wire.deployments import deployment, deployment_summary, member_state
 from stacked.api.wire.groups import group, group_summary
-from stacked.api.wire.histories import history, history_summary
 from stacked.api.wire.models import (
     group_model,
     is_by_reference,
@@ -27,8 +26,6 @@ __all__ = [
     "group_model",
     "group_summary",
     "head_of",
-    "history",
-    "history_summary",
     "is_by_reference",
     "member_state",
     "metadata_part",

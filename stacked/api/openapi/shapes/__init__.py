@@ -31,8 +31,6 @@ from stacked.api.openapi.shapes.groups import (
     ModelGroupDetails,
     ModelGroupModelSummary,
     ModelGroupSummary,
-    ModelGroupVersionHistory,
-    ModelGroupVersionHistorySummary,
 )
 from stacked.api.openapi.shapes.models import (
     Metadata,
@@ -68,8 +66,6 @@ __all__ = [
     "ModelGroupDetails",
     "ModelGroupModelSummary",
     "ModelGroupSummary",
-    "ModelGroupVersionHistory",
-    "ModelGroupVersionHistorySummary",
     "ModelHealth",
     "ModelProvenance",
     "ModelSummary",

@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 
 from stacked.api.openapi.shapes.common import Head, Moment, Tags, closed
 from stacked.api.openapi.shapes.models import Outline
-from stacked.registry.states import GroupState, HistoryState
+from stacked.registry.states import GroupState
 
 
 @closed
@@ -75,23 +75,3 @@ class ModelGroupModelSummary(Outline):
     inferenceKey: str | None
     timeUpdated: Moment
     systemTags: Tags
-
-
-class _HistoryHead(Head):
-    lifecycleState: HistoryState
-    lifecycleDetails: str
-    timeUpdated: Moment
-    systemTags: Tags
-    latestModelGroupId: str | None
-
-
-@closed
-class ModelGroupVersionHistorySummary(_HistoryHead):
-    """A version history in a list."""
-
-
-@closed
-class ModelGroupVersionHistory(_HistoryHead):
-    """A line of groups."""
-
-    description: str
