@@ -37,7 +37,7 @@ from pydantic.alias_generators import to_camel, to_snake
 from starlette.types import Receive, Scope
 
 from stacked import errors
-from stacked.api.bodies import again, parse_object, read_body
+from stacked.api.bodies import parse_object, read_body, replay
 from stacked.api.gate import principal_of
 from stacked.api.retry_tokens import HEADER as RETRY_TOKEN
 from stacked.api.retry_tokens import RetryTokens
@@ -293,7 +293,7 @@ async def _with_object(request: Request) -> Request:
     tree = parse_object(body)
     kept = [pair for pair in request.scope["headers"] if pair[0] != b"content-type"]
     scope = {**request.scope, "headers": [*kept, (b"content-type", b"application/json")]}
-    return _ObjectRequest(scope, again(body, request.receive), tree)
+    return _ObjectRequest(scope, replay(body, request.receive), tree)
 
 
 async def _service(request: Request) -> Service:
