@@ -55,11 +55,7 @@ def create_routes(service: Service) -> FastAPI:
         title="Stacked", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False
     )
     app.state.service = service
-    app.exception_handler(StackedError)(_stacked_error)
-    app.exception_handler(RequestValidationError)(_validation_error)
-    app.exception_handler(ValidationError)(_validation_error)
-    app.exception_handler(HTTPException)(_http_error)
-    app.exception_handler(Exception)(_internal_error)
+    handle_errors(app)
     _health_routes(app, service)
     _card_route(app, service)
     _model_routes(app, service)
@@ -198,6 +194,15 @@ def _ocid(name: str) -> ModelId:
         return check_model_id(name)
     except ValueError as error:
         raise KeyInvalid(str(error)) from error
+
+
+def handle_errors(app: FastAPI) -> None:
+    """Every error is answered in the shape of its path."""
+    app.exception_handler(StackedError)(_stacked_error)
+    app.exception_handler(RequestValidationError)(_validation_error)
+    app.exception_handler(ValidationError)(_validation_error)
+    app.exception_handler(HTTPException)(_http_error)
+    app.exception_handler(Exception)(_internal_error)
 
 
 async def _stacked_error(request: Request, error: Exception) -> JSONResponse:

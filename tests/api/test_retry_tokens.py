@@ -14,8 +14,9 @@ import pytest
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
-from stacked.api.control.answers import Route
+from stacked.api.control.base import Route
 from stacked.api.retry_tokens import RetryTokens
+from stacked.api.routes import handle_errors
 from stacked.errors import RecordConflict
 from stacked.registry import Registry
 
@@ -65,6 +66,7 @@ class Double:
             return Response(status_code=204, headers={"etag": "u"})
 
         app = FastAPI()
+        handle_errors(app)
         app.state.retry_tokens = RetryTokens(lambda: self.registry, 100_000)
         app.include_router(router)
         return app
