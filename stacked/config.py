@@ -44,7 +44,7 @@ def _as_value_error(check: Any) -> Any:
 
 
 def _without_last_slash(path: str) -> str:
-    """As the front door sees paths: there, a slash at the end means nothing."""
+    """As the gateway sees paths: there, a slash at the end means nothing."""
     return path.rstrip("/") or "/"
 
 

@@ -269,7 +269,7 @@ async def test_what_the_engine_did_not_let_go_of_is_in_use(engine: FakeEngine) -
     assert live.in_use == {digest(1), digest(2)}
 
 
-async def test_straggler_is_ended_at_the_deadline(engine: FakeEngine) -> None:
+async def test_request_past_the_deadline_is_ended(engine: FakeEngine) -> None:
     live = await serving(engine, member("a", 1), drain=0.02)
     ended: list[str] = []
 

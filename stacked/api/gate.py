@@ -58,7 +58,7 @@ class Gate:
         more = "" if count else "; `stacked keys create NAME --oci` makes one"
         return f"OCI signatures, {count} {'key' if count == 1 else 'keys'}{where}{more}"
 
-    async def admit(
+    async def authenticate(
         self, scope: Scope, receive: Receive, *, deployment: str | None = None
     ) -> Receive:
         """The `receive` to go on with; who has signed is left in the scope.

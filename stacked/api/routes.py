@@ -1,6 +1,6 @@
 """Our own routes: health, the container's verbs for a group, and vLLM's two LoRA endpoints.
 
-A route parses, calls the service and renders. Running a model is not here: see `admission.py`.
+A route parses, calls the service and renders. Running a model is not here: see `gateway.py`.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ from stacked.errors import (
 )
 from stacked.service import Service
 
-# A key or model id in a path; the front door has left the `/` and `%` in it coded.
+# A key or model id in a path; the gateway has left the `/` and `%` in it coded.
 Name = Annotated[str, AfterValidator(unquote)]
 
 
 def create_routes(service: Service) -> FastAPI:
     """The app of everything that runs no model. Its errors have the shape of their path."""
-    # The front door takes the slash off the end of paths; a redirect would lose the body of a POST.
+    # The gateway takes the slash off the end of paths; a redirect would lose the body of a POST.
     app = FastAPI(
         title="Stacked", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False
     )

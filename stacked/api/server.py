@@ -17,8 +17,8 @@ from pathlib import Path
 import uvicorn
 import uvloop
 
-from stacked.api.admission import FrontDoor
 from stacked.api.gate import Gate, check_reach, open_gate
+from stacked.api.gateway import Gateway
 from stacked.api.process import engine_log
 from stacked.api.request_ids import in_log_lines
 from stacked.api.routes import create_routes
@@ -130,7 +130,7 @@ class _Server(uvicorn.Server):
 
 def _uvicorn_config(service: Service, gate: Gate | None) -> uvicorn.Config:
     return uvicorn.Config(
-        FrontDoor(service, create_routes(service), gate),
+        Gateway(service, create_routes(service), gate),
         lifespan="off",  # what there is to start is started beside the server, not before it
         log_config=None,
         access_log=False,

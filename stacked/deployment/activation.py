@@ -18,7 +18,7 @@ from stacked.deployment.changes import Change
 from stacked.deployment.journal import WorkProgress
 from stacked.deployment.ledger import Ledger
 from stacked.deployment.serving import Serving
-from stacked.deployment.settings import Settings
+from stacked.deployment.settings import ServingSettings
 from stacked.deployment.starter import Prepared, Starts
 from stacked.errors import StackedError
 from stacked.registry import Deployment, DeploymentState, MemberState, WorkRequest
@@ -47,7 +47,7 @@ class Active:
     name: str
     """Its group's."""
     serving: Serving
-    settings: Settings
+    settings: ServingSettings
     modules: BaseModules
     """What an adapter that is loaded alone is checked against."""
 
@@ -124,7 +124,7 @@ class Activation:
         id = change.deployment_id
         generation = self._registry.get_deployment(id).generation + 1
         self._ledger.set_aside(id, f"deployment {id} is served instead")
-        self._registry.put_member_states(id, group_id, self._ledger.fared(group_id))
+        self._registry.put_member_states(id, group_id, self._ledger.member_states(group_id))
         self._registry.commit_group(id, group_id, generation, change.work_id, configuration=parts)
         return generation
 
@@ -158,7 +158,7 @@ class Activation:
             logger.exception("the old engine did not end well")
 
     async def _write_state(self, id: str, state: DeploymentState, reason: str = "") -> None:
-        await self._ledger.surely(self._registry.set_deployment_state, id, state, reason)
+        await self._ledger.with_retry(self._registry.set_deployment_state, id, state, reason)
 
     def _progress(self, change: Change) -> WorkProgress:
         return WorkProgress(self._ledger, change.work_id, _Reason(self, change, self._tell))
@@ -185,9 +185,9 @@ class Activation:
 
     async def not_created(self, id: str, group_id: str, reason: str) -> None:
         self.reason = NOTHING
-        fared = partial(self._ledger.fared, group_id, MemberState.FAILED, reason)
-        members = await self._ledger.surely(fared)
-        await self._ledger.surely(self._registry.put_member_states, id, group_id, members)
+        states = partial(self._ledger.member_states, group_id, MemberState.FAILED, reason)
+        members = await self._ledger.with_retry(states)
+        await self._ledger.with_retry(self._registry.put_member_states, id, group_id, members)
         await self._write_state(id, _FAILED, reason)
 
     async def back_to(self, id: str, state: DeploymentState, reason: str) -> None:

@@ -109,7 +109,7 @@ class Changes:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self, change: Change, act: Coroutine[Any, Any, str], undo: Undo) -> None:
-        registry, surely = self._ledger.registry, self._ledger.surely
+        registry, write = self._ledger.registry, self._ledger.with_retry
         change.begun = True
         try:
             text = await act
@@ -118,7 +118,7 @@ class Changes:
                 raise
             await undo(CANCELED)
             change.over = True
-            await surely(registry.canceled, change.work_id)
+            await write(registry.canceled, change.work_id)
         except StackedError as error:
             change.settle("it has failed")
             logger.warning("work %s failed: %s", change.work_id, error)
@@ -130,7 +130,7 @@ class Changes:
             await self._failed(change, told, undo)
         else:
             change.over = True
-            await surely(registry.succeed, change.work_id, text)
+            await write(registry.succeed, change.work_id, text)
         finally:
             act.close()  # where it was not even begun
 
@@ -138,4 +138,4 @@ class Changes:
         await undo(str(error))
         change.over = True
         registry = self._ledger.registry
-        await self._ledger.surely(registry.fail, change.work_id, error.code, str(error))
+        await self._ledger.with_retry(registry.fail, change.work_id, error.code, str(error))

@@ -122,22 +122,22 @@ class UpdateJournal:
         await self._ledger.do(self._registry.commit_group, *what)
 
     async def tell_members(self) -> None:
-        """Write how every member fared, with each one's own reason."""
+        """Write every member.s state, with the reason of each."""
         for member in self._wanted:
             blame = self._blamed.get(member.adapter.digest)
             if blame is not None:
                 told = (self._work_id, blame.code, str(blame), member.model_id)
-                await self._ledger.surely(self._registry.add_error, *told)
+                await self._ledger.with_retry(self._registry.add_error, *told)
         put = self._registry.put_member_states
-        await self._ledger.surely(put, self._deployment_id, self._group_id, self._members())
+        await self._ledger.with_retry(put, self._deployment_id, self._group_id, self._members())
 
     def _members(self) -> list[DeployedMember]:
         base = self._wanted.base
         good, bad = MemberState.SUCCESS, MemberState.FAILED
-        fared = [DeployedMember(model_id=base.model_id, key=base.key, state=good)]
+        states = [DeployedMember(model_id=base.model_id, key=base.key, state=good)]
         for member in self._wanted:
             blame = self._blamed.get(member.adapter.digest)
-            fared.append(
+            states.append(
                 DeployedMember(
                     model_id=member.model_id,
                     key=member.key,
@@ -145,4 +145,4 @@ class UpdateJournal:
                     reason=str(blame or ""),
                 )
             )
-        return fared
+        return states

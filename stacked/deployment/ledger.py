@@ -143,10 +143,10 @@ class Ledger:
             held = self.registry.set_deployment_state(held.id, DeploymentState.ACTIVE)
         assert held.group_id is not None, "a deployment that serves has a group"
         self.set_aside(held.id, "the deployment of the configuration file is served")
-        self.registry.put_member_states(held.id, held.group_id, self.fared(held.group_id))
+        self.registry.put_member_states(held.id, held.group_id, self.member_states(held.group_id))
         return held
 
-    def fared(
+    def member_states(
         self, group_id: str, state: MemberState = MemberState.SUCCESS, reason: str = ""
     ) -> list[DeployedMember]:
         """The members of a group, the base among them, all of them in one state."""
@@ -254,7 +254,7 @@ class Ledger:
         """Write this in the writing thread, after what was asked before; its answer."""
         return await asyncio.wrap_future(self.write(partial(call, *args, **kwargs)))
 
-    async def surely(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    async def with_retry(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """`do`, tried again for as long as the disk takes nothing: for what has happened already.
 
         A record that is never closed would stay in progress until a restart.

@@ -42,7 +42,7 @@ _READ = (
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class ServingSettings:
     """What an engine is started with, and what is served over it.
 
     `base_key` and `base_id` are how `--served-model-name` calls the base, empty where it does not.
@@ -58,7 +58,7 @@ class Settings:
     """What is kept and has no effect, in sentences."""
 
 
-def read_settings(environ: Mapping[str, str], defaults: Mapping[str, Any]) -> Settings:
+def read_settings(environ: Mapping[str, str], defaults: Mapping[str, Any]) -> ServingSettings:
     """The settings of an environment; `defaults` are engine options where it says nothing.
 
     Raises ConfigInvalid naming the variable.
@@ -78,7 +78,7 @@ def read_settings(environ: Mapping[str, str], defaults: Mapping[str, Any]) -> Se
     for name in _SERVERS_OWN:
         options.pop(name, None)
     allowed = boolean(environ, "VLLM_ALLOW_RUNTIME_LORA_UPDATING")
-    return Settings(
+    return ServingSettings(
         engine={**_plain(defaults), **options},
         base_key=names.get("key", ""),
         base_id=names.get("id", ""),

@@ -15,7 +15,7 @@ from stacked.catalogue import Catalogue
 from stacked.core import ModelGroup, Progress
 from stacked.deployment.ledger import Ledger
 from stacked.deployment.serving import Known, Serving, plan_for
-from stacked.deployment.settings import Settings, read_settings
+from stacked.deployment.settings import ServingSettings, read_settings
 from stacked.engine.beside import Room, room_beside
 from stacked.engine.machine import look
 from stacked.engine.plan import EnginePlan
@@ -35,7 +35,7 @@ class Prepared:
 
     group: ModelGroup
     modules: BaseModules
-    settings: Settings
+    settings: ServingSettings
     plan: EnginePlan
     known: Known
 
@@ -84,7 +84,9 @@ class Starter:
         return room_beside(running.plan, coming.plan, look())
 
 
-def plan(group: ModelGroup, modules: BaseModules, settings: Settings, store: Path) -> Prepared:
+def plan(
+    group: ModelGroup, modules: BaseModules, settings: ServingSettings, store: Path
+) -> Prepared:
     """Decide what the engine of a group is started with. Raises GroupImpossible and alike.
 
     `store` is the store's directory. What is loaded later is checked against this engine.
@@ -109,7 +111,7 @@ async def start(
     )
 
 
-def settings_of(configuration: Mapping[str, Any]) -> Settings:
+def settings_of(configuration: Mapping[str, Any]) -> ServingSettings:
     """The settings in a deployment's configuration. Raises ConfigInvalid."""
     environment = configuration.get("environment") or {}
     variables = environment.get("environmentVariables") or {}
@@ -117,7 +119,7 @@ def settings_of(configuration: Mapping[str, Any]) -> Settings:
     return replace(found, base_key=found.base_key or configuration.get("base_key") or "")
 
 
-def base_key(base_id: str, given: str | None, settings: Settings) -> str:
+def base_key(base_id: str, given: str | None, settings: ServingSettings) -> str:
     """How a group's base is called: as the group says, else as the deployment does.
 
     A LIVE update may have renamed it since `--served-model-name` was written. Raises ConfigInvalid
@@ -131,7 +133,7 @@ def base_key(base_id: str, given: str | None, settings: Settings) -> str:
     return given or settings.base_key or DEFAULT_BASE_KEY
 
 
-def check_base_key(given: str | None, settings: Settings) -> None:
+def check_base_key(given: str | None, settings: ServingSettings) -> None:
     """Refuse an environment that is written for a base of another key. Raises ConfigInvalid."""
     if given and settings.base_key and settings.base_key != given:
         raise ConfigInvalid(

@@ -6,10 +6,9 @@ Pure functions from two groups; no engine, no clock, no log. A renamed key loads
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from stacked.core import Adapter, Digest, Member, ModelGroup, ModelId
-from stacked.errors import GroupInvalid
+from stacked.core import Adapter, Digest, Member
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,14 +19,9 @@ class SwapPlan:
     keep: tuple[Digest, ...]
     drop: tuple[Digest, ...]
 
-    @property
-    def peak(self) -> int:
-        """How many adapters the engine holds at once while both groups are there."""
-        return len(self.load) + len(self.keep) + len(self.drop)
-
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class Difference:
     """One line of a diff. `before` and `after` are digests; None where there is none."""
 
     label: str
@@ -49,43 +43,24 @@ def plan_swap(live: Collection[Adapter], wanted: Collection[Adapter]) -> SwapPla
     )
 
 
-def diff(before: Sequence[Member], after: Sequence[Member]) -> list[Change]:
+def diff(before: Sequence[Member], after: Sequence[Member]) -> list[Difference]:
     """What a caller of the inference keys would notice, in the order of `after`, removals last."""
     old = {member.label: member for member in before}
     new = {member.label: member for member in after}
     gone = {label: member for label, member in old.items() if label not in new}
-    changes: list[Change] = []
+    changes: list[Difference] = []
     for label, member in new.items():
         digest = member.adapter.digest
         if label in old:
             was = old[label].adapter.digest
             if was != digest:
-                changes.append(Change(label, "changed", was, digest))
+                changes.append(Difference(label, "changed", was, digest))
             continue
         same = next((o for o, m in gone.items() if m.adapter.digest == digest), None)
         if same is None:
-            changes.append(Change(label, "added", None, digest))
+            changes.append(Difference(label, "added", None, digest))
         else:
             del gone[same]
-            changes.append(Change(label, "renamed", digest, digest, before_label=same))
-    removed = (Change(label, "removed", m.adapter.digest) for label, m in gone.items())
+            changes.append(Difference(label, "renamed", digest, digest, before_label=same))
+    removed = (Difference(label, "removed", m.adapter.digest) for label, m in gone.items())
     return [*changes, *removed]
-
-
-def patched(
-    group: ModelGroup,
-    *,
-    name: str | None = None,
-    remove: Collection[ModelId] = (),
-    insert: Sequence[Member] = (),
-) -> ModelGroup:
-    """A copy of the group without some models and with some more. Raises GroupInvalid.
-
-    Removals come first, so that a key can move to another model in one step.
-    """
-    present = {member.model_id for member in group.members}
-    for model_id in remove:
-        if model_id not in present:
-            raise GroupInvalid(f"model {model_id} is not in group {group.name!r}")
-    kept = tuple(member for member in group.members if member.model_id not in remove)
-    return replace(group, name=name or group.name, members=(*kept, *insert))

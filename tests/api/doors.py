@@ -16,8 +16,8 @@ import oci
 import uvicorn
 from starlette.types import ASGIApp
 
-from stacked.api.admission import FrontDoor
 from stacked.api.gate import open_gate
+from stacked.api.gateway import Gateway
 from stacked.config import AuthConfig, BaseConfig, Config, OciAuth, ServerConfig
 from stacked.keys import create
 from stacked.service import Service
@@ -29,11 +29,11 @@ def config_of(**server: Any) -> Config:
     return Config(base=BaseConfig(model="tiny"), server=ServerConfig(auth=auth, **server))
 
 
-def door_of(app: ASGIApp, data_dir: Path, config: Config | None = None) -> FrontDoor:
-    """The front door before `app`; there is no engine behind it."""
+def gateway_of(app: ASGIApp, data_dir: Path, config: Config | None = None) -> Gateway:
+    """The gateway before `app`; there is no engine behind it."""
     tree = config or config_of()
     service = cast(Service, SimpleNamespace(config=tree))
-    return FrontDoor(service, app, open_gate(tree, data_dir))
+    return Gateway(service, app, open_gate(tree, data_dir))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Doubles behind the front door: a service of names alone, and apps that tell what reached them.
+"""Doubles behind the gateway: a service of names alone, and apps that tell what reached them.
 
 They hold no model and no engine; what vLLM does with a request is not theirs to say.
 """
@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict
 from starlette.types import ASGIApp
 
-from stacked.api.admission import FrontDoor
+from stacked.api.gateway import Gateway
 from stacked.config import ServerConfig
 from stacked.core import ModelId
 from stacked.engine.openai import selected
@@ -114,6 +114,6 @@ def ours() -> FastAPI:
 
 
 def client_of(double: Double, app: ASGIApp | None = None) -> httpx.AsyncClient:
-    door = FrontDoor(cast(Service, double), app or ours())
+    door = Gateway(cast(Service, double), app or ours())
     transport = httpx.ASGITransport(app=door, raise_app_exceptions=False)
     return httpx.AsyncClient(transport=transport, base_url="http://here")

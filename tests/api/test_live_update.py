@@ -447,7 +447,7 @@ def test_the_command_sends_adapters_that_the_server_could_not_read(
         assert {each["inferenceKey"] for each in status(client)["models"]} == {"new", "known"}
 
 
-def straggler_is_cut(
+def late_request_is_ended(
     client: httpx.Client, key: str, back: dict[str, str], models: TinyModels
 ) -> bool:
     """Swap under a stream that outlasts the drain deadline, and back; how the stream ended."""
@@ -478,7 +478,7 @@ def test_server_that_was_killed_serves_the_committed_group_again(
         assert swap(client, {"x": model, "y": model})["status"] == "SUCCEEDED"
         second = complete(client, "x")
         assert second != first
-        assert straggler_is_cut(client, "x", {"x": model, "y": model}, tiny_models)
+        assert late_request_is_ended(client, "x", {"x": model, "y": model}, tiny_models)
         held = Held.of(client)
         # In the middle of another one, which must leave no trace.
         third = register(client, tiny_models.adapters["c"])

@@ -14,7 +14,7 @@ import pytest
 from fastapi import FastAPI
 
 from stacked.api import request_ids
-from stacked.api.admission import FrontDoor
+from stacked.api.gateway import Gateway
 from stacked.api.routes import create_routes
 from stacked.config import BaseConfig, Config
 from stacked.errors import NotReady
@@ -35,7 +35,7 @@ def lines() -> Iterator[None]:
 
 @pytest.fixture
 def http() -> httpx.AsyncClient:
-    """Our routes, and two that log and fail, behind the front door; nothing is served."""
+    """Our routes, and two that log and fail, behind the gateway; nothing is served."""
     config = Config(base=BaseConfig(model="tiny"))
     service = cast(Service, SimpleNamespace(config=config))
     app = create_routes(service)
@@ -61,7 +61,7 @@ def http() -> httpx.AsyncClient:
 
 
 def client_of(service: Service, app: FastAPI) -> httpx.AsyncClient:
-    transport = httpx.ASGITransport(app=FrontDoor(service, app), raise_app_exceptions=False)
+    transport = httpx.ASGITransport(app=Gateway(service, app), raise_app_exceptions=False)
     return httpx.AsyncClient(transport=transport, base_url="http://here")
 
 

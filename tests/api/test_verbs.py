@@ -9,9 +9,9 @@ import httpx
 import pytest
 import requests
 
-from stacked.api.admission import FrontDoor
+from stacked.api.gateway import Gateway
 from stacked.service import Service
-from tests.api.doors import door_of, sdk_config, served, signer
+from tests.api.doors import gateway_of, sdk_config, served, signer
 from tests.api.doubles import Double, client_of, ours, vllm
 
 
@@ -51,7 +51,7 @@ async def test_errors_of_paths_under_v1_have_openais_shape(
 
 @pytest.mark.parametrize("path", ["/health", "/v1/models", "/metrics", "/health/", "/v1/models/"])
 def test_head_is_get_without_its_body(double: Double, path: str) -> None:
-    with served(FrontDoor(cast(Service, double), ours())) as url, httpx.Client() as http:
+    with served(Gateway(cast(Service, double), ours())) as url, httpx.Client() as http:
         got, head = http.get(url + path), http.head(url + path)
         assert (head.status_code, head.content) == (200, b"")
         assert got.content
@@ -62,7 +62,7 @@ def test_head_is_get_without_its_body(double: Double, path: str) -> None:
 
 def test_a_head_is_signed_as_one(tmp_path: Path) -> None:
     alice = sdk_config(tmp_path)
-    door = door_of(ours(), tmp_path)
+    door = gateway_of(ours(), tmp_path)
     with served(door) as url:
         answer = requests.head(f"{url}/stacked/echo", auth=signer(alice), timeout=30)
         assert answer.status_code == 404, "it came in, and there is nothing to GET"
@@ -84,5 +84,5 @@ def test_a_head_is_signed_as_one(tmp_path: Path) -> None:
 def test_who_does_not_sign_learns_whether_it_lives_and_nothing_else(
     tmp_path: Path, path: str, status: int
 ) -> None:
-    with served(door_of(ours(), tmp_path)) as url:
+    with served(gateway_of(ours(), tmp_path)) as url:
         assert requests.get(url + path, timeout=30).status_code == status

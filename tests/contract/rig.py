@@ -18,8 +18,8 @@ from unittest.mock import patch
 import httpx
 
 import stacked.service
-from stacked.api.admission import FrontDoor
 from stacked.api.gate import open_gate
+from stacked.api.gateway import Gateway
 from stacked.api.routes import create_routes
 from stacked.catalogue import Catalogue
 from stacked.config import ControlConfig, ServerConfig
@@ -177,7 +177,7 @@ def rig(directory: Path, **server: Any) -> Iterator[Rig]:
     service = Service(config, directory / "data", durable=True)
     with patch.object(stacked.service, "Starter", Starts):
         asyncio.run(service.start())
-    door = FrontDoor(service, create_routes(service), open_gate(config, directory / "data"))
+    door = Gateway(service, create_routes(service), open_gate(config, directory / "data"))
     with served(door) as url, httpx.Client(base_url=url, timeout=30) as http:
         yield Rig(service, http, url, roots, {})
     service.ledger.close()

@@ -75,7 +75,7 @@ def with_engine(own: Json, engine: Json, reaches: Reaches, routing: Sequence[Jso
 
 
 def _of_engine(operation: Json, routing: Sequence[Json]) -> Json:
-    """An operation of the engine's as it is behind our front door, which has errors of its own."""
+    """An operation of the engine's as it is behind our gateway, which has errors of its own."""
     given = [*operation.get("parameters", ()), REQUEST_ID, *routing]
     named = {(each["in"], each["name"].lower()): each for each in given}
     answers = dict(operation.get("responses", {}))

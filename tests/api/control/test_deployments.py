@@ -12,7 +12,7 @@ from typing import Any, cast
 import httpx
 import pytest
 
-from stacked.api.admission import FrontDoor
+from stacked.api.gateway import Gateway
 from stacked.api.routes import create_routes
 from stacked.config import ControlConfig, ServerConfig
 from stacked.errors import EngineStartFailed
@@ -85,7 +85,7 @@ def plane_of(machine: Machine, **server: Any) -> Plane:
         member_states=machine.registry.list_member_states,
         config=ControlConfig(server=ServerConfig(**server)),
     )
-    app = FrontDoor(cast(Service, service), create_routes(cast(Service, service)))
+    app = Gateway(cast(Service, service), create_routes(cast(Service, service)))
     transport = httpx.ASGITransport(app=app)
     return Plane(machine, httpx.AsyncClient(transport=transport, base_url="http://here:8080"))
 

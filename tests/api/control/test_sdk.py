@@ -1,4 +1,4 @@
-"""OCI's own SDK, unmodified, against the catalogue: signed, over HTTP, through the front door."""
+"""OCI's own SDK, unmodified, against the catalogue: signed, over HTTP, through the gateway."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from oci.data_science import DataScienceClient, DataScienceClientCompositeOperat
 from oci.data_science import models as sdk
 from oci.exceptions import ServiceError
 
-from stacked.api.admission import FrontDoor
 from stacked.api.gate import open_gate
+from stacked.api.gateway import Gateway
 from tests.api.control.plane import BASE, GROUP, Plane, control_plane, packed
 from tests.api.doors import sdk_config, served
 
@@ -29,7 +29,7 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
 def client(plane: Plane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DataScienceClient]:
     data_dir = tmp_path_factory.mktemp("data")
     config = sdk_config(data_dir)
-    door = FrontDoor(plane.service, plane.http.app, open_gate(plane.service.config, data_dir))
+    door = Gateway(plane.service, plane.http.app, open_gate(plane.service.config, data_dir))
     with served(door) as url:
         yield DataScienceClient(config, service_endpoint=url)
 

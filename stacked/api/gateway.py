@@ -1,4 +1,4 @@
-"""The front door, as pure ASGI: which model a request means, decided once, and its lease.
+"""The gateway, as pure ASGI: which model a request means, decided once, and its lease.
 
 Resolves the key, takes the lease, tells the engine's app what was selected, and releases the lease
 when the call ends, however it ends. It must not know what a completion is.
@@ -61,7 +61,7 @@ _TRUE = frozenset({"true", "1", "yes"})
 _SAGEMAKER = frozenset(name.encode() for name in MODEL_HEADERS if name.startswith("x-amzn-"))
 
 
-class FrontDoor:
+class Gateway:
     """The outermost ASGI app: model requests to vLLM's app with a lease, the rest to `ours`."""
 
     def __init__(self, service: Service, ours: ASGIApp, gate: Gate | None = None) -> None:
@@ -88,7 +88,7 @@ class FrontDoor:
         plain = target.plain if target else is_plain(path)
         try:
             if self._gate is not None:
-                receive = await self._gate.admit(scope, receive, deployment=deployment)
+                receive = await self._gate.authenticate(scope, receive, deployment=deployment)
             if deployment is not None:
                 self._service.check_served(deployment)
             scope, receive = await self._decoded(scope, receive)

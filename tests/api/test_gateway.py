@@ -1,4 +1,4 @@
-"""The front door before doubles: which model and endpoint a request means, and what is refused."""
+"""The gateway before doubles: which model and endpoint a request means, and what is refused."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.types import Message
 
-from stacked.api.admission import FrontDoor
+from stacked.api.gateway import Gateway
 from stacked.service import Service
 from tests.api.doubles import Double, client_of, vllm
 
@@ -104,7 +104,7 @@ async def test_no_web_socket_gets_in(double: Double) -> None:
 
     scope = {"type": "websocket", "path": "/v1/realtime", "raw_path": b"/v1/realtime"}
     more = {"headers": [], "query_string": b"model=a", "subprotocols": [], "root_path": ""}
-    await FrontDoor(cast(Service, double), FastAPI())({**scope, **more}, receive, send)
+    await Gateway(cast(Service, double), FastAPI())({**scope, **more}, receive, send)
     assert [message["type"] for message in sent] == ["websocket.close"]
     assert double.names == {}
 
