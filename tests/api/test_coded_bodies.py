@@ -11,7 +11,7 @@ import httpx
 import pytest
 import requests
 
-from tests.api.doors import door_of, sdk_config, served, signer
+from tests.api.doors import gateway_of, sdk_config, served, signer
 from tests.api.doubles import Double, client_of, ours, vllm
 
 
@@ -88,7 +88,7 @@ async def test_a_coded_body_that_cannot_be_is_refused(
 def test_a_signature_is_of_the_bytes_as_they_were_sent(tmp_path: Path) -> None:
     alice = sdk_config(tmp_path)
     headers = {"content-encoding": "gzip", "content-type": "application/json"}
-    with served(door_of(ours(), tmp_path)) as url:
+    with served(gateway_of(ours(), tmp_path)) as url:
         sent = {"data": zipped(b'{"a": 1}'), "headers": headers, "timeout": 30}
         answer = requests.post(f"{url}/stacked/echo", auth=signer(alice), **sent)
         assert (answer.status_code, answer.json()) == (200, {"a": 1})

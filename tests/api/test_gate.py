@@ -33,7 +33,7 @@ from stacked.config import AuthConfig, BaseConfig, Config, OciAuth, ServerConfig
 from stacked.core import Silent
 from stacked.errors import ConfigInvalid, KeyFileInvalid, NotAuthenticated
 from stacked.keys import create, keys_dir, remove
-from tests.api.doors import config_of, door_of, sdk_config, served, signer
+from tests.api.doors import config_of, gateway_of, sdk_config, served, signer
 
 MODEL = "ocid1.datasciencemodel.oc1..m"
 
@@ -88,7 +88,7 @@ def alice(data_dir: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def place(data_dir: Path, alice: dict[str, Any]) -> Iterator[tuple[Double, str]]:
     double = Double()
-    with served(door_of(double.app(), data_dir)) as url:
+    with served(gateway_of(double.app(), data_dir)) as url:
         yield double, url
 
 
@@ -255,7 +255,7 @@ def test_health_is_for_everyone(url: str, path: str) -> None:
 def test_the_configured_health_path_is_for_everyone(
     double: Double, alice: dict[str, Any], data_dir: Path
 ) -> None:
-    with served(door_of(double.app(), data_dir, config_of(health_path="/ready"))) as url:
+    with served(gateway_of(double.app(), data_dir, config_of(health_path="/ready"))) as url:
         assert httpx.get(f"{url}/ready").status_code == 200
         assert httpx.get(f"{url}/readyz").status_code == 401
 
@@ -297,7 +297,7 @@ def test_a_body_on_a_get_or_delete_must_be_signed_too(
 def test_a_body_over_the_limit_is_not_read_for_its_digest(
     double: Double, alice: dict[str, Any], data_dir: Path
 ) -> None:
-    with served(door_of(double.app(), data_dir, config_of(max_body_bytes=1024))) as url:
+    with served(gateway_of(double.app(), data_dir, config_of(max_body_bytes=1024))) as url:
         answer = requests.post(
             f"{url}/20190101/models", data=b"x" * 2000, auth=signer(alice), timeout=10
         )
@@ -349,7 +349,7 @@ def test_a_key_that_is_added_works_and_one_that_is_removed_stops(
     alice = sdk_config(tmp_path)
     monkeypatch.setattr(keyring, "LOOK_SECONDS", 0)
     monkeypatch.setattr(keyring, "LOOK_AGAIN_SECONDS", 0)
-    with served(door_of(double.app(), tmp_path)) as url:
+    with served(gateway_of(double.app(), tmp_path)) as url:
 
         def status(config: dict[str, Any]) -> int:
             place = f"{url}/20190101/models"
@@ -543,7 +543,7 @@ async def test_a_client_that_leaves_during_its_body_is_no_fault(
     async def send(message: Message) -> None:
         sent.append(message)
 
-    await door_of(double.app(), data_dir)(scope, receive, send)
+    await gateway_of(double.app(), data_dir)(scope, receive, send)
     assert sent == []
     assert double.seen == []
 
