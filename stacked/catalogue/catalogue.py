@@ -67,7 +67,7 @@ class Catalogue:
         engine: Mapping[str, Any] | None = None,
         foreign_tokens: bool = False,
     ) -> None:
-        """Clears what a killed process left half received, and what nobody came back for.
+        """Clears what a killed process left half received.
 
         Raises StoreUnusable.
         """
@@ -84,7 +84,6 @@ class Catalogue:
         )
         # Between a file's name and the record that needs it, nobody may drop it.
         self._naming = threading.Lock()
-        store.drop_unclaimed()
 
     # -- models -----------------------------------------------------------------------------
 
@@ -96,6 +95,10 @@ class Catalogue:
         this machine, and is kept by reference. Raises AdapterError, and RecordConflict where the id
         has other content.
         """
+        with self.store.pinned():
+            return self._register(model, source, model_id)
+
+    def _register(self, model: Model, source: str, model_id: str | None) -> Model:
         content, source = self._contents.of_source(model, source)
         id = model_id or self._id_of(content)
         there = self.registry.get_models([id]).get(id)
@@ -126,7 +129,7 @@ class Catalogue:
     def delete(self, id: str, expect: Model | None = None) -> Model:
         """Leave the record alone; the model's files go. Raises RecordConflict while it is served.
 
-        Adapters and bases stay in the store, which other groups of this data directory share.
+        Its content is left to `stacked.retention`: others may need it.
         """
         with self._replacing(id):
             return self.registry.set_model_state(id, ModelState.DELETED, expect=expect)
@@ -134,11 +137,10 @@ class Catalogue:
     # -- artifacts --------------------------------------------------------------------------
 
     def upload(self, digest: Digest, incoming: Incoming) -> None:
-        """Keep a received adapter, to be registered by its digest within a day.
+        """Keep a received adapter, to be registered by its digest before it counts as unused.
 
         Raises AdapterError, DigestMismatch where it is another one.
         """
-        self.store.drop_unclaimed()
         self._contents.keep_upload(incoming.path, digest)
 
     def fill(
@@ -150,11 +152,12 @@ class Catalogue:
         RecordConflict for other content than the model has, where it is in a group.
         """
         model = self.registry.get_model(id)
-        content = self._contents.of_archive(model, incoming.path)
         artifact = _artifact(id, "", incoming, name)
-        return self._named(
-            incoming, id, lambda: self.registry.fill_model(id, content, artifact, expect)
-        )
+        with self.store.pinned():
+            content = self._contents.of_archive(model, incoming.path)
+            return self._named(
+                incoming, id, lambda: self.registry.fill_model(id, content, artifact, expect)
+            )
 
     def attach(
         self,

@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from stacked.core import Digest
 from stacked.errors import AdapterAbsent, ArchiveInvalid, BaseNotFound, StoreUnusable
 from stacked.store.base import BaseModules
-from stacked.store.disk import clear_workplaces, flush, locked, workplace
+from stacked.store.disk import clear_workplaces, flush, workplace
 from stacked.store.limits import Limits
+from stacked.store.shelf import Shelf, Stored
 from stacked.store.uploads import BASE_LIMITS, unpack_base
 
 _FORMAT = b"stacked base 1\n"
 _CHUNK = 1 << 20
-_HEX = re.compile(r"[0-9a-f]{64}")
 
 
 class BaseStore:
@@ -36,19 +35,16 @@ class BaseStore:
         """Raises StoreUnusable."""
         self.root = Path(root).absolute()
         self.limits = limits
-        self._bases = self.root / "bases"
-        self._unpacking = self.root / "unpacking"
         with self._usable():
-            for directory in (self._bases, self._unpacking):
-                directory.mkdir(parents=True, exist_ok=True)
-            clear_workplaces(self._unpacking)
+            self._shelf = Shelf(self.root, "bases", self.root / "unpacking")
+            self.tidy()
 
     def add(self, archive: Path, name: str) -> tuple[Digest, int]:
         """Unpack, check and keep the base in a zip; its digest, and the bytes of its weights.
 
         `name` is what sentences call the zip. Raises ArchiveInvalid, PathUnsafe, AdapterTooLarge.
         """
-        with self._usable(), workplace(self._unpacking) as place:
+        with self._usable(), workplace(self._shelf.staging) as place:
             made = place / "base"
             made.mkdir()
             unpack_base(archive, made, self.limits, name)
@@ -64,7 +60,7 @@ class BaseStore:
 
     def path(self, digest: str) -> Path:
         """The directory of a base. Raises AdapterAbsent."""
-        path = self._place(digest)
+        path = self._shelf.path(digest)
         if not path.is_dir():
             raise AdapterAbsent(f"the store at {self.root} has no base {digest}; upload it again")
         return path
@@ -74,18 +70,26 @@ class BaseStore:
             file.chmod(0o444)
             flush(file)
         flush(made)
-        path = self._place(digest)
-        with locked(self.root / "lock"):
+        path = self._shelf.path(digest)
+        with self._shelf.changing():
             if not path.is_dir():
                 made.rename(path)
                 path.chmod(0o555)
-                flush(self._bases)
+                flush(path.parent)
+            self._shelf.use(digest)
 
-    def _place(self, digest: str) -> Path:
-        name = digest.removeprefix("sha256:")
-        if not _HEX.fullmatch(name):
-            raise AdapterAbsent(f"{digest!r} is not a digest (sha256: and 64 hex digits)")
-        return self._bases / name
+    def contents(self) -> Iterator[Stored]:
+        """Every base as it stands on the disk."""
+        return self._shelf.contents("base")
+
+    def remove(self, stored: Stored) -> bool:
+        """Remove a base; False where it was used since it was listed, or is being used."""
+        with self._usable():
+            return self._shelf.remove(stored)
+
+    def tidy(self) -> None:
+        """Clear what crashed processes left."""
+        clear_workplaces(self._shelf.staging)
 
     @contextlib.contextmanager
     def _usable(self) -> Iterator[None]:

@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 
 from stacked.core import Digest
@@ -39,6 +40,14 @@ class MadePlain:
             if _DIGEST.fullmatch(kept):
                 return Digest(kept)
         return digest
+
+    def forget(self, there: Collection[str]) -> None:
+        """Drop what does not lead to one of these names."""
+        if not self._directory.is_dir():
+            return
+        for file in self._directory.iterdir():
+            if file.read_bytes().decode("ascii", "replace").removeprefix("sha256:") not in there:
+                file.unlink(missing_ok=True)
 
     def _file(self, digest: Digest) -> Path:
         return self._directory / digest.removeprefix("sha256:")

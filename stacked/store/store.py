@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import re
-import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +24,7 @@ from stacked.store.archives import unpack
 from stacked.store.base import BaseModules
 from stacked.store.checks import Report, check_directory, read_config, report_of
 from stacked.store.digest import digest_of, sent_digest
-from stacked.store.disk import clear_workplaces, flush, locked, workplace
+from stacked.store.disk import clear_workplaces, flush, workplace
 from stacked.store.extras import settle
 from stacked.store.files import CONFIG_FILE, WEIGHTS_FILE
 from stacked.store.limits import DEFAULT, Limits
@@ -35,15 +32,15 @@ from stacked.store.made_plain import MadePlain
 from stacked.store.pairs import pair_up
 from stacked.store.peft_config import PeftConfig
 from stacked.store.plain import make_plain
+from stacked.store.shelf import Shelf, Stored, pinned, pins
 from stacked.store.sources import Download, fetch
 from stacked.store.tensors import read_header
-from stacked.store.unclaimed import UPLOAD_SECONDS, Unclaimed
+from stacked.store.unclaimed import Unclaimed
 
 logger = logging.getLogger(__name__)
 
 _Adapters = list[Adapter]
 _Digests = list[Digest]  # within the class, `list` is the method
-_HEX = re.compile(r"[0-9a-f]{64}")
 
 
 class AdapterStore:
@@ -52,8 +49,7 @@ class AdapterStore:
         root/adapters/<64 hex digits>/    one adapter: config, weights, its own chat templates
         root/staging/<id>/                a copy that is being checked
         root/staging/<id>.lock            held while somebody works on it
-        root/unclaimed/<64 hex digits>    it came by `add_upload`, and nobody has needed it yet
-        root/lock                         held while adapters/ or unclaimed/ changes
+        root/unclaimed/<64 hex digits>    somebody was told that it is here, to register it
 
     An adapter appears in one rename, after all checks and after its bytes are on the disk: a crash
     at any instant leaves the whole of it or nothing.
@@ -66,15 +62,13 @@ class AdapterStore:
         # Absolute, because vLLM takes a relative path that is not there for a Hub id.
         self.root = Path(root).absolute()
         self.limits = limits
-        self._adapters = self.root / "adapters"
-        self._staging = self.root / "staging"
         self._unclaimed = Unclaimed(self.root / "unclaimed")
         self._made_plain = MadePlain(self.root / "plain")
         self._download = download
         self._known: dict[Digest, Report] = {}
         with self._usable():
-            for directory in (self._adapters, self._staging, self._unclaimed.directory):
-                directory.mkdir(parents=True, exist_ok=True)
+            self._shelf = Shelf(self.root, "adapters", self.root / "staging")
+            self._unclaimed.directory.mkdir(exist_ok=True)
 
     def add(
         self,
@@ -109,9 +103,9 @@ class AdapterStore:
     def add_upload(
         self, archive: Path, announced: Digest, *, base: BaseModules, foreign_tokens: bool = False
     ) -> None:
-        """`add_archive` for what must be the adapter `announced`; it stays once it is claimed.
+        """`add_archive` for what must be the adapter `announced`, to be claimed soon.
 
-        Until then `drop_unclaimed` may remove it. Raises DigestMismatch, with nothing kept, too.
+        Raises DigestMismatch, with nothing kept, too.
         """
         with self._usable(), self._workplace() as place:
             copy, scratch = _rooms(place)
@@ -127,7 +121,7 @@ class AdapterStore:
                 self._made_plain.put(announced, kept)
 
     def holds(self, digest: Digest) -> bool:
-        """Whether an adapter is here and whole; an unclaimed one is as if it had just come."""
+        """Whether an adapter is here and whole; it then waits to be claimed as if it had come."""
         digest = self._made_plain.get(digest)
         try:
             self.verify(digest)
@@ -146,23 +140,42 @@ class AdapterStore:
                 raise self._absent(digest)
         return report.adapter(path)
 
-    def drop_unclaimed(self, seconds: float = UPLOAD_SECONDS) -> _Digests:
-        """Remove what was uploaded that long ago and never claimed; the digests removed.
+    def pinned(self) -> AbstractContextManager[None]:
+        """A block in which what is added or claimed is not removed; see `stacked.store.shelf`."""
+        return pinned(self.root)
 
-        And what crashed processes left. Others may add meanwhile, unlike with `collect`.
+    def pins(self) -> frozenset[Digest]:
+        """What is pinned now, by this process or others, bases included."""
+        with self._usable(), self._shelf.changing():
+            return pins(self.root)
+
+    def contents(self) -> Iterator[Stored]:
+        """Every adapter as it stands on the disk."""
+        for each in self._shelf.contents("adapter"):
+            yield replace(each, awaited=self._unclaimed.has(self._path(each.digest).name))
+
+    def remove(self, stored: Stored) -> bool:
+        """Remove an adapter; False where it was used since it was listed, or is being used.
+
+        Nothing that an engine may still read is removed: callers see to that.
         """
         with self._usable():
-            clear_workplaces(self._staging)
-        with self._usable(), self._exclusive():
-            names = self._unclaimed.older_than(seconds)
-            for name in names:
-                path = self._adapters / name
-                self._known.pop(Digest(f"sha256:{name}"), None)
-                if path.is_dir():
-                    with self._workplace() as place:
-                        self._move_away(path, place)
-                self._unclaimed.claim(name)
-        return [Digest(f"sha256:{name}") for name in names]
+            if not self._shelf.remove(stored):
+                return False
+            self._known.pop(stored.digest, None)
+            with self._shelf.changing():
+                if not self._path(stored.digest).exists():  # else it came again meanwhile
+                    self._unclaimed.claim(self._path(stored.digest).name)
+        return True
+
+    def tidy(self) -> None:
+        """Clear what crashed processes left, and notes about adapters that are gone."""
+        with self._usable():
+            clear_workplaces(self._shelf.staging)
+            with self._shelf.changing():
+                there = {digest.removeprefix("sha256:") for digest in self._shelf.digests()}
+                self._unclaimed.forget(there)
+                self._made_plain.forget(there)
 
     def inspect(
         self,
@@ -197,7 +210,7 @@ class AdapterStore:
     def list(self) -> _Adapters:
         """Every adapter in the store, by digest. One that cannot be read is logged, not listed."""
         found = []
-        for digest in self._digests():
+        for digest in self._shelf.digests():
             try:
                 found.append(self.get(digest))
             except AdapterAbsent:
@@ -217,37 +230,6 @@ class AdapterStore:
                 f"stored adapter {digest} has the content of {actual} now; add it again "
                 f"from its source, or remove {path}"
             )
-
-    def remove(self, digest: Digest) -> None:
-        """Take an adapter out of the store. Raises AdapterAbsent.
-
-        The directory goes in one rename; do not remove what an engine may still read.
-        """
-        with self._usable(), self._exclusive():
-            self._known.pop(digest, None)
-            path = self._path(digest)
-            with self._workplace() as place:
-                try:
-                    self._move_away(path, place)
-                except FileNotFoundError as error:
-                    raise AdapterAbsent(
-                        f"the store at {self.root} has no adapter {digest}; nothing to remove"
-                    ) from error
-
-    def collect(self, keep: Collection[Digest]) -> _Digests:
-        """Remove everything but `keep`, and what crashed processes left; the digests removed.
-
-        An adapter that is being added now is not yet in `keep`: do not collect at the same time.
-        """
-        removed = []
-        for digest in self._digests():
-            if digest not in keep:
-                with contextlib.suppress(AdapterAbsent):
-                    self.remove(digest)
-                    removed.append(digest)
-        with self._usable():
-            clear_workplaces(self._staging)
-        return removed
 
     def _fetched(
         self, source: str, place: Path, allowed: Sequence[Path] | None, remote: bool = True
@@ -301,29 +283,30 @@ class AdapterStore:
         copy.chmod(0o755)
         flush(copy)
         path = self._path(digest)
-        with self._exclusive():
-            if claim:
-                self._unclaimed.claim(path.name)
-            elif not path.is_dir():  # one that is there and damaged was claimed, or is marked
-                self._unclaimed.mark(path.name)
+        with self._shelf.changing():
             if path.is_dir() and not self._is_whole(digest):
                 logger.warning("stored adapter %s was damaged; it is replaced", digest)
-                self._move_away(path, copy.parent)
+                self._shelf.move_away(path, copy.parent)
             if not path.is_dir():
                 copy.rename(path)
                 path.chmod(0o555)  # after the rename, which has to write the directory's `..`
-                flush(self._adapters)
+                flush(path.parent)
+            self._use(digest, claim=claim)
         return path
 
     def _is_there(self, digest: Digest, *, claim: bool) -> bool:
-        """Whether an adapter stands here; from now on, or with `claim` off for a while more."""
-        path = self._path(digest)
-        with self._exclusive():
-            if claim:
-                self._unclaimed.claim(path.name)
-            else:
-                self._unclaimed.renew(path.name)
-            return path.is_dir()
+        """Whether an adapter stands here, needed from now on, or with `claim` off soon."""
+        with self._shelf.changing():
+            return self._use(digest, claim=claim)
+
+    def _use(self, digest: Digest, *, claim: bool) -> bool:
+        there = self._shelf.use(digest)
+        name = self._path(digest).name
+        if claim or not there:
+            self._unclaimed.claim(name)
+        else:
+            self._unclaimed.mark(name)
+        return there
 
     def _is_whole(self, digest: Digest) -> bool:
         try:
@@ -348,32 +331,13 @@ class AdapterStore:
         return report
 
     def _path(self, digest: Digest) -> Path:
-        name = digest.removeprefix("sha256:")
-        if not _HEX.fullmatch(name):
-            raise AdapterAbsent(f"{digest!r} is not a digest (sha256: and 64 hex digits)")
-        return self._adapters / name
+        return self._shelf.path(digest)
 
     def _absent(self, digest: Digest) -> AdapterAbsent:
         return AdapterAbsent(f"the store at {self.root} has no adapter {digest}; add it first")
 
-    def _digests(self) -> _Digests:
-        names = sorted(name for name in os.listdir(self._adapters) if _HEX.fullmatch(name))
-        return [Digest(f"sha256:{name}") for name in names]
-
-    def _move_away(self, path: Path, place: Path) -> None:
-        """Out of adapters/ in one rename, into a workplace that is cleared afterwards."""
-        path.chmod(0o755)
-        path.rename(place / f"removed-{uuid.uuid4().hex}")
-        flush(self._adapters)
-
     def _workplace(self) -> AbstractContextManager[Path]:
-        return workplace(self._staging)
-
-    @contextlib.contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        """Nobody else changes adapters/ meanwhile: no thread, no process."""
-        with locked(self.root / "lock"):
-            yield
+        return workplace(self._shelf.staging)
 
     @contextlib.contextmanager
     def _usable(self) -> Iterator[None]:

@@ -1,20 +1,17 @@
-"""Which adapters of a store came by an upload and were never needed: what may be cleared away.
+"""Which adapters somebody was told of, and has not registered yet: an upload, or one that was here.
 
-It must not know why one is needed. Callers hold the store's lock.
+Callers hold the store's lock.
 """
 
 from __future__ import annotations
 
 import os
-import time
+from collections.abc import Collection
 from pathlib import Path
-
-UPLOAD_SECONDS = 24 * 3600.0
-"""How long an upload waits for whoever sent it to say what it is for; that takes seconds."""
 
 
 class Unclaimed:
-    """An empty file for each of them, named like the adapter, and as old as its last upload."""
+    """An empty file for each of them, named like the adapter."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -22,16 +19,14 @@ class Unclaimed:
     def mark(self, name: str) -> None:
         (self.directory / name).touch()
 
-    def renew(self, name: str) -> None:
-        """As if it had just come, where it is unclaimed at all."""
-        if (self.directory / name).exists():
-            self.mark(name)
-
     def claim(self, name: str) -> None:
         (self.directory / name).unlink(missing_ok=True)
 
-    def older_than(self, seconds: float) -> list[str]:
-        """Those whose last upload was that long ago."""
-        limit = time.time() - seconds
-        with os.scandir(self.directory) as entries:
-            return sorted(entry.name for entry in entries if entry.stat().st_mtime <= limit)
+    def has(self, name: str) -> bool:
+        return (self.directory / name).exists()
+
+    def forget(self, there: Collection[str]) -> None:
+        """Drop the marks of all but these."""
+        for name in os.listdir(self.directory):
+            if name not in there:
+                self.claim(name)

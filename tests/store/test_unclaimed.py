@@ -1,10 +1,8 @@
-"""Uploads that nobody came back for: they go after a day, and nothing else ever does."""
+"""What somebody was told is here and has not registered yet: uploads, and what was there before."""
 
 from __future__ import annotations
 
-import os
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,6 @@ import pytest
 from stacked.core import Digest
 from stacked.errors import AdapterAbsent, DigestMismatch, ModuleUnknown
 from stacked.store import AdapterStore, BaseModules, outgoing
-from stacked.store.unclaimed import UPLOAD_SECONDS
 from tests.store.small import lora_weights, write_adapter, write_base
 
 
@@ -34,58 +31,47 @@ def marks(store: AdapterStore) -> list[Path]:
     return list((store.root / "unclaimed").iterdir())
 
 
-def age(store: AdapterStore) -> None:
-    """As if every upload were older than a day."""
-    then = time.time() - UPLOAD_SECONDS - 60
-    for mark in marks(store):
-        os.utime(mark, (then, then))
+def awaited(store: AdapterStore) -> list[bool]:
+    return [each.awaited for each in store.contents()]
 
 
-def test_an_upload_goes_after_a_day_unless_it_is_claimed(
+def drop(store: AdapterStore, digest: Digest) -> bool:
+    return any([store.remove(each) for each in store.contents() if each.digest == digest])
+
+
+def test_an_upload_waits_until_it_is_claimed(
     store: AdapterStore, base: BaseModules, archive: Path, digest: Digest
 ) -> None:
     store.add_upload(archive, digest, base=base)
-    assert store.drop_unclaimed() == []
-    assert store.holds(digest)
-    age(store)
-    assert store.drop_unclaimed() == [digest]
-    assert (store.holds(digest), marks(store)) == (False, [])
-    store.add_upload(archive, digest, base=base)
+    assert awaited(store) == [True]
     assert store.claim(digest, base=base).digest == digest
-    age(store)
-    assert store.drop_unclaimed(seconds=-60) == []
-    assert store.holds(digest)
+    assert awaited(store) == [False]
 
 
-def test_one_that_is_asked_about_or_sent_again_is_new_again(
-    store: AdapterStore, base: BaseModules, archive: Path, digest: Digest
+def test_so_does_what_the_sender_was_told_it_need_not_send(
+    store: AdapterStore, base: BaseModules, adapter: Path, archive: Path, digest: Digest
 ) -> None:
-    store.add_upload(archive, digest, base=base)
-    age(store)
+    store.add(str(adapter), base=base)
+    assert awaited(store) == [False]
     assert store.holds(digest)
-    assert store.drop_unclaimed() == []
-    age(store)
+    assert awaited(store) == [True]
+    store.add(str(adapter), base=base)
+    assert awaited(store) == [False]
     store.add_upload(archive, digest, base=base)
-    assert store.drop_unclaimed() == []
+    assert awaited(store) == [True]
+    assert drop(store, digest)
+    assert (store.holds(digest), marks(store)) == (False, [])
 
 
-def test_what_was_added_otherwise_is_no_upload(
+def test_a_damaged_one_is_replaced_by_an_upload_of_it(
     store: AdapterStore, adapter: Path, base: BaseModules, archive: Path, digest: Digest
 ) -> None:
-    """Whether it was there before or comes to be needed later, and where it was damaged."""
-    store.add(str(adapter), base=base)
-    store.add_upload(archive, digest, base=base)
-    assert marks(store) == []
-    path = store.get(digest).path
+    path = store.add(str(adapter), base=base).path
     path.chmod(0o755)
     (path / "adapter_model.safetensors").unlink()
     assert not store.holds(digest)
     store.add_upload(archive, digest, base=base)
-    assert (store.holds(digest), marks(store)) == (True, [])
-    store.remove(digest)
-    store.add_upload(archive, digest, base=base)
-    store.add(str(adapter), base=base)
-    assert marks(store) == []
+    assert store.holds(digest)
 
 
 def test_an_upload_is_what_it_was_announced_as_or_nothing_is_kept(
@@ -112,14 +98,13 @@ def test_what_does_not_fit_the_base_is_not_claimed(
         store.add_upload(archive, digest, base=other)
 
 
-def test_what_a_crash_left_goes_too(store: AdapterStore, base: BaseModules, tmp_path: Path) -> None:
+def test_marks_of_what_is_gone_are_forgotten(
+    store: AdapterStore, base: BaseModules, archive: Path, digest: Digest
+) -> None:
     (store.root / "unclaimed" / ("b" * 64)).touch()
-    (store.root / "staging" / "left").mkdir()
-    kept = store.add(str(write_adapter(tmp_path / "k", seed=9)), base=base)
-    age(store)
-    assert len(store.drop_unclaimed()) == 1
-    assert list((store.root / "staging").iterdir()) == []
-    assert (marks(store), [each.digest for each in store.list()]) == ([], [kept.digest])
+    store.add_upload(archive, digest, base=base)
+    store.tidy()
+    assert [mark.name for mark in marks(store)] == [digest.removeprefix("sha256:")]
 
 
 def test_an_upload_that_is_made_plain_is_found_by_the_digest_it_came_under(
@@ -137,8 +122,12 @@ def test_an_upload_that_is_made_plain_is_found_by_the_digest_it_came_under(
     kept = store.claim(came, base=base).digest
     assert kept != came
     assert kept == store.add(str(source), base=base).digest
-    store.remove(kept)
+    store.tidy()
+    assert store.claim(came, base=base).digest == kept
+    assert drop(store, kept)
     assert not store.holds(came)
+    store.tidy()
+    assert list((store.root / "plain").iterdir()) == []
 
 
 def test_what_stands_beside_an_adapter_travels_and_tells_uploads_apart(

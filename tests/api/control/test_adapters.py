@@ -146,31 +146,3 @@ def test_an_upload_that_breaks_off_leaves_nothing(plane: Plane, tmp_path: Path) 
         while plane.arriving() and time.monotonic() < until:
             time.sleep(0.01)
     assert (plane.arriving(), has(plane, digest)) == ([], False)
-
-
-def test_what_nobody_came_back_for_goes_at_the_next_start_or_upload(
-    plane: Plane, tmp_path: Path
-) -> None:
-    """A registered one stays, whatever its age."""
-    store = AdapterStore(tmp_path / "store")
-    digests = []
-
-    def send(seed: int) -> None:
-        digest, content = made(tmp_path, seed)
-        put(plane, digest, content)
-        digests.append(digest)
-
-    def age() -> None:
-        for mark in (store.root / "unclaimed").iterdir():
-            os.utime(mark, (0, 0))
-
-    send(1)
-    items = [{"key": "source", "value": digests[0]}]
-    plane.json("POST", "/models", body={"customMetadataList": items})
-    send(2)
-    age()
-    send(3)
-    assert [has(plane, digest) for digest in digests] == [True, False, True]
-    age()
-    Catalogue(plane.registry, store, plane.files)
-    assert [has(plane, digest) for digest in digests] == [True, False, False]
