@@ -29,7 +29,7 @@ def test_what_is_listed_has_its_size_and_is_removed_whole(
 ) -> None:
     digest = add(store, base, tmp_path)
     (one,) = listed(store)
-    files = [path for path in store.get(digest).path.iterdir()]
+    files = list(store.get(digest).path.iterdir())
     assert (one.kind, one.digest) == ("adapter", digest)
     assert one.bytes == sum(path.stat().st_size for path in files)
     assert store.remove(one)

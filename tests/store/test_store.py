@@ -40,7 +40,7 @@ def entries(store: AdapterStore) -> list[str]:
 
 def drop(store: AdapterStore, digest: Digest) -> bool:
     """Remove an adapter that nobody uses; whether it was there."""
-    return any([store.remove(each) for each in store.contents() if each.digest == digest])
+    return any(store.remove(each) for each in store.contents() if each.digest == digest)
 
 
 def staging(store: AdapterStore) -> list[str]:

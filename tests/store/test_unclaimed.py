@@ -36,7 +36,7 @@ def awaited(store: AdapterStore) -> list[bool]:
 
 
 def drop(store: AdapterStore, digest: Digest) -> bool:
-    return any([store.remove(each) for each in store.contents() if each.digest == digest])
+    return any(store.remove(each) for each in store.contents() if each.digest == digest)
 
 
 def test_an_upload_waits_until_it_is_claimed(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,9 +11,8 @@ import httpx
 import pytest
 
 from stacked.api.routes import create_routes
-from stacked.catalogue import Catalogue
 from stacked.core import model_id_of
-from stacked.store import AdapterStore, outgoing
+from stacked.store import outgoing
 from tests.api.control.plane import BASE, Plane, control_plane, meta
 from tests.api.doors import served
 from tests.store.small import write_adapter
