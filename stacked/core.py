@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NewType, Protocol
+from typing import NewType
 from urllib.parse import quote, unquote
 
 from stacked.errors import GroupInvalid, KeyInvalid, KeyTooLong
@@ -195,26 +195,3 @@ class ModelGroup:
 
     def __iter__(self) -> Iterator[Member]:
         return iter(self.members)
-
-
-class Progress(Protocol):
-    """Who is told what long work is doing: a terminal, a log, or nobody."""
-
-    def step(self, text: str) -> None:
-        """The work before is done; this begins."""
-
-    def note(self, text: str) -> None:
-        """Something worth a line that is not a step: a plan, a warning."""
-
-    def finish(self, text: str) -> None:
-        """The work is over; `text` says what stands now."""
-
-
-class Silent:
-    """The Progress of callers that do not want to be told."""
-
-    def step(self, text: str) -> None: ...
-
-    def note(self, text: str) -> None: ...
-
-    def finish(self, text: str) -> None: ...

@@ -73,6 +73,7 @@
     └── EngineError                the engine itself
         ├── EngineStartFailed      it did not come up; the log is named
         ├── EngineDead             it is gone
+        ├── EngineSilent           it did not answer in time
         ├── EngineLoadFailed       it refused an adapter that passed our checks
         └── NotReady               starting or stopping
 
@@ -385,6 +386,10 @@ class EngineStartFailed(EngineError):
 
 class EngineDead(EngineError):
     code = "EngineDead"
+
+
+class EngineSilent(EngineError):
+    code = "EngineSilent"
 
 
 class EngineLoadFailed(EngineError):

@@ -8,7 +8,6 @@ It must not know wire formats, sources, or where records are kept.
 from __future__ import annotations
 
 import asyncio
-import enum
 import math
 import time
 from collections.abc import (
@@ -32,6 +31,7 @@ from stacked.errors import (
     CanaryFailed,
     EngineError,
     EngineLoadFailed,
+    EngineSilent,
     KeyInUse,
     StackedError,
     UpdateFailed,
@@ -40,6 +40,7 @@ from stacked.errors import (
 from stacked.groups.leases import Lease, Leases
 from stacked.groups.routing import Route, Routing
 from stacked.groups.swap import SwapPlan, plan_swap
+from stacked.steps import Phase
 from stacked.store.verified import Verified
 
 # Beside the float noise of the base itself: below this, an adapter changes nothing.
@@ -53,20 +54,6 @@ _AT_ONCE = 8
 _BYTES_AT_ONCE = 8 * 1024**2
 # Canaries of a start that are asked together, and the base among them.
 _CANARIES_AT_ONCE = 32
-_SILENT = "no answer from the engine"
-
-
-class Phase(enum.Enum):
-    """Where a LIVE update is. Until SWITCH the old group serves and every failure leaves it so."""
-
-    PLAN = "planning"  # the difference is known; nothing has been done
-    STAGE = "staging"  # new adapters are read into the engine's host memory
-    VERIFY = "verifying"  # canaries run on the new adapters and on the base
-    COMMIT = "committing"  # the new group is being made durable
-    SWITCH = "switching"  # requests admitted from here on see the new group
-    DRAIN = "draining"  # requests of the old group finish
-    REMOVE = "removing"  # adapters that nobody uses leave the engine
-    DONE = "done"  # nothing of the old group is left
 
 
 class AdapterEngine(Protocol):
@@ -85,8 +72,8 @@ class AdapterEngine(Protocol):
 class Journal(Protocol):
     """Who is told how an update goes, and makes it durable."""
 
-    def phase(self, phase: Phase, done: float, text: str) -> None:
-        """`done` is the share of this phase that is over, 0 to 1."""
+    def step(self, step: Phase, done: float, detail: str) -> None:
+        """See `stacked.steps.Progress`."""
 
     def refused(self, adapter: Digest, error: StackedError) -> None:
         """This adapter is why the update fails."""
@@ -434,37 +421,34 @@ class Live:
         left = {handle.digest: "a request still uses it" for handle in busy}
         for handle in busy:
             self._later(self._remove_when_free(handle, frozenset()))
-        left |= await self._let_go(handle for handle in handles if handle not in busy)
+        free = await self._let_go(handle for handle in handles if handle not in busy)
+        left |= {digest: str(error) for digest, error in free.items()}
         for digest, reason in left.items():
             clock.tell(0.0, f"{short(digest)} could not be removed: {reason}")
         self.routing = self.routing.settled(self.routing.draining)
         return tuple(left)
 
-    async def _let_go(self, handles: Iterable[Loaded]) -> dict[Digest, str]:
+    async def _let_go(self, handles: Iterable[Loaded]) -> dict[Digest, StackedError]:
         """Have the engine forget these, staged or adopted; which it still has, and why.
 
         All are asked for at once, and one by one where that fails. The next update asks for those
         again. An engine that is silent is asked no more: there may be hundreds.
         """
         loaded = list(handles)
-        silent = await self._forget(*loaded) if loaded else ""
-        if not silent:
-            for each in loaded:
-                self._stuck.pop(each.number, None)
-            return {}
-        left: dict[Digest, str] = {}
+        last = await self._forget(*loaded) if loaded else None
+        left: dict[Digest, StackedError] = {}
         for each in loaded:
-            asked = len(loaded) == 1 or silent.startswith(_SILENT)
-            reason = silent if asked else await self._forget(each)
-            if reason:
-                left[each.digest] = silent = reason
-                self._stuck[each.number] = each
-            else:
+            asked = last is None or len(loaded) == 1 or isinstance(last, EngineSilent)
+            error = last if asked else await self._forget(each)
+            if error is None:
                 self._stuck.pop(each.number, None)
+            else:
+                left[each.digest] = last = error
+                self._stuck[each.number] = each
         return left
 
-    async def _forget(self, *loaded: Loaded) -> str:
-        """Why the engine still has some of them; nothing where it has not."""
+    async def _forget(self, *loaded: Loaded) -> StackedError | None:
+        """Why the engine still has some of them; None where it has not."""
 
         async def ask() -> None:
             await self._engine.discard(*loaded)
@@ -476,10 +460,10 @@ class Live:
             # Shielded: what was asked may still be done when nobody waits for it any more.
             await asyncio.wait_for(asyncio.shield(task), _UNDO_SECONDS)
         except TimeoutError:
-            return f"{_SILENT} in {_UNDO_SECONDS:.0f} s"
+            return EngineSilent(f"no answer from the engine in {_UNDO_SECONDS:.0f} s")
         except StackedError as error:
-            return str(error)
-        return ""
+            return error
+        return None
 
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -559,8 +543,8 @@ class _Clock:
         if self._phase is not None:
             self.seconds[self._phase] = now - self._since
         self._phase, self._since = phase, now
-        self.journal.phase(phase, 0.0, text)
+        self.journal.step(phase, 0.0, text)
 
     def tell(self, done: float, text: str) -> None:
         assert self._phase is not None
-        self.journal.phase(self._phase, done, text)
+        self.journal.step(self._phase, done, text)

@@ -17,7 +17,7 @@ from typing import Any
 
 from stacked.catalogue import Catalogue
 from stacked.config import Config, ControlConfig, PredictEndpoint
-from stacked.core import Adapter, Member, ModelId, Progress, Silent, model_id_of
+from stacked.core import Adapter, Member, ModelId, model_id_of
 from stacked.deployment.activation import NOTHING, Activation, Active
 from stacked.deployment.declared import read_base, read_group
 from stacked.deployment.deployments import Deployments
@@ -32,6 +32,7 @@ from stacked.errors import NotAllowed, NotReady
 from stacked.groups.routing import Route, Routing
 from stacked.live import Admission, Live
 from stacked.registry import DeployedMember, Deployment, MemberState, Page, Query, Registry
+from stacked.steps import Heard, Progress, Silent
 from stacked.store import AdapterStore
 
 logger = logging.getLogger("stacked.service")
@@ -72,7 +73,7 @@ class Service:
         What can be refused without the engine is refused before it is started. Raises the
         StackedError that says why; the state is then FAILED and what was started is stopped.
         """
-        tell = _Reasons(self, progress or Silent())
+        tell = Heard(progress or Silent(), self._starting)
         try:
             check_names(self.config.engine)
             if not isinstance(self.config, Config):
@@ -85,6 +86,9 @@ class Service:
             await self._fail(error)
             raise
         self.state = State.SERVING
+
+    def _starting(self, text: str) -> None:
+        self.reason = text
 
     def stopping(self) -> None:
         """Refuse new requests from now on; those that hold a lease may finish."""
@@ -380,24 +384,6 @@ class Service:
 def _removed(row: DeployedMember) -> DeployedMember:
     reason = f"it was removed by itself; POST /models/{row.model_id} serves it again"
     return replace(row, state=MemberState.FAILED, reason=reason)
-
-
-class _Reasons:
-    """Progress that is also the reason `/health` gives while the service is starting."""
-
-    def __init__(self, service: Service, inner: Progress) -> None:
-        self._service = service
-        self._inner = inner
-
-    def step(self, text: str) -> None:
-        self._service.reason = text
-        self._inner.step(text)
-
-    def note(self, text: str) -> None:
-        self._inner.note(text)
-
-    def finish(self, text: str) -> None:
-        self._inner.finish(text)
 
 
 def _member_status(member: Member, live: Live, resident: Resident) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from stacked import bases, config
-from stacked.core import Digest, ModelId, Progress
+from stacked.core import Digest, ModelId
 from stacked.service import Service
+from stacked.steps import Progress
 
 Result = TypeVar("Result")
 

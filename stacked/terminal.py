@@ -26,6 +26,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from stacked.steps import Step, sentence
+
 # Without a terminal nothing may be cut to a width that nobody has.
 _WIDE = 10_000
 out = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDE)
@@ -33,7 +35,7 @@ err = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() el
 
 
 class Terminal:
-    """A core.Progress that shows each step as it runs and with its seconds once it is done.
+    """A Progress that shows each step as it runs and with its seconds once it is done.
 
     A context manager: leaving it ends the last step, as failed where an exception passes.
     """
@@ -43,9 +45,22 @@ class Terminal:
         self._live: Progress | None = None
         self._task: TaskID | None = None
         self._text = ""
+        self._step: Step | None = None
         self._began = 0.0
 
-    def step(self, text: str, bytes: int | None = None) -> None:
+    def step(self, step: Step, done: float = 0.0, detail: str = "") -> None:
+        """See `stacked.steps.Progress`. A step that goes on moves its bar."""
+        text = sentence(step, detail)
+        if step is not self._step:
+            self.begin(text)
+            self._step = step
+        elif self._live is not None and self._task is not None:
+            self._live.update(self._task, description=text)
+        self._text = text
+        if done:
+            self.fraction(done)
+
+    def begin(self, text: str, bytes: int | None = None) -> None:
         """The work before is done; this begins. `bytes`: how many of them it moves, see `moved`."""
         self.done()
         self._text, self._began = text, time.monotonic()
@@ -97,6 +112,7 @@ class Terminal:
             self._console.print(f"  [{style}]{mark}[/]", end=" ")
             self._console.print(f"{self._text}  {seconds:.1f} s", markup=False)
             self._text = ""
+        self._step = None
 
     def finish(self, text: str) -> None:
         """The work is over; `text` says what stands now, for as long as it stands."""

@@ -13,8 +13,8 @@ import pytest
 from safetensors import safe_open
 
 from stacked import bases
-from stacked.core import Silent
 from stacked.errors import BaseNotFound, PrepareFailed
+from stacked.steps import Prepare, Silent, Step
 
 NAME = "smollm2-135m-instruct"
 GGUF = b"not really a GGUF file"
@@ -29,10 +29,10 @@ def write_base(directory: Path) -> Path:
 
 class Steps(Silent):
     def __init__(self) -> None:
-        self.steps: list[str] = []
+        self.steps: list[Step] = []
 
-    def step(self, text: str) -> None:
-        self.steps.append(text)
+    def step(self, step: Step, done: float = 0.0, detail: str = "") -> None:
+        self.steps.append(step)
 
 
 # --- finding ---------------------------------------------------------------------------------
@@ -185,7 +185,7 @@ def test_a_base_is_prepared_once(workshop: Workshop, tmp_path: Path) -> None:
     made = bases.prepare("sample", tmp_path, told)
     assert made == bases.resolve("sample", tmp_path)
     assert (made / "LICENSE-MODEL.txt").read_text(encoding="utf-8") == "free"
-    assert [step.split()[0] for step in told.steps] == ["fetching", "checking", "converting"]
+    assert list(dict.fromkeys(told.steps)) == list(Prepare)
     assert bases.prepare("sample", tmp_path, Silent()) == made
     assert workshop.conversions == 1
     assert left_over(tmp_path) == ["sample"]

@@ -11,19 +11,18 @@ import pytest
 from stacked.config import Config
 from stacked.container import find_model, is_container, read_environment
 from stacked.errors import ConfigInvalid
+from stacked.steps import Silent
 
 BASE = "ocid1.datasciencemodel.oc1.iad.base"
 SQL = "ocid1.datasciencemodel.oc1.iad.sql"
 TRIAGE = "ocid1.datasciencemodel.oc1.iad.triage"
 
 
-class Notes:
+class Notes(Silent):
     """A Progress that keeps what it is told."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
-
-    def step(self, text: str) -> None: ...
 
     def note(self, text: str) -> None:
         self.notes.append(text)

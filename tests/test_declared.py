@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from stacked.config import Config, parse
-from stacked.core import Silent
 from stacked.deployment.declared import read_base, read_group
 from stacked.errors import TokensDiffer
+from stacked.steps import Silent
 from stacked.store import AdapterStore
 from tests.store.small import write_adapter, write_base, write_json
 

@@ -19,6 +19,7 @@ PACKAGE = Path(stacked.__file__).parent
 LAYERS = {
     "errors": 0,
     "core": 0,
+    "steps": 0,
     "config": 1,
     "container": 1,
     "keys": 1,

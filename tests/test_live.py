@@ -21,6 +21,7 @@ from stacked.errors import (
     CanaryFailed,
     EngineError,
     EngineLoadFailed,
+    EngineSilent,
     KeyRemoved,
     KeyUnknown,
     StackedError,
@@ -29,7 +30,8 @@ from stacked.errors import (
     UpdateInProgress,
 )
 from stacked.groups.routing import Routing
-from stacked.live import Live, Phase
+from stacked.live import Live
+from stacked.steps import Phase
 from stacked.store.verified import Verified
 from tests.groups.test_routing import BASE, adapter, member
 
@@ -105,9 +107,9 @@ class Notes:
         self.committed: list[int] = []
         self.broken = broken
 
-    def phase(self, phase: Phase, done: float, text: str) -> None:
-        if not self.phases or self.phases[-1] is not phase:
-            self.phases.append(phase)
+    def step(self, step: Phase, done: float, detail: str) -> None:
+        if not self.phases or self.phases[-1] is not step:
+            self.phases.append(step)
 
     def refused(self, adapter: Digest, error: StackedError) -> None:
         self.blamed.append(adapter)
@@ -378,8 +380,8 @@ async def test_engine_at_fault_is_not_asked_for_every_other_adapter(
     engine: FakeEngine, call: str
 ) -> None:
     live = await serving(engine, member("a", 1))
-    engine.fails[call] = EngineError("no answer from the engine in 120 s")
-    with pytest.raises(StackedError, match="no answer"):
+    engine.fails[call] = EngineSilent("no answer from the engine in 120 s")
+    with pytest.raises((EngineSilent, UpdateFailed), match="no answer"):
         await live.update(BASE, tuple(member(f"k{at}", at) for at in range(2, 42)), Notes())
     assert 1 <= engine.calls.count(call) <= 8, "those that are asked for together"
 
@@ -429,6 +431,24 @@ async def test_silent_engine_is_not_waited_for_once_per_adapter(
     answering.set()
     await live.update(BASE, (member("a", 9),), Notes())
     assert list(engine.held.values()) == [digest(9)]
+
+
+@pytest.mark.parametrize(("error", "times"), [(EngineSilent, 1), (EngineError, 9)])
+async def test_an_engine_that_timed_out_is_asked_no_more_and_one_that_refused_is(
+    engine: FakeEngine, error: type[EngineError], times: int
+) -> None:
+    """Whatever the words: what is silent is told by the class of the error."""
+    live = await serving(engine, *(member(f"k{at}", at) for at in range(1, 9)))
+    asked: list[int] = []
+
+    async def discard(*loaded: Loaded) -> None:
+        asked.append(len(loaded))
+        raise error("discarding: something went wrong")
+
+    engine.discard = discard  # type: ignore[method-assign]
+    report = await live.update(BASE, (), Notes())
+    assert len(asked) == times
+    assert report.left == tuple(digest(at) for at in range(1, 9))
 
 
 async def test_adapter_of_a_request_that_cannot_be_ended_is_removed_when_it_ends(

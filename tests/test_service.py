@@ -20,7 +20,7 @@ from stacked.config import (
     MemberConfig,
     ServerConfig,
 )
-from stacked.core import ModelGroup, Progress
+from stacked.core import ModelGroup
 from stacked.deployment.deployments import Revision
 from stacked.deployment.serving import Known, Serving
 from stacked.engine.plan import EnginePlan
@@ -36,6 +36,7 @@ from stacked.groups.routing import Routing
 from stacked.live import Live
 from stacked.registry import DEPLOYMENT, MODEL, Deployment, Model, ModelState, Query, new_id
 from stacked.service import Service, State
+from stacked.steps import Progress
 from tests.deployments.machine import FakeServing, YieldingEngine
 from tests.store.small import write_adapter, write_base
 

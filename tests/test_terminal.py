@@ -8,6 +8,7 @@ import re
 import pytest
 from rich.console import Console
 
+from stacked.steps import Start
 from stacked.terminal import Terminal, size, table
 
 
@@ -20,10 +21,10 @@ def plain() -> tuple[Console, io.StringIO]:
 def test_without_a_terminal_steps_are_plain_lines() -> None:
     console, written = plain()
     with Terminal(console) as progress:
-        progress.step("one [1/2]")
+        progress.begin("one [1/2]")
         progress.fraction(0.5)
         progress.note("a\nb")
-        progress.step("two")
+        progress.begin("two")
     lines = re.sub(r"\d+\.\d s", "N s", written.getvalue()).splitlines()
     assert lines == [
         "  … one [1/2]",
@@ -36,10 +37,36 @@ def test_without_a_terminal_steps_are_plain_lines() -> None:
     assert "\x1b" not in written.getvalue()
 
 
+def test_a_step_that_goes_on_is_one_line() -> None:
+    console, written = plain()
+    with Terminal(console) as progress:
+        for done in (1, 2, 3):
+            progress.step(Start.LOAD, done / 3, f"{done}/3")
+        progress.step(Start.VERIFY)
+    lines = re.sub(r"\d+\.\d s", "N s", written.getvalue()).splitlines()
+    assert lines == [
+        "  … Loading adapters into the engine: 1/3",
+        "  ✓ Loading adapters into the engine: 3/3  N s",
+        "  … Verifying the adapters",
+        "  ✓ Verifying the adapters  N s",
+    ]
+
+
+def test_on_a_terminal_a_step_that_goes_on_moves_its_bar() -> None:
+    written = io.StringIO()
+    console = Console(file=written, width=80, force_terminal=True, highlight=False)
+    with Terminal(console) as progress:
+        progress.step(Start.LOAD, 0.0, "0/4")
+        progress.step(Start.LOAD, 0.5, "2/4")
+        assert progress._live is not None
+        assert [task.percentage for task in progress._live.tasks] == [50]
+    assert "2/4" in written.getvalue()
+
+
 def test_what_stands_at_the_end_is_not_a_step_that_runs_on() -> None:
     console, written = plain()
     with Terminal(console) as progress:
-        progress.step("one")
+        progress.begin("one")
         progress.finish("serving")
     assert written.getvalue().splitlines()[-1] == "  ✓ serving"
 
@@ -49,7 +76,7 @@ def test_the_step_that_failed_is_marked() -> None:
 
     def work() -> None:
         with Terminal(console) as progress:
-            progress.step("one")
+            progress.begin("one")
             raise ValueError
 
     with pytest.raises(ValueError):
@@ -61,7 +88,7 @@ def test_on_a_terminal_a_step_shows_while_it_runs() -> None:
     written = io.StringIO()
     console = Console(file=written, width=80, force_terminal=True, highlight=False)
     with Terminal(console) as progress:
-        progress.step("one")
+        progress.begin("one")
         progress.fraction(0.5)
     assert "one" in written.getvalue()
     assert written.getvalue().rstrip().endswith("s")
@@ -72,7 +99,7 @@ def test_on_a_terminal_a_step_that_moves_bytes_shows_how_many_of_how_many() -> N
     written = io.StringIO()
     console = Console(file=written, width=120, force_terminal=True, highlight=False)
     with Terminal(console) as progress:
-        progress.step("sending", 4_000_000)
+        progress.begin("sending", 4_000_000)
         progress.moved(1_000_000)
         progress.moved(2_000_000)
     assert "3.0/4.0 MB" in written.getvalue()

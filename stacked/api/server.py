@@ -23,23 +23,16 @@ from stacked.api.process import engine_log
 from stacked.api.request_ids import in_log_lines
 from stacked.api.routes import create_routes
 from stacked.config import ControlConfig, is_loopback
-from stacked.core import Progress
 from stacked.engine.aside import hand_over_soon
+from stacked.engine.creating import LogSteps
 from stacked.errors import ConfigInvalid, EngineDead, EngineError, NotReady
 from stacked.service import Service, State
+from stacked.steps import Progress
 
 _INTERRUPTED = 130
 
 # A group may have 500.
 _KEYS_TOLD = 20
-
-# What vLLM's log says on the way, and what it means to who waits. A line that a version of vLLM
-# does not print is a step that is not told, nothing more.
-_LOG_STEPS = (
-    ("Initializing a V1 LLM engine", "Starting the engine's worker"),
-    ("Starting to load model", "Loading the base's weights"),
-    ("KV cache size", "Warming up the engine"),
-)
 
 
 def run(config: ControlConfig, *, data_dir: Path, progress: Progress) -> int:
@@ -150,13 +143,13 @@ async def _watch(service: Service, server: uvicorn.Server) -> None:
 
 async def _follow(log: Path, progress: Progress) -> None:
     """Tell the steps of a starting engine as they appear in its log."""
-    ahead = list(_LOG_STEPS)
+    steps = LogSteps()
     with log.open(encoding="utf-8", errors="replace") as lines:
-        while ahead:
+        while steps:
             await asyncio.sleep(0.25)
             for line in lines:
-                if ahead and ahead[0][0] in line:
-                    progress.step(ahead.pop(0)[1])
+                if (step := steps.begun(line)) is not None:
+                    progress.step(step)
 
 
 async def _abandon(starting: asyncio.Task[None]) -> None:

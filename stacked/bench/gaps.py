@@ -87,10 +87,10 @@ def run_gaps(subject: Subject, settings: Settings, directory: Path, tell: Tellin
     hand_over_soon()  # and so would another thread's turn
     each: list[dict[str, Any]] = []
     for side in settings.sides:
-        tell.step(f"Starting {SIDES[side]}")
+        tell.begin(f"Starting {SIDES[side]}")
         with _loader(subject, side, directory) as (url, loader):
             for number in range(settings.repeats):
-                tell.step(f"{SIDES[side]}: load {number + 1} of {settings.repeats}")
+                tell.begin(f"{SIDES[side]}: load {number + 1} of {settings.repeats}")
                 row = _measure(subject, settings, url, loader, side == OURS)
                 each.append({"side": side, "repeat": number, **row})
     read = read_seconds(subject.adapters[1:])

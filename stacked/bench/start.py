@@ -71,7 +71,7 @@ def run_start(subject: Subject, settings: Settings, directory: Path, tell: Telli
         part = replace(own, adapters=own.adapters[:group])
         place = directory / f"{side}-{group}-{number}"
         for state in (COLD, WARM):
-            tell.step(f"Round {number + 1}: {SIDES[side]}, a group of {group}, {state}")
+            tell.begin(f"Round {number + 1}: {SIDES[side]}, a group of {group}, {state}")
             tell.fraction(done / len(order))
             if state == COLD:
                 forget(part)

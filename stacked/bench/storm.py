@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ from typing import Any
 from stacked.bench.asking import PROMPTS, Refused, apart, references
 from stacked.bench.check import BASE, Tokens, Version, Violation, judge
 from stacked.bench.groups import Storm, config_tree, group_members, make_storm, pool_members
+from stacked.bench.report import Telling
 from stacked.bench.server import counted, serving
 from stacked.bench.traffic import Mix, Traffic
 from stacked.bench.updates import Update, Updater, phase_table
 from stacked.client import Client, ClientError
 from stacked.config import Config
-from stacked.core import Progress
 from stacked.errors import ConfigInvalid, UpdateFailed
 
 # Where the clients are too slow for the number of responses, some more updates are made for them.
@@ -77,21 +77,20 @@ def run_storm(
     config: Config,
     settings: Settings,
     directory: Path,
-    progress: Progress,
-    fraction: Callable[[float], None],
+    tell: Telling,
 ) -> dict[str, Any]:
     """Run it under `directory`, and return its figures. Raises StackedError where it cannot run."""
     storm = make_storm(config, settings.groups)
     known: dict[tuple[int, str, int], Tokens] = {}
     for number in range(len(storm.groups)):
-        progress.step(f"Reference {number + 1} of {len(storm.groups)}: a fresh server of one group")
+        tell.begin(f"Reference {number + 1} of {len(storm.groups)}: a fresh server of one group")
         known |= _reference(config, storm, number, settings.max_tokens, directory)
     alone, pairs = apart(known)
-    progress.note(f"{alone} of {pairs} reference answers are given by one model alone")
+    tell.note(f"{alone} of {pairs} reference answers are given by one model alone")
     if alone < pairs / 2:
         raise ConfigInvalid("most adapters answer alike; such a storm could not show a mix")
-    progress.step(f"The storm: {settings.updates} updates under {settings.clients} clients")
-    seen = _storm(config, storm, settings, directory, progress, fraction)
+    tell.begin(f"The storm: {settings.updates} updates under {settings.clients} clients")
+    seen = _storm(config, storm, settings, directory, tell)
     violations = judge(seen.traffic.answers, seen.traffic.refusals, seen.versions, known)
     violations += seen.failures
     return {
@@ -128,8 +127,7 @@ def _storm(
     storm: Storm,
     settings: Settings,
     directory: Path,
-    progress: Progress,
-    fraction: Callable[[float], None],
+    tell: Telling,
 ) -> Seen:
     tree = config_tree(config, pool_members(storm))
     place = directory / "storm"
@@ -154,9 +152,9 @@ def _storm(
             while _goes_on(settings, seen):
                 at = (len(seen.updates) + 1) % len(groups)
                 _one(updater, groups[at], at, meanings[at], seen)
-                fraction(len(seen.updates) / settings.updates)
+                tell.fraction(len(seen.updates) / settings.updates)
                 if len(seen.updates) % _TOLD_EACH == 0:
-                    progress.note(f"{len(seen.updates)} updates, {traffic.whole} whole answers")
+                    tell.note(f"{len(seen.updates)} updates, {traffic.whole} whole answers")
         seen.seconds = time.monotonic() - began
         _look_back(seen, settings, url, client)
     return seen

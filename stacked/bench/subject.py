@@ -103,7 +103,7 @@ def prepare(asked: Asked, count: int, directory: Path, data_dir: Path, tell: Tel
     if asked.targets not in TARGETS:
         raise ParameterInvalid(f"no targets {asked.targets!r}; there are {', '.join(TARGETS)}")
     if count:
-        tell.step(f"Making {count} random adapters of rank {asked.rank}")
+        tell.begin(f"Making {count} random adapters of rank {asked.rank}")
     made = generate(
         BaseModules.read(base),
         count,

@@ -19,7 +19,8 @@ from stacked.core import Adapter, Base, Digest, Member, ModelId, model_id_of
 from stacked.engine.engine import Loaded
 from stacked.errors import StackedError
 from stacked.groups.routing import Routing
-from stacked.live import Live, Phase
+from stacked.live import Live
+from stacked.steps import Phase
 
 _BASE = Base(ModelId("ocid1.datasciencemodel.oc1..base"), "base", "base")
 _AFTER_SECONDS = 0.001
@@ -70,10 +71,10 @@ class Times:
     def __init__(self) -> None:
         self.committing = self.committed = self.switched = 0.0
 
-    def phase(self, phase: Phase, done: float, text: str) -> None:
-        if phase is Phase.COMMIT:
+    def step(self, step: Phase, done: float, detail: str) -> None:
+        if step is Phase.COMMIT:
             self.committing = time.perf_counter()
-        if phase is Phase.SWITCH and not self.switched:
+        if step is Phase.SWITCH and not self.switched:
             self.switched = time.perf_counter()
 
     def refused(self, adapter: Digest, error: StackedError) -> None:

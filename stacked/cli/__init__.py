@@ -165,7 +165,7 @@ def prepare(
     from stacked.terminal import Terminal, out
 
     with Terminal() as progress:
-        path = bases.prepare(name, _data_dir(data_dir), progress, progress.fraction)
+        path = bases.prepare(name, _data_dir(data_dir), progress)
     out.print(str(path), markup=False)
 
 

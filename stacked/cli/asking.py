@@ -25,5 +25,5 @@ class AskedAtOnce:
         if known is not None:
             return known
         with Terminal() as progress:
-            progress.step("Asking vLLM what it can adapt (once for each base)")
+            progress.begin("Asking vLLM what it can adapt (once for each base)")
             return self._asking.ask()

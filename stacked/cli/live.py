@@ -136,7 +136,7 @@ def _other_place(given: str, held: str) -> bool:
 def _register(client: Client, tree: Config, progress: Terminal) -> list[Entry]:
     sources = sent(client, tree.group.members, progress)
     found = []
-    progress.step(f"Registering {len(sources)} adapters")
+    progress.begin(f"Registering {len(sources)} adapters")
     for each in sources:
         found.append(_entry(client, each))
         progress.fraction(len(found) / len(sources))
@@ -207,7 +207,7 @@ def _go_live(
     """Update to a group and follow it to its end; whether it is live then."""
     from stacked.terminal import show_error
 
-    progress.step(f"Updating LIVE to group {group['displayName']!r}")
+    progress.begin(f"Updating LIVE to group {group['displayName']!r}")
     work = client.update_live(status["deploymentId"], group["id"])
     ended = _follow(client, progress, work)
     if ended == "SUCCEEDED":

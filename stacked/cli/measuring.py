@@ -149,7 +149,7 @@ def storm(
         else:
             data = data_dir or default_data_dir()
             tree = config_of(prepare(asked, adapters, place, data, tell))
-        figures = run_storm(tree, Settings(*settings), place, tell, tell.fraction)
+        figures = run_storm(tree, Settings(*settings), place, tell)
     if where[0] is not None:
         write_json(with_circumstances(figures, command_line(), where[3]), where[0])
     out.print(table(None, rows_of(figures)))

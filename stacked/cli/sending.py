@@ -56,7 +56,7 @@ def sent(client: Client, members: Sequence[MemberConfig], progress: Terminal) ->
     All are read and checked before the first is sent; a single one is copied at a time. Raises
     StackedError, ClientError.
     """
-    progress.step(f"Reading {len(members)} adapters")
+    progress.begin(f"Reading {len(members)} adapters")
     found = []
     for at, member in enumerate(members):
         found.append(_read(Source(member, f"group.members[{at}]")))
@@ -104,7 +104,7 @@ def _send(client: Client, source: Source, progress: Terminal) -> None:
         if adapter.digest != source.digest:
             raise DigestMismatch(f"{source.member.source} has changed just now; run this again")
         total = adapter.size()
-        progress.step(f"Sending {source.label}, {size(total)}", total)
+        progress.begin(f"Sending {source.label}, {size(total)}", total)
         try:
             client.send_adapter(adapter.digest, _counted(adapter.parts(), progress), total)
         except ClientError as error:

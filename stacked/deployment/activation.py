@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from stacked.core import ModelGroup, Progress
+from stacked.core import ModelGroup
 from stacked.deployment.changes import Change
 from stacked.deployment.journal import WorkProgress
 from stacked.deployment.ledger import Ledger
@@ -22,6 +22,7 @@ from stacked.deployment.settings import ServingSettings
 from stacked.deployment.starter import Prepared, Starts
 from stacked.errors import StackedError
 from stacked.registry import Deployment, DeploymentState, MemberState, WorkRequest
+from stacked.steps import Heard, Progress, Start, Step, Stop
 from stacked.store import BaseModules
 
 logger = logging.getLogger("stacked.deployment.activation")
@@ -103,7 +104,7 @@ class Activation:
     ) -> str:
         """Start an engine for the group, commit, and let requests go to it."""
         tell = self._progress(change)
-        tell.step("Reading the group and its base")
+        tell.step(Start.READ)
         prepared = await self._starts.prepare(group_id, {**record.configuration, **parts})
         for note in prepared.settings.notes:
             tell.note(note)
@@ -137,19 +138,20 @@ class Activation:
         active = self.active
         if active is not None and active.deployment_id == record.id:
             self.active, self.reason = None, NOTHING
-            await self._retire(active, WorkProgress(self._ledger, work.id, self._tell))
+            tell = WorkProgress(self._ledger, work.id, self._tell)
+            await self._retire(active, tell, Stop.RETIRE)
         await self._write_state(record.id, after)
         return f"deployment {record.id} is {after.value}"
 
-    async def _retire(self, active: Active, tell: Progress) -> None:
+    async def _retire(self, active: Active, tell: Progress, step: Step) -> None:
         """Let requests finish and end the engine. What goes wrong is logged: nobody is served."""
-        tell.step("Draining: requests of the old engine may finish")
+        tell.step(step, 0.0, "requests may finish")
         try:
             with self._needs(active.serving.in_use):
                 ended = await active.serving.drain(self._drain_seconds)
             if ended:
                 tell.note(f"{ended} requests outlasted the drain time and were ended")
-            tell.step("Stopping the old engine")
+            tell.step(step, 0.9, "stopping it")
             await active.serving.close()
         except asyncio.CancelledError:  # the server stops: nobody else knows this engine any more
             await active.serving.close()
@@ -161,7 +163,12 @@ class Activation:
         await self._ledger.with_retry(self._registry.set_deployment_state, id, state, reason)
 
     def _progress(self, change: Change) -> WorkProgress:
-        return WorkProgress(self._ledger, change.work_id, _Reason(self, change, self._tell))
+        """Written down, and what a request is told while there is nothing to answer it."""
+
+        def hear(text: str) -> None:
+            self.reason = f"deployment {change.deployment_id} is starting: {text}"
+
+        return WorkProgress(self._ledger, change.work_id, Heard(self._tell, hear))
 
     # -- another engine ---------------------------------------------------------------------
 
@@ -175,10 +182,10 @@ class Activation:
         tell.note(room.text)
         if not room.beside:
             self.active, self.reason = None, f"deployment {record.id} is being replaced"
-            await self._retire(old, _Silenced(tell))
+            await self._retire(old, tell, Start.MAKE_ROOM)
         told = await self.bring_up(change, record, group_id, parts)
         if room.beside:
-            await self._retire(old, tell)
+            await self._retire(old, tell, Start.RETIRE)
         return told
 
     # -- undoing ----------------------------------------------------------------------------
@@ -229,38 +236,3 @@ def wanted_group(record: Deployment) -> str:
 
 def _digests(group: ModelGroup) -> frozenset[str]:
     return frozenset(group.adapters()) | {group.base.digest}
-
-
-class _Reason:
-    """Progress that is also what a request is told while there is nothing to answer it."""
-
-    def __init__(self, activation: Activation, change: Change, inner: Progress) -> None:
-        self._activation = activation
-        self._id = change.deployment_id
-        self._inner = inner
-
-    def step(self, text: str) -> None:
-        self._activation.reason = f"deployment {self._id} is starting: {text}"
-        self._inner.step(text)
-
-    def note(self, text: str) -> None:
-        self._inner.note(text)
-
-    def finish(self, text: str) -> None:
-        self._inner.finish(text)
-
-
-class _Silenced:
-    """Progress whose steps do not count: the end of the old engine is not that of the work."""
-
-    def __init__(self, inner: Progress) -> None:
-        self._inner = inner
-
-    def step(self, text: str) -> None:
-        self._inner.note(text)
-
-    def note(self, text: str) -> None:
-        self._inner.note(text)
-
-    def finish(self, text: str) -> None:
-        self._inner.finish(text)

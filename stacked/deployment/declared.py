@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stacked.bases import base_digest, resolve
 from stacked.config import Config, MemberConfig
-from stacked.core import Adapter, Base, Member, ModelGroup, ModelId, Progress, model_id_of
+from stacked.core import Adapter, Base, Member, ModelGroup, ModelId, model_id_of
 from stacked.engine.adaptable import Asking
 from stacked.errors import StackedError
+from stacked.steps import Counted, Progress, Start
 from stacked.store import AdapterStore, BaseModules
 
 
@@ -47,9 +47,9 @@ async def read_group(
     """
     listed = config.group.members
     members: list[Member] = []
-    count = _Count(tell)
+    count = Counted(tell, Start.CHECK, len(listed))
     for at, entry in enumerate(listed, start=1):
-        count.step("Checking adapters", at, len(listed))
+        count(at)
         try:
             foreign = entry.foreign_tokens or config.server.foreign_tokens
             adapter = await asyncio.to_thread(
@@ -72,17 +72,3 @@ def written(config: Config) -> str:
 def _member(entry: MemberConfig, adapter: Adapter) -> Member:
     model_id = ModelId(entry.id) if entry.id else model_id_of(adapter.digest)
     return Member(model_id, adapter, entry.key)
-
-
-class _Count:
-    """A step of many like it: told at most once a second, as a group may have 500."""
-
-    def __init__(self, tell: Progress) -> None:
-        self._tell = tell
-        self._told = 0.0
-
-    def step(self, text: str, at: int, of: int) -> None:
-        now = time.monotonic()
-        if at in (1, of) or now - self._told >= 1.0:
-            self._told = now
-            self._tell.step(f"{text} {at}/{of}")

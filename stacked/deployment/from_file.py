@@ -13,13 +13,14 @@ from typing import Any
 
 from stacked.catalogue import Catalogue
 from stacked.config import Config
-from stacked.core import ModelGroup, Progress
+from stacked.core import ModelGroup
 from stacked.deployment.activation import Active
 from stacked.deployment.declared import DeclaredBase, read_group, written
 from stacked.deployment.ledger import Ledger, group_id_of
 from stacked.deployment.starter import Prepared, Starter, plan, settings_of
 from stacked.errors import StackedError
 from stacked.registry import Deployment
+from stacked.steps import Progress
 from stacked.store import AdapterStore
 
 

@@ -5,80 +5,47 @@ Everything goes to the ledger's writing thread, in order. It must not know how t
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
-from stacked.core import Digest, ModelGroup, Progress
+from stacked.core import Digest, ModelGroup
 from stacked.deployment.ledger import Ledger
 from stacked.errors import StackedError
-from stacked.live import Phase
 from stacked.registry import DeployedMember, Deployment, MemberState
-
-# Where each phase of a LIVE update begins on the way to 100; its own share is spread over it.
-_BEGINS = {
-    Phase.PLAN: 0.0,
-    Phase.STAGE: 2.0,
-    Phase.VERIFY: 60.0,
-    Phase.COMMIT: 75.0,
-    Phase.SWITCH: 80.0,
-    Phase.DRAIN: 82.0,
-    Phase.REMOVE: 95.0,
-    Phase.DONE: 99.0,
-}
-# The same for the steps of a start, by how each begins to be told.
-_STEPS = (
-    ("Reading", 1.0, 5.0),
-    ("Importing vLLM", 5.0, 15.0),
-    ("Starting the engine", 15.0, 55.0),
-    ("Warming", 55.0, 60.0),
-    ("Loading adapters", 60.0, 85.0),
-    ("Draining", 90.0, 97.0),
-    ("Stopping", 97.0, 99.0),
-)
-_COUNTED = re.compile(r" (\d+)/(\d+)$")
+from stacked.steps import Progress, Silent, Step, sentence
 
 
 class WorkProgress:
-    """Progress that is written into a work request, and told to somebody beside."""
+    """Progress that is written into a work request, and passed on."""
 
-    def __init__(self, ledger: Ledger, work_id: str, beside: Progress) -> None:
+    def __init__(self, ledger: Ledger, work_id: str, inner: Progress) -> None:
         self._ledger = ledger
+        self._registry = ledger.registry
         self._work_id = work_id
-        self._beside = beside
+        self._inner = inner
         self._percent = 0.0
 
-    def step(self, text: str) -> None:
-        self._beside.step(text)
-        self._percent = max(self._percent, percent_of(text))
-        self._tell(text)
+    def step(self, step: Step, done: float = 0.0, detail: str = "") -> None:
+        self._inner.step(step, done, detail)
+        self._percent = max(self._percent, step.percent(done))
+        self._log(sentence(step, detail))
 
     def note(self, text: str) -> None:
-        self._beside.note(text)
-        self._tell(text)
+        self._inner.note(text)
+        self._log(text)
 
     def finish(self, text: str) -> None:
-        self._beside.finish(text)
-        self._tell(text)
+        self._inner.finish(text)
+        self._log(text)
 
-    def _tell(self, text: str) -> None:
-        advance = self._ledger.registry.advance
-        self._ledger.write(partial(advance, self._work_id, self._percent, text))
-
-
-def percent_of(step: str) -> float:
-    """How much of a start is done when this step begins; 0 for what is not a known step."""
-    for begins, low, high in _STEPS:
-        if step.startswith(begins):
-            counted = _COUNTED.search(step)
-            share = int(counted[1]) / int(counted[2]) if counted else 0.0
-            return low + (high - low) * share
-    return 0.0
+    def _log(self, line: str) -> None:
+        advance = self._registry.advance
+        self._ledger.write(partial(advance, self._work_id, self._percent, line))
 
 
-class UpdateJournal:
-    """One LIVE update's own lines. `settle` is called when it cannot be taken back any more."""
+class UpdateJournal(WorkProgress):
+    """One LIVE update's. `settle` is called when it cannot be taken back any more."""
 
     def __init__(
         self,
@@ -89,22 +56,12 @@ class UpdateJournal:
         wanted: ModelGroup,
         settle: Callable[[], None],
     ) -> None:
-        self._ledger = ledger
-        self._registry = ledger.registry
-        self._work_id = work_id
+        super().__init__(ledger, work_id, Silent())
         self._deployment_id = deployment.id
         self._group_id = group_id
         self._wanted = wanted
         self._settle = settle
         self._blamed: dict[Digest, StackedError] = {}
-
-    def phase(self, phase: Phase, done: float, text: str) -> None:
-        begins = list(_BEGINS.values())
-        at = list(_BEGINS).index(phase)
-        ends = begins[at + 1] if at + 1 < len(begins) else begins[at]
-        percent = begins[at] + (ends - begins[at]) * done
-        line = f"{phase.value}: {text}"
-        self._ledger.write(partial(self._registry.advance, self._work_id, percent, line))
 
     def refused(self, adapter: Digest, error: StackedError) -> None:
         self._blamed[adapter] = error

@@ -9,9 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import logging
-import multiprocessing
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from stacked import metrics
-from stacked.core import Adapter, Base, Digest, ModelGroup, Progress
+from stacked.core import Adapter, Base, Digest, ModelGroup
 from stacked.engine.adaptable import Asking
 from stacked.engine.aside import Pauses
 from stacked.engine.engine import Engine, Loaded
@@ -30,11 +27,10 @@ from stacked.engine.support import Build
 from stacked.errors import EngineDead, EngineLoadFailed, EngineStartFailed, StackedError
 from stacked.groups.routing import Routing
 from stacked.live import Admission, Live
+from stacked.steps import Counted, Progress, Start
 from stacked.store import BaseModules
 from stacked.store.content import check_content, modules_of
 from stacked.store.verified import Verified
-
-logger = logging.getLogger("stacked.deployment.serving")
 
 # How long a request that was asked to end at the drain deadline has for its last bytes.
 _LAST_WORDS_SECONDS = 10.0
@@ -99,13 +95,13 @@ class Serving:
                 verified=known.verified,
             )
             serving = cls(plan, engine, live)
-            progress.step("Warming the adapters' memory")
+            progress.step(Start.WARM)
             # The one computes in the engine's process, the other imports in this one.
             await asyncio.gather(engine.warm(), serving._open_app())
             known.asking.learn(await engine.adaptable())
             await asyncio.to_thread(_check_all_applied, group, known.asking)
             handles = await _load_all(engine, group, progress)
-            progress.step("Verifying the adapters")
+            progress.step(Start.VERIFY)
             _raise_first(group, await live.verify(reversed([*handles.values()])))
             generation = await commit()
         except EngineDead as error:
@@ -206,7 +202,7 @@ async def _start_engine_and_check(
     plan: EnginePlan, adapters: Sequence[Adapter], progress: Progress
 ) -> Engine:
     """Start an engine, and meanwhile check that the adapters' files are still what they were."""
-    starting = asyncio.ensure_future(_start_engine(plan, progress))
+    starting = asyncio.ensure_future(Engine.start(plan, progress=progress))
     try:
         await asyncio.to_thread(_check_all, adapters)
         return await starting
@@ -218,70 +214,10 @@ async def _start_engine_and_check(
         raise
 
 
-async def _start_engine(plan: EnginePlan, progress: Progress) -> Engine:
-    """Start an engine; a cancellation ends the processes that were started for it.
-
-    Once vLLM is being started, the start itself is not cancelled: its thread could not be, and the
-    engine would be lost.
-    """
-    before = {child.pid for child in multiprocessing.active_children()}
-    watched = _Watched(progress)
-    starting = asyncio.ensure_future(Engine.start(plan, progress=watched))
-    try:
-        return await asyncio.shield(starting)
-    except asyncio.CancelledError:
-        if not watched.creating:
-            starting.cancel()
-        await _abandon(starting, before)
-        raise
-
-
-class _Watched:
-    """Progress that notices when vLLM begins to start processes."""
-
-    def __init__(self, inner: Progress) -> None:
-        self._inner = inner
-        self.creating = False
-
-    def step(self, text: str) -> None:
-        self.creating = self.creating or text.startswith("Starting the engine")
-        self._inner.step(text)
-
-    def note(self, text: str) -> None:
-        self._inner.note(text)
-
-    def finish(self, text: str) -> None:
-        self._inner.finish(text)
-
-
-async def _abandon(starting: asyncio.Future[Engine], before: set[int | None]) -> None:
-    while not starting.done():
-        for child in multiprocessing.active_children():
-            if child.pid not in before:
-                child.terminate()
-        await asyncio.wait({starting}, timeout=0.2)
-    try:
-        engine = starting.result()
-    except (StackedError, asyncio.CancelledError) as error:
-        logger.info("a start was given up: %s", error)
-    else:
-        await engine.close()
-
-
 async def _load_all(engine: Engine, group: ModelGroup, tell: Progress) -> Mapping[Digest, Loaded]:
     adapters = list(group.adapters().values())
-    last = 0.0
-
-    def told(count: int) -> None:
-        """At most once a second, as a group may have 500."""
-        nonlocal last
-        now = time.monotonic()
-        if count in (1, len(adapters)) or now - last >= 1.0:
-            last = now
-            tell.step(f"Loading adapters into the engine {count}/{len(adapters)}")
-
     try:
-        return await engine.load_all(adapters, told)
+        return await engine.load_all(adapters, Counted(tell, Start.LOAD, len(adapters)))
     except EngineLoadFailed as error:
         _raise_first(group, {Digest(error.digest): error} if error.digest else {})
         raise

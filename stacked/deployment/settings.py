@@ -12,8 +12,8 @@ from typing import Any, cast, get_args
 
 from stacked.config import PredictEndpoint
 from stacked.container import boolean, served_names, tensor_parallel
-from stacked.core import Silent
 from stacked.errors import ConfigInvalid
+from stacked.steps import Silent
 from stacked.vllm_flags import read_flags
 
 # What the platform allows: all names and values together.

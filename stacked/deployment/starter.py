@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from stacked.catalogue import Catalogue
-from stacked.core import ModelGroup, Progress
+from stacked.core import ModelGroup
 from stacked.deployment.ledger import Ledger
 from stacked.deployment.serving import Known, Serving, plan_for
 from stacked.deployment.settings import ServingSettings, read_settings
@@ -21,6 +21,7 @@ from stacked.engine.machine import look
 from stacked.engine.plan import EnginePlan
 from stacked.engine.support import require_build
 from stacked.errors import ConfigInvalid
+from stacked.steps import Progress
 from stacked.store import BaseModules
 
 DEFAULT_BASE_KEY = "base"

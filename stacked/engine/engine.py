@@ -18,12 +18,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from stacked.chat import CHAT_FILE, stored_chat
-from stacked.core import Adapter, Digest, Progress, Silent
+from stacked.core import Adapter, Digest
 from stacked.engine import preload
 from stacked.engine.adaptable import together
 from stacked.engine.aside import use_cores
-from stacked.engine.causes import Causes, missing_package, sentence
+from stacked.engine.causes import Causes
 from stacked.engine.chat import AdapterChat, Chats, chat_text
+from stacked.engine.creating import create, import_vllm
 from stacked.engine.machine import CORES, look
 from stacked.engine.options import parse_options
 from stacked.engine.plan import EnginePlan, one_process
@@ -32,10 +33,12 @@ from stacked.errors import (
     EngineDead,
     EngineError,
     EngineLoadFailed,
+    EngineSilent,
     EngineStartFailed,
     ParameterInvalid,
     StackedError,
 )
+from stacked.steps import Progress, Silent, Start
 from stacked.store.adaptable import Adaptable
 
 if TYPE_CHECKING:
@@ -161,8 +164,8 @@ class Engine:
         """
         tell = progress or Silent()
         cls.prepare()
-        tell.step("Importing vLLM")
-        await asyncio.to_thread(_import_vllm)
+        tell.step(Start.IMPORT)
+        await import_vllm()
         preload.use()
         options = {
             **plan.options,
@@ -171,14 +174,14 @@ class Engine:
             "worker_extension_cls": _EXTENSION,
         }
         args = await asyncio.to_thread(parse_options, options)
-        tell.step("Starting the engine and loading the base")
+        tell.step(Start.CREATE)
         if enabled() and not base_is_protected():
             raise EngineStartFailed(
                 "vLLM passed over Stacked's CPU platform, so base requests would get an adapter's "
                 "weights; unset VLLM_PLUGINS and VLLM_TARGET_DEVICE, or set STACKED_CPU_LORA=0 to "
                 "accept that"
             )
-        client, causes = await asyncio.to_thread(_create, args)
+        client, causes = await create(args)
         return cls(plan, args, client, causes)
 
     async def load(self, adapter: Adapter) -> Loaded:
@@ -334,7 +337,7 @@ class Engine:
         """How an adapter (None: the base) continues a few tokens: the best logprobs, in order.
 
         The same weights give the same numbers up to float noise; NaN where the weights are broken.
-        Raises EngineLoadFailed, EngineDead, and EngineError after CALL_SECONDS without an answer.
+        Raises EngineLoadFailed, EngineDead, EngineSilent.
         """
         prompt = self.tokenizer().encode(_CANARY_TEXT)[:2]
         sampling: dict[str, Any] = dict(_CANARY_SAMPLING)
@@ -559,7 +562,7 @@ class Engine:
             async with asyncio.timeout(CALL_SECONDS):
                 return await call
         except TimeoutError as error:
-            raise EngineError(
+            raise EngineSilent(
                 f"{doing}: no answer from the engine in {time.monotonic() - started:.0f} s"
             ) from error
         except StackedError:
@@ -587,40 +590,6 @@ def _end_of(states: Sequence[Sequence[str]]) -> EngineError | bool:
     if failed:
         return EngineLoadFailed(failed[0])
     return all(state == "ready" for state, _ in states)
-
-
-def _import_vllm() -> None:
-    import vllm.v1.engine.async_llm  # noqa: F401  (the 13 s that a step tells of)
-
-
-def _create(args: Namespace) -> tuple[Any, Causes]:
-    """vLLM's client of a started engine, and what is asked why where it fails after all.
-
-    Raises EngineStartFailed.
-    """
-    causes = Causes()
-    try:
-        with causes:
-            return _create_client(args), causes
-    except Exception as error:  # vLLM raises anything here
-        cause = missing_package(args.model) or causes.first() or sentence(error)
-        causes.close()
-        raise EngineStartFailed(f"vLLM did not start: {cause}") from error
-
-
-def _create_client(args: Namespace) -> Any:
-    from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.usage.usage_lib import UsageContext
-    from vllm.v1.engine.async_llm import AsyncLLM
-
-    engine_args = AsyncEngineArgs.from_cli_args(args)
-    config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
-    return AsyncLLM.from_vllm_config(
-        vllm_config=config,
-        usage_context=UsageContext.OPENAI_API_SERVER,
-        enable_log_requests=args.enable_log_requests,
-        disable_log_stats=args.disable_log_stats,
-    )
 
 
 def _first_line(error: BaseException) -> str:

@@ -30,9 +30,9 @@ from stacked.api.keyring import KeyRing
 from stacked.api.server import run
 from stacked.cli import app as cli
 from stacked.config import AuthConfig, BaseConfig, Config, OciAuth, ServerConfig
-from stacked.core import Silent
 from stacked.errors import ConfigInvalid, KeyFileInvalid, NotAuthenticated
 from stacked.keys import create, keys_dir, remove
+from stacked.steps import Silent
 from tests.api.doors import config_of, gateway_of, sdk_config, served, signer
 
 MODEL = "ocid1.datasciencemodel.oc1..m"

@@ -20,6 +20,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.requests import ClientDisconnect
 
+from stacked.steps import Silent
 from tests.serving import free_port
 
 BASE_ID = "ocid1.datasciencemodel.oc1..base"
@@ -32,6 +33,14 @@ def digest_of(source: str) -> str:
 
 def tokens_of(digest: str, prompt: str, count: int) -> list[int]:
     return list(hashlib.sha256(f"{digest} {prompt}".encode()).digest()[:count])
+
+
+class Untold(Silent):
+    """A benchmark's Telling that nobody sees."""
+
+    def begin(self, text: str) -> None: ...
+
+    def fraction(self, done: float) -> None: ...
 
 
 class FakeStacked:

@@ -9,8 +9,7 @@ import pytest
 
 from stacked.bench import storm
 from stacked.config import parse
-from stacked.core import Silent
-from tests.bench.fake import serving_with
+from tests.bench.fake import Untold, serving_with
 
 
 def run(fault: str, directory: Path, patch: pytest.MonkeyPatch, updates: int = 6) -> dict[str, Any]:
@@ -19,7 +18,7 @@ def run(fault: str, directory: Path, patch: pytest.MonkeyPatch, updates: int = 6
     tree = {"base": {"model": "/models/base"}, "group": {"members": members}}
     config = parse(tree, where="test", directory=Path("/"))
     settings = storm.Settings(updates=updates, clients=8, groups=4, responses=50, max_tokens=8)
-    return storm.run_storm(config, settings, directory, Silent(), lambda _: None)
+    return storm.run_storm(config, settings, directory, Untold())
 
 
 def test_server_that_keeps_its_promises_passes(

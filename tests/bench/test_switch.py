@@ -8,7 +8,7 @@ from stacked.bench import switch
 from stacked.bench.switch import Times, measure_switch
 from stacked.core import Digest
 from stacked.errors import CanaryFailed
-from stacked.live import Phase
+from stacked.steps import Phase
 
 
 def test_every_repeat_is_a_switch_of_the_whole_group() -> None:
@@ -33,7 +33,7 @@ def test_refused_adapter_ends_the_measurement() -> None:
 
 def test_first_report_of_the_switch_is_the_one_that_counts() -> None:
     times = Times()
-    times.phase(Phase.SWITCH, 0.0, "")
+    times.step(Phase.SWITCH, 0.0, "")
     first = times.switched
-    times.phase(Phase.SWITCH, 0.5, "")
+    times.step(Phase.SWITCH, 0.5, "")
     assert times.switched == first > 0

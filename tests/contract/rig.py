@@ -23,11 +23,11 @@ from stacked.api.gateway import Gateway
 from stacked.api.routes import create_routes
 from stacked.catalogue import Catalogue
 from stacked.config import ControlConfig, ServerConfig
-from stacked.core import Progress
 from stacked.deployment.ledger import Ledger
 from stacked.deployment.serving import Serving
 from stacked.deployment.starter import Commit, Prepared, base_key, settings_of
 from stacked.service import Service
+from stacked.steps import Progress
 from tests.api.control.plane import packed, stacked_body
 from tests.api.doors import served
 from tests.deployments.machine import FakeServing, FakeStarts

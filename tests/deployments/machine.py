@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from stacked.core import Adapter, Base, Digest, Progress, Silent
+from stacked.core import Adapter, Base, Digest
 from stacked.deployment.activation import Activation
 from stacked.deployment.deployments import Deployments
 from stacked.deployment.ledger import Ledger
@@ -31,6 +31,7 @@ from stacked.registry import (
     WorkRequest,
     new_id,
 )
+from stacked.steps import Progress, Silent, Start
 from stacked.store import AdapterStore
 from tests.groups.test_routing import adapter
 from tests.test_live import FakeEngine
@@ -115,10 +116,10 @@ class FakeStarts:
         return Prepared(group, nothing, settings_of(configuration), nothing, nothing)
 
     async def start(self, prepared: Prepared, commit: Commit, tell: Progress) -> Serving:
-        tell.step("Importing vLLM")
+        tell.step(Start.IMPORT)
         if self.gate is not None:
             await self.gate.wait()
-        tell.step("Starting the engine and loading the base")
+        tell.step(Start.CREATE)
         if self.fails and (error := self.fails.pop(0)) is not None:
             raise error
         engine = YieldingEngine()

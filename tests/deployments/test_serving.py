@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from stacked.core import Adapter, Base, Digest, Member, ModelGroup, ModelId, Silent, model_id_of
+from stacked.core import Adapter, Base, Digest, Member, ModelGroup, ModelId, model_id_of
 from stacked.deployment import serving
 from stacked.deployment.serving import Known, Serving
 from stacked.engine.engine import Engine, Loaded
@@ -22,6 +22,7 @@ from stacked.errors import (
     ModuleUnapplied,
     StoreDamaged,
 )
+from stacked.steps import Silent
 from stacked.store import AdapterStore, BaseModules
 from stacked.store.adaptable import Adaptable
 from tests.store.small import LINEAR, lora_weights, write_adapter, write_base
@@ -40,7 +41,7 @@ class Started(Engine):
 
 
 def start(monkeypatch: pytest.MonkeyPatch, starting: Any, check: Any) -> Any:
-    monkeypatch.setattr(serving, "_start_engine", lambda plan, progress: starting())
+    monkeypatch.setattr(Engine, "start", lambda plan, progress: starting())
     monkeypatch.setattr(serving, "check_content", check)
     plan: Any = None
     return serving._start_engine_and_check(plan, ADAPTERS, Silent())
@@ -212,7 +213,7 @@ async def started(
     async def commit() -> int:
         return 7
 
-    monkeypatch.setattr(serving, "_start_engine", starting)
+    monkeypatch.setattr(Engine, "start", starting)
     nothing: Any = None
     return await Serving.start(group, nothing, known, commit, drain_seconds=1, progress=Silent())
 

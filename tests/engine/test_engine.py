@@ -13,7 +13,7 @@ import pytest
 from stacked.core import Adapter, Digest
 from stacked.engine import engine as engine_module
 from stacked.engine.engine import Engine
-from stacked.errors import EngineDead, EngineError, EngineLoadFailed
+from stacked.errors import EngineDead, EngineError, EngineLoadFailed, EngineSilent
 
 ADAPTER = Adapter(Digest(f"sha256:{7:064x}"), Path("/store/seven"), 8, ("q_proj",), 1000)
 
@@ -230,7 +230,7 @@ async def test_dead_engine_and_lost_calls_have_errors_of_their_own(
         await engine.load(ADAPTER)
     monkeypatch.setattr(engine_module, "CALL_SECONDS", 0.01)
     client.list_loras = lambda: asyncio.sleep(5)  # type: ignore[method-assign,assignment,return-value]
-    with pytest.raises(EngineError, match="no answer"):
+    with pytest.raises(EngineSilent, match="no answer"):
         await engine.list()
 
 

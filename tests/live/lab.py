@@ -21,7 +21,8 @@ from stacked.engine.plan import make_plan
 from stacked.engine.support import require_build
 from stacked.errors import StackedError
 from stacked.groups.routing import Routing
-from stacked.live import Live, Phase, SwapReport
+from stacked.live import Live, SwapReport
+from stacked.steps import Phase, sentence
 from stacked.store import AdapterStore, BaseModules
 from stacked.store.content import check_content
 from tests import tiny
@@ -56,9 +57,9 @@ class Outcome:
     committed: list[int] = field(default_factory=list)
     log: list[str] = field(default_factory=list)
 
-    def phase(self, phase: Phase, done: float, text: str) -> None:
-        self.log.append(f"{phase.value}: {text}")
-        hook = self.hooks.pop(phase, None)
+    def step(self, step: Phase, done: float, detail: str) -> None:
+        self.log.append(sentence(step, detail))
+        hook = self.hooks.pop(step, None)
         if hook is not None:
             hook()
 

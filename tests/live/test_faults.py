@@ -16,7 +16,7 @@ from stacked import live as live_module
 from stacked.core import Adapter
 from stacked.engine import engine as engine_module
 from stacked.errors import AdapterError, RegistryUnusable, StackedError, StoreUnusable
-from stacked.live import Phase
+from stacked.steps import Phase
 from tests.live import faults
 from tests.live.conftest import Known
 from tests.live.faults import Fault

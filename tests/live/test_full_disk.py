@@ -18,8 +18,8 @@ from sqlalchemy import Connection, event
 
 from stacked.deployment.deployments import Revision
 from stacked.errors import StackedError
-from stacked.live import Phase
 from stacked.registry import WorkStatus
+from stacked.steps import Phase
 from tests.deployments.machine import Machine, YieldingEngine
 
 

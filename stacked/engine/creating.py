@@ -1,0 +1,108 @@
+"""vLLM imported and its engine created, which takes 20 to 60 s, and what shows how far it is.
+
+Relies on (vLLM 0.26 to 0.32): the engine's processes are children of `multiprocessing`; what it
+logs while it starts, see `LOG_LINES`. vLLM offers nothing else that tells how far a start is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import multiprocessing
+from argparse import Namespace
+from typing import Any
+
+from stacked.engine.causes import Causes, missing_package, sentence
+from stacked.errors import EngineStartFailed, StackedError
+from stacked.steps import Start
+
+logger = logging.getLogger("stacked.engine.creating")
+
+# In order. A line that a version of vLLM does not print is a step that is not told, nothing more.
+LOG_LINES = (
+    ("Initializing a V1 LLM engine", Start.WORKER),
+    ("Starting to load model", Start.WEIGHTS),
+    ("KV cache size", Start.PROFILE),
+)
+
+
+class LogSteps:
+    """The steps of one start, in the order in which its log tells them."""
+
+    def __init__(self) -> None:
+        self._ahead = [*LOG_LINES]
+
+    def __bool__(self) -> bool:
+        """Whether there are more."""
+        return bool(self._ahead)
+
+    def begun(self, line: str) -> Start | None:
+        """The step that begins with this line of the log, if one does."""
+        if self._ahead and self._ahead[0][0] in line:
+            return self._ahead.pop(0)[1]
+        return None
+
+
+async def import_vllm() -> None:
+    """Do in a thread what takes 13 s; cancelled, it is left to end by itself."""
+    await asyncio.to_thread(_import)
+
+
+def _import() -> None:
+    import vllm.v1.engine.async_llm  # noqa: F401
+
+
+async def create(args: Namespace) -> tuple[Any, Causes]:
+    """vLLM's client of a started engine, and what is asked why where it fails after all.
+
+    A cancellation ends the processes that were started for it. The call itself is not cancelled:
+    its thread could not be, and the engine would be lost. Raises EngineStartFailed.
+    """
+    before = {child.pid for child in multiprocessing.active_children()}
+    creating = asyncio.ensure_future(asyncio.to_thread(_create, args))
+    try:
+        return await asyncio.shield(creating)
+    except asyncio.CancelledError:
+        await _abandon(creating, before)
+        raise
+
+
+async def _abandon(creating: asyncio.Future[tuple[Any, Causes]], before: set[int | None]) -> None:
+    while not creating.done():
+        for child in multiprocessing.active_children():
+            if child.pid not in before:
+                child.terminate()
+        await asyncio.wait({creating}, timeout=0.2)
+    try:
+        client, causes = creating.result()
+    except (StackedError, asyncio.CancelledError) as error:
+        logger.info("a start was given up: %s", error)
+    else:
+        causes.close()
+        await asyncio.to_thread(client.shutdown)
+
+
+def _create(args: Namespace) -> tuple[Any, Causes]:
+    causes = Causes()
+    try:
+        with causes:
+            return _create_client(args), causes
+    except Exception as error:  # vLLM raises anything here
+        cause = missing_package(args.model) or causes.first() or sentence(error)
+        causes.close()
+        raise EngineStartFailed(f"vLLM did not start: {cause}") from error
+
+
+def _create_client(args: Namespace) -> Any:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.usage.usage_lib import UsageContext
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    engine_args = AsyncEngineArgs.from_cli_args(args)
+    config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+    return AsyncLLM.from_vllm_config(
+        vllm_config=config,
+        usage_context=UsageContext.OPENAI_API_SERVER,
+        enable_log_requests=args.enable_log_requests,
+        disable_log_stats=args.disable_log_stats,
+    )
