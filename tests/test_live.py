@@ -34,6 +34,7 @@ from stacked.live import Live
 from stacked.steps import Phase
 from stacked.store.verified import Verified
 from tests.groups.test_routing import BASE, adapter, member
+from tests.waiting import until_async
 
 
 class FakeEngine:
@@ -133,12 +134,8 @@ async def serving(engine: FakeEngine, *members: Member, drain: float = 5) -> Liv
 
 
 async def switched(live: Live) -> None:
-    """Return right after the update's switch."""
-    for _ in range(1000):
-        if live.routing.generation == 2:
-            return
-        await asyncio.sleep(0)
-    raise AssertionError("the update did not switch")
+    """Return after the update's switch."""
+    await until_async(lambda: live.routing.generation == 2)
 
 
 def digest(number: int) -> Digest:
@@ -198,11 +195,11 @@ async def test_request_that_began_before_the_switch_keeps_its_adapter_until_it_e
     engine: FakeEngine,
 ) -> None:
     live = await serving(engine, member("a", 1))
-    old = live.admit({"key": "a"})
-    updating = asyncio.create_task(live.update(BASE, (member("a", 2),), Notes()))
+    old, notes = live.admit({"key": "a"}), Notes()
+    updating = asyncio.create_task(live.update(BASE, (member("a", 2),), notes))
     await switched(live)
     assert live.admit({"key": "a"}).route.digest == digest(2)
-    await asyncio.sleep(0.01)
+    await until_async(lambda: notes.phases[-1] is Phase.DRAIN)
     assert digest(1) in engine.held.values()
     assert not updating.done()
     old.lease.release()
@@ -272,7 +269,7 @@ async def test_what_the_engine_did_not_let_go_of_is_in_use(engine: FakeEngine) -
 
 
 async def test_request_past_the_deadline_is_ended(engine: FakeEngine) -> None:
-    live = await serving(engine, member("a", 1), drain=0.02)
+    live = await serving(engine, member("a", 1), drain=0)
     ended: list[str] = []
 
     def end() -> None:
@@ -454,16 +451,15 @@ async def test_an_engine_that_timed_out_is_asked_no_more_and_one_that_refused_is
 async def test_adapter_of_a_request_that_cannot_be_ended_is_removed_when_it_ends(
     engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(live_module, "_UNDO_SECONDS", 0.02)
-    live = await serving(engine, member("a", 1), drain=0.02)
+    live = await serving(engine, member("a", 1), drain=0)
     lease = live.admit({"key": "a"}).lease
-    report = await live.update(BASE, (member("a", 2),), Notes())
+    with monkeypatch.context() as patch:
+        patch.setattr(live_module, "_UNDO_SECONDS", 0)
+        report = await live.update(BASE, (member("a", 2),), Notes())
     assert report.left == (digest(1),)
     assert digest(1) in engine.held.values()
     lease.release()
-    for _ in range(100):
-        await asyncio.sleep(0)
-    assert list(engine.held.values()) == [digest(2)]
+    await until_async(lambda: list(engine.held.values()) == [digest(2)])
 
 
 async def test_adapter_whose_files_have_changed_is_not_staged(engine: FakeEngine) -> None:

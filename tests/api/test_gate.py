@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import logging
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,7 +85,15 @@ def alice(data_dir: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def place(data_dir: Path, alice: dict[str, Any]) -> Iterator[tuple[Double, str]]:
+def app_key(data_dir: Path) -> dict[str, Any]:
+    return sdk_config(data_dir, "app", inference_only=True)
+
+
+@pytest.fixture(scope="module")
+def place(
+    data_dir: Path, alice: dict[str, Any], app_key: dict[str, Any]
+) -> Iterator[tuple[Double, str]]:
+    """A server that knows both keys from its start."""
     double = Double()
     with served(gateway_of(double.app(), data_dir)) as url:
         yield double, url
@@ -363,13 +370,6 @@ def test_a_key_that_is_added_works_and_one_that_is_removed_stops(
         assert status(alice) == 200
         new = sdk_config(tmp_path, "alice", force=True)
         assert status(new) == 200
-
-
-@pytest.fixture(scope="module")
-def app_key(data_dir: Path, place: tuple[Double, str]) -> dict[str, Any]:
-    config = sdk_config(data_dir, "app", inference_only=True)
-    time.sleep(2 * keyring.LOOK_AGAIN_SECONDS)
-    return config
 
 
 @pytest.mark.parametrize(

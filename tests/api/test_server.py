@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -18,6 +20,7 @@ import yaml
 from stacked.api.process import EngineLog
 from tests.conftest import PROMPT, TinyModels, complete
 from tests.serving import Server, free_port, serving, stop, wait_until_healthy
+from tests.waiting import until
 
 pytestmark = pytest.mark.engine
 
@@ -137,11 +140,17 @@ def _kill_engine_under_a_request(server: Server) -> int:
 
     thread = threading.Thread(target=ask)
     thread.start()
-    time.sleep(0.1)  # the request must have reached the engine; a late one is told the same
+    until_it_runs(server)
     for child in _children(server.process.pid):
         os.kill(child, signal.SIGKILL)
     thread.join(timeout=60)
     return statuses[0]
+
+
+def until_it_runs(server: Server) -> None:
+    """Return when a request is in the engine, as its metrics say."""
+    running = re.compile(r"^vllm:num_requests_running\S* [1-9]", re.MULTILINE)
+    until(lambda: running.search(httpx.get(f"{server.url}/metrics", timeout=60).text))
 
 
 def _children(parent: int) -> list[int]:
@@ -162,10 +171,12 @@ def _children(parent: int) -> list[int]:
 
 
 def _first_answer(url: str) -> httpx.Response:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        try:
-            return httpx.get(url, timeout=5)
-        except httpx.TransportError:
-            time.sleep(0.1)
-    raise AssertionError(f"nothing answers at {url}")
+    answers: list[httpx.Response] = []
+
+    def answered() -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            answers.append(httpx.get(url, timeout=5))
+        return bool(answers)
+
+    until(answered)
+    return answers[0]

@@ -6,8 +6,7 @@ It must not know how the routes do what they do.
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from tests.api.control.plane import packed, stacked_body
 from tests.api.doors import served
 from tests.deployments.machine import FakeServing, FakeStarts
 from tests.store.small import write_base
+from tests.waiting import until
 
 PREFIX = "/20190101"
 
@@ -148,15 +148,6 @@ class Rig:
         id = str(self.ask("POST", "/modelDeployments", body)["id"])
         until(lambda: self.state(id) == "ACTIVE")
         return id
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Return when it is so; ten seconds at most."""
-    for _ in range(1000):
-        if condition():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it did not come about")
 
 
 def homogeneous(*members: str) -> dict[str, Any]:

@@ -17,8 +17,9 @@ import httpx
 import pytest
 
 from tests.api.control.plane import packed, zipped
-from tests.contract.rig import Rig, rig, until
+from tests.contract.rig import Rig, rig
 from tests.store.small import write_base
+from tests.waiting import until
 
 RECORDED = Path(__file__).parent / "recorded"
 C, P = "ocid1.compartment.oc1..c", "ocid1.datascienceproject.oc1..p"

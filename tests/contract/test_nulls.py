@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.contract.rig import PREFIX, Rig, rig, until
+from tests.contract.rig import PREFIX, Rig, rig
+from tests.waiting import until
 
 
 @pytest.fixture(scope="module")

@@ -226,12 +226,3 @@ class Machine:
         """The keys that requests reach now."""
         active = self.deployments.active
         return [] if active is None else [str(m.key) for m in active.serving.live.routing.members]
-
-
-async def until(condition: Any) -> None:
-    """Return when it is so; a second of real time at most."""
-    for _ in range(1000):
-        if condition():
-            return
-        await asyncio.sleep(0.001)
-    raise AssertionError("it did not come about")

@@ -6,7 +6,8 @@ import asyncio
 
 from stacked.deployment.deployments import Revision
 from stacked.registry import Deployment
-from tests.deployments.machine import Machine, until
+from tests.deployments.machine import Machine
+from tests.waiting import until_async as until
 
 
 async def resumed(machine: Machine) -> Deployment | None:

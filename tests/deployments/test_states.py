@@ -18,7 +18,8 @@ from stacked.errors import (
     UpdateInProgress,
 )
 from stacked.registry import GroupState
-from tests.deployments.machine import Machine, until
+from tests.deployments.machine import Machine
+from tests.waiting import until_async as until
 
 ENVIRONMENT = {"environmentConfigurationType": "DEFAULT"}
 

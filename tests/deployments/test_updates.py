@@ -15,8 +15,9 @@ from stacked.errors import (
     NotReady,
     RecordConflict,
 )
-from tests.deployments.machine import BASE, Machine, until
+from tests.deployments.machine import BASE, Machine
 from tests.groups.test_routing import adapter
+from tests.waiting import until_async as until
 
 
 async def test_live_update_keeps_the_engine(machine: Machine) -> None:

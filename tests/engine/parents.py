@@ -2,7 +2,8 @@
 
 Run as ``python -m tests.engine.parents MODE METHOD``, a start method of multiprocessing; both write
 a line when they are ready. The child watches its parent at once (`watched`), not before it has died
-(`late`), or never (`alone`).
+(`late`), or never (`alone`). Except for `late`, it writes another line once the thread that started
+it is gone: what the kernel sends at a thread's end has come before.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import os
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from stacked.engine.orphans import end_with_parent
 
 
-def child(mode: str) -> None:
+def child(mode: str, starter_is_gone: Any) -> None:
     say(f"child {os.getpid()}")
     if mode == "late":
         parent = multiprocessing.parent_process()
@@ -27,6 +29,9 @@ def child(mode: str) -> None:
         end_with_parent()
         end_with_parent()
         say(f"watches {sum('parent' in thread.name for thread in threading.enumerate())}")
+    if mode != "late":
+        starter_is_gone.recv()
+        say("answers")
     time.sleep(300)
 
 
@@ -36,11 +41,15 @@ def say(line: str) -> None:
 
 def main(mode: str, method: str) -> None:
     start: Any = multiprocessing.get_context(method)
-    process = start.Process(target=child, args=(mode,))
+    receiver, sender = start.Pipe(duplex=False)
+    process = start.Process(target=child, args=(mode, receiver))
     starter = threading.Thread(target=process.start)
     starter.start()
     starter.join()
+    while Path(f"/proc/self/task/{starter.native_id}").exists():
+        time.sleep(0.001)
     say("started")
+    sender.send(True)
     time.sleep(300)
 
 

@@ -14,6 +14,7 @@ from stacked.core import Adapter, Digest
 from stacked.engine import engine as engine_module
 from stacked.engine.engine import Engine
 from stacked.errors import EngineDead, EngineError, EngineLoadFailed, EngineSilent
+from tests.waiting import until_async
 
 ADAPTER = Adapter(Digest(f"sha256:{7:064x}"), Path("/store/seven"), 8, ("q_proj",), 1000)
 
@@ -212,8 +213,7 @@ async def test_reading_that_never_ends_is_given_up(
 async def test_load_that_is_cancelled_leaves_nothing(engine: Engine, client: Client) -> None:
     client.workers[0].outcome = ["reading", ""]
     loading = asyncio.create_task(engine.load(ADAPTER))
-    await asyncio.sleep(0.02)
-    assert client.workers[0].staged
+    await until_async(lambda: client.workers[0].staged)
     loading.cancel()
     with pytest.raises(asyncio.CancelledError):
         await loading

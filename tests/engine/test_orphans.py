@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import entry_points
@@ -51,8 +50,7 @@ def family(
 def test_child_ends_when_its_parent_is_killed_and_not_when_the_starting_thread_ends(
     method: str,
 ) -> None:
-    with family("watched", method, lines=3) as (parent, started):
-        time.sleep(1.5)
+    with family("watched", method, lines=4) as (parent, started):
         assert len(alive(started)) == len(started) > 0
         parent.kill()
         wait_until_gone(started)
@@ -66,11 +64,15 @@ def test_child_that_looks_only_after_its_parent_has_died_ends_too(method: str) -
 
 
 def test_child_that_does_not_watch_stays_so_that_these_tests_show_something() -> None:
-    with family("alone", "spawn", lines=2) as (parent, started):
+    with (
+        family("alone", "spawn", lines=3) as (parent, started),
+        family("watched", "spawn", lines=4) as (other, watched),
+    ):
         child = {process: name for process, name in started.items() if "spawn_main" in name}
-        parent.kill()
-        parent.wait()
-        time.sleep(1.5)
+        for each in (parent, other):
+            each.kill()
+            each.wait()
+        wait_until_gone(watched)
         assert len(alive(child)) == len(child) == 1
 
 

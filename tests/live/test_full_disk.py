@@ -6,7 +6,6 @@ again the next update works, and nothing is in progress for ever.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
@@ -21,6 +20,7 @@ from stacked.errors import StackedError
 from stacked.registry import WorkStatus
 from stacked.steps import Phase
 from tests.deployments.machine import Machine, YieldingEngine
+from tests.waiting import until_async
 
 
 class Disk:
@@ -28,12 +28,14 @@ class Disk:
 
     def __init__(self) -> None:
         self.full = False
+        self.refused = 0
 
     def watch(self, machine: Machine) -> None:
         @event.listens_for(machine.registry._database._engine, "begin")
         def begin(connection: Connection) -> None:
             writes = connection.get_execution_options().get("stacked_begin") == "IMMEDIATE"
             if self.full and writes:
+                self.refused += 1
                 raise sqlite3.OperationalError("database or disk is full")
 
 
@@ -77,7 +79,8 @@ async def test_full_disk_leaves_one_whole_group_and_nothing_in_progress(
     with full_at(call, engine, disk):
         with contextlib.suppress(StackedError):
             await machine.deployments.update(id, Revision(machine.group(2), live=True))
-        await asyncio.sleep(0.5)
+        # The step that the disk refused, and what is written of its failure, again and again.
+        await until_async(lambda: disk.refused >= 3)
         assert machine.serves() == [serves]
     await machine.deployments.wait()
     assert machine.serves() == [serves]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from stacked.store import outgoing
 from tests.api.control.plane import BASE, Plane, control_plane, meta
 from tests.api.doors import served
 from tests.store.small import write_adapter
+from tests.waiting import until
 
 NONE = "sha256:" + "a" * 64
 
@@ -137,10 +137,6 @@ def test_an_upload_that_breaks_off_leaves_nothing(plane: Plane, tmp_path: Path) 
             head = f"PUT /stacked/adapters/{digest} HTTP/1.1\r\nhost: x\r\n"
             sock.sendall(f"{head}content-length: {len(content)}\r\n\r\n".encode())
             sock.sendall(content[: len(content) // 2])
-            until = time.monotonic() + 10
-            while not plane.arriving() and time.monotonic() < until:
-                time.sleep(0.01)
-            assert plane.arriving()
-        while plane.arriving() and time.monotonic() < until:
-            time.sleep(0.01)
-    assert (plane.arriving(), has(plane, digest)) == ([], False)
+            until(plane.arriving)
+        until(lambda: not plane.arriving())
+    assert not has(plane, digest)

@@ -17,7 +17,8 @@ from stacked.api.routes import create_routes
 from stacked.config import ControlConfig, ServerConfig
 from stacked.errors import EngineStartFailed
 from stacked.service import Service
-from tests.deployments.machine import Machine, until
+from tests.deployments.machine import Machine
+from tests.waiting import until_async as until
 
 LOGS = {"access": {"logId": "l", "logGroupId": "lg"}}
 INFRASTRUCTURE = {
