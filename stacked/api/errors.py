@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from stacked import errors
+from stacked.api.targets import is_control
 
 # The nearest class up the tree decides.
 STATUS: dict[type[errors.StackedError], int] = {
@@ -51,6 +52,23 @@ STATUS: dict[type[errors.StackedError], int] = {
     errors.NotReady: 503,
 }
 
+# What OCI calls these cases; every other error keeps its own code.
+OCI_CODES: dict[type[errors.StackedError], str] = {
+    errors.RecordAbsent: "NotAuthorizedOrNotFound",
+    errors.RecordConflict: "Conflict",
+    errors.IllegalMove: "Conflict",
+    errors.RecordStale: "NoEtagMatch",
+    errors.PageInvalid: "InvalidParameter",
+    errors.ParameterInvalid: "InvalidParameter",
+    errors.GroupInvalid: "InvalidParameter",
+    errors.ConfigInvalid: "InvalidParameter",
+    errors.EngineOptionInvalid: "InvalidParameter",
+    errors.BodyInvalid: "CannotParseRequest",
+    errors.BodyTooLarge: "PayloadTooLarge",
+    errors.NotReady: "ServiceUnavailable",
+    errors.NotOffered: "MethodNotImplemented",
+}
+
 # What OpenAI's clients call these; they choose their exception class by status.
 _OPENAI_TYPES = {
     400: "invalid_request_error",
@@ -81,6 +99,11 @@ INTERNAL_CODE = "InternalServerError"
 def status_of(error: errors.StackedError) -> int:
     """The HTTP status of an error, found through its classes."""
     return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+
+
+def oci_code(error: errors.StackedError, path: str) -> str:
+    """The code of an error at a path."""
+    return OCI_CODES.get(type(error), error.code) if is_control(path) else error.code
 
 
 def openai_body(code: str, message: str, status: int) -> dict[str, Any]:

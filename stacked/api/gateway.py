@@ -30,21 +30,23 @@ from stacked.api.bodies import (
     replay,
     with_fields,
 )
-from stacked.api.control.base import PREFIX, is_control, oci_code, versioned
-from stacked.api.errors import INTERNAL, INTERNAL_CODE, not_served, to_openai, to_plain
+from stacked.api.errors import INTERNAL, INTERNAL_CODE, not_served, oci_code, to_openai, to_plain
 from stacked.api.gate import Gate, is_upload
 from stacked.api.names import MODEL_HEADERS, names_of
 from stacked.api.replies import Reshaped, Tagged, respond_error
 from stacked.api.targets import (
+    PREFIX,
     Target,
     app_path,
     canonical,
     inner_path,
     is_card,
+    is_control,
     is_open,
     is_plain,
     model_target,
     predict_path,
+    versioned,
 )
 from stacked.core import header_form, short
 from stacked.engine.engine import Loaded

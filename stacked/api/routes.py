@@ -18,18 +18,18 @@ from starlette.exceptions import HTTPException
 
 from stacked.api.asked.adapters import LoadBody, LoadLoraBody, UnloadLoraBody
 from stacked.api.control import control_routes
-from stacked.api.control.base import is_control, oci_code
 from stacked.api.errors import (
     INTERNAL,
     INTERNAL_CODE,
     fault_of,
     not_served,
+    oci_code,
     openai_body,
     plain_body,
     status_of,
 )
 from stacked.api.openapi import openapi_routes
-from stacked.api.targets import is_plain
+from stacked.api.targets import is_control, is_plain
 from stacked.config import ServerConfig, is_loopback
 from stacked.core import ModelId, check_key, check_model_id
 from stacked.engine.openai import model_card

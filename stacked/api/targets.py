@@ -11,6 +11,22 @@ from dataclasses import dataclass
 from typing import NamedTuple
 from urllib.parse import unquote
 
+PREFIX = "/20190101"
+"""Of the control plane: the version of OCI's API."""
+
+# Its collections, which scripts also ask for without the version: OCI's own pages leave it out.
+_COLLECTIONS = re.compile(
+    r"/(model(s|Groups|GroupVersionHistory|VersionSets|Deployments|DeploymentShapes)"
+    r"|workRequests|containers|projects|computeTargets)(/.*)?"
+)
+# The verbs of a container for one model, which are not the catalogue's. Keys may have slashes, so
+# what stands below a model of the catalogue is told by its name.
+_BELOW_A_MODEL = r"[^/]+/(actions|artifact|customMetadata|definedMetadata|provenance)(/|$)"
+_OF_ONE_MODEL = re.compile(
+    rf"(POST|DELETE) /models/(?!{_BELOW_A_MODEL}).+"
+    r"|[A-Z]+ /models/.+/(health|predict|predictWithResponseStream)"
+)
+
 # Paths of vLLM's app whose POST body names a model.
 _MODEL_PATHS = re.compile(
     r"/(v1|v2)/.+|/(tokenize|detokenize|invocations|generative_scoring|pooling|classify|score"
@@ -140,3 +156,15 @@ def predict_path(tree: dict[str, object], configured: str | None) -> str:
 def is_plain(path: str) -> bool:
     """Whose error shape a path has that runs no model."""
     return path != "/v1" and not path.startswith("/v1/")
+
+
+def versioned(method: str, path: str) -> str:
+    """A path of the control plane with its version, also where it came without; else as it is."""
+    if _COLLECTIONS.fullmatch(path) is None or _OF_ONE_MODEL.fullmatch(f"{method} {path}"):
+        return path
+    return PREFIX + path
+
+
+def is_control(path: str) -> bool:
+    """Whether a path is the control plane's, where errors have OCI's codes."""
+    return path == PREFIX or path.startswith(f"{PREFIX}/")

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from starlette.testclient import TestClient
 
-from stacked.api.control import OCI_CODES
+from stacked.api.errors import OCI_CODES
 from stacked.api.routes import create_routes
 from stacked.api.wire import moment
 from stacked.catalogue import Catalogue

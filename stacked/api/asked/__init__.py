@@ -12,17 +12,6 @@ from stacked.api.asked.deployments import (
     check_live,
     parts_given,
 )
-from stacked.api.asked.groups import (
-    CloneGroup,
-    CreateGroup,
-    GroupDetails,
-    Modified,
-    NewGroup,
-    Patches,
-    UpdateGroup,
-    check_mutable,
-    patched,
-)
 from stacked.api.asked.models import (
     CreateModel,
     Provenance,
@@ -33,26 +22,17 @@ from stacked.api.asked.models import (
 
 __all__ = [
     "ChangeCompartment",
-    "CloneGroup",
     "CreateDeployment",
-    "CreateGroup",
     "CreateModel",
-    "GroupDetails",
-    "Modified",
-    "NewGroup",
-    "Patches",
     "Provenance",
     "Settings",
     "UpdateDeployment",
-    "UpdateGroup",
     "UpdateModel",
     "changed_parts",
     "check_live",
-    "check_mutable",
     "check_source",
     "differing",
     "model_id_given",
     "not_yet",
     "parts_given",
-    "patched",
 ]

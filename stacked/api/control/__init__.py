@@ -11,21 +11,16 @@ from fastapi.params import Depends
 from fastapi.responses import JSONResponse
 
 from stacked.api import asked
-from stacked.api.control import histories
+from stacked.api.control import groups, histories, surroundings, version_sets, work_requests
 from stacked.api.control.adapters import adapter_routes
 from stacked.api.control.artifacts import artifact_routes
-from stacked.api.control.base import OCI_CODES, PREFIX, Route
+from stacked.api.control.base import Route
 from stacked.api.control.deployments import deployment_routes
-from stacked.api.control.groups import group_routes
 from stacked.api.control.models import model_routes
-from stacked.api.control.surroundings import surrounding_routes
-from stacked.api.control.version_sets import version_set_routes
-from stacked.api.control.work_requests import work_request_routes
 from stacked.api.retry_tokens import RetryTokens
+from stacked.api.targets import PREFIX
 from stacked.errors import UpdateNotLive
 from stacked.service import Service
-
-__all__ = ["OCI_CODES", "control_routes"]
 
 
 def control_routes(app: FastAPI, service: Service, allowed: Depends) -> None:
@@ -36,13 +31,9 @@ def control_routes(app: FastAPI, service: Service, allowed: Depends) -> None:
     router = APIRouter(prefix=PREFIX, route_class=Route)
     artifact_routes(router, service, allowed)
     model_routes(router, service, allowed)
-    group_routes(router, service, allowed)
     deployment_routes(router, service, allowed)
-    work_request_routes(router, service, allowed)
-    version_set_routes(router, service, allowed)
-    surrounding_routes(router, service.config.server)
     app.include_router(router)
-    for resource in (histories,):
+    for resource in (groups, histories, work_requests, version_sets, surroundings):
         app.include_router(resource.router)
     _own(app, service)
     adapter_routes(app, service, allowed)

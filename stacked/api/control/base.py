@@ -12,14 +12,14 @@ How it is written; `histories.py` is the pattern:
 4. A write has `dependencies=CHANGE`, a POST `dependencies=POST`. `responses=success("etag")` names
    the headers of an answer, and statuses that do not follow from the signature (`openapi.py`).
 5. `shown(response, record, body)` sets the etag; `paged(response, page, Kind)` answers a list;
-   `done(record)` answers without a body. Errors are raised: `OCI_CODES` and `api/errors.py`.
+   `done(record)` answers without a body. Errors are raised; `api/errors.py` has
+   their statuses and codes.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from fastapi import APIRouter, Depends, Header, Request, Response
@@ -36,74 +36,22 @@ from pydantic import (
 from pydantic.alias_generators import to_camel, to_snake
 from starlette.types import Receive, Scope
 
-from stacked import errors
 from stacked.api.bodies import parse_object, read_body, replay
 from stacked.api.gate import principal_of
 from stacked.api.retry_tokens import HEADER as RETRY_TOKEN
 from stacked.api.retry_tokens import RetryTokens
+from stacked.api.targets import PREFIX
 from stacked.api.wire.common import etag, moment
 from stacked.config import ServerConfig, is_loopback
-from stacked.errors import NotAllowed, RecordStale, StackedError
+from stacked.errors import NotAllowed, RecordStale
 from stacked.registry import Registry
 from stacked.registry.paging import MAX_LIMIT
 from stacked.registry.records import Affected, Page, Record, WorkRequest
 from stacked.registry.records import Query as Reading
 from stacked.service import Service
 
-PREFIX = "/20190101"
-
 R = TypeVar("R", bound=Record)
 M = TypeVar("M", bound="ResponseModel")
-
-# What OCI calls these cases; every other error keeps its own code.
-OCI_CODES: Mapping[type[StackedError], str] = {
-    errors.RecordAbsent: "NotAuthorizedOrNotFound",
-    errors.RecordConflict: "Conflict",
-    errors.IllegalMove: "Conflict",
-    errors.RecordStale: "NoEtagMatch",
-    errors.PageInvalid: "InvalidParameter",
-    errors.ParameterInvalid: "InvalidParameter",
-    errors.GroupInvalid: "InvalidParameter",
-    errors.ConfigInvalid: "InvalidParameter",
-    errors.EngineOptionInvalid: "InvalidParameter",
-    errors.BodyInvalid: "CannotParseRequest",
-    errors.BodyTooLarge: "PayloadTooLarge",
-    errors.NotReady: "ServiceUnavailable",
-    errors.NotOffered: "MethodNotImplemented",
-}
-
-# -- paths --------------------------------------------------------------------------------
-
-# Its collections, which scripts also ask for without the version: OCI's own pages leave it out.
-_COLLECTIONS = re.compile(
-    r"/(model(s|Groups|GroupVersionHistory|VersionSets|Deployments|DeploymentShapes)"
-    r"|workRequests|containers|projects|computeTargets)(/.*)?"
-)
-# The verbs of a container for one model, which are not the catalogue's. Keys may have slashes, so
-# what stands below a model of the catalogue is told by its name.
-_BELOW_A_MODEL = r"[^/]+/(actions|artifact|customMetadata|definedMetadata|provenance)(/|$)"
-_OF_ONE_MODEL = re.compile(
-    rf"(POST|DELETE) /models/(?!{_BELOW_A_MODEL}).+"
-    r"|[A-Z]+ /models/.+/(health|predict|predictWithResponseStream)"
-)
-
-
-def versioned(method: str, path: str) -> str:
-    """A path of the control plane with its version, also where it came without; else as it is."""
-    if _COLLECTIONS.fullmatch(path) is None or _OF_ONE_MODEL.fullmatch(f"{method} {path}"):
-        return path
-    return PREFIX + path
-
-
-def is_control(path: str) -> bool:
-    """Whether a path is the control plane's, where errors have OCI's codes."""
-    return path == PREFIX or path.startswith(f"{PREFIX}/")
-
-
-def oci_code(error: StackedError, path: str) -> str:
-    """The code of an error at a path."""
-    return OCI_CODES.get(type(error), error.code) if is_control(path) else error.code
-
 
 # -- models -------------------------------------------------------------------------------
 
@@ -113,6 +61,7 @@ Json = dict[str, Any]
 Text = Annotated[str, BeforeValidator(lambda value: "" if value is None else value)]
 Name = Annotated[Text, Field(max_length=255)]
 Description = Annotated[Text, Field(max_length=400)]
+EmptyAsNull = Annotated[str | None, BeforeValidator(lambda value: value or None)]
 Moment = Annotated[
     datetime,
     PlainSerializer(moment, return_type=str),
@@ -141,10 +90,11 @@ class Created(RequestModel):
         given = {"freeform": self.freeform_tags, "defined": self.defined_tags}
         return {name: value for name, value in given.items() if value}
 
-    def head(self, created_by: str) -> Json:
-        """The fields of a record that every resource has."""
+    def head(self, created_by: str, named: str = "") -> Json:
+        """The fields of a record that every resource has; `named` begins a name that is made."""
+        made = f"{named}-{datetime.now(UTC):%Y%m%d-%H%M%S}" if named else ""
         return {
-            "display_name": self.display_name,
+            "display_name": self.display_name or made,
             "compartment_id": self.compartment_id,
             "project_id": self.project_id,
             "created_by": created_by,
@@ -181,18 +131,22 @@ class Paged(RequestModel):
     limit: Annotated[int, Field(ge=1, le=MAX_LIMIT)] = 100
     page: str | None = Field(None, description="The `opc-next-page` of the page before, verbatim")
 
+    def reading(self) -> Reading:
+        return Reading(limit=self.limit, page=self.page)
+
 
 # How the registry calls what sorts a list.
 _COLUMNS = {"lifecycleState": "state", "operationType": "operation", "name": "display_name"}
 
 
+COMPARTMENT = Field(None, description="Accepted and ignored: a server is one compartment")
+
+
 class ListQuery(Paged):
     """The query of a list of records. What it filters by is called as the registry calls it."""
 
-    compartment_id: str | None = Field(
-        None, description="Accepted and ignored: a server is one compartment"
-    )
-    sort_by: Literal["timeCreated", "displayName", "lifecycleState"] | None = None
+    compartment_id: str | None = COMPARTMENT
+    sort_by: str | None = None
     sort_order: Literal["ASC", "DESC"] | None = Field(
         None, description="Times run down by default, the rest up"
     )
@@ -207,8 +161,9 @@ class ListQuery(Paged):
 
 
 class HeadQuery(ListQuery):
-    """The filters of most lists."""
+    """The query of most lists."""
 
+    sort_by: Literal["timeCreated", "displayName", "lifecycleState"] | None = None
     id: str | None = None
     display_name: str | None = None
     created_by: str | None = None
@@ -230,8 +185,20 @@ class ResponseModel(BaseModel):
     )
 
     @classmethod
-    def of(cls, record: Any) -> Self:
-        return cls.model_validate(record)
+    def of(cls, record: Any, **more: Any) -> Self:
+        """Read from the attributes of a record, and `more` that it does not have."""
+        return cls.model_validate(_With(record, more) if more else record)
+
+
+class _With:
+    """A record with more attributes than its own."""
+
+    def __init__(self, record: Any, more: Mapping[str, Any]) -> None:
+        self._record = record
+        self.__dict__.update(more)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._record, name)
 
 
 class Tagged(ResponseModel):
@@ -250,6 +217,14 @@ class Resource(Tagged):
     display_name: str
     created_by: str
     time_created: Moment
+
+
+class StatefulResource(Resource):
+    """What has a reason for its state, and says when it changed."""
+
+    lifecycle_details: str = Field(validation_alias="reason")
+    time_updated: Moment
+    system_tags: Json = Field(default_factory=dict)
 
 
 # -- routes -------------------------------------------------------------------------------
@@ -370,6 +345,12 @@ def success(*headers: str, status: int = 200, also: Iterable[int] = ()) -> dict[
     """For a route's `responses`: the headers of its answer, and errors of its own."""
     named = {name: {**HEADERS[name], "schema": {"type": "string"}} for name in headers}
     return {status: {"headers": named}, **{error: {} for error in also}}
+
+
+def bare(status: int, *headers: str) -> dict[str, Any]:
+    """For a route whose answer has no body: its status, and the headers of the answer."""
+    responses = success(*headers, status=status)
+    return {"status_code": status, "response_class": Response, "responses": responses}
 
 
 # -- answers ------------------------------------------------------------------------------

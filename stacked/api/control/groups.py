@@ -1,204 +1,448 @@
-"""Model groups: `/20190101/modelGroups`.
-
-It must not know how a group is made live.
-"""
+"""Model groups: `/20190101/modelGroups`, and their members."""
 
 from __future__ import annotations
 
-import asyncio
-from datetime import UTC, datetime
-from typing import Any
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
 
-from fastapi import APIRouter, Request, Response
-from fastapi.params import Depends
-from fastapi.responses import JSONResponse
+from fastapi import Body, Query, Response
+from pydantic import Field
 
-from stacked.api import asked, wire
-from stacked.api.control.answers import done, expected, read, shown, tree_of
-from stacked.api.control.finished import GROUP, finished
-from stacked.api.gate import principal_of
-from stacked.api.lists import FILTERS, SORTS, Names, listed
-from stacked.errors import GroupInvalid, RecordConflict
-from stacked.registry import GROUP as OCID
-from stacked.registry import new_id
-from stacked.registry.records import ModelGroup, Page, Query
+from stacked.api import wire
+from stacked.api.control.base import (
+    CHANGE,
+    POST,
+    Caller,
+    ChangeCompartment,
+    Created,
+    Description,
+    EmptyAsNull,
+    HeadQuery,
+    IfMatch,
+    Json,
+    ListQuery,
+    RequestModel,
+    ResponseModel,
+    Served,
+    StatefulResource,
+    Text,
+    Updated,
+    bare,
+    done,
+    expected,
+    finished,
+    paged,
+    resource_router,
+    shown,
+    success,
+)
+from stacked.config import Key, Ocid
+from stacked.errors import GroupInvalid, ParameterInvalid, RecordConflict
+from stacked.registry import GROUP, new_id, records
+from stacked.registry.records import GroupMember, GroupModel, Record
 from stacked.registry.states import GroupState, ModelState
 from stacked.service import Service
 
-LIST_FILTERS: Names = {
-    **FILTERS,
-    "modelGroupVersionHistoryId": "version_history_id",
-    "lifecycleState": GroupState,
-}
-MEMBER_FILTERS: Names = {
-    **{name: FILTERS[name] for name in ("id", "displayName", "createdBy")},
-    "inferenceKey": "key",
-    "lifecycleState": ModelState,
-}
+# Terraform's provider looks for a part of the first; OCI's other kinds have no hyphens here.
+_KIND = ("data-science-model-group", "modelGroups")
+
+router = resource_router("/modelGroups", "Model groups")
+
+Type = Literal["STACKED", "HOMOGENEOUS", "HETEROGENEOUS"]
 
 
-def group_routes(router: APIRouter, service: Service, allowed: Depends) -> None:
-    _create_and_read(router, service, allowed)
-    _change(router, service, allowed)
-    _states(router, service, allowed)
+class GroupQuery(HeadQuery):
+    version_history_id: str | None = Field(None, alias="modelGroupVersionHistoryId")
+    state: GroupState | None = Field(None, alias="lifecycleState")
 
 
-def _create_and_read(router: APIRouter, service: Service, allowed: Depends) -> None:
-    @router.post("/modelGroups", dependencies=[allowed])
-    async def create(request: Request) -> JSONResponse:
-        tree = await tree_of(request, service)
-        return await asyncio.to_thread(_create, service, tree, principal_of(request.scope))
-
-    @router.get("/modelGroups")
-    def list_(request: Request) -> JSONResponse:
-        return listed(
-            request, service.registry.list_groups, SORTS, LIST_FILTERS, wire.group_summary
-        )
-
-    @router.get("/modelGroups/{id}")
-    def get(id: str) -> JSONResponse:
-        record = service.registry.get_group(id)
-        return shown(wire.group(record), record)
-
-    @router.get("/modelGroups/{id}/models")
-    def models(id: str, request: Request) -> JSONResponse:
-        def read_page(query: Query, **filters: Any) -> Page[Any]:
-            return service.registry.list_group_models(id, query, **filters)
-
-        return listed(request, read_page, SORTS, MEMBER_FILTERS, wire.group_model)
+class MemberQuery(ListQuery):
+    sort_by: Literal["timeCreated", "displayName", "lifecycleState"] | None = None
+    id: str | None = None
+    display_name: str | None = None
+    created_by: str | None = None
+    key: str | None = Field(None, alias="inferenceKey")
+    state: ModelState | None = Field(None, alias="lifecycleState")
 
 
-def _create(service: Service, tree: dict[str, Any], created_by: str) -> JSONResponse:
-    if asked.NewGroup.model_validate(tree).create_type == "CREATE":
-        wanted = _new(asked.CreateGroup.model_validate(tree), created_by)
-    else:
-        wanted = _clone(service, asked.CloneGroup.model_validate(tree), created_by)
-    record = service.catalogue.create_group(wanted)
-    work = finished(service.registry, "MODEL_GROUP_CREATE", "CREATED", GROUP, record)
-    return shown(wire.group(record), record, work)
+class MemberDetails(RequestModel):
+    """A member: a model id and, where it has one, its inference key."""
+
+    model_id: Ocid
+    inference_key: Key | None = None
+
+    def member(self) -> GroupMember:
+        return GroupMember(self.model_id, self.inference_key)
 
 
-def _new(body: asked.CreateGroup, created_by: str) -> ModelGroup:
-    return ModelGroup(
-        id=new_id(OCID),
-        display_name=body.display_name or _generated_name(),
-        description=body.description,
-        kind=body.model_group_details.type,
-        base_model_id=body.model_group_details.base(),
-        members=body.members(),
-        custom_metadata=body.model_group_details.metadata(),
-        version_history_id=body.model_group_version_history_id or None,
-        version_label=body.version_label,
-        compartment_id=body.compartment_id,
-        project_id=body.project_id,
-        created_by=created_by,
-        tags=body.tags(),
-    )
+class MemberEntries(RequestModel):
+    member_model_details: list[MemberDetails]
+
+    def members(self) -> tuple[GroupMember, ...]:
+        return tuple(item.member() for item in self.member_model_details)
 
 
-def _clone(service: Service, body: asked.CloneGroup, created_by: str) -> ModelGroup:
-    """What the source is, but for what is modified; a clone of a history is its next version."""
-    source = body.model_group_clone_source_details
-    history = None
-    origin_id = source.source_id
-    if source.model_group_clone_source_type == "MODEL_GROUP_VERSION_HISTORY":
-        history = origin_id
-        origin_id = _latest(service, history)
-    origin = service.registry.get_group(origin_id)
-    if origin.state is GroupState.DELETED:
-        raise RecordConflict(f"model group {origin.id} is deleted, and cannot be cloned")
-    modified = source.modify_model_group_details or asked.Modified()
-    patches = source.patch_model_group_member_model_details or asked.Patches()
-    metadata = origin.custom_metadata
-    details = modified.model_group_details
-    if details is not None:
-        _check_same_kind(details, origin)
-        if details.custom_metadata_list is not None:
-            metadata = details.metadata()
-    return ModelGroup(
-        id=new_id(OCID),
-        display_name=modified.display_name or _generated_name(),
-        description=modified.description or origin.description,
-        kind=origin.kind,
-        base_model_id=origin.base_model_id,
-        members=tuple(asked.patched(origin.members, patches.items)),
-        custom_metadata=metadata,
-        version_history_id=modified.model_group_version_history_id or history,
-        version_label=modified.version_label,
-        source_group_id=origin.id,
-        create_type="CLONE",
-        compartment_id=body.compartment_id or origin.compartment_id,
-        project_id=body.project_id or origin.project_id,
-        created_by=created_by,
-        tags={**origin.tags, **modified.tags()},
-    )
+class MetadataItem(RequestModel):
+    """One entry of a group's metadata."""
+
+    key: Text = ""
+    value: Text = ""
+    description: str | None = None
+    category: str | None = None
 
 
-def _latest(service: Service, history_id: str) -> str:
-    latest = service.registry.get_version_history(history_id).latest_group_id
-    if latest is None:
-        raise RecordConflict(f"version history {history_id} has no model group to clone")
-    return latest
+class GroupDetails(RequestModel):
+    type: Type
+    base_model_id: str | None = None
+    custom_metadata_list: list[MetadataItem] | None = None
+
+    def base(self) -> str | None:
+        """The base of a STACKED group, None for other kinds. Raises ParameterInvalid."""
+        if self.type != "STACKED":
+            return None
+        if not self.base_model_id:
+            raise ParameterInvalid("modelGroupDetails.baseModelId is missing; it names the base")
+        return self.base_model_id
+
+    def metadata(self) -> tuple[Json, ...] | None:
+        items = self.custom_metadata_list
+        if items is None:
+            return None
+        return tuple(item.model_dump(by_alias=True, exclude_none=True) for item in items)
+
+    def check_same_kind(self, origin: records.ModelGroup) -> None:
+        """Raises GroupInvalid for a clone of another kind or base than its source."""
+        if self.type != origin.kind:
+            raise GroupInvalid(f"a clone is of its source's type {origin.kind}, not {self.type}")
+        if self.base_model_id not in (None, "", origin.base_model_id):
+            raise GroupInvalid(
+                f"a clone has its source's base {origin.base_model_id}; create a group for "
+                "another one"
+            )
 
 
-def _check_same_kind(details: asked.GroupDetails, origin: ModelGroup) -> None:
-    if details.type != origin.kind:
-        raise GroupInvalid(f"a clone is of its source's type {origin.kind}, not {details.type}")
-    if details.base_model_id not in (None, "", origin.base_model_id):
-        raise GroupInvalid(
-            f"a clone has its source's base {origin.base_model_id}; create a group for another one"
+class _Labels(Created):
+    description: Description = ""
+    version_label: Text = ""
+    model_group_version_history_id: str | None = None
+
+
+class CreateGroup(_Labels):
+    create_type: Literal["CREATE"]
+    model_group_details: GroupDetails
+    member_model_entries: MemberEntries
+
+    def group(self, service: Service, created_by: str) -> records.ModelGroup:
+        return records.ModelGroup(
+            **self.head(created_by, "modelgroup"),
+            id=new_id(GROUP),
+            description=self.description,
+            kind=self.model_group_details.type,
+            base_model_id=self.model_group_details.base(),
+            members=self.member_model_entries.members(),
+            custom_metadata=self.model_group_details.metadata() or (),
+            version_history_id=self.model_group_version_history_id or None,
+            version_label=self.version_label,
         )
 
 
-def _change(router: APIRouter, service: Service, allowed: Depends) -> None:
-    @router.put("/modelGroups/{id}", dependencies=[allowed])
-    async def update(id: str, request: Request) -> JSONResponse:
-        tree = await tree_of(request, service)
-        return await asyncio.to_thread(_update, service, id, request, tree)
-
-    @router.post("/modelGroups/{id}/actions/changeCompartment", dependencies=[allowed])
-    async def move(id: str, request: Request) -> Response:
-        body = await read(request, service, asked.ChangeCompartment)
-        record = await asyncio.to_thread(service.registry.get_group, id)
-        changes: Any = {"compartment_id": body.compartment_id}
-        expect = expected(request, record)
-        return done(await asyncio.to_thread(service.registry.update_group, id, expect, **changes))
+class Patch(RequestModel):
+    operation: Literal["INSERT", "REMOVE"]
+    values: list[MemberDetails]
 
 
-def _update(service: Service, id: str, request: Request, tree: dict[str, Any]) -> JSONResponse:
-    body = asked.UpdateGroup.model_validate(tree)
+class Patches(RequestModel):
+    items: tuple[Patch, ...] = ()
+
+    def applied(self, members: Sequence[GroupMember]) -> tuple[GroupMember, ...]:
+        """The members of a clone. Raises GroupInvalid.
+
+        REMOVE without a key takes out every entry of the model. Removals come first, so that a key
+        can move to another model in one request.
+        """
+        left = list(members)
+        for value in self._values("REMOVE"):
+            id, key = value.model_id, value.inference_key
+            gone = [one for one in left if one.model_id == id and key in (None, one.key)]
+            if not gone:
+                what = f" under key {key!r}" if key else ""
+                raise GroupInvalid(f"REMOVE: model {id} is not in the group{what}")
+            left = [member for member in left if member not in gone]
+        return (*left, *(value.member() for value in self._values("INSERT")))
+
+    def _values(self, operation: str) -> list[MemberDetails]:
+        return [one for patch in self.items if patch.operation == operation for one in patch.values]
+
+
+class Modified(_Labels):
+    """What a clone has other than its source."""
+
+    model_group_details: GroupDetails | None = None
+
+
+class CloneSource(RequestModel):
+    model_group_clone_source_type: Literal["MODEL_GROUP", "MODEL_GROUP_VERSION_HISTORY"]
+    source_id: Annotated[str, Field(min_length=1)]
+    modify_model_group_details: Modified | None = None
+    patch_model_group_member_model_details: Patches | None = None
+
+    def origin(self, service: Service) -> tuple[records.ModelGroup, str | None]:
+        """The group to clone, and the history whose latest it is. Raises RecordConflict."""
+        id, history = self.source_id, None
+        if self.model_group_clone_source_type == "MODEL_GROUP_VERSION_HISTORY":
+            history = id
+            latest = service.registry.get_version_history(history).latest_group_id
+            if latest is None:
+                raise RecordConflict(f"version history {history} has no model group to clone")
+            id = latest
+        group = service.registry.get_group(id)
+        if group.state is GroupState.DELETED:
+            raise RecordConflict(f"model group {id} is deleted, and cannot be cloned")
+        return group, history
+
+
+class CloneGroup(RequestModel):
+    create_type: Literal["CLONE"]
+    compartment_id: Text = ""
+    project_id: Text = ""
+    model_group_clone_source_details: CloneSource
+
+    def group(self, service: Service, created_by: str) -> records.ModelGroup:
+        """What the source is, but for what is modified; of a history, its next version."""
+        source = self.model_group_clone_source_details
+        origin, history = source.origin(service)
+        modified = source.modify_model_group_details or Modified()
+        patches = source.patch_model_group_member_model_details or Patches()
+        details = modified.model_group_details
+        if details is not None:
+            details.check_same_kind(origin)
+        metadata = details.metadata() if details else None
+        head = {
+            **modified.head(created_by, "modelgroup"),
+            "compartment_id": self.compartment_id or origin.compartment_id,
+            "project_id": self.project_id or origin.project_id,
+            "tags": {**origin.tags, **modified.tags()},
+        }
+        return records.ModelGroup(
+            **head,
+            id=new_id(GROUP),
+            description=modified.description or origin.description,
+            kind=origin.kind,
+            base_model_id=origin.base_model_id,
+            members=patches.applied(origin.members),
+            custom_metadata=origin.custom_metadata if metadata is None else metadata,
+            version_history_id=modified.model_group_version_history_id or history,
+            version_label=modified.version_label,
+            source_group_id=origin.id,
+            create_type="CLONE",
+        )
+
+
+class UpdateGroup(Updated):
+    """What makes a group never changes; it may be sent as it is."""
+
+    version_label: str | None = None
+    model_group_version_history_id: str | None = None
+    create_type: str | None = None
+    model_group_details: GroupDetails | None = None
+    member_model_entries: MemberEntries | None = None
+    source_model_group_id: str | None = None
+    version_id: int | None = None
+
+    def changes(self, record: Record) -> Json:
+        columns = {
+            "version_label": self.version_label,
+            "version_history_id": self.model_group_version_history_id or None,
+        }
+        given = {name: value for name, value in columns.items() if value is not None}
+        return {**super().changes(record), **given}
+
+    def check_mutable(self, group: records.ModelGroup) -> None:
+        """Raises ParameterInvalid where what makes the group is another than it is."""
+        details, entries = self.model_group_details, self.member_model_entries
+        pairs: dict[str, tuple[Any, Any]] = {
+            "createType": (self.create_type, group.create_type),
+            "memberModelEntries": (entries and entries.members(), group.members),
+            "sourceModelGroupId": (self.source_model_group_id, group.source_group_id),
+            "versionId": (self.version_id, group.version),
+            "modelGroupDetails.type": (details and details.type, group.kind),
+            "modelGroupDetails.baseModelId": (
+                details and details.base_model_id,
+                group.base_model_id,
+            ),
+            "modelGroupDetails.customMetadataList": (
+                details and details.metadata(),
+                group.custom_metadata,
+            ),
+        }
+        # What is empty may be sent where there is nothing.
+        changed = [
+            place
+            for place, (given, there) in pairs.items()
+            if given is not None and given != there and (given or there)
+        ]
+        if changed:
+            raise ParameterInvalid(
+                f"{', '.join(changed)} of a model group cannot be changed; create or clone "
+                "another one"
+            )
+
+
+class GroupMetadata(ResponseModel):
+    key: str
+    value: str
+    description: str | None = Field(None, exclude_if=lambda text: text is None)
+    category: str | None = Field(None, exclude_if=lambda text: text is None)
+
+
+class ModelGroupDetails(ResponseModel):
+    type: Type = Field(validation_alias="kind")
+    base_model_id: str | None = Field(exclude_if=lambda id: not id)
+    custom_metadata_list: list[GroupMetadata] = Field(validation_alias="custom_metadata")
+
+
+class MemberModelDetails(ResponseModel):
+    model_id: str
+    inference_key: str | None = Field(validation_alias="key")
+
+
+class MemberModelEntries(ResponseModel):
+    member_model_details: list[MemberModelDetails] = Field(validation_alias="members")
+
+
+class ModelGroupSummary(StatefulResource):
+    """A group in a list: without its members."""
+
+    lifecycle_state: GroupState = Field(validation_alias="state")
+    model_group_details: ModelGroupDetails
+    model_group_version_history_id: str | None = Field(validation_alias="version_history_id")
+    model_group_version_history_name: str | None = Field(validation_alias="version_history_name")
+    version_label: EmptyAsNull
+    version_id: int | None = Field(validation_alias="version")
+
+    @classmethod
+    def of(cls, record: Any, **more: Any) -> Self:
+        return super().of(record, model_group_details=record, **more)
+
+
+class ModelGroup(ModelGroupSummary):
+    """A base and adapters of it, or models of another kind of group."""
+
+    description: str
+    member_model_entries: MemberModelEntries
+    create_type: Literal["CREATE", "CLONE"]
+    source_model_group_id: str | None = Field(validation_alias="source_group_id")
+
+    @classmethod
+    def of(cls, record: Any, **more: Any) -> Self:
+        return super().of(record, member_model_entries=record, **more)
+
+
+class ModelGroupModelSummary(StatefulResource):
+    """A member of a group, as its model is now."""
+
+    lifecycle_state: ModelState = Field(validation_alias="state")
+    category: Literal["USER", "SERVICE"]
+    is_model_by_reference: bool
+    model_id: str
+    inference_key: str | None
+
+    @classmethod
+    def of(cls, record: GroupModel, **more: Any) -> Self:
+        model = record.model
+        named = {"model_id": model.id, "inference_key": record.key}
+        return super().of(model, is_model_by_reference=wire.is_by_reference(model), **named, **more)
+
+
+@router.post("", dependencies=POST, responses=success("etag", "opc-work-request-id"))
+def create_model_group(
+    body: Annotated[CreateGroup | CloneGroup, Body(discriminator="create_type")],
+    service: Served,
+    caller: Caller,
+    response: Response,
+) -> ModelGroup:
+    record = service.catalogue.create_group(body.group(service, caller))
+    work = finished(service.registry, "MODEL_GROUP_CREATE", "CREATED", _KIND, record)
+    return shown(response, record, ModelGroup.of(record), work)
+
+
+@router.get("", responses=success("opc-next-page"))
+def list_model_groups(
+    query: Annotated[GroupQuery, Query()], service: Served, response: Response
+) -> list[ModelGroupSummary]:
+    page = service.registry.list_groups(query.reading(), **query.filters())
+    return paged(response, page, ModelGroupSummary.of)
+
+
+@router.get("/{id}", responses=success("etag"))
+def get_model_group(id: str, service: Served, response: Response) -> ModelGroup:
     record = service.registry.get_group(id)
-    expect = expected(request, record)
-    asked.check_mutable(tree, wire.group(record))
-    changes: Any = body.changes(record.tags)
-    changed = service.registry.update_group(id, expect, **changes)
-    return shown(wire.group(changed), changed)
+    return shown(response, record, ModelGroup.of(record))
 
 
-def _states(router: APIRouter, service: Service, allowed: Depends) -> None:
-    def set_state(id: str, state: GroupState, request: Request) -> JSONResponse:
-        registry = service.registry
-        expect = expected(request, registry.get_group(id))
-        changed = registry.set_group_state(id, state, expect=expect)
-        # Clients of OCI's own tools look for a work request here too.
-        work = finished(registry, "MODEL_GROUP_UPDATE", "UPDATED", GROUP, changed)
-        return shown(wire.group(changed), changed, work)
-
-    @router.post("/modelGroups/{id}/actions/activate", dependencies=[allowed])
-    def activate(id: str, request: Request) -> JSONResponse:
-        return set_state(id, GroupState.ACTIVE, request)
-
-    @router.post("/modelGroups/{id}/actions/deactivate", dependencies=[allowed])
-    def deactivate(id: str, request: Request) -> JSONResponse:
-        return set_state(id, GroupState.INACTIVE, request)
-
-    @router.delete("/modelGroups/{id}", dependencies=[allowed])
-    def delete(id: str, request: Request) -> Response:
-        expect = expected(request, service.registry.get_group(id))
-        gone = service.catalogue.delete_group(id, expect)
-        work = finished(service.registry, "MODEL_GROUP_DELETE", "DELETED", GROUP, gone)
-        return done(gone, work, 202)
+@router.get("/{id}/models", responses=success("opc-next-page"))
+def list_model_group_models(
+    id: str, query: Annotated[MemberQuery, Query()], service: Served, response: Response
+) -> list[ModelGroupModelSummary]:
+    page = service.registry.list_group_models(id, query.reading(), **query.filters())
+    return paged(response, page, ModelGroupModelSummary.of)
 
 
-def _generated_name() -> str:
-    return f"modelgroup-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+@router.put("/{id}", dependencies=CHANGE, responses=success("etag"))
+def update_model_group(
+    id: str, body: UpdateGroup, service: Served, response: Response, if_match: IfMatch = None
+) -> ModelGroup:
+    record = service.registry.get_group(id)
+    expect = expected(if_match, record)
+    body.check_mutable(record)
+    changes: Any = body.changes(record)
+    record = service.registry.update_group(id, expect, **changes)
+    return shown(response, record, ModelGroup.of(record))
+
+
+@router.post("/{id}/actions/changeCompartment", dependencies=POST, **bare(204, "etag"))
+def change_model_group_compartment(
+    id: str, body: ChangeCompartment, service: Served, if_match: IfMatch = None
+) -> Response:
+    expect = expected(if_match, service.registry.get_group(id))
+    return done(service.registry.update_group(id, expect, compartment_id=body.compartment_id))
+
+
+@router.post(
+    "/{id}/actions/activate",
+    dependencies=POST,
+    responses=success("etag", "opc-work-request-id"),
+)
+def activate_model_group(
+    id: str, service: Served, response: Response, if_match: IfMatch = None
+) -> ModelGroup:
+    return _switched(service, id, GroupState.ACTIVE, response, if_match)
+
+
+@router.post(
+    "/{id}/actions/deactivate",
+    dependencies=POST,
+    responses=success("etag", "opc-work-request-id"),
+)
+def deactivate_model_group(
+    id: str, service: Served, response: Response, if_match: IfMatch = None
+) -> ModelGroup:
+    return _switched(service, id, GroupState.INACTIVE, response, if_match)
+
+
+@router.delete("/{id}", dependencies=CHANGE, **bare(202, "etag", "opc-work-request-id"))
+def delete_model_group(id: str, service: Served, if_match: IfMatch = None) -> Response:
+    expect = expected(if_match, service.registry.get_group(id))
+    gone = service.catalogue.delete_group(id, expect)
+    return done(gone, finished(service.registry, "MODEL_GROUP_DELETE", "DELETED", _KIND, gone), 202)
+
+
+def _switched(
+    service: Service, id: str, state: GroupState, response: Response, if_match: str | None
+) -> ModelGroup:
+    registry = service.registry
+    expect = expected(if_match, registry.get_group(id))
+    record = registry.set_group_state(id, state, expect=expect)
+    # Clients of OCI's own tools look for a work request here too.
+    work = finished(registry, "MODEL_GROUP_UPDATE", "UPDATED", _KIND, record)
+    return shown(response, record, ModelGroup.of(record), work)

@@ -17,10 +17,10 @@ from stacked.api.control.base import (
     HeadQuery,
     IfMatch,
     Json,
-    Moment,
-    Resource,
     Served,
+    StatefulResource,
     Updated,
+    bare,
     done,
     expected,
     finished,
@@ -56,13 +56,10 @@ class UpdateHistory(Updated):
         return {**super().changes(record), **({"latest_group_id": latest} if latest else {})}
 
 
-class ModelGroupVersionHistorySummary(Resource):
+class ModelGroupVersionHistorySummary(StatefulResource):
     """A version history in a list."""
 
     lifecycle_state: HistoryState = Field(validation_alias="state")
-    lifecycle_details: str = Field(validation_alias="reason")
-    time_updated: Moment
-    system_tags: Json = Field(default_factory=dict)
     latest_model_group_id: str | None = Field(validation_alias="latest_group_id")
 
 
@@ -113,12 +110,7 @@ def update_model_group_version_history(
     return shown(response, record, ModelGroupVersionHistory.of(record))
 
 
-@router.post(
-    "/{id}/actions/changeCompartment",
-    dependencies=POST,
-    status_code=204,
-    responses=success("etag", status=204),
-)
+@router.post("/{id}/actions/changeCompartment", dependencies=POST, **bare(204, "etag"))
 def change_model_group_version_history_compartment(
     id: str, body: ChangeCompartment, service: Served, if_match: IfMatch = None
 ) -> Response:
@@ -127,13 +119,7 @@ def change_model_group_version_history_compartment(
     return done(change(id, expect, compartment_id=body.compartment_id))
 
 
-@router.delete(
-    "/{id}",
-    dependencies=CHANGE,
-    status_code=202,
-    response_class=Response,
-    responses=success("etag", "opc-work-request-id", status=202),
-)
+@router.delete("/{id}", dependencies=CHANGE, **bare(202, "etag", "opc-work-request-id"))
 def delete_model_group_version_history(
     id: str, service: Served, if_match: IfMatch = None
 ) -> Response:

@@ -1,23 +1,29 @@
 """What clients look up before they deploy: containers, shapes, projects, compute targets.
 
-None of it is recorded: this server is one machine with one container, and one project. It must not
-know models or deployments.
+None of it is recorded: this server is one machine with one container, and one project.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from importlib.metadata import version
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
-from fastapi import APIRouter, Query, Response
-from pydantic import BaseModel, ConfigDict, Field
-from pydantic.alias_generators import to_camel
+from fastapi import Query, Response
+from pydantic import Field
 
+from stacked.api.control.base import (
+    COMPARTMENT,
+    Json,
+    Paged,
+    ResponseModel,
+    Served,
+    resource_router,
+    success,
+)
 from stacked.config import ServerConfig
 from stacked.engine.machine import GIB, look
 from stacked.errors import PageInvalid
-from stacked.registry.paging import MAX_LIMIT
 
 VERSION = version("stacked")
 LOCAL = "LOCAL"
@@ -31,19 +37,14 @@ Lifecycle = Literal["ACTIVE", "INACTIVE"]
 Target = Literal["MODEL_DEPLOYMENT", "JOB_RUN"]
 Usage = Literal["INFERENCE", "FINE_TUNE", "EVALUATION", "BATCH_INFERENCE", "OTHER"]
 
-
-class _Wire(BaseModel):
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True)
+router = resource_router("", "Surroundings")
 
 
-class Paged(_Wire):
-    """The query of every list here. What else clients send is taken and not looked at."""
-
-    limit: Annotated[int, Field(ge=1, le=MAX_LIMIT)] = 100
-    page: str | None = None
+class PlainQuery(Paged):
+    compartment_id: str | None = COMPARTMENT
 
 
-class ContainerQuery(Paged):
+class ContainerQuery(PlainQuery):
     is_latest: bool | None = None
     display_name: str | None = None
     container_name: str | None = None
@@ -67,7 +68,7 @@ class ContainerQuery(Paged):
         )
 
 
-class Workload(_Wire):
+class Workload(ResponseModel):
     """How AQUA starts a container: the flags that it always gives, ports, and variables."""
 
     workload_type: Target
@@ -77,7 +78,7 @@ class Workload(_Wire):
     additional_configurations: dict[str, str]
 
 
-class ContainerSummary(_Wire):
+class ContainerSummary(ResponseModel):
     container_name: str
     display_name: str
     family_name: str
@@ -88,37 +89,36 @@ class ContainerSummary(_Wire):
     tag: str
     lifecycle_state: Lifecycle
     workload_configuration_details_list: list[Workload]
-    tag_configuration_list: list[dict[str, Any]]
-    freeform_tags: dict[str, Any]
-    defined_tags: dict[str, Any]
+    tag_configuration_list: list[Json]
+    freeform_tags: Json
+    defined_tags: Json
 
 
-class ModelDeploymentShapeSummary(_Wire):
+class ModelDeploymentShapeSummary(ResponseModel):
     name: str
     core_count: int
     memory_in_gbs: Annotated[int, Field(alias="memoryInGBs")]
     shape_series: Literal["NVIDIA_GPU", "GENERIC"]
 
 
-def surrounding_routes(router: APIRouter, server: ServerConfig) -> None:
-    """Add the four lists."""
+@router.get("/containers", responses=success("opc-next-page"))
+def list_containers(
+    query: Annotated[ContainerQuery, Query()], service: Served, response: Response
+) -> list[ContainerSummary]:
+    return _page(filter(query.takes, _containers(service.config.server)), query, response)
 
-    @router.get("/containers")
-    def containers(
-        query: Annotated[ContainerQuery, Query()], response: Response
-    ) -> list[ContainerSummary]:
-        return _page(filter(query.takes, _containers(server)), query, response)
 
-    @router.get("/modelDeploymentShapes")
-    def shapes(
-        query: Annotated[Paged, Query()], response: Response
-    ) -> list[ModelDeploymentShapeSummary]:
-        return _page(_shapes(server), query, response)
+@router.get("/modelDeploymentShapes", responses=success("opc-next-page"))
+def list_model_deployment_shapes(
+    query: Annotated[PlainQuery, Query()], service: Served, response: Response
+) -> list[ModelDeploymentShapeSummary]:
+    return _page(_shapes(service.config.server), query, response)
 
-    @router.get("/projects")
-    @router.get("/computeTargets")
-    def nothing(query: Annotated[Paged, Query()], response: Response) -> list[dict[str, Any]]:
-        return _page((), query, response)
+
+@router.get("/projects", responses=success("opc-next-page"), name="list_projects")
+@router.get("/computeTargets", responses=success("opc-next-page"), name="list_compute_targets")
+def list_nothing(query: Annotated[PlainQuery, Query()], response: Response) -> list[Json]:
+    return _page((), query, response)
 
 
 def _containers(server: ServerConfig) -> list[ContainerSummary]:

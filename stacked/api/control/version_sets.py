@@ -1,103 +1,90 @@
-"""Version sets of models: `/20190101/modelVersionSets`; bodies, answers and routes.
-
-It must not know what the models of a set are.
-"""
+"""Version sets of models: `/20190101/modelVersionSets`."""
 
 from __future__ import annotations
 
-import asyncio
 import enum
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request, Response
-from fastapi.params import Depends
-from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
-from pydantic.alias_generators import to_camel
+from fastapi import Query, Response
+from pydantic import Field
 
-from stacked.api import wire
-from stacked.api.asked.common import ChangeCompartment, Described, Description, Tagged
-from stacked.api.control.answers import done, expected, read, shown
-from stacked.api.control.finished import VERSION_SET as KIND
-from stacked.api.control.finished import finished
-from stacked.api.gate import principal_of
-from stacked.api.lists import FILTERS, SORTS, Names, listed
+from stacked.api.control.base import (
+    CHANGE,
+    POST,
+    Caller,
+    ChangeCompartment,
+    Created,
+    Description,
+    IfMatch,
+    Json,
+    ListQuery,
+    Moment,
+    Served,
+    Tagged,
+    Updated,
+    bare,
+    done,
+    expected,
+    finished,
+    paged,
+    resource_router,
+    shown,
+    success,
+)
 from stacked.registry import VERSION_SET, new_id
-from stacked.registry import ModelVersionSet as Record
+from stacked.registry import ModelVersionSet as VersionSet
+from stacked.registry.records import Record
 from stacked.registry.states import HistoryState
-from stacked.service import Service
 
-_ALL = "/modelVersionSets"
-_ONE = f"{_ALL}/{{id}}"
+_KIND = ("data-science-modelversionset", "modelVersionSets")
 
-
-Moment = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
+router = resource_router("/modelVersionSets", "Model version sets")
 
 
 class Category(enum.StrEnum):
-    """Whose a set is; all that are here are users'."""
+    """Whose it is; all that are here are users'."""
 
     USER = "USER"
     SERVICE = "SERVICE"
 
 
-LIST_SORTS = {name.replace("displayName", "name"): column for name, column in SORTS.items()}
-LIST_FILTERS: Names = {
-    **{name: field for name, field in FILTERS.items() if name != "displayName"},
-    "name": "display_name",
-    "lifecycleState": HistoryState,
-    "category": Category,
-}
+class VersionSetQuery(ListQuery):
+    sort_by: Literal["timeCreated", "name", "lifecycleState"] | None = None
+    id: str | None = None
+    display_name: str | None = Field(None, alias="name")
+    created_by: str | None = None
+    project_id: str | None = None
+    state: HistoryState | None = Field(None, alias="lifecycleState")
+    category: Category | None = None
 
 
-class CreateModelVersionSet(Tagged):
-    """`POST /modelVersionSets`."""
-
-    name: Annotated[str, Field(min_length=1, max_length=255)]
+class CreateModelVersionSet(Created):
+    display_name: Annotated[str, Field(alias="name", min_length=1, max_length=255)]
     description: Description = ""
 
 
-class UpdateModelVersionSet(Described):
-    """`PUT /modelVersionSets/{id}`: a field that is left out stays, and so does the name."""
+class UpdateModelVersionSet(Updated):
+    """The name stays: models are found by it."""
 
-    def changes(self, tags: Mapping[str, Any]) -> dict[str, Any]:
-        """The columns that change; `tags` are those that the set has."""
-        found = self.described(tags)
+    def changes(self, record: Record) -> Json:
+        found = super().changes(record)
         found.pop("display_name", None)
         return found
 
 
-class ModelVersionSetSummary(BaseModel):
+class ModelVersionSetSummary(Tagged):
     """A set in a list."""
-
-    model_config = ConfigDict(
-        alias_generator=to_camel, populate_by_name=True, protected_namespaces=()
-    )
 
     id: str
     compartment_id: str
     project_id: str
-    name: str
-    lifecycle_state: Literal["ACTIVE", "DELETING", "DELETED", "FAILED"]
+    name: str = Field(validation_alias="display_name")
+    lifecycle_state: HistoryState = Field(validation_alias="state")
     time_created: Moment
     time_updated: Moment
     created_by: str
-    category: Literal["USER"] = "USER"
-    freeform_tags: dict[str, Any]
-    defined_tags: dict[str, Any]
-    system_tags: dict[str, Any] = {}
-
-    @classmethod
-    def of(cls, record: Record) -> dict[str, Any]:
-        """A record as it is answered."""
-        tree = {
-            **wire.head_of(record, record.state.value),
-            "name": record.display_name,
-            "description": record.description,
-            "timeUpdated": wire.moment(record.time_updated),
-        }
-        return cls.model_validate(tree).model_dump(by_alias=True)
+    category: Literal[Category.USER] = Category.USER
+    system_tags: Json = Field(default_factory=dict)
 
 
 class ModelVersionSet(ModelVersionSetSummary):
@@ -106,70 +93,69 @@ class ModelVersionSet(ModelVersionSetSummary):
     description: str
 
 
-def version_set_routes(router: APIRouter, service: Service, allowed: Depends) -> None:
-    _create_and_read(router, service, allowed)
-    _change(router, service, allowed)
+@router.post("", dependencies=POST, responses=success("etag"))
+def create_model_version_set(
+    body: CreateModelVersionSet, service: Served, caller: Caller, response: Response
+) -> ModelVersionSet:
+    new = VersionSet(id=new_id(VERSION_SET), description=body.description, **body.head(caller))
+    record = service.registry.create_version_set(new)
+    return shown(response, record, ModelVersionSet.of(record))
 
 
-def _create_and_read(router: APIRouter, service: Service, allowed: Depends) -> None:
-    @router.post(_ALL, dependencies=[allowed])
-    async def create(request: Request) -> JSONResponse:
-        body = await read(request, service, CreateModelVersionSet)
-        new = Record(
-            id=new_id(VERSION_SET),
-            display_name=body.name,
-            description=body.description,
-            compartment_id=body.compartment_id,
-            project_id=body.project_id,
-            created_by=principal_of(request.scope),
-            tags=body.tags(),
-        )
-        return _shown(await asyncio.to_thread(service.registry.create_version_set, new))
-
-    @router.get(_ALL)
-    def list_(request: Request) -> JSONResponse:
-        reads = service.registry.list_version_sets
-        return listed(request, reads, LIST_SORTS, LIST_FILTERS, ModelVersionSetSummary.of)
-
-    @router.get(_ONE)
-    def get(id: str) -> JSONResponse:
-        return _shown(service.registry.get_version_set(id))
+@router.get("", responses=success("opc-next-page"))
+def list_model_version_sets(
+    query: Annotated[VersionSetQuery, Query()], service: Served, response: Response
+) -> list[ModelVersionSetSummary]:
+    page = service.registry.list_version_sets(query.reading(), **query.filters())
+    return paged(response, page, ModelVersionSetSummary.of)
 
 
-def _change(router: APIRouter, service: Service, allowed: Depends) -> None:
-    async def write(record: Record, request: Request, changes: Any) -> Record:
-        call, expect = service.registry.update_version_set, expected(request, record)
-        return await asyncio.to_thread(call, record.id, expect, **changes)
-
-    @router.put(_ONE, dependencies=[allowed])
-    async def update(id: str, request: Request) -> JSONResponse:
-        body = await read(request, service, UpdateModelVersionSet)
-        record = await asyncio.to_thread(service.registry.get_version_set, id)
-        return _shown(await write(record, request, body.changes(record.tags)))
-
-    @router.post(f"{_ONE}/actions/changeCompartment", dependencies=[allowed])
-    async def move(id: str, request: Request) -> Response:
-        body = await read(request, service, ChangeCompartment)
-        record = await asyncio.to_thread(service.registry.get_version_set, id)
-        moved = await write(record, request, {"compartment_id": body.compartment_id})
-        of = ("MODELVERSIONSET_MOVE", "UPDATED", KIND, moved)
-        return done(moved, await asyncio.to_thread(finished, service.registry, *of))
-
-    @router.delete(_ONE, dependencies=[allowed])
-    def delete(
-        id: str,
-        request: Request,
-        with_models: Annotated[bool, Query(alias="isDeleteRelatedModels")] = False,
-    ) -> Response:
-        """With its models, these go first; one that is served stops it there."""
-        expect = expected(request, service.registry.get_version_set(id))
-        if with_models:
-            for model_id in service.registry.models_of_version_set(id):
-                service.catalogue.delete(model_id)
-        gone = service.registry.delete_version_set(id, expect)
-        work = finished(service.registry, "MODELVERSIONSET_DELETE", "DELETED", KIND, gone)
-        return done(gone, work, 202)
+@router.get("/{id}", responses=success("etag"))
+def get_model_version_set(id: str, service: Served, response: Response) -> ModelVersionSet:
+    record = service.registry.get_version_set(id)
+    return shown(response, record, ModelVersionSet.of(record))
 
 
-def _shown(record: Record) -> JSONResponse:
-    return shown(ModelVersionSet.of(record), record)
+@router.put("/{id}", dependencies=CHANGE, responses=success("etag"))
+def update_model_version_set(
+    id: str,
+    body: UpdateModelVersionSet,
+    service: Served,
+    response: Response,
+    if_match: IfMatch = None,
+) -> ModelVersionSet:
+    record = service.registry.get_version_set(id)
+    changes: Any = body.changes(record)
+    expect = expected(if_match, record)
+    record = service.registry.update_version_set(id, expect, **changes)
+    return shown(response, record, ModelVersionSet.of(record))
+
+
+@router.post(
+    "/{id}/actions/changeCompartment", dependencies=POST, **bare(204, "etag", "opc-work-request-id")
+)
+def change_model_version_set_compartment(
+    id: str, body: ChangeCompartment, service: Served, if_match: IfMatch = None
+) -> Response:
+    registry = service.registry
+    expect = expected(if_match, registry.get_version_set(id))
+    moved = registry.update_version_set(id, expect, compartment_id=body.compartment_id)
+    return done(moved, finished(registry, "MODELVERSIONSET_MOVE", "UPDATED", _KIND, moved))
+
+
+@router.delete("/{id}", dependencies=CHANGE, **bare(202, "etag", "opc-work-request-id"))
+def delete_model_version_set(
+    id: str,
+    service: Served,
+    with_models: Annotated[bool, Query(alias="isDeleteRelatedModels")] = False,
+    if_match: IfMatch = None,
+) -> Response:
+    """With its models, these go first; one that is served stops it there."""
+    registry = service.registry
+    expect = expected(if_match, registry.get_version_set(id))
+    if with_models:
+        for model_id in registry.models_of_version_set(id):
+            service.catalogue.delete(model_id)
+    gone = registry.delete_version_set(id, expect)
+    work = finished(registry, "MODELVERSIONSET_DELETE", "DELETED", _KIND, gone)
+    return done(gone, work, 202)

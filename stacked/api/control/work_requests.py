@@ -1,64 +1,116 @@
-"""Work requests: `/20190101/workRequests`, their logs and errors, and canceling one.
-
-It must not know what the work is.
-"""
+"""Work requests: `/20190101/workRequests`, their logs and errors, and canceling one."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Request, Response
-from fastapi.params import Depends
-from fastapi.responses import JSONResponse
+from fastapi import Query, Response
+from pydantic import Field
 
-from stacked.api import wire
-from stacked.api.control.answers import shown
-from stacked.api.lists import WORK_SORTS, Names, listed
-from stacked.errors import RecordStale
-from stacked.registry.records import Page, Query
+from stacked.api.control.base import (
+    CHANGE,
+    IfMatch,
+    ListQuery,
+    Moment,
+    Paged,
+    ResponseModel,
+    Served,
+    bare,
+    check_match,
+    paged,
+    resource_router,
+    shown,
+    success,
+)
 from stacked.registry.states import WorkStatus
-from stacked.service import Service
 
-LIST_FILTERS: Names = {
-    "id": "id",
-    "resourceId": "resource_id",
-    "operationType": "operation",
-    "status": WorkStatus,
-}
+router = resource_router("/workRequests", "Work requests")
 
 
-def work_request_routes(router: APIRouter, service: Service, allowed: Depends) -> None:
-    @router.get("/workRequests")
-    def list_(request: Request) -> JSONResponse:
-        read = service.registry.list_work_requests
-        return listed(request, read, WORK_SORTS, LIST_FILTERS, wire.work_request)
+class WorkRequestQuery(ListQuery):
+    sort_by: Literal["timeAccepted", "operationType", "status"] | None = None
+    id: str | None = None
+    resource_id: str | None = None
+    operation: str | None = Field(None, alias="operationType")
+    status: WorkStatus | None = None
 
-    @router.get("/workRequests/{id}")
-    def get(id: str) -> JSONResponse:
-        record = service.registry.get_work_request(id)
-        headers = {} if record.time_finished else {"retry-after": "1"}
-        return shown(wire.work_request(record), record, headers)
 
-    @router.get("/workRequests/{id}/logs")
-    def logs(id: str, request: Request) -> JSONResponse:
-        def read(query: Query) -> Page[Any]:
-            return service.registry.list_logs(id, query)
+class WorkRequestResource(ResponseModel):
+    """What a work request acts on."""
 
-        return listed(request, read, {}, {}, wire.work_log)
+    action_type: Literal["CREATED", "UPDATED", "DELETED", "RELATED", "IN_PROGRESS"] = Field(
+        validation_alias="action"
+    )
+    entity_type: str = Field(validation_alias="entity")
+    identifier: str = Field(validation_alias="id")
+    entity_uri: str | None = Field(validation_alias="uri")
 
-    @router.get("/workRequests/{id}/errors")
-    def failures(id: str, request: Request) -> JSONResponse:
-        def read(query: Query) -> Page[Any]:
-            return service.registry.list_errors(id, query)
 
-        return listed(request, read, {}, {}, wire.work_error)
+class WorkRequest(ResponseModel):
+    id: str
+    operation_type: str = Field(validation_alias="operation")
+    status: WorkStatus
+    compartment_id: str
+    percent_complete: float = Field(validation_alias="percent", ge=0, le=100)
+    resources: list[WorkRequestResource]
+    time_accepted: Moment
+    time_started: Moment | None
+    time_finished: Moment | None
 
-    @router.delete("/workRequests/{id}", dependencies=[allowed])
-    async def cancel(id: str, request: Request) -> Response:
-        record = await asyncio.to_thread(service.registry.get_work_request, id)
-        given = request.headers.get("if-match")
-        if given is not None and given.strip('"') not in (wire.etag(record), "*"):
-            raise RecordStale(f"{id} has changed since it was read; read it again")
-        await service.deployments.cancel(id)
-        return Response(status_code=202)
+
+class WorkRequestLogEntry(ResponseModel):
+    message: str
+    timestamp: Moment = Field(validation_alias="time")
+
+
+class WorkRequestError(ResponseModel):
+    """`modelId` is Stacked's own: the model that is the reason, where one is."""
+
+    code: str
+    message: str
+    timestamp: Moment = Field(validation_alias="time")
+    model_id: str | None = Field(exclude_if=lambda id: not id)
+
+
+@router.get("", responses=success("opc-next-page"))
+def list_work_requests(
+    query: Annotated[WorkRequestQuery, Query()], service: Served, response: Response
+) -> list[WorkRequest]:
+    page = service.registry.list_work_requests(query.reading(), **query.filters())
+    return paged(response, page, WorkRequest.of)
+
+
+@router.get("/{id}", responses=success("etag", "retry-after"))
+def get_work_request(id: str, service: Served, response: Response) -> WorkRequest:
+    record = service.registry.get_work_request(id)
+    headers = {} if record.time_finished else {"retry-after": "1"}
+    return shown(response, record, WorkRequest.of(record), headers)
+
+
+@router.get("/{id}/logs", responses=success("opc-next-page"))
+def list_work_request_logs(
+    id: str, query: Annotated[Paged, Query()], service: Served, response: Response
+) -> list[WorkRequestLogEntry]:
+    page = service.registry.list_logs(id, query.reading())
+    return paged(response, page, WorkRequestLogEntry.of)
+
+
+@router.get("/{id}/errors", responses=success("opc-next-page"))
+def list_work_request_errors(
+    id: str, query: Annotated[Paged, Query()], service: Served, response: Response
+) -> list[WorkRequestError]:
+    page = service.registry.list_errors(id, query.reading())
+    return paged(response, page, WorkRequestError.of)
+
+
+@router.delete(
+    "/{id}",
+    dependencies=CHANGE,
+    **bare(202),
+    response_description="Cancellation accepted",
+)
+async def cancel_work_request(id: str, service: Served, if_match: IfMatch = None) -> Response:
+    check_match(if_match, await asyncio.to_thread(service.registry.get_work_request, id))
+    await service.deployments.cancel(id)
+    return Response(status_code=202)

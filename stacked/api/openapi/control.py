@@ -11,17 +11,11 @@ from typing import Any
 from stacked.api import asked
 from stacked.api.control import (
     deployments,
-    groups,
     models,
-    surroundings,
-    version_sets,
-    work_requests,
 )
-from stacked.api.control.base import PREFIX
-from stacked.api.lists import SORTS, WORK_SORTS, Names
+from stacked.api.lists import SORTS, Names
 from stacked.api.openapi import shapes
 from stacked.api.openapi.parts import (
-    COMPARTMENT,
     DOWNLOAD_HEADERS,
     FILE_NAME,
     IF_MATCH,
@@ -30,10 +24,10 @@ from stacked.api.openapi.parts import (
     Answer,
     Json,
     Operation,
-    declared,
     filters,
     query,
 )
+from stacked.api.targets import PREFIX
 
 _READS = (401, 403, 404, 500, 503)
 _LISTS = (400, 401, 403, 404, 500, 503)
@@ -44,11 +38,7 @@ _STREAM = "application/octet-stream"
 
 def operations() -> Iterator[Operation]:
     yield from _models()
-    yield from _version_sets()
-    yield from _groups()
     yield from _deployments()
-    yield from _work_requests()
-    yield from _surroundings()
 
 
 def _models() -> Iterator[Operation]:
@@ -60,6 +50,7 @@ def _models() -> Iterator[Operation]:
     yield from _switch("model", one, tag, 200, shapes.Model, ("etag",))
     yield _move("change_model_compartment", one, tag)
     yield from _artifact("model", f"{one}/artifact", tag)
+    yield from _artifact("model_group", "/modelGroups/{id}/artifact", "Model groups")
     for kind in ("custom", "defined"):
         path = f"{one}/{kind}Metadata/{{key}}/artifact"
         yield from _artifact(f"model_{kind}_metadatum", path, tag, whole=False)
@@ -69,40 +60,6 @@ def _models() -> Iterator[Operation]:
         "create_model_provenance", place, tag, asked.Provenance, shape, (404,), more=(IF_MATCH,)
     )
     yield _not_offered(f"{one}/actions/{{action}}", tag)
-
-
-def _version_sets() -> Iterator[Operation]:
-    tag, all_, shape = "Model version sets", "/modelVersionSets", version_sets.ModelVersionSet
-    one, name = f"{all_}/{{id}}", "model_version_set"
-    yield _create(f"create_{name}", all_, tag, version_sets.CreateModelVersionSet, shape, ())
-    summary, sorts = version_sets.ModelVersionSetSummary, version_sets.LIST_SORTS
-    yield _list(f"list_{name}s", all_, tag, summary, version_sets.LIST_FILTERS, sorts)
-    yield from _get_and_put(name, one, tag, shape, version_sets.UpdateModelVersionSet)
-    related = query("isDeleteRelatedModels", {"type": "boolean"})
-    yield _delete(f"delete_{name}", one, tag, 202, ("etag", _WORK), related)
-    yield _move(f"change_{name}_compartment", one, tag, _WORK)
-
-
-def _groups() -> Iterator[Operation]:
-    tag, one, shape = "Model groups", "/modelGroups/{id}", shapes.ModelGroup
-    made = Answer(200, "The group, ready", shape, ("etag", _WORK))
-    body = asked.CreateGroup | asked.CloneGroup
-    yield _make("create_model_group", "/modelGroups", tag, made, body, (404,))
-    yield _list(
-        "list_model_groups", "/modelGroups", tag, shapes.ModelGroupSummary, groups.LIST_FILTERS
-    )
-    yield from _get_and_put("model_group", one, tag, shape, asked.UpdateGroup)
-    yield _delete("delete_model_group", one, tag, 202, ("etag", _WORK))
-    yield from _switch("model_group", one, tag, 200, shape, ("etag", _WORK))
-    yield _move("change_model_group_compartment", one, tag)
-    yield _list(
-        "list_model_group_models",
-        f"{one}/models",
-        tag,
-        shapes.ModelGroupModelSummary,
-        groups.MEMBER_FILTERS,
-    )
-    yield from _artifact("model_group", f"{one}/artifact", tag)
 
 
 def _deployments() -> Iterator[Operation]:
@@ -128,37 +85,6 @@ def _deployments() -> Iterator[Operation]:
     id = "list_model_deployment_model_states"
     yield _list(id, f"{one}/models/modelState", tag, state, names, sorts)
     yield _list(f"{id}_too", f"{one}/modelStates", tag, state, names, sorts)
-
-
-def _work_requests() -> Iterator[Operation]:
-    tag, all_ = "Work requests", "/workRequests"
-    one, shape = f"{all_}/{{id}}", shapes.WorkRequest
-    yield _list("list_work_requests", all_, tag, shape, work_requests.LIST_FILTERS, WORK_SORTS)
-    answer = Answer(200, "How far it is", shape, ("etag", "retry-after"))
-    yield _operation("get_work_request", "GET", one, tag, answer, _READS)
-    lines, faults = shapes.WorkRequestLogEntry, shapes.WorkRequestError
-    yield _list("list_work_request_logs", f"{one}/logs", tag, lines, {}, {})
-    yield _list("list_work_request_errors", f"{one}/errors", tag, faults, {}, {})
-    yield _write("cancel_work_request", "DELETE", one, tag, Answer(202, "It is asked to stop"))
-
-
-def _surroundings() -> Iterator[Operation]:
-    plain, machines = surroundings.Paged, list[surroundings.ModelDeploymentShapeSummary]
-    rows: tuple[tuple[str, str, Any, type[surroundings.Paged]], ...] = (
-        (
-            "list_containers",
-            "/containers",
-            list[surroundings.ContainerSummary],
-            surroundings.ContainerQuery,
-        ),
-        ("list_model_deployment_shapes", "/modelDeploymentShapes", machines, plain),
-        ("list_projects", "/projects", list[dict[str, Any]], plain),
-        ("list_compute_targets", "/computeTargets", list[dict[str, Any]], plain),
-    )
-    for id, path, all_, asked_for in rows:
-        answer = Answer(200, "A page of them, in an array", all_, ("opc-next-page",))
-        given = (COMPARTMENT, *declared(asked_for))
-        yield _operation(id, "GET", path, "Surroundings", answer, _LISTS, parameters=given)
 
 
 # -- kinds of operations --------------------------------------------------------------------

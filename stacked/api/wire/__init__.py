@@ -5,9 +5,7 @@ Pure functions, one a kind of record. It must not know routes or what is live.
 
 from stacked.api.wire.common import Json, etag, head_of, moment
 from stacked.api.wire.deployments import deployment, deployment_summary, member_state
-from stacked.api.wire.groups import group, group_summary
 from stacked.api.wire.models import (
-    group_model,
     is_by_reference,
     metadata_part,
     model,
@@ -15,16 +13,12 @@ from stacked.api.wire.models import (
     provenance,
     shown_source,
 )
-from stacked.api.wire.work import work_error, work_log, work_request
 
 __all__ = [
     "Json",
     "deployment",
     "deployment_summary",
     "etag",
-    "group",
-    "group_model",
-    "group_summary",
     "head_of",
     "is_by_reference",
     "member_state",
@@ -34,7 +28,4 @@ __all__ = [
     "moment",
     "provenance",
     "shown_source",
-    "work_error",
-    "work_log",
-    "work_request",
 ]

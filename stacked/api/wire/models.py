@@ -9,8 +9,8 @@ from collections.abc import Collection, Iterable
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from stacked.api.wire.common import Json, head_of, moment
-from stacked.registry.records import GroupModel, Model
+from stacked.api.wire.common import Json, head_of
+from stacked.registry.records import Model
 
 CUSTOM, DEFINED = "customMetadata", "definedMetadata"
 
@@ -73,12 +73,6 @@ def model(record: Model, parts: Collection[str] = ()) -> Json:
 def provenance(given: Json) -> Json:
     names = ("repositoryUrl", "gitBranch", "gitCommit", "scriptDir", "trainingScript", "trainingId")
     return {name: given.get(name) for name in names}
-
-
-def group_model(entry: GroupModel) -> Json:
-    named: Json = {"modelId": entry.model.id, "inferenceKey": entry.key, "systemTags": {}}
-    changed = {"timeUpdated": moment(entry.model.time_updated)}
-    return {**_outline(entry.model), **named, **changed}
 
 
 def shown_source(source: str) -> str:

@@ -1,17 +1,16 @@
-"""Deployments, their model states, and work requests, as they are answered.
+"""Deployments and their model states, as they are answered.
 
 It must not know routes.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Any, Literal
 
-from pydantic import Field
 from typing_extensions import TypedDict
 
-from stacked.api.openapi.shapes.common import Head, Moment, Tags, closed, open_
-from stacked.registry.states import DeploymentState, MemberState, WorkStatus
+from stacked.api.openapi.shapes.common import Head, Tags, closed, open_
+from stacked.registry.states import DeploymentState, MemberState
 
 
 @closed
@@ -84,38 +83,3 @@ class ModelDeploymentModelStateSummary(TypedDict):
     freeformTags: Tags
     definedTags: Tags
     systemTags: Tags
-
-
-@closed
-class Resource(TypedDict):
-    actionType: Literal["CREATED", "UPDATED", "DELETED", "RELATED", "IN_PROGRESS"]
-    entityType: str
-    identifier: str
-    entityUri: str | None
-
-
-@closed
-class WorkRequest(TypedDict):
-    id: str
-    operationType: str
-    status: WorkStatus
-    compartmentId: str
-    percentComplete: Annotated[float, Field(ge=0, le=100)]
-    resources: list[Resource]
-    timeAccepted: Moment
-    timeStarted: Moment | None
-    timeFinished: Moment | None
-
-
-@closed
-class WorkRequestLogEntry(TypedDict):
-    message: str
-    timestamp: Moment
-
-
-@closed
-class WorkRequestError(TypedDict):
-    code: str
-    message: str
-    timestamp: Moment
-    modelId: NotRequired[str]
