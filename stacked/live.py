@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from stacked.core import Adapter, Base, Digest, Member, short
-from stacked.engine.aside import yield_to_others
+from stacked.engine.cpu_affinity import yield_to_others
 from stacked.engine.engine import Loaded
 from stacked.errors import (
     CanaryFailed,

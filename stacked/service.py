@@ -25,6 +25,7 @@ from stacked.deployment.from_file import FileDeployment
 from stacked.deployment.ledger import Ledger
 from stacked.deployment.serving import Serving
 from stacked.deployment.starter import Starter, plan, settings_of, start
+from stacked.engine.creating import prepare
 from stacked.engine.engine import Engine, Loaded, Resident
 from stacked.engine.options import check_names
 from stacked.engine.support import require_build
@@ -156,7 +157,7 @@ class Service:
 
     async def _serve_alone(self, config: Config, tell: Progress) -> Active:
         require_build()
-        Engine.prepare()
+        prepare()
         base = await read_base(config, self.data_dir, self._store.root)
         group = await read_group(config, base, self._store, tell)
         settings = settings_of({"engine": config.engine})

@@ -23,7 +23,7 @@ from stacked.api.process import engine_log
 from stacked.api.request_ids import in_log_lines
 from stacked.api.routes import create_routes
 from stacked.config import ControlConfig, is_loopback
-from stacked.engine.aside import hand_over_soon
+from stacked.engine.cpu_affinity import hand_over_soon
 from stacked.engine.creating import LogSteps
 from stacked.errors import ConfigInvalid, EngineDead, EngineError, NotReady
 from stacked.service import Service, State

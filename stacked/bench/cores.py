@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from stacked.bench.memory import descendants
-from stacked.engine.aside import use_cores
+from stacked.engine.cpu_affinity import use_cores
 from stacked.engine.machine import CORES
 
 

@@ -29,7 +29,7 @@ from stacked.bench.subject import Subject
 from stacked.bench.switch import measure_switch
 from stacked.client import Client
 from stacked.core import MAX_MEMBERS
-from stacked.engine.aside import hand_over_soon
+from stacked.engine.cpu_affinity import hand_over_soon
 from stacked.errors import ParameterInvalid
 
 _SETTLE_SECONDS = 2.0

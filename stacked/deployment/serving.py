@@ -18,7 +18,7 @@ from typing import Any
 from stacked import metrics
 from stacked.core import Adapter, Base, Digest, ModelGroup
 from stacked.engine.adaptable import Asking
-from stacked.engine.aside import Pauses
+from stacked.engine.cpu_affinity import Pauses
 from stacked.engine.engine import Engine, Loaded
 from stacked.engine.machine import look
 from stacked.engine.openai import Served, build_openai_app

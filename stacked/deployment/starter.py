@@ -16,7 +16,7 @@ from stacked.core import ModelGroup
 from stacked.deployment.ledger import Ledger
 from stacked.deployment.serving import Known, Serving, plan_for
 from stacked.deployment.settings import ServingSettings, read_settings
-from stacked.engine.beside import Room, room_beside
+from stacked.engine.headroom import Room, room_beside
 from stacked.engine.machine import look
 from stacked.engine.plan import EnginePlan
 from stacked.engine.support import require_build

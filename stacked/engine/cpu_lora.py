@@ -3,10 +3,8 @@
 It owns the arithmetic between activations and vLLM's adapter slots; it must not know which adapter
 sits in a slot, who asked, or anything of groups and requests.
 
-How it works. Once per step, ``update_metadata`` turns the slot of every row into a ``RowPlan``.
-Long runs of rows with the same slot (prefill) are multiplied run by run, where they stand. Few rows
-for each of several neighbouring slots (decode) are stacked, and one batched product serves all.
-What is neither is sorted by slot first. Each layer then does a shrink (rows x A, all slices of a
+How it works. Once per step, ``update_metadata`` turns the slot of every row into a ``RowPlan``, see
+``stacked.engine.row_plan``. Each layer then does a shrink (rows x A, all slices of a
 fused layer at once) and an expand for each slice (x B, added to the output in place). Rows without
 an adapter take part in nothing: what the base layer computed for them stays bit for bit.
 
@@ -27,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NoReturn
 
@@ -35,93 +33,14 @@ import numpy as np
 import torch
 from vllm.lora.punica_wrapper.punica_base import PunicaWrapperBase
 
-SHORT_RUN = 16  # rows; where runs are shorter on average, moving the rows pays
+from stacked.engine.row_plan import RowPlan, plan_rows
+
 # What a core reads from memory in the time that one more run costs a layer. PyTorch's products of
 # few rows take three times as long in bfloat16.
 _BYTES_A_RUN = {torch.float32: 128 * 1024, torch.bfloat16: 512 * 1024}
-# What multiplying one more row costs, in readings of its slot's weights.
-_READS_A_ROW = 0.1
-_MOST_PADDED = 4  # times the rows that are real
 # Products of stacks in these took 1.3 to 1.9 times as long where ranks that nobody uses were left
 # out: what is left has gaps, which the library copies together first.
 _WHOLE_STACKS = frozenset({torch.bfloat16})
-
-
-@dataclass(frozen=True)
-class RowPlan:
-    """How the rows of a batch meet the slots. ``slots`` is empty where no row has an adapter.
-
-    Runs (``height`` 0): ``sizes[i]`` rows, one after the other, belong to ``slots[i]`` (-1: to no
-    adapter). Stacked: ``height`` rows for each of the consecutive ``slots``. The rows are those of
-    the batch as they stand, or, with ``order``, picked in that order; of the picked ones those at
-    ``kept`` (all, if None) are real and the others padding. A stack that pads, or spans slots that
-    no row wants, has in ``waste`` what that costs, in readings of a slot, and in ``apart`` the same
-    rows slot by slot, for layers where that is cheaper.
-    """
-
-    rows: int
-    slots: tuple[int, ...] = ()
-    sizes: tuple[int, ...] = ()
-    height: int = 0
-    order: torch.Tensor | None = None
-    kept: torch.Tensor | None = None
-    waste: float = 0.0
-    apart: RowPlan | None = None
-
-
-def plan_rows(row_slots: np.ndarray[Any, Any]) -> RowPlan:
-    """Plan a batch from the slot of each of its rows, -1 for none."""
-    count, busy = len(row_slots), int((row_slots >= 0).sum())
-    if not busy:
-        return RowPlan(count)
-    order = np.argsort(row_slots, kind="stable")[count - busy :]  # base rows sort first
-    present, sizes = np.unique(row_slots[order], return_counts=True)
-    span, height = int(present[-1] - present[0]) + 1, int(sizes.max())
-    if len(present) == 1 or height > SHORT_RUN or span * height > _MOST_PADDED * busy:
-        return _plan_runs(row_slots, order, present, sizes)
-    stack = _plan_stack(row_slots, order, present, sizes)
-    waste = span - len(present) + _READS_A_ROW * (span * height - busy)
-    if not waste:
-        return stack
-    return replace(stack, waste=waste, apart=_plan_runs(row_slots, order, present, sizes))
-
-
-def _plan_runs(
-    row_slots: np.ndarray[Any, Any],
-    order: np.ndarray[Any, Any],
-    present: np.ndarray[Any, Any],
-    sizes: np.ndarray[Any, Any],
-) -> RowPlan:
-    """Multiply run by run, of rows as they stand or, where there are more runs, sorted by slot."""
-    count, busy = len(row_slots), len(order)
-    starts = np.flatnonzero(np.diff(row_slots, prepend=row_slots[0] - 1))
-    runs = row_slots[starts]
-    if busy < SHORT_RUN * (runs >= 0).sum() and (runs >= 0).sum() > len(present) + 1:
-        rows = torch.from_numpy(order)
-        return RowPlan(count, tuple(present.tolist()), tuple(sizes.tolist()), order=rows)
-    lengths = np.diff(starts, append=count)
-    return RowPlan(count, tuple(runs.tolist()), tuple(lengths.tolist()))
-
-
-def _plan_stack(
-    row_slots: np.ndarray[Any, Any],
-    order: np.ndarray[Any, Any],
-    present: np.ndarray[Any, Any],
-    sizes: np.ndarray[Any, Any],
-) -> RowPlan:
-    """Stack the rows of neighbouring slots to equal heights, padding with any row that exists."""
-    count, height, first = len(row_slots), int(sizes.max()), int(present[0])
-    slots = tuple(range(first, int(present[-1]) + 1))
-    within = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    places = (row_slots[order] - first) * height + within
-    padded = np.full(len(slots) * height, order[0])
-    padded[places] = order
-    if len(padded) > len(order):
-        kept = torch.from_numpy(places)
-        return RowPlan(count, slots, (), height, torch.from_numpy(padded), kept)
-    if np.array_equal(padded, np.arange(count)):
-        return RowPlan(count, slots, (), height)
-    return RowPlan(count, slots, (), height, torch.from_numpy(padded))
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class StackedCpuPlatform(_PlatformOfVllm):  # type: ignore[misc]
         """As vLLM's, but an engine that was asked to be one process stays one.
 
         vLLM starts a worker all the same, because a worker's OpenMP can be told its cores before it
-        is loaded. `Engine.prepare` tells it to the engine's process instead.
+        is loaded. `creating.prepare` tells it to the engine's process instead.
         """
         parallel = vllm_config.parallel_config
         one = parallel.distributed_executor_backend == "uni" and "OMP_NUM_THREADS" in os.environ

@@ -9,14 +9,32 @@ from __future__ import annotations
 import asyncio
 import logging
 import multiprocessing
+import os
 from argparse import Namespace
 from typing import Any
 
+from stacked.engine import preload
 from stacked.engine.causes import Causes, missing_package, sentence
+from stacked.engine.machine import look
+from stacked.engine.plan import one_process
 from stacked.errors import EngineStartFailed, StackedError
 from stacked.steps import Start
 
 logger = logging.getLogger("stacked.engine.creating")
+
+# Read by vLLM when it is imported, in this process and the ones it starts. A user's own win.
+_ENVIRONMENT = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+# Not the user's to turn on.
+_SETTLED = {
+    # How an unknown model is answered is ours to say; vLLM must not go looking for adapters.
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "0",
+    # A response in the background would run on when its lease has ended and its adapter may go.
+    "VLLM_ENABLE_RESPONSES_API_STORE": "0",
+}
 
 # In order. A line that a version of vLLM does not print is a step that is not told, nothing more.
 LOG_LINES = (
@@ -41,6 +59,17 @@ class LogSteps:
         if self._ahead and self._ahead[0][0] in line:
             return self._ahead.pop(0)[1]
         return None
+
+
+def prepare() -> None:
+    """Begin what a start needs however it is planned; returns at once, twice is once."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    os.environ |= _SETTLED
+    if one_process(look().cores):
+        # The other core is for the process that speaks HTTP; OpenMP's threads wait by spinning.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+    preload.begin()
 
 
 async def import_vllm() -> None:

@@ -1,7 +1,7 @@
 """One vLLM engine: start, load, remove and list adapters, generate, and tell whether it lives.
 
 Adapters are loaded under names that carry their content digest, with ids that are used once, so
-that no cache of vLLM's can mix two contents. It must not know keys, groups or HTTP.
+that no cache of vLLM's can mix two contents.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ import asyncio
 import contextlib
 import itertools
 import math
-import os
-import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,23 +19,17 @@ from stacked.chat import CHAT_FILE, stored_chat
 from stacked.core import Adapter, Digest
 from stacked.engine import preload
 from stacked.engine.adaptable import together
-from stacked.engine.aside import use_cores
+from stacked.engine.calls import Calls
 from stacked.engine.causes import Causes
 from stacked.engine.chat import AdapterChat, Chats, chat_text
-from stacked.engine.creating import create, import_vllm
-from stacked.engine.machine import CORES, look
+from stacked.engine.cpu_affinity import use_cores
+from stacked.engine.creating import create, import_vllm, prepare
+from stacked.engine.machine import CORES
 from stacked.engine.options import parse_options
-from stacked.engine.plan import EnginePlan, one_process
+from stacked.engine.plan import EnginePlan
 from stacked.engine.platform import base_is_protected, enabled
-from stacked.errors import (
-    EngineDead,
-    EngineError,
-    EngineLoadFailed,
-    EngineSilent,
-    EngineStartFailed,
-    ParameterInvalid,
-    StackedError,
-)
+from stacked.engine.stager import Stager
+from stacked.errors import EngineError, EngineLoadFailed, EngineStartFailed, ParameterInvalid
 from stacked.steps import Progress, Silent, Start
 from stacked.store.adaptable import Adaptable
 
@@ -46,17 +38,6 @@ if TYPE_CHECKING:
 
     from vllm.lora.request import LoRARequest
     from vllm.outputs import RequestOutput
-
-# An engine call that takes longer than this is taken for lost: a load reads one adapter from disk.
-CALL_SECONDS = 120.0
-
-# Between two looks at an adapter that is being read: a look costs the engine's loop under 1 ms.
-_LOOK_SECONDS = 0.05
-
-# How long a step may wait for a part of what only the engine's loop can do: a share of what a step
-# takes, which the answers of the loop tell.
-_PART_SHARE = 0.08
-_PART_SECONDS = (0.001, 0.008)
 
 # How long the end of an update waits for the loop to share its core again.
 _GIVE_SECONDS = 2.0
@@ -75,23 +56,11 @@ _REMOVED_AT_ONCE = 16
 # takes no logit_bias: there both tokens are a prompt, whose logprobs are the same two, in one step.
 _CANARY_TEXT = "Question: SELECT name FROM users"
 _CANARY_SAMPLING = {"temperature": 0.0, "logprobs": 1, "ignore_eos": True}
+# vLLM clamps a logit bias to 100. Logits of language models lie within some tens of each
+# other, so that a token with this on top is the likeliest whatever the model says.
 _CERTAIN = 100.0
 
 _EXTENSION = "stacked.engine.staging.StagingWorker"
-
-# Read by vLLM when it is imported, in this process and the ones it starts. A user's own win.
-_ENVIRONMENT = {
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-    "TOKENIZERS_PARALLELISM": "false",
-}
-# Not the user's to turn on.
-_SETTLED = {
-    # How an unknown model is answered is ours to say; vLLM must not go looking for adapters.
-    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "0",
-    # A response in the background would run on when its lease has ended and its adapter may go.
-    "VLLM_ENABLE_RESPONSES_API_STORE": "0",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,14 +86,6 @@ class Resident:
     slots: tuple[int | None, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Waiting:
-    """Who waits for an adapter to be staged, and until when on the monotonic clock."""
-
-    ready: asyncio.Future[None]
-    until: float
-
-
 class Engine:
     """A running vLLM. Make one with `await Engine.start(plan)`; `await close()` ends it."""
 
@@ -137,23 +98,9 @@ class Engine:
         self._numbers = itertools.count(1)
         self._canaries = itertools.count(1)
         self._changing = asyncio.Lock()
-        # Adapters that are being staged, and the task that asks for all of them together.
-        self._staging: dict[int, _Waiting] = {}
-        self._advancing: asyncio.Task[None] | None = None
-        self._part = _PART_SECONDS[0]
+        self._calls = Calls(client, causes)
+        self._stager = Stager(self._calls)
         self._closed = False
-        self._causes = causes
-
-    @staticmethod
-    def prepare() -> None:
-        """Begin what a start needs however it is planned; returns at once, twice is once."""
-        for name, value in _ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        os.environ |= _SETTLED
-        if one_process(look().cores):
-            # The other core is for the process that speaks HTTP; OpenMP's threads wait by spinning.
-            os.environ.setdefault("OMP_NUM_THREADS", "1")
-        preload.begin()
 
     @classmethod
     async def start(cls, plan: EnginePlan, *, progress: Progress | None = None) -> Engine:
@@ -163,7 +110,7 @@ class Engine:
         The slow work is done in a thread, so that this loop can answer "starting" meanwhile.
         """
         tell = progress or Silent()
-        cls.prepare()
+        prepare()
         tell.step(Start.IMPORT)
         await import_vllm()
         preload.use()
@@ -194,8 +141,8 @@ class Engine:
             await self.adopt(loaded)
             await self.activate(loaded)
         except BaseException:
-            await self._quietly(self.discard(loaded))
-            await self._quietly(self.remove(loaded))
+            await self._calls.quietly(self.discard(loaded))
+            await self._calls.quietly(self.remove(loaded))
             raise
         return loaded
 
@@ -220,14 +167,14 @@ class Engine:
         for each in loaded.values():
             if not await self.activate(each):
                 break
-        await self._workers("stacked_settle", doing="settling the worker's memory")
+        await self._calls.workers("stacked_settle", doing="settling the worker's memory")
         return loaded
 
     async def _load_some(
         self, some: Sequence[Loaded], wanted: Sequence[tuple[int, str, str]]
     ) -> None:
         try:
-            await self._workers("stacked_load", wanted, doing="loading adapters")
+            await self._calls.workers("stacked_load", wanted, doing="loading adapters")
         except EngineLoadFailed as error:
             here = await self.list()  # those before the one that failed stay
             error.digest = next((each.digest for each in some if each.number not in here), None)
@@ -235,7 +182,7 @@ class Engine:
 
     async def adaptable(self) -> Adaptable:
         """Which modules of the base adapters are applied to, as the workers wrapped them."""
-        told = await self._workers("stacked_adaptable", doing="asking what can be adapted")
+        told = await self._calls.workers("stacked_adaptable", doing="asking what can be adapted")
         return together([Adaptable.from_json(each.encode()) for each in told])
 
     async def stage(self, adapter: Adapter) -> Loaded:
@@ -245,10 +192,12 @@ class Engine:
         after CALL_SECONDS without an end; nothing is left staged then.
         """
         loaded = await self._handle(adapter)
+        doing = f"loading adapter {loaded.digest}"
+        path = loaded.request.lora_path
         try:
-            await self._read(loaded)
+            await self._stager.read(loaded.number, loaded.name, path, doing=doing)
         except BaseException:
-            await self._quietly(self.discard(loaded))
+            await self._calls.quietly(self.discard(loaded))
             raise
         return loaded
 
@@ -261,10 +210,12 @@ class Engine:
         doing = f"adopting adapter {loaded.digest}"
         async with self._changing:
             try:
-                await self._workers("stacked_adopt", loaded.number, doing=doing)
+                await self._calls.workers("stacked_adopt", loaded.number, doing=doing)
             except EngineLoadFailed:
                 # One worker of several may have taken it; a staged copy stays where it is.
-                await self._quietly(self._workers("stacked_remove", loaded.number, doing=doing))
+                await self._calls.quietly(
+                    self._calls.workers("stacked_remove", loaded.number, doing=doing)
+                )
                 raise
 
     async def activate(self, loaded: Loaded) -> bool:
@@ -275,7 +226,7 @@ class Engine:
         doing = f"activating adapter {loaded.digest}"
         async with self._changing:
             while True:
-                told = await self._a_part("stacked_activate", loaded.number, doing=doing)
+                told = await self._calls.part("stacked_activate", loaded.number, doing=doing)
                 if "more" not in told:
                     return "full" not in told
 
@@ -283,11 +234,11 @@ class Engine:
         """Drop what is staged and not adopted, read or not. Discarding twice is allowed."""
         names = ", ".join(each.digest for each in loaded[:3])
         numbers = [each.number for each in loaded]
-        await self._workers("stacked_discard", *numbers, doing=f"discarding adapters {names}")
+        await self._calls.workers("stacked_discard", *numbers, doing=f"discarding adapters {names}")
 
     async def resident(self) -> Resident:
         """What the engine holds, and where. With several workers: what all of them hold."""
-        told = await self._workers("stacked_resident", doing="asking what is resident")
+        told = await self._calls.workers("stacked_resident", doing="asking what is resident")
         return Resident(
             staged=frozenset[int]().union(*(staged for staged, _, _ in told)),
             host=frozenset[int](told[0][1]).intersection(*(host for _, host, _ in told)),
@@ -305,7 +256,9 @@ class Engine:
             numbers = [*there]
             for at in range(0, len(numbers), _REMOVED_AT_ONCE):
                 some = numbers[at : at + _REMOVED_AT_ONCE]
-                await self._workers("stacked_remove", *some, doing=f"removing {there[some[0]]}")
+                await self._calls.workers(
+                    "stacked_remove", *some, doing=f"removing {there[some[0]]}"
+                )
             kept = there.keys() & await self.list() if there else set()
             if kept:
                 names = ", ".join(there[number] for number in sorted(kept)[:3])
@@ -313,7 +266,7 @@ class Engine:
 
     async def list(self) -> set[int]:
         """The numbers of the adapters that the engine holds in host memory."""
-        return set(await self._call(self.client.list_loras(), "listing adapters"))
+        return set(await self._calls.call(self.client.list_loras(), "listing adapters"))
 
     async def generate(
         self,
@@ -350,7 +303,7 @@ class Engine:
                 sampling["logit_bias"] = {second: _CERTAIN}
         name = f"canary-{next(self._canaries)}"
         doing = f"scoring {loaded.name if loaded else 'the base'}"
-        output = await self._call(self._last(prompt, loaded, name, sampling), doing)
+        output = await self._calls.call(self._last(prompt, loaded, name, sampling), doing)
         rows = [*(output.prompt_logprobs or ()), *(output.outputs[0].logprobs or ())]
         return [_best(row) for row in rows if row]  # nothing comes before a prompt's first token
 
@@ -374,7 +327,7 @@ class Engine:
             async for output in self.client.generate(given, params, request_id, lora_request=lora):
                 yield output
         except EngineDeadError as error:
-            raise EngineDead(self._death()) from error
+            raise self._calls.death() from error
         except (TypeError, ValueError) as error:
             raise ParameterInvalid(str(error)) from error
 
@@ -405,7 +358,9 @@ class Engine:
         core: int | None = None
         try:
             with contextlib.suppress(EngineError):
-                told = await self._workers("stacked_take_core", [*CORES], doing="taking a core")
+                told = await self._calls.workers(
+                    "stacked_take_core", [*CORES], doing="taking a core"
+                )
                 core = told[0]
             if core is not None:
                 use_cores(CORES - {core})
@@ -413,10 +368,10 @@ class Engine:
         finally:  # cancelled while it was asked, the loop may have taken one all the same
             if core is not None:
                 use_cores(CORES)
-            give = self._workers("stacked_give_core", [*CORES], doing="sharing a core")
+            give = self._calls.workers("stacked_give_core", [*CORES], doing="sharing a core")
             with contextlib.suppress(TimeoutError):  # a silent one hears it when it listens again
                 async with asyncio.timeout(_GIVE_SECONDS):
-                    await self._quietly(give)
+                    await self._calls.quietly(give)
 
     @cached_property
     def chats(self) -> Chats:
@@ -444,7 +399,7 @@ class Engine:
         if self._closed:
             return
         self._closed = True
-        self._end_of_start()
+        self._calls.end_of_start()
         if "chats" in vars(self):
             await asyncio.to_thread(self.chats.close)
         await asyncio.to_thread(self.client.shutdown)
@@ -460,61 +415,6 @@ class Engine:
         request = LoRARequest(lora_name=name, lora_int_id=number, lora_path=str(adapter.path))
         return Loaded(adapter.digest, name, number, request, chat)
 
-    async def _read(self, loaded: Loaded) -> None:
-        """Start to read in every worker, and wait until all of them have."""
-        doing = f"loading adapter {loaded.digest}"
-        path = loaded.request.lora_path
-        await self._workers("stacked_stage", loaded.number, loaded.name, path, doing=doing)
-        ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._staging[loaded.number] = _Waiting(ready, time.monotonic() + CALL_SECONDS)
-        if self._advancing is None or self._advancing.done():
-            self._advancing = asyncio.create_task(self._advance())
-        try:
-            await ready
-        except EngineLoadFailed as error:
-            raise EngineLoadFailed(f"{doing}: {error}") from error
-        finally:
-            del self._staging[loaded.number]
-
-    async def _advance(self) -> None:
-        """Go on with all that is being staged, a part per step however many there are."""
-        while self._staging:
-            numbers = [*self._staging]
-            try:
-                told = await self._a_part("stacked_advance", numbers, doing="staging adapters")
-            except EngineError as error:
-                self._tell(dict.fromkeys(numbers, error))
-                return
-            states = dict(zip(numbers, zip(*told, strict=True), strict=True))
-            self._tell({number: _end_of(each) for number, each in states.items()})
-            if any(state == "reading" for each in states.values() for state, _ in each):
-                await asyncio.sleep(_LOOK_SECONDS)
-            else:
-                await asyncio.sleep(0)  # whoever was told goes on before the next part
-
-    def _tell(self, ends: Mapping[int, EngineError | bool]) -> None:
-        """Tell who waits for these adapters how it ended: an error, True, or not yet."""
-        for number, end in ends.items():
-            waiting = self._staging.get(number)
-            if waiting is None or waiting.ready.done():
-                continue
-            if isinstance(end, EngineError):
-                waiting.ready.set_exception(end)
-            elif end:
-                waiting.ready.set_result(None)
-            elif time.monotonic() > waiting.until:
-                late = EngineLoadFailed(f"not read in {CALL_SECONDS:.0f} s")
-                waiting.ready.set_exception(late)
-
-    async def _a_part(self, method: str, *args: Any, doing: str) -> Sequence[Any]:
-        """Have every worker do a part of something, as long as the last answer says it may be."""
-        began = time.perf_counter()
-        told = await self._workers(method, *args, self._part, doing=doing)
-        least, most = _PART_SECONDS
-        step = time.perf_counter() - began - self._part
-        self._part = min(most, max(least, _PART_SHARE * step))
-        return told
-
     async def warm(self) -> None:
         """Do once, before anyone waits, what the first of its kind makes everyone wait for.
 
@@ -529,69 +429,15 @@ class Engine:
         request = LoRARequest(lora_name=f"warm.{number}", lora_int_id=number, lora_path="warm")
         loaded = Loaded(Digest("warm"), request.lora_name, number, request)
         doing = "warming the adapters' memory"
-        await self._workers("stacked_warm", number, request.lora_name, "warm", doing=doing)
+        await self._calls.workers("stacked_warm", number, request.lora_name, "warm", doing=doing)
         for each in (loaded, None, loaded, None):
             await self.canary(each)
         await self.remove(loaded)
-        await self._workers("stacked_settle", doing=doing)
-        self._end_of_start()
-
-    def _end_of_start(self) -> None:
-        if self._causes is not None:
-            self._causes.close()
-
-    async def _workers(self, method: str, *args: Any, doing: str) -> Sequence[Any]:
-        """Ask every worker, and return what each answered."""
-        answers: Sequence[Any] = await self._call(
-            self.client.collective_rpc(method, args=args), doing
-        )
-        return answers
-
-    async def _quietly(self, call: Any) -> None:
-        """Clean up after a failure that is about to be told; its own failure adds nothing."""
-        with contextlib.suppress(EngineError):
-            await asyncio.shield(call)
-
-    async def _call(self, call: Any, doing: str) -> Any:
-        """Await one engine call: bounded in time, its failure told as ours with its cause."""
-        from vllm.v1.engine.exceptions import EngineDeadError
-
-        started = time.monotonic()
-        try:
-            # Not wait_for: it may lose a cancellation that arrives together with the answer.
-            async with asyncio.timeout(CALL_SECONDS):
-                return await call
-        except TimeoutError as error:
-            raise EngineSilent(
-                f"{doing}: no answer from the engine in {time.monotonic() - started:.0f} s"
-            ) from error
-        except StackedError:
-            raise
-        except EngineDeadError as error:
-            raise EngineDead(self._death()) from error
-        except Exception as error:  # the engine sends any failure of its worker as a bare one
-            raise EngineLoadFailed(f"{doing}: {_first_line(error)}") from error
-
-    def _death(self) -> str:
-        cause = self._causes.first() if self._causes else None
-        why = f": {cause}. Its log says more" if cause else "; its log says why"
-        return f"the engine has died{why}. Restart the server"
+        await self._calls.workers("stacked_settle", doing=doing)
+        self._calls.end_of_start()
 
 
 def _best(row: Mapping[int, Any]) -> float:
     """The likeliest token's logprob, which moves little where two are as likely; or NaN."""
     values = [each.logprob for each in row.values()]
     return max(values) if all(map(math.isfinite, values)) else math.nan
-
-
-def _end_of(states: Sequence[Sequence[str]]) -> EngineError | bool:
-    """How the staging of one adapter ended, from its state and reason in each worker."""
-    failed = [reason or state for state, reason in states if state in ("failed", "absent")]
-    if failed:
-        return EngineLoadFailed(failed[0])
-    return all(state == "ready" for state, _ in states)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:400] if lines else type(error).__name__

@@ -30,7 +30,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from stacked.engine.aside import Pauses
+from stacked.engine.cpu_affinity import Pauses
 from stacked.engine.tensors import read_tensors
 
 # LoRA modules that vLLM's loader makes in one part: a few milliseconds of Python.

@@ -80,53 +80,33 @@ def make_plan(
     given = {name.replace("-", "_"): value for name, value in options.items()}
     given.pop("enable_lora", None)
     speculation = read_speculation(given)
-    told: list[tuple[str, str]] = []
-    if build.device == "cpu" and any(map(is_expert, shapes)):
-        check_no_experts(adapters, shapes)
-        shapes = {name: shape for name, shape in shapes.items() if not is_expert(name)}
-        told.append(("experts", "without adapters: vLLM's kernels for them on a CPU take none"))
+    shapes, notes = _without_experts(shapes, adapters, build)
     config = _read_config(base)
     dtype, why = _dtype(given, config, machine, build)
     width = _DTYPE_BYTES.get(dtype, 2)
-    rank = _rank(given, adapters)
-    slots = _slots(given, adapters, build)
-    slot_bytes = _slot_bytes(shapes, rank, width)
-    weights = _weight_bytes(base, width, config)
-    cache = _cpu_cache_bytes(given, config, width, machine) if build.device == "cpu" else 0
+    rank, slots = _rank(given, adapters), _slots(given, adapters, build)
+    slot = _slot_bytes(shapes, rank, width)
     draft = speculation.model if speculation else None
-    drafter = _weight_bytes(draft, width, _read_config(draft)) if draft else 0
-    taken = weights + drafter + slots * slot_bytes + cache + _CPU_OVERHEAD
-    taken = taken if build.device == "cpu" else 0
-    host_bytes = _host_bytes(adapters, slot_bytes, width)
-    host = _host_adapters(given, adapters, slots, host_bytes, machine.memory_bytes - taken)
-    chosen: dict[str, Any] = {
-        "dtype": dtype,
-        "max_lora_rank": rank,
-        "max_loras": slots,
-        "max_cpu_loras": host,
-    }
-    need = [
-        ("base weights", weights),
-        (f"{slots} slots of rank {rank}", slots * slot_bytes),
-    ]
-    if drafter:
-        need.append(("draft model", drafter))
+    need = [("base weights", _weight_bytes(base, width, config))]
+    need.append((f"{slots} slots of rank {rank}", slots * slot))
+    if draft:
+        need.append(("draft model", _weight_bytes(draft, width, _read_config(draft))))
+    free, chosen = machine.memory_bytes, {}
     if build.device == "cpu":
-        chosen |= {"kv_cache_memory_bytes": cache, "enforce_eager": True}
-        chosen["distributed_executor_backend"] = "uni" if one_process(machine.cores) else "mp"
-        chosen |= _cpu_step(given, machine, speculation)
-        need += [
-            (f"{host} adapters in host memory", host * host_bytes),
-            ("KV cache", cache),
-            ("vLLM's processes", _CPU_OVERHEAD),
-        ]
+        cache = _cpu_cache_bytes(given, config, width, machine)
+        need += [("KV cache", cache), ("vLLM's processes", _CPU_OVERHEAD)]
+        free -= _sum(need)
+        chosen = _cpu_options(given, machine, cache, speculation)
+    each = _host_bytes(adapters, slot, width)
+    host = _host_adapters(given, adapters, slots, each, free)
+    if build.device == "cpu":
+        need.append((f"{host} adapters in host memory", host * each))
     room, place = _room(given, machine, build)
+    chosen |= {"dtype": dtype, "max_lora_rank": rank, "max_loras": slots, "max_cpu_loras": host}
     merged = chosen | given | {"enable_lora": True}
     if speculation:
-        if build.device == "cpu":
-            check_on_cpu(speculation)
-        _check_step(merged, speculation)
-        told.append(("speculation", str(speculation)))
+        _check_speculation(merged, speculation, build)
+        notes.append(("speculation", str(speculation)))
     _fit(need, room, place)
     return EnginePlan(
         base=str(base),
@@ -138,10 +118,38 @@ def make_plan(
         host_adapters=int(merged["max_cpu_loras"]),
         rows=(
             *_rows(build, machine, base, dtype, why, adapters, merged, need, room, place),
-            *told,
+            *notes,
         ),
-        memory_bytes=sum(size for _, size in need) if build.device == "cpu" else room,
+        memory_bytes=_sum(need) if build.device == "cpu" else room,
     )
+
+
+def _without_experts(
+    shapes: Shapes, adapters: Sequence[Adapter], build: Build
+) -> tuple[Shapes, list[tuple[str, str]]]:
+    """The modules that this build applies adapters to, and a row that says what is left out."""
+    if build.device != "cpu" or not any(map(is_expert, shapes)):
+        return shapes, []
+    check_no_experts(adapters, shapes)
+    row = ("experts", "without adapters: vLLM's kernels for them on a CPU take none")
+    return {name: shape for name, shape in shapes.items() if not is_expert(name)}, [row]
+
+
+def _cpu_options(
+    given: Mapping[str, Any], machine: Machine, cache: int, speculation: Speculation | None
+) -> dict[str, Any]:
+    return {
+        "kv_cache_memory_bytes": cache,
+        "enforce_eager": True,
+        "distributed_executor_backend": "uni" if one_process(machine.cores) else "mp",
+        **_cpu_step(given, machine, speculation),
+    }
+
+
+def _check_speculation(merged: Mapping[str, Any], speculation: Speculation, build: Build) -> None:
+    if build.device == "cpu":
+        check_on_cpu(speculation)
+    _check_step(merged, speculation)
 
 
 def _room(given: Mapping[str, Any], machine: Machine, build: Build) -> tuple[int, str]:
@@ -327,8 +335,12 @@ def _check_step(merged: Mapping[str, Any], speculation: Speculation) -> None:
         )
 
 
+def _sum(need: Sequence[tuple[str, int]]) -> int:
+    return sum(size for _, size in need)
+
+
 def _fit(need: Sequence[tuple[str, int]], room: int, place: str) -> None:
-    total = sum(size for _, size in need)
+    total = _sum(need)
     if total <= room:
         return
     terms = " + ".join(f"{label} {_human(size)}" for label, size in need)

@@ -27,7 +27,7 @@ from itertools import islice
 from typing import Any
 
 from stacked.engine.adaptable import describe
-from stacked.engine.aside import give_core, hand_over_soon, step_aside, take_core
+from stacked.engine.cpu_affinity import give_core, hand_over_soon, step_aside, take_core
 from stacked.engine.loras import Dropped, Job, VllmLoras
 
 # Adapters that are read at once; more wait their turn.
@@ -193,11 +193,11 @@ class StagingWorker:
         gc.freeze()
 
     def stacked_take_core(self, cores: list[int]) -> int | None:
-        """Keep a core for the loop alone, see `aside.take_core`."""
+        """Keep a core for the loop alone, see `cpu_affinity.take_core`."""
         return take_core(cores)
 
     def stacked_give_core(self, cores: list[int]) -> None:
-        """Share it again, see `aside.give_core`."""
+        """Share it again, see `cpu_affinity.give_core`."""
         give_core(cores)
 
     def stacked_adaptable(self) -> str:

@@ -16,8 +16,8 @@ from stacked.deployment.deployments import Deployments
 from stacked.deployment.ledger import Ledger
 from stacked.deployment.serving import Serving
 from stacked.deployment.starter import Commit, Prepared, base_key, settings_of
-from stacked.engine.beside import Room
 from stacked.engine.engine import Loaded
+from stacked.engine.headroom import Room
 from stacked.errors import StackedError
 from stacked.groups.routing import Routing
 from stacked.live import Live

@@ -18,7 +18,8 @@ pytest.importorskip("vllm")
 from vllm.lora.layers import LoRAMapping  # noqa: E402
 
 from stacked.engine import cpu_lora  # noqa: E402
-from stacked.engine.cpu_lora import GroupedLora, add_product, plan_rows  # noqa: E402
+from stacked.engine.cpu_lora import GroupedLora, add_product  # noqa: E402
+from stacked.engine.row_plan import plan_rows  # noqa: E402
 
 RANK, WIDTH, VOCAB = 8, 24, 40
 DTYPES = [torch.float32, torch.bfloat16]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from stacked.core import Adapter, Digest
-from stacked.engine import engine as engine_module
+from stacked.engine import calls
 from stacked.engine.engine import Engine
 from stacked.errors import EngineDead, EngineError, EngineLoadFailed, EngineSilent
 from tests.waiting import until_async
@@ -201,12 +201,12 @@ async def test_reading_that_never_ends_is_given_up(
     engine: Engine, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client.workers[0].outcome = ["reading", ""]
-    monkeypatch.setattr(engine_module, "CALL_SECONDS", 0.1)
+    monkeypatch.setattr(calls, "CALL_SECONDS", 0.1)
     with pytest.raises(EngineLoadFailed, match="not read in"):
         await engine.stage(ADAPTER)
     assert client.workers[0].staged == {}
     client.workers[0].outcome = ["ready", ""]
-    monkeypatch.setattr(engine_module, "CALL_SECONDS", 120.0)
+    monkeypatch.setattr(calls, "CALL_SECONDS", 120.0)
     assert (await engine.load(ADAPTER)).number in await engine.list()
 
 
@@ -228,7 +228,7 @@ async def test_dead_engine_and_lost_calls_have_errors_of_their_own(
     client.fails = EngineDeadError()
     with pytest.raises(EngineDead):
         await engine.load(ADAPTER)
-    monkeypatch.setattr(engine_module, "CALL_SECONDS", 0.01)
+    monkeypatch.setattr(calls, "CALL_SECONDS", 0.01)
     client.list_loras = lambda: asyncio.sleep(5)  # type: ignore[method-assign,assignment,return-value]
     with pytest.raises(EngineSilent, match="no answer"):
         await engine.list()

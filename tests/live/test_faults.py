@@ -14,7 +14,7 @@ import pytest
 
 from stacked import live as live_module
 from stacked.core import Adapter
-from stacked.engine import engine as engine_module
+from stacked.engine import calls
 from stacked.errors import AdapterError, RegistryUnusable, StackedError, StoreUnusable
 from stacked.steps import Phase
 from tests.live import faults
@@ -205,7 +205,7 @@ MODES = ["raises", "lost", "unanswered", "stuck"]
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "CALL_SECONDS", 0.6)
+    monkeypatch.setattr(calls, "CALL_SECONDS", 0.6)
     monkeypatch.setattr(live_module, "_UNDO_SECONDS", 0.4)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from stacked.engine.beside import room_beside
+from stacked.engine.headroom import room_beside
 from stacked.engine.machine import GIB, Gpu, Machine
 from stacked.engine.plan import EnginePlan
 

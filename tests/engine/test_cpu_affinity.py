@@ -21,12 +21,12 @@ pytestmark = pytest.mark.skipif(len(CORES) < 2, reason="one core cannot be share
 
 TAKE = f"""
 import os, sys, threading, torch
-from stacked.engine import aside
+from stacked.engine import cpu_affinity
 torch.set_num_threads(1)
 idle = threading.Event()
 other = threading.Thread(target=idle.wait)
 other.start()
-print(aside.take_core({CORES}), *sorted(os.sched_getaffinity(0)), flush=True)
+print(cpu_affinity.take_core({CORES}), *sorted(os.sched_getaffinity(0)), flush=True)
 print(*sorted(os.sched_getaffinity(other.native_id)), flush=True)
 sys.stdin.readline()
 idle.set()
@@ -77,7 +77,7 @@ def test_a_core_that_is_given_back_is_used_and_taken_by_others_again(tmp_path: P
     everywhere = " ".join(map(str, CORES))
     code = TAKE.replace(
         "sys.stdin",
-        f"""aside.give_core({CORES})
+        f"""cpu_affinity.give_core({CORES})
 print(*sorted(os.sched_getaffinity(0)), *sorted(os.sched_getaffinity(other.native_id)), flush=True)
 sys.stdin""",
     )
@@ -90,8 +90,8 @@ sys.stdin""",
 def test_threads_that_are_started_later_stay_on_the_cores_too(tmp_path: Path) -> None:
     code = f"""
 import os, threading
-from stacked.engine import aside
-aside.use_cores({CORES[:-1]})
+from stacked.engine import cpu_affinity
+cpu_affinity.use_cores({CORES[:-1]})
 seen = []
 thread = threading.Thread(target=lambda: seen.append(sorted(os.sched_getaffinity(0))))
 thread.start(); thread.join()
