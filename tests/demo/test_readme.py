@@ -77,7 +77,7 @@ def test_command_works(command: str, demo: Server, mine: Path) -> None:
 def test_first_curl_answers_with_the_sql_that_the_readme_shows(demo: Server, mine: Path) -> None:
     answer = json.loads(run(commands()[0], demo, mine))
     assert answer["model"] == "sql"
-    shown = re.search(r"answers `(SELECT [^`]+)`", README)
+    shown = re.search(r"contains `(SELECT [^`]+)`", README)
     assert shown is not None
     assert answer["choices"][0]["message"]["content"] == shown[1]
 
