@@ -1,8 +1,4 @@
-"""Base models on disk: finding one by directory, known name or Hub id, and preparing known ones.
-
-It must not know groups, adapters or the engine; what it hands over is a plain directory of
-safetensors that transformers and vLLM read alike.
-"""
+"""Base models on disk: finding one by directory, known name or Hub id, and preparing known ones."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""A small HTTP client of a running Stacked: predict, list, and change the served group LIVE.
-
-It must not know how the server works: it speaks the wire and imports neither torch nor vLLM.
-"""
+"""A small HTTP client of a running Stacked: predict, list, and change the served group LIVE."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""One YAML file to one frozen, validated tree; unknown keys are refused with their place.
-
-It must not know what is on disk or live: a path is made absolute here, and looked at elsewhere.
-"""
+"""One YAML file to one frozen, validated tree; unknown keys are refused with their place."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """The container contract of a STACKED deployment: environment and model directory to a Config.
 
-The variables are those that the platform and its clients set (see docs); it must not know the
-engine, and it reads directories only to find which of them hold a base or an adapter.
+The variables are those that the platform and its clients set (see docs).
 
     PARAMS                             vLLM flags in one string
     MODEL                              the base: a directory, a Hub id or a known name

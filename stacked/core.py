@@ -1,6 +1,6 @@
 """The nouns of Stacked: content digest, adapter, member, model group.
 
-Everything here is frozen and pure. It must not know files, networks, the engine or HTTP.
+Everything here is frozen and pure.
 """
 
 from __future__ import annotations

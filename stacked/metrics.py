@@ -1,7 +1,6 @@
 """What is counted: requests by key and digest, swaps by outcome and phase, what is held now.
 
-In prometheus_client's own registry, which is the one that vLLM's `/metrics` shows. It must not know
-requests or engines; callers tell it numbers.
+In prometheus_client's own registry, which is the one that vLLM's `/metrics` shows.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Fetching the files of one PyPI package, with whatever installer and settings the user has.
-
-It must not know what the files are for; nothing fetched here is imported or run.
-"""
+"""Fetching the files of one PyPI package, with whatever installer and settings the user has."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The other side of signed requests: a client's, with the config file of OCI's SDKs.
-
-It must not know what is asked, or how a server checks it.
-"""
+"""The other side of signed requests: a client's, with the config file of OCI's SDKs."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """How the commands talk to a person: steps with seconds, errors in one line, tables.
 
-It must not know what the work is. Everything that is not a command's answer goes to stderr, and
-without a terminal it is plain lines.
+Everything that is not a command's answer goes to stderr, and without a terminal it is plain lines.
 """
 
 from __future__ import annotations

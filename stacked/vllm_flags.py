@@ -1,7 +1,4 @@
-"""vLLM's command line, as the text of `PARAMS`, to the option names that a config's `engine:` has.
-
-It must not know vLLM's options: names and values are vLLM's own parser's to judge, later.
-"""
+"""vLLM's command line, as the text of `PARAMS`, to the option names of a config's `engine:`."""
 
 from __future__ import annotations
 

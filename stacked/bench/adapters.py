@@ -1,7 +1,6 @@
 """Random LoRA adapters of a chosen rank for any base, to measure with where there are none.
 
-Their answers mean nothing; their sizes and products are those of real ones. It must not know the
-engine.
+Their answers mean nothing; their sizes and products are those of real ones.
 """
 
 from __future__ import annotations

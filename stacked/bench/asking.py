@@ -1,7 +1,4 @@
-"""One greedy completion, whole or as a stream, with its headers and its token ids.
-
-It must not know what is right: it returns what came and raises Refused where an error came.
-"""
+"""One greedy completion, whole or as a stream, with its headers and its token ids."""
 
 from __future__ import annotations
 

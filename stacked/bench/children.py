@@ -1,7 +1,4 @@
-"""Processes that a benchmark starts: each with a session of its own, and ended whatever happens.
-
-It must not know what they do.
-"""
+"""Processes that a benchmark starts: each with a session of its own, and ended whatever happens."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """Keeps the load off the core that an engine under test computes on.
 
 Clients are elsewhere where users are. On a machine of few cores the system wakes them on whichever
-core is free for a moment, also on the engine's, and then times itself. It must not know which
-server the engine belongs to.
+core is free for a moment, also on the engine's, and then times itself.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """One engine in a process of its own, which runs batches that it is told of on stdin.
 
-A line of JSON in, a line of JSON out. It must not know what is compared with what.
+A line of JSON in, a line of JSON out.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Arithmetic of repeated measurements: medians with their spread, ratios of neighbours, quantiles.
 
-Pure; it must not know what was measured.
+Pure.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """`stacked bench swap --gaps`: how long tokens wait while adapters are loaded.
 
-Our LIVE update and vLLM's own endpoint load the same files beside the same streams. It must not
-know how either does it; it sees tokens arrive.
+Our LIVE update and vLLM's own endpoint load the same files beside the same streams.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The groups of a storm: sets of adapters under keys that come, go, move and are renamed.
 
-Pure: from a config's members to key tables. It must not know servers or requests.
+Pure: from a config's members to key tables.
 """
 
 from __future__ import annotations

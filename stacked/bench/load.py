@@ -1,7 +1,6 @@
 """vLLM's serving benchmark as the load generator: one process of it, told of load after load.
 
-It is imported once, before anything is measured, and it is not changed. It must not know which
-server it loads.
+It is imported once, before anything is measured, and it is not changed.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Two ways to bring adapters into a server under traffic: our LIVE update, and vLLM's endpoint.
 
-Both tell when they began and ended by the monotonic clock. It must not know what runs beside them.
+Both tell when they began and ended by the monotonic clock.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`stacked bench offline`: the throughput of the engine alone, each row beside LoRA switched off.
 
-Engines run as processes of their own. It must not know HTTP.
+Engines run as processes of their own.
 """
 
 from __future__ import annotations

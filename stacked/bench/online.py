@@ -1,7 +1,6 @@
 """`stacked bench online`: our server against a rival, under the same load, turn about.
 
 The rival is vLLM's own server, or ours again with another setting of the engine.
-It must not know how a request is answered; both servers are processes that speak HTTP.
 """
 
 from __future__ import annotations

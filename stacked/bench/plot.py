@@ -1,6 +1,6 @@
 """Charts as a picture: grouped bars with their spread, SVG or PNG by the file's name.
 
-Drawn by matplotlib, which is an extra. It must not know what the bars mean.
+Drawn by matplotlib, which is an extra.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What a benchmark hands back, and how it is kept: with machine, versions, date and command.
-
-It must not know what was measured.
-"""
+"""What a benchmark hands back, and how it is kept: with machine, versions, date and command."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Servers of the benchmark's own on loopback: `stacked serve`, and vLLM's server to compare with.
 
-Each is a process with a directory for itself. It must not know what is measured with it.
+Each is a process with a directory for itself.
 """
 
 from __future__ import annotations

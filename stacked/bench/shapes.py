@@ -3,7 +3,6 @@
 `tiny` has two layers of 128 and weights of its own, so that a forward pass costs less than the
 request around it and what serving costs is what shows. The others have the sizes of published
 models and no weights: vLLM draws them (`load_format=dummy`). Speeds are real, answers mean nothing.
-It must not know servers.
 """
 
 from __future__ import annotations

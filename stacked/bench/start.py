@@ -1,7 +1,7 @@
 """`stacked bench start`: seconds from a server's command to its first token, ours and vLLM's.
 
 Cold: a copy of the base pushed out of the page cache, and nothing registered before; warm: the same
-once more. It must not know what a server does meanwhile.
+once more.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Clients of the gaps measurement: endless streams, first tokens, and requests refused at the door.
 
-Each runs in a thread of its own and keeps when things came. It must not know what is loaded, nor
-how.
+Each runs in a thread of its own and keeps when things came.
 """
 
 from __future__ import annotations

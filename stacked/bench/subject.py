@@ -1,7 +1,4 @@
-"""What is measured: a base, its adapters, and engine settings that both sides are given alike.
-
-It must not know how anything is measured.
-"""
+"""What is measured: a base, its adapters, and engine settings that both sides are given alike."""
 
 from __future__ import annotations
 

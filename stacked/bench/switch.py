@@ -1,7 +1,7 @@
 """What the switch of a group whose adapters are all staged costs the requests of that moment.
 
 The real routing, leases and update run in this process; the engine's part is done before it is
-asked, so that what shows is the switch alone. It must not know HTTP or vLLM.
+asked, so that what shows is the switch alone.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Clients that ask a server without pause, in every way a client can, and keep what they got.
-
-It must not know what is right, nor that anything is being updated.
-"""
+"""Clients that ask a server without pause, in every way a client can, and keep what they got."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""LIVE updates as a client makes them: register, create groups, switch, and see when it is done.
-
-It must not know what runs beside them.
-"""
+"""LIVE updates as a client makes them: register, create groups, switch, and see when it is done."""
 
 from __future__ import annotations
 

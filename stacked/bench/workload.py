@@ -1,6 +1,6 @@
 """Which adapter each request of a run asks for, and how many adapters the rows of a table have.
 
-Pure; it must not know engines or clocks.
+Pure.
 """
 
 from __future__ import annotations

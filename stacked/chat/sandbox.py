@@ -1,7 +1,6 @@
 """A process apart that runs chat templates which nobody vouches for; see `child.py`.
 
-It is started when it is first needed and again after a template has ended it. It must not know
-whose a template is, or what a prompt is for.
+It is started when it is first needed and again after a template has ended it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The chat templates of an adapter, read from what trainers write beside it, in one spelling.
-
-It must not know the base, the engine or how a template is run.
-"""
+"""The chat templates of an adapter, read from what trainers write beside it, in one spelling."""
 
 from __future__ import annotations
 

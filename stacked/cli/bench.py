@@ -1,6 +1,6 @@
 """`stacked bench`: throughput, serving, LIVE updates and start, measured on this machine.
 
-It reads options and hands them on; it must not know how anything is found.
+It reads options and hands them on.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Options that several of the `stacked bench` commands have.
-
-It must not know what is done with them.
-"""
+"""Options that several of the `stacked bench` commands have."""
 
 from __future__ import annotations
 

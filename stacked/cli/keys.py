@@ -1,7 +1,4 @@
-"""The commands `stacked keys …`: making, listing and removing the keys that sign requests.
-
-It must not know how a key is made, or a running server: that looks into the directory by itself.
-"""
+"""The commands `stacked keys …`: making, listing and removing the keys that sign requests."""
 
 from __future__ import annotations
 

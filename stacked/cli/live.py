@@ -1,6 +1,6 @@
 """`stacked update --live` and `stacked rollback`: one group for another, followed to its end.
 
-What is sent, and what a person is told meanwhile. It must not know how a server does it.
+What is sent, and what a person is told meanwhile.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What the `stacked bench` commands share: preparing, measuring, showing and keeping figures.
-
-It must not know what is measured.
-"""
+"""What the `stacked bench` commands share: preparing, measuring, showing and keeping figures."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Adapters of this machine on their way to a server: read, asked for by digest, sent with a bar.
 
-What a command that names adapters to a server does first. It must not know what becomes of them.
+What a command that names adapters to a server does first.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What several commands share: options, the way an error ends a command, a client of a server.
-
-It must not know any command.
-"""
+"""What several commands share: options, the way an error ends a command, a client of a server."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What vLLM's own class of a base applies adapters to: told by a worker, or by a probe of it.
 
 It owns how that is read off vLLM's adapter manager, and where the answer is kept. Importing it
-imports neither vLLM nor torch. It must not know adapters, keys or groups.
+imports neither vLLM nor torch.
 
 Relies on (vLLM 0.26 to 0.32): ``LoRAModelManager.modules`` has every layer that was wrapped,
 ``.packed_modules`` the names by which adapters call the parts of a packed one,

@@ -1,7 +1,7 @@
 """What architectures ask of an engine on a CPU beyond what fits every base: their dtype, or a GPU.
 
 It owns the few rules that vLLM keeps inside kernels, where they end an engine that has started
-already. It must not know the machine or what a user set.
+already.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Adapters' own chat templates in vLLM's hands: chosen per request, run in a process apart.
 
 vLLM and transformers do everything but one step with an adapter's template, as they do with the
-base's: that step, running it, is the sandbox's. It must not know how a request chose its adapter.
+base's: that step, running it, is the sandbox's.
 
 Relies on `ChatParams.chat_template` reaching transformers' `_compile_jinja_template` as the object
 that it is, and on that one's result being asked for `render` and `environment.parse` alone (vLLM

@@ -1,7 +1,6 @@
 """Keeps what else runs on a machine out of an engine's way: its cores, its threads, its priority.
 
-It owns what the operating system lets a process say about its threads; it must not know what they
-are about to do.
+It owns what the operating system lets a process say about its threads.
 """
 
 from __future__ import annotations

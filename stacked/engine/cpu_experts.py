@@ -1,7 +1,7 @@
 """On a CPU, vLLM's LoRA leaves the experts of a mixture alone, so that other layers can have it.
 
-It owns that one decision, for the workers of ``cpu_platform``; it must not know which adapters
-there are. `make_plan` refuses those that adapt experts.
+It owns that one decision, for the workers of ``cpu_platform``; `make_plan` refuses adapters of
+experts.
 
 Where LoRA is on, vLLM computes experts by Triton's kernel, whether or not an adapter is on them,
 and no build for a CPU has that. Its kernels for a CPU take no LoRA.

@@ -1,7 +1,6 @@
 """The LoRA product on a CPU: each row of a batch gets its own adapter's weights, or none at all.
 
-It owns the arithmetic between activations and vLLM's adapter slots; it must not know which adapter
-sits in a slot, who asked, or anything of groups and requests.
+It owns the arithmetic between activations and vLLM's adapter slots.
 
 How it works. Once per step, ``update_metadata`` turns the slot of every row into a ``RowPlan``, see
 ``stacked.engine.row_plan``. Each layer then does a shrink (rows x A, all slices of a

@@ -1,7 +1,4 @@
-"""The experts of a mixture, which take no adapters on a CPU: their names, and who adapts them.
-
-It must not know vLLM; `cpu_experts` has its workers do what is said here.
-"""
+"""The experts of a mixture, which take no adapters on a CPU: their names, and who adapts them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Whether a second engine fits beside the one that runs, from their plans and this machine.
 
 Pure arithmetic on estimates: an engine that does not fit all the same fails to start, and the one
-that runs is not touched by that. It must not start or stop anything.
+that runs is not touched by that.
 """
 
 from __future__ import annotations

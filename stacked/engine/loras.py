@@ -1,8 +1,7 @@
 """The adapters of one vLLM worker, through vLLM's own managers: read, built, registered, activated.
 
 It owns which method of vLLM's does what, and which slot a staged adapter may have; what a tensor
-means is left to vLLM, whose own code does every check and every copy. It must not know threads'
-order, digests, keys, groups or why an adapter is wanted.
+means is left to vLLM, whose own code does every check and every copy.
 
 Relies on (vLLM 0.26 to 0.32):
 - the worker's LoRA manager is an ``LRUCacheWorkerLoRAManager`` with ``_load_adapter``, and

@@ -1,8 +1,7 @@
 """`/v1/messages` beside adapters with chat templates of their own.
 
 vLLM asks the base's template two things once and for all: whether it takes system messages that do
-not come first, and which effort stands for no thinking. Here each adapter's template is asked. It
-must not know how a request chose its adapter.
+not come first, and which effort stands for no thinking. Here each adapter's template is asked.
 
 Relies on `AnthropicServingMessages._merge_inline_system`, `._disabled_thinking_effort`,
 `._get_disabled_thinking_effort` and `._probe_disabled_thinking_effort` (vLLM 0.32).

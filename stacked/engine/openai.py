@@ -2,8 +2,7 @@
 
 vLLM looks adapters up by name in one table for the whole server. Here that table is replaced by a
 view of what was selected for the current request, so that a name is resolved once, before vLLM
-hears of the request, and can mean another adapter for the next one. It must not know how a
-selection is made.
+hears of the request, and can mean another adapter for the next one.
 
 Relies on `OpenAIServingModels.lora_requests`, `.model_name`, `.is_base_model` and
 `.show_available_models`, and `AsyncLLM.generate(prompt, params, ...)` and `.renderer` (vLLM 0.26 to

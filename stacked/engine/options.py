@@ -1,7 +1,4 @@
-"""vLLM's own options, from the `engine:` mapping of a config to what vLLM parses.
-
-It must not know what an option means: names, types and values are vLLM's parser's to judge.
-"""
+"""vLLM's own options, from the `engine:` mapping of a config to what vLLM parses."""
 
 from __future__ import annotations
 

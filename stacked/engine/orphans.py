@@ -1,7 +1,7 @@
 """Ends every process that vLLM starts when the process that started it is gone, however it went.
 
 It is the plugin that vLLM calls in each of its processes, so it has them write down why they fail
-too, see `causes`. It must not know the engine, and importing it imports neither vLLM nor torch.
+too, see `causes`.
 
 A killed server cannot tell anybody, and vLLM's engine core then polls for requests for ever, its
 worker with it. Python's multiprocessing gives each process a pipe whose other end only its parent

@@ -2,7 +2,7 @@
 
 vLLM takes unknown parameters without a word, so that a misspelt `max_token` is never noticed, and
 some that OpenAI's clients send. The tables here are held against vLLM's and the client's sources by
-tests/engine/test_parameters.py. It must not know what a server does about them.
+tests/engine/test_parameters.py.
 """
 
 from __future__ import annotations

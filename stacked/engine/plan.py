@@ -1,7 +1,7 @@
 """From a group and a machine to the engine's settings, with the arithmetic shown.
 
 A plan is a value: nothing is started, and no vLLM is imported. What a user set is kept; only what
-was left open is chosen here. It must not know keys, routes or HTTP.
+was left open is chosen here.
 """
 
 from __future__ import annotations

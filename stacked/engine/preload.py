@@ -1,7 +1,6 @@
 """A process that imports vLLM while this one does, and from which vLLM's engine process is forked.
 
-It owns where the engine's process comes from; it must not know what the engine is started with, and
-importing it imports neither vLLM nor torch.
+It owns where the engine's process comes from.
 
 Importing vLLM takes a core more than ten seconds, and vLLM does it once for each of its processes,
 one after the other. Python's own fork server does it beside the import of this process instead. It

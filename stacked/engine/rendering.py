@@ -4,8 +4,6 @@ Other prompts go by way of several tasks and a thread. Each handover between tas
 of the server's loop, and under load a round takes as long as sending everybody's tokens of a step:
 requests spent more time between such rounds than in the engine.
 
-It must not know what a prompt says, nor how a request chose its adapter.
-
 Relies on a renderer's `render_cmpl` and `render_chat`, vLLM's own for offline use, doing what their
 `_async` twins do, and on the twins being looked up on the renderer that `AsyncLLM` holds (vLLM 0.26
 to 0.32).

@@ -1,8 +1,6 @@
 """Adapters on their way into one vLLM worker: read beside its loop, taken into it in small parts.
 
 It owns the threads that read, the order of what follows, and what an engine may call on a worker.
-It must not know vLLM's managers, digests, keys, groups or why an adapter is wanted, and importing
-it imports neither vLLM nor torch.
 
 How it works. A thread reads the file and converts its numbers, in a few large operations that leave
 the interpreter to the loop. The rest is Python and belongs to the loop, a bounded part per call, so

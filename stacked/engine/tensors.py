@@ -1,7 +1,7 @@
 """Reads a safetensors file into one piece of memory, in another dtype, without holding up Python.
 
-It owns bytes and dtypes alone: a few large operations that leave the interpreter to others, where
-a tensor at a time would ask for it hundreds of times. It must not know LoRA or vLLM.
+It owns bytes and dtypes alone: a few large operations that leave the interpreter to others, where a
+tensor at a time would ask for it hundreds of times.
 """
 
 from __future__ import annotations

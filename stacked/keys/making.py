@@ -1,6 +1,6 @@
 """Making and removing keys: the public half in a directory, the private one with an SDK's file.
 
-What is written is its owner's alone, and there whole or not at all. It must not know servers.
+What is written is its owner's alone, and there whole or not at all.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Public keys: whose they are, how they are called, and reading them from their files.
 
-A key is filed under `tenancy/user/fingerprint`. It must not know requests, HTTP or the engine.
+A key is filed under `tenancy/user/fingerprint`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """What the engine's own class of a base applies adapters to, as a value: module names and shapes.
 
 An engine or a probe of it tells this (`stacked.engine.adaptable`); the checks of an adapter are
-made against it, so that what an adapter has and what is applied are the same set. It must not know
-vLLM.
+made against it, so that what an adapter has and what is applied are the same set.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Zip and tar archives: unpacks the files that are wanted of one, and trusts nothing.
 
-It must not know where the archive came from or what the files say. An archive with one unsafe
-member is refused whole, even if that member would not be unpacked.
+An archive with one unsafe member is refused whole, even if that member would not be unpacked.
 """
 
 from __future__ import annotations

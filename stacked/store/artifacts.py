@@ -1,7 +1,4 @@
-"""Uploaded files as they came, by the sha256 of their bytes: received, kept, read, dropped.
-
-It must not know what they hold or whose they are; one process at a time uses a directory of them.
-"""
+"""Uploaded files as they came, by the sha256 of their bytes: received, kept, read, dropped."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The module tree of a base model, read from the headers of its checkpoint and its config.json.
-
-It must not know torch, nor what an adapter is: it says which modules there are and how large.
-"""
+"""The module tree of a base model, read from the headers of its checkpoint and its config.json."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Bases that were uploaded: each once, checked, immutable, under the digest of its content.
 
-It must not know groups, keys or the engine. Other processes may use the same directory at once.
+Other processes may use the same directory at once.
 """
 
 from __future__ import annotations

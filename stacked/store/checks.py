@@ -1,7 +1,4 @@
-"""Whether the weights of an adapter fit one base: names, halves, shapes, types and values.
-
-It must not know where the files came from or who will serve them.
-"""
+"""Whether the weights of an adapter fit one base: names, halves, shapes, types and values."""
 
 from __future__ import annotations
 

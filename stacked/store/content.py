@@ -1,7 +1,4 @@
-"""Whether the files of a stored adapter are still those that were checked when it was added.
-
-It must not know who is about to read them.
-"""
+"""Whether the files of a stored adapter are still those that were checked when it was added."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """Copies of the base's own weights beside an adapter: whether they are really the base's.
 
-PEFT saves the embedding with every adapter of it (`save_embedding_layers`), changed or not. It must
-not know LoRA.
+PEFT saves the embedding with every adapter of it (`save_embedding_layers`), changed or not.
 """
 
 from __future__ import annotations

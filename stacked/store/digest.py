@@ -1,7 +1,4 @@
-"""The content digest of an adapter: which bytes decide what it is.
-
-It must not know where the bytes came from or what they mean.
-"""
+"""The content digest of an adapter: which bytes decide what it is."""
 
 from __future__ import annotations
 

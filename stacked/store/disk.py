@@ -1,7 +1,4 @@
-"""Locks, workplaces, flushes and removals: the few things a crash-safe directory needs of the disk.
-
-It must not know what is kept there.
-"""
+"""The few things a crash-safe directory needs of the disk: locks, workplaces, flushes, removals."""
 
 from __future__ import annotations
 

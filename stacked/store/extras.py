@@ -1,7 +1,6 @@
 """What an adapter brings beside its two files: its chat templates, and which tokens it knows.
 
-Templates become a part of its content; the rest is looked at once and not kept. It must not know
-where the files came from.
+Templates become a part of its content; the rest is looked at once and not kept.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Private copies of the files that make an adapter, taken from a directory nobody trusts.
-
-It must not know how the directory came to be here or what the files say.
-"""
+"""Private copies of the files that make an adapter, taken from a directory nobody trusts."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""One file over http(s), streamed to disk under limits.
-
-It must not know what the file is for.
-"""
+"""One file over http(s), streamed to disk under limits."""
 
 from __future__ import annotations
 

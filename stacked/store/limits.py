@@ -1,7 +1,4 @@
-"""How much of an adapter is read before it is refused.
-
-It must not know what the limits are applied to.
-"""
+"""How much of an adapter is read before it is refused."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """An adapter on its way from this machine to a store elsewhere: what that store will call it.
 
-It is read, checked and packed as the store would; only the base is not here to check against. It
-must not know who sends it, or how.
+It is read, checked and packed as the store would; only the base is not here to check against.
 """
 
 from __future__ import annotations

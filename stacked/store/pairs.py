@@ -1,7 +1,6 @@
 """Tensor names of an adapter, and the two halves of each module that it adapts.
 
-It must not know the base or the values. How vLLM reads the names stands in vllm/lora/utils.py and
-vllm/lora/lora_model.py (0.32.0).
+How vLLM reads the names stands in vllm/lora/utils.py and vllm/lora/lora_model.py (0.32.0).
 """
 
 from __future__ import annotations

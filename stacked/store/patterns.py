@@ -2,7 +2,7 @@
 
 PEFT's rules (peft/utils/other.py): a key of rank_pattern or alpha_pattern is a regular expression
 for the end of a module's name, and the first that matches counts (get_pattern_key); target_modules
-is one for the whole name (match_target_against_key). It must not know what the patterns are for.
+is one for the whole name (match_target_against_key).
 """
 
 from __future__ import annotations

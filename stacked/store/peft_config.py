@@ -1,7 +1,7 @@
 """adapter_config.json: what is valid in it, the ranks it asks for, and its canonical form.
 
-It must not know the weights or the base. vLLM's own reading of the file stands in
-vllm/lora/peft_helper.py, its ranks in vllm/config/lora.py (0.32.0).
+vLLM's own reading of the file stands in vllm/lora/peft_helper.py, its ranks in vllm/config/lora.py
+(0.32.0).
 """
 
 from __future__ import annotations

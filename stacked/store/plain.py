@@ -2,7 +2,7 @@
 
 Names lose what wrappers and raw state dicts put into them, copies of the base's own weights are
 left out where they are the base's, and patterns that the engine would search long become the names
-that they match. What is plain already is not touched. It must not know ranks or values of LoRA's.
+that they match. What is plain already is not touched.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""Where an adapter can come from: a directory, an archive, the Hugging Face Hub, http(s).
-
-It must not know what the files say or where they will stand: it leaves private copies of those that
-make an adapter, or say how its prompts are made, in a directory of the caller's.
-"""
+"""Where an adapter can come from: a directory, an archive, the Hugging Face Hub, http(s)."""
 
 from __future__ import annotations
 

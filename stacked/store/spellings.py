@@ -1,7 +1,7 @@
 """Names of tensors as trainers write them, read as the names that PEFT writes.
 
 Torch's wrappers put parts of their own into every name below them, a raw state dict keeps the
-adapter's name, and a training framework may put its own before all. It must not know the values.
+adapter's name, and a training framework may put its own before all.
 """
 
 from __future__ import annotations

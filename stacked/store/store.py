@@ -1,6 +1,6 @@
 """The adapter store: every adapter once, checked, immutable, under the digest of its content.
 
-It must not know groups, keys or the engine. Other processes may use the same directory at once.
+Other processes may use the same directory at once.
 """
 
 from __future__ import annotations

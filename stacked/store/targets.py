@@ -1,8 +1,7 @@
 """Whether the config of an adapter names the modules that its weights are for, by PEFT's rule.
 
 PEFT leaves out weights of modules that it does not name, vLLM applies them: the answers would
-differ. The rule stands in peft/tuners/tuners_utils.py (0.21), check_target_module_exists. It must
-not know shapes or values.
+differ. The rule stands in peft/tuners/tuners_utils.py (0.21), check_target_module_exists.
 """
 
 from __future__ import annotations

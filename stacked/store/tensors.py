@@ -1,7 +1,4 @@
-"""Safetensors files without torch: the header as a table, and facts about the values.
-
-It must not know what the tensors mean: adapters and bases are read through the same functions.
-"""
+"""Safetensors files without torch: the header as a table, and facts about the values."""
 
 from __future__ import annotations
 

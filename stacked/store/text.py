@@ -1,7 +1,4 @@
-"""How refusals spell names and sizes, and the one strictness that every JSON file is read with.
-
-It must not know which file or tensor is spoken of.
-"""
+"""How refusals spell names and sizes, and the one strictness that every JSON file is read with."""
 
 from __future__ import annotations
 

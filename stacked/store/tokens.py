@@ -1,7 +1,7 @@
 """Whether an adapter's tokenizer has tokens that its base's lacks, or other ones under their ids.
 
-It must not know templates. What counts is what a prompt can become: texts and ids of tokens, and
-how text is split. Padding, truncation, lengths and a token that only pads do not count.
+What counts is what a prompt can become: texts and ids of tokens, and how text is split. Padding,
+truncation, lengths and a token that only pads do not count.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What an uploaded zip holds: an adapter or a whole base, told by the files in it alone.
-
-It must not know who sent it, or what is done with it.
-"""
+"""What an uploaded zip holds: an adapter or a whole base, told by the files in it alone."""
 
 from __future__ import annotations
 

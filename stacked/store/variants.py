@@ -1,7 +1,7 @@
 """Which kinds of LoRA the engine serves, by the keys of adapter_config.json that ask for others.
 
-It must not know ranks, weights or the base. What vLLM serves was read in vllm/lora/peft_helper.py
-of 0.32.0; what PEFT can ask for, in peft/tuners/lora/config.py of 0.21.
+What vLLM serves was read in vllm/lora/peft_helper.py of 0.32.0; what PEFT can ask for, in
+peft/tuners/lora/config.py of 0.21.
 """
 
 from __future__ import annotations

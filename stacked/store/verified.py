@@ -1,7 +1,4 @@
-"""Which adapters have answered as they should on one kind of engine, remembered by digest.
-
-It must not know what was asked of them.
-"""
+"""Which adapters have answered as they should on one kind of engine, remembered by digest."""
 
 from __future__ import annotations
 
