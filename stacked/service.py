@@ -352,7 +352,7 @@ class Service:
 
     def member_states(self, id: str, query: Query, **filters: Any) -> Page[DeployedMember]:
         """How the members of a deployment's committed group are: as recorded, unless removed."""
-        page = self.registry.list_member_states(id, query, **filters)
+        page = self.registry.deployments.list_members(id, query, **filters)
         active = self._active
         if active is None or active.deployment_id != id:
             return page
@@ -364,9 +364,9 @@ class Service:
         """Everything at a glance, ready for JSON. What is resident is what the engine says."""
         live = self.live
         resident = await self.engine.resident()
-        deployment = await asyncio.to_thread(self.registry.get_deployment, self.deployment_id)
+        deployment = await asyncio.to_thread(self.registry.deployments.get, self.deployment_id)
         group_id = deployment.group_id
-        group = await asyncio.to_thread(self.registry.get_group, group_id) if group_id else None
+        group = await asyncio.to_thread(self.registry.groups.get, group_id) if group_id else None
         change = self.deployments.running
         return {
             "deploymentId": deployment.id,

@@ -19,10 +19,10 @@ def main(place: Path) -> None:
     with Registry(place / "registry.sqlite") as registry:
         catalogue = Catalogue(registry, AdapterStore(place / "store"), place / "artifacts")
         print("begun", flush=True)
-        again = registry.put_model(Model(id=new_id(MODEL))).id
+        again = registry.models.put(Model(id=new_id(MODEL))).id
         for at in range(10_000):
             data = sent[at % len(sent)]
-            id = again if at % 2 else registry.put_model(Model(id=new_id(MODEL))).id
+            id = again if at % 2 else registry.models.put(Model(id=new_id(MODEL))).id
             with catalogue.files.receive(len(data)) as incoming:
                 incoming.write(data[:100])
                 incoming.write(data[100:])

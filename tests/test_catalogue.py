@@ -54,7 +54,7 @@ def sent(catalogue: Catalogue, data: bytes) -> Incoming:
 
 def new(catalogue: Catalogue, **extra: object) -> str:
     model = Model(id=new_id(MODEL), display_name="m", extra=extra)
-    return catalogue.registry.put_model(model).id
+    return catalogue.registry.models.put(model).id
 
 
 def test_the_base_of_an_adapter_is_the_one_that_is_named_served_or_alone(
@@ -77,7 +77,7 @@ def test_the_base_of_an_adapter_is_the_one_that_is_named_served_or_alone(
     wrong = new(catalogue, custom_metadata=[{"key": FINE_TUNE_SOURCE, "value": second}])
     with pytest.raises(ModuleUnknown):
         catalogue.fill(wrong, sent(catalogue, data))
-    assert registry.get_model(wrong).kind == ""
+    assert registry.models.get(wrong).kind == ""
     stock(registry, write_base(tmp_path / "roots" / "served"))
     assert catalogue.fill(id, sent(catalogue, data)).base_model_id == BASE
 
@@ -127,7 +127,7 @@ def test_a_base_is_handed_over_with_its_place_and_key(
     base = catalogue.bases.base(BASE, "the-key")
     assert (base.model_id, base.key) == (BASE, "the-key")
     assert base.path == str(tmp_path / "roots" / "served")
-    assert catalogue.bases.modules(registry.get_model(BASE)).layers == 2
+    assert catalogue.bases.modules(registry.models.get(BASE)).layers == 2
     adapter = new(catalogue)
     catalogue.fill(adapter, sent(catalogue, packed(tmp_path / "roots", 1)))
     with pytest.raises(ParameterInvalid, match="no base"):
@@ -144,7 +144,7 @@ def test_a_link_in_the_roots_leads_nowhere_else(
     for source in (tmp_path / "roots" / "link", tmp_path / "roots" / ".." / "outside"):
         with pytest.raises(SourceRefused, match="outside the directories"):
             catalogue.register(Model(id=""), str(source))
-    assert [model.id for model in registry.list_models().items] == [BASE]
+    assert [model.id for model in registry.models.list().items] == [BASE]
 
 
 def test_a_kill_at_any_instant_leaves_whole_models_or_empty_ones(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def check_whole(place: Path, done: set[str]) -> None:
         for id, model in rows.items():
             if not model.kind or model.state is ModelState.DELETED:
                 assert id not in done
-                assert registry.artifacts_of(id) == ()
+                assert registry.artifacts.of(id) == ()
                 continue
             store.verify(check_digest(model.digest))
             artifact, file = catalogue.open(id)
@@ -190,14 +190,14 @@ def check_whole(place: Path, done: set[str]) -> None:
                 assert hashlib.sha256(file.read()).hexdigest() == artifact.sha256
         assert done <= rows.keys()
         there = {path.name for path in files.iterdir() if path.is_file()}
-        assert there == registry.artifact_files()
+        assert there == registry.artifacts.files()
         assert list((files / "incoming").iterdir()) == []
 
 
 def all_models(registry: Registry) -> Iterator[Model]:
     page = None
     while True:
-        found = registry.list_models(Query(limit=1000, page=page))
+        found = registry.models.list(Query(limit=1000, page=page))
         yield from found.items
         page = found.next
         if page is None:

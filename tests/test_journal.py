@@ -17,15 +17,15 @@ async def percents_and_lines(
     """What a work request says after each of these steps, and all of its lines."""
     machine = Machine(directory)
     try:
-        work = machine.registry.open_work_request("MODEL_DEPLOYMENT_UPDATE")
+        work = machine.registry.work_requests.open("MODEL_DEPLOYMENT_UPDATE")
         tell = WorkProgress(machine.ledger, work.id, Silent())
         percents = []
         for step, done in steps:
             tell.step(step, done, f"{done:.0%}")
-            found = await machine.ledger.do(machine.registry.get_work_request, work.id)
+            found = await machine.ledger.do(machine.registry.work_requests.get, work.id)
             percents.append(found.percent)
         tell.note("a line")
-        await machine.ledger.do(machine.registry.get_work_request, work.id)
+        await machine.ledger.do(machine.registry.work_requests.get, work.id)
         return percents, machine.logs(work).splitlines()
     finally:
         await machine.close()

@@ -109,7 +109,7 @@ def keys(service: Service) -> list[str]:
 
 
 def state(service: Service, id: str) -> str:
-    return service.registry.get_deployment(id).state.value
+    return service.registry.deployments.get(id).state.value
 
 
 async def create(service: Service, group_id: str | None) -> str:
@@ -127,7 +127,7 @@ async def test_server_without_a_file_has_nothing_and_says_what_to_do(place: Plac
         assert service.state is State.SERVING
         with pytest.raises(NotReady, match="nothing is deployed here; create"):
             service.admit({})
-        assert service.registry.list_deployments().items == ()
+        assert service.registry.deployments.list().items == ()
         assert not service.notice_death()
     finally:
         await service.close()
@@ -163,7 +163,7 @@ async def test_update_of_a_files_deployment_is_served_until_the_file_changes(
     place: Place, engines: Engines
 ) -> None:
     service = await place.start(place.config("a", max_loras=2))
-    declared = service.registry.get_deployment(service.deployment_id).group_id
+    declared = service.registry.deployments.get(service.deployment_id).group_id
     await service.close()
     service = await place.start(place.config("b", max_loras=2))
     environment = {"environmentVariables": {"PARAMS": "--max-loras 5"}}
@@ -177,7 +177,7 @@ async def test_update_of_a_files_deployment_is_served_until_the_file_changes(
     service = await place.start(place.config("c", max_loras=2))
     assert (keys(service), engines.plans[-1].slots) == (["base", "c"], 2)
     assert (
-        service.registry.get_deployment(service.deployment_id).configuration["environment"] is None
+        service.registry.deployments.get(service.deployment_id).configuration["environment"] is None
     )
     await service.close()
 
@@ -187,7 +187,7 @@ async def test_deployment_that_was_made_over_http_is_served_again_until_the_file
 ) -> None:
     service = await place.start(place.config("a"))
     of_file = service.deployment_id
-    group_a = service.registry.get_deployment(of_file).group_id
+    group_a = service.registry.deployments.get(of_file).group_id
     await service.deployments.deactivate(of_file)
     await service.deployments.wait()
     made = await create(service, group_a)
@@ -198,7 +198,7 @@ async def test_deployment_that_was_made_over_http_is_served_again_until_the_file
     service = await place.start(place.config("b"))
     assert (service.deployment_id, keys(service)) == (of_file, ["base", "b"])
     assert state(service, made) == "INACTIVE"
-    assert "configuration file" in service.registry.get_deployment(made).reason
+    assert "configuration file" in service.registry.deployments.get(made).reason
     await service.close()
 
 
@@ -272,7 +272,7 @@ async def test_committed_group_is_served_when_the_files_adapters_are_gone(place:
 async def test_dead_engine_is_noticed_whoever_made_its_deployment(place: Place) -> None:
     service = await place.start(place.config("a"))
     id = service.deployment_id
-    group = service.registry.get_deployment(id).group_id
+    group = service.registry.deployments.get(id).group_id
     await service.deployments.delete(id)
     await service.deployments.wait()
     assert not service.notice_death()
@@ -338,16 +338,16 @@ async def test_model_of_the_catalogue_is_loaded_by_its_id(place: Place) -> None:
     base = service.routing.base.model_id
     with pytest.raises(ParameterInvalid, match="base"):
         await service.load_known(base, None)
-    service.registry.set_model_state(other.id, ModelState.INACTIVE)
+    service.registry.models.set_state(other.id, ModelState.INACTIVE)
     await service.unload(other.id)
     with pytest.raises(RecordConflict, match="INACTIVE"):
         await service.load_known(other.id, None)
-    empty = service.registry.put_model(Model(id=new_id(MODEL), display_name="empty"))
+    empty = service.registry.models.put(Model(id=new_id(MODEL), display_name="empty"))
     with pytest.raises(RecordConflict, match="no artifact"):
         await service.load_known(empty.id, None)
     large = service.active.serving
     large.plan.max_rank = 1  # type: ignore[misc]
-    service.registry.set_model_state(other.id, ModelState.ACTIVE)
+    service.registry.models.set_state(other.id, ModelState.ACTIVE)
     with pytest.raises(RankRefused):
         await service.load_known(other.id, None)
     await service.close()

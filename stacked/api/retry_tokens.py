@@ -21,7 +21,7 @@ from stacked.api.bodies import ClientGone, read_body, replay
 from stacked.api.gate import is_upload, principal_of
 from stacked.errors import InvalidatedRetryToken, ParameterInvalid
 from stacked.registry import Registry
-from stacked.registry.retry_tokens import Call, Kept, RetryToken
+from stacked.registry.retry_tokens import FirstCall, RetryToken, StoredAnswer
 
 Handle = Callable[[Request], Awaitable[Response]]
 
@@ -94,7 +94,7 @@ class RetryTokens:
             request = Request(request.scope, replay(body, request.receive))
             payload = seen.hexdigest()
         now = datetime.now(UTC)
-        begin = self._registry().begin_retry
+        begin = self._registry().retry_tokens.begin
         call = await asyncio.to_thread(begin, token, payload or _NOT_READ, now)
         if call is not None:
             if payload is None:
@@ -111,13 +111,13 @@ class RetryTokens:
             kept = _kept(response)
         finally:
             if kept is None:
-                await asyncio.shield(asyncio.to_thread(self._registry().forget_retry, token))
+                await asyncio.shield(asyncio.to_thread(self._registry().retry_tokens.forget, token))
         if kept is not None:
-            await asyncio.to_thread(self._registry().finish_retry, token, payload(), kept)
+            await asyncio.to_thread(self._registry().retry_tokens.finish, token, payload(), kept)
         return response
 
 
-def _answered(call: Call, payload: str) -> Response:
+def _answered(call: FirstCall, payload: str) -> Response:
     if call.answer is None:
         raise InvalidatedRetryToken(
             "the first call with this retry token was cut off, such as by a stop of the server; "
@@ -130,13 +130,13 @@ def _answered(call: Call, payload: str) -> Response:
     return Response(call.answer.body, call.answer.status, dict(call.answer.headers))
 
 
-def _kept(response: Response) -> Kept | None:
+def _kept(response: Response) -> StoredAnswer | None:
     """What is answered to the same call later; None: this was no success, or is no whole body."""
     body = getattr(response, "body", None)
     if response.status_code >= 300 or body is None:
         return None
     headers = {name: text for name, text in response.headers.items() if name not in _OF_THE_ANSWER}
-    return Kept(response.status_code, headers, bytes(body))
+    return StoredAnswer(response.status_code, headers, bytes(body))
 
 
 async def _drain(receive: Receive) -> None:

@@ -32,7 +32,7 @@ class CatalogueBases:
 
     def base(self, model_id: str, key: str) -> Base:
         """A base of the catalogue, ready for an engine. Raises RecordAbsent, AdapterAbsent."""
-        model = self._registry.get_model(model_id)
+        model = self._registry.models.get(model_id)
         if model.kind != "base":
             raise ParameterInvalid(f"model {model_id} is no base")
         directory = self.base_directory(model)
@@ -49,14 +49,14 @@ class CatalogueBases:
         """
         items = model.extra.get("custom_metadata", ())
         named = next((item.get("value") for item in items if item["key"] == FINE_TUNE_SOURCE), None)
-        if isinstance(named, str) and (found := self._registry.get_models([named]).get(named)):
+        if isinstance(named, str) and (found := self._registry.models.get_many([named]).get(named)):
             if found.kind == "base" and found.state is not ModelState.DELETED:
                 return found
             raise ParameterInvalid(f"{FINE_TUNE_SOURCE} names model {named}, which is no base here")
         served = self._served_base()
         if served is not None:
             return served
-        bases = self._registry.list_models(
+        bases = self._registry.models.list(
             Query(limit=2), kind="base", state=ModelState.ACTIVE
         ).items
         if len(bases) != 1:
@@ -76,8 +76,8 @@ class CatalogueBases:
         return self._modules[known]
 
     def _served_base(self) -> Model | None:
-        for deployment in self._registry.list_deployments().items:
+        for deployment in self._registry.deployments.list().items:
             if deployment.state is not DeploymentState.DELETED and deployment.group_id is not None:
-                base_id = self._registry.get_group(deployment.group_id).base_model_id
-                return self._registry.get_model(base_id) if base_id else None
+                base_id = self._registry.groups.get(deployment.group_id).base_model_id
+                return self._registry.models.get(base_id) if base_id else None
         return None

@@ -26,9 +26,9 @@ from stacked.registry import (
     MODEL,
     Artifact,
     Content,
+    GroupRecord,
     GroupState,
     Model,
-    ModelGroup,
     ModelState,
     Registry,
     new_id,
@@ -74,7 +74,7 @@ class Catalogue:
         self.registry = registry
         self.store = store
         self.bases = CatalogueBases(registry, BaseStore(store.root), engine or {})
-        self.files = ArtifactFiles(directory, registry.artifact_files())
+        self.files = ArtifactFiles(directory, registry.artifacts.files())
         self._contents = Contents(
             store,
             self.bases,
@@ -101,13 +101,13 @@ class Catalogue:
     def _register(self, model: Model, source: str, model_id: str | None) -> Model:
         content, source = self._contents.of_source(model, source)
         id = model_id or self._id_of(content)
-        there = self.registry.get_models([id]).get(id)
+        there = self.registry.models.get_many([id]).get(id)
         if there is not None:
             _check_same_place(there, content, source)
             said = {name: there.extra[name] for name in _SAID_APART if name in there.extra}
             model = replace(model, extra={**said, **model.extra})
             source = source or there.source
-        return self.registry.put_model(
+        return self.registry.models.put(
             replace(
                 model,
                 id=id,
@@ -132,7 +132,7 @@ class Catalogue:
         Its content is left to `stacked.retention`: others may need it.
         """
         with self._replacing(id):
-            return self.registry.set_model_state(id, ModelState.DELETED, expect=expect)
+            return self.registry.models.set_state(id, ModelState.DELETED, expect=expect)
 
     # -- artifacts --------------------------------------------------------------------------
 
@@ -151,12 +151,12 @@ class Catalogue:
         The whole of it is there when this returns, or nothing of it. Raises AdapterError, and
         RecordConflict for other content than the model has, where it is in a group.
         """
-        model = self.registry.get_model(id)
+        model = self.registry.models.get(id)
         artifact = _artifact(id, "", incoming, name)
         with self.store.pinned():
             content = self._contents.of_archive(model, incoming.path)
             return self._named(
-                incoming, id, lambda: self.registry.fill_model(id, content, artifact, expect)
+                incoming, id, lambda: self.registry.models.fill(id, content, artifact, expect)
             )
 
     def attach(
@@ -169,25 +169,23 @@ class Catalogue:
         *,
         new: bool,
     ) -> Model:
-        """Keep a received file with one metadatum of a model. See `Registry.attach_artifact`."""
+        """Keep a received file with one metadatum of a model. See `ModelRepository.attach`."""
         artifact = _artifact(id, part, incoming, name)
         return self._named(
-            incoming, id, lambda: self.registry.attach_artifact(artifact, expect, new=new)
+            incoming, id, lambda: self.registry.models.attach(artifact, expect, new=new)
         )
 
     def attach_to_group(
-        self, id: str, incoming: Incoming, name: str = "", expect: ModelGroup | None = None
-    ) -> ModelGroup:
+        self, id: str, incoming: Incoming, name: str = "", expect: GroupRecord | None = None
+    ) -> GroupRecord:
         """Keep a received file as that of a HOMOGENEOUS group."""
         artifact = _artifact(id, "", incoming, name)
-        return self._named(
-            incoming, id, lambda: self.registry.attach_group_artifact(artifact, expect)
-        )
+        return self._named(incoming, id, lambda: self.registry.groups.attach(artifact, expect))
 
     def detach(self, id: str, part: str, expect: Model | None = None) -> Model:
         """Forget the file of one metadatum of a model."""
         with self._replacing(id):
-            return self.registry.detach_artifact(id, part, expect)
+            return self.registry.models.detach(id, part, expect)
 
     def artifact(self, owner_id: str, part: str = "") -> Artifact:
         """What is known of a file. An adapter that was not uploaded is packed now.
@@ -195,7 +193,7 @@ class Catalogue:
         Raises RecordAbsent.
         """
         try:
-            return self.registry.get_artifact(owner_id, part)
+            return self.registry.artifacts.get(owner_id, part)
         except RecordAbsent:
             packed = None if part else self._pack(owner_id)
             if packed is None:
@@ -209,32 +207,32 @@ class Catalogue:
         """
         self.artifact(owner_id, part)
         with self._naming:
-            artifact = self.registry.get_artifact(owner_id, part)
+            artifact = self.registry.artifacts.get(owner_id, part)
             return artifact, self.files.open(artifact.sha256)
 
     # -- groups -----------------------------------------------------------------------------
 
-    def create_group(self, group: ModelGroup) -> ModelGroup:
+    def create_group(self, group: GroupRecord) -> GroupRecord:
         """Record a group whose models were checked to make one of its kind.
 
         Raises GroupInvalid, RecordAbsent, RecordConflict.
         """
         if group.base_model_id is not None:
             self._settle(group, group.base_model_id)
-        return self.registry.create_group(group, check=True)
+        return self.registry.groups.create(group, check=True)
 
-    def delete_group(self, id: str, expect: ModelGroup | None = None) -> ModelGroup:
+    def delete_group(self, id: str, expect: GroupRecord | None = None) -> GroupRecord:
         """Leave the record alone; the group's file goes. Raises RecordConflict while it serves."""
         with self._replacing(id):
-            self.registry.set_group_state(id, GroupState.DELETING, expect=expect)
-            return self.registry.set_group_state(id, GroupState.DELETED)
+            self.registry.groups.set_state(id, GroupState.DELETING, expect=expect)
+            return self.registry.groups.set_state(id, GroupState.DELETED)
 
-    def _settle(self, group: ModelGroup, base_id: str) -> None:
+    def _settle(self, group: GroupRecord, base_id: str) -> None:
         """Check adapters of older records, which do not say what base they fit, against this one.
 
         One that does not fit is left as it is: the group's own check then tells.
         """
-        models = self.registry.get_models([member.model_id for member in group.members])
+        models = self.registry.models.get_many([member.model_id for member in group.members])
         unsettled = [m for m in models.values() if m.kind == "adapter" and not m.base_model_id]
         base = models.get(base_id)
         if not unsettled or base is None or base.kind != "base":
@@ -242,14 +240,16 @@ class Catalogue:
         for model in unsettled:
             with suppress(AdapterError):
                 self.store.check(check_digest(model.digest), self.bases.modules(base))
-                self.registry.keep_models([replace(model, base_model_id=base_id)])
+                self.registry.models.put_all(
+                    [replace(model, base_model_id=base_id)], describe=False
+                )
 
     def adapter(self, id: str, base: BaseModules, *, max_rank: int) -> Adapter | None:
         """The content of an adapter, checked to fit an engine's base; None for an unknown id.
 
         Raises ParameterInvalid for a base, RecordConflict, AdapterError.
         """
-        model = self.registry.get_models([id]).get(id)
+        model = self.registry.models.get_many([id]).get(id)
         if model is None:
             return None
         if model.state is not ModelState.ACTIVE or not model.kind:
@@ -265,7 +265,7 @@ class Catalogue:
 
     def _pack(self, owner_id: str) -> Artifact | None:
         """The zip of an adapter that came from a source, made once and then kept."""
-        model = self.registry.get_models([owner_id]).get(owner_id)
+        model = self.registry.models.get_many([owner_id]).get(owner_id)
         if model is None or model.kind != "adapter" or model.state is ModelState.DELETED:
             return None
         adapter = self.store.get(check_digest(model.digest))
@@ -276,7 +276,7 @@ class Catalogue:
             return self._named(incoming, owner_id, lambda: self._remember(artifact))
 
     def _remember(self, artifact: Artifact) -> Artifact:
-        self.registry.remember_artifact(artifact)
+        self.registry.artifacts.put(artifact)
         return artifact
 
     def _named(self, incoming: Incoming, owner_id: str, record: Callable[[], R]) -> R:
@@ -289,12 +289,12 @@ class Catalogue:
     def _replacing(self, owner_id: str, *new: str) -> Iterator[None]:
         """Remove what no record needs afterwards: of the owner's files, and of `new` ones."""
         with self._naming:
-            before = [artifact.sha256 for artifact in self.registry.artifacts_of(owner_id)]
+            before = [artifact.sha256 for artifact in self.registry.artifacts.of(owner_id)]
             try:
                 yield
             finally:
                 for sha256 in {*before, *new}:
-                    if not self.registry.needs_file(sha256):
+                    if not self.registry.artifacts.needs(sha256):
                         self.files.drop(sha256)
 
 

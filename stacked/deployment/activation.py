@@ -123,10 +123,12 @@ class Activation:
 
     def _commit_now(self, change: Change, group_id: str, parts: Json) -> int:
         id = change.deployment_id
-        generation = self._registry.get_deployment(id).generation + 1
+        generation = self._registry.deployments.get(id).generation + 1
         self._ledger.set_aside(id, f"deployment {id} is served instead")
-        self._registry.put_member_states(id, group_id, self._ledger.member_states(group_id))
-        self._registry.commit_group(id, group_id, generation, change.work_id, configuration=parts)
+        self._registry.deployments.put_members(id, group_id, self._ledger.member_states(group_id))
+        self._registry.deployments.commit(
+            id, group_id, generation, change.work_id, configuration=parts
+        )
         return generation
 
     async def _stands(self, record: Deployment) -> int:
@@ -160,7 +162,7 @@ class Activation:
             logger.exception("the old engine did not end well")
 
     async def _write_state(self, id: str, state: DeploymentState, reason: str = "") -> None:
-        await self._ledger.with_retry(self._registry.set_deployment_state, id, state, reason)
+        await self._ledger.with_retry(self._registry.deployments.set_state, id, state, reason)
 
     def _progress(self, change: Change) -> WorkProgress:
         """Written down, and what a request is told while there is nothing to answer it."""
@@ -194,7 +196,7 @@ class Activation:
         self.reason = NOTHING
         states = partial(self._ledger.member_states, group_id, MemberState.FAILED, reason)
         members = await self._ledger.with_retry(states)
-        await self._ledger.with_retry(self._registry.put_member_states, id, group_id, members)
+        await self._ledger.with_retry(self._registry.deployments.put_members, id, group_id, members)
         await self._write_state(id, _FAILED, reason)
 
     async def back_to(self, id: str, state: DeploymentState, reason: str) -> None:

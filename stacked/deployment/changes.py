@@ -79,7 +79,7 @@ class Changes:
         """
         change, task = self.running, self._task
         if change is None or task is None or change.work_id != work_id:
-            work = await self._ledger.do(self._ledger.registry.get_work_request, work_id)
+            work = await self._ledger.do(self._ledger.registry.work_requests.get, work_id)
             raise RecordConflict(
                 f"work request {work_id} is {work.status.value}; there is nothing to cancel"
             )
@@ -89,7 +89,7 @@ class Changes:
             raise RecordConflict(f"work request {work_id} cannot be canceled: {change.settled}")
         # Nothing may come between the look and this, or the work could pass its switch.
         change.settle("it is being canceled already")
-        asked = self._ledger.write(partial(self._ledger.registry.cancel, work_id))
+        asked = self._ledger.write(partial(self._ledger.registry.work_requests.cancel, work_id))
         task.cancel()
         await asyncio.wrap_future(asked)
 
@@ -118,7 +118,7 @@ class Changes:
                 raise
             await undo(CANCELED)
             change.over = True
-            await write(registry.canceled, change.work_id)
+            await write(registry.work_requests.canceled, change.work_id)
         except StackedError as error:
             change.settle("it has failed")
             logger.warning("work %s failed: %s", change.work_id, error)
@@ -130,7 +130,7 @@ class Changes:
             await self._failed(change, told, undo)
         else:
             change.over = True
-            await write(registry.succeed, change.work_id, text)
+            await write(registry.work_requests.succeed, change.work_id, text)
         finally:
             act.close()  # where it was not even begun
 
@@ -138,4 +138,6 @@ class Changes:
         await undo(str(error))
         change.over = True
         registry = self._ledger.registry
-        await self._ledger.with_retry(registry.fail, change.work_id, error.code, str(error))
+        await self._ledger.with_retry(
+            registry.work_requests.fail, change.work_id, error.code, str(error)
+        )

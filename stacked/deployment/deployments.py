@@ -125,7 +125,7 @@ class Deployments:
             configuration = self._configured(new.configuration)
             await self._check_deployable(group_id, configuration, named=True)
             new = replace(new, configuration=configuration)
-            record = await self._ledger.do(self._registry.create_deployment, new)
+            record = await self._ledger.do(self._registry.deployments.create, new)
             work = await self._open(_CREATE, "CREATED", record, group_id)
             change = Change(work, record.id)
             act = self._activation.bring_up(change, record, group_id, {})
@@ -244,7 +244,7 @@ class Deployments:
     async def _in_state(
         self, id: str, allowed: tuple[DeploymentState, ...], verb: str
     ) -> Deployment:
-        record = await self._ledger.do(self._registry.get_deployment, id)
+        record = await self._ledger.do(self._registry.deployments.get, id)
         if record.state is DeploymentState.DELETED:
             raise RecordAbsent(f"deployment {id} is DELETED; only its record is left")
         if record.state not in allowed:
@@ -257,7 +257,9 @@ class Deployments:
     async def _enter(
         self, record: Deployment, state: DeploymentState, reason: str, expect: Deployment | None
     ) -> None:
-        await self._ledger.do(self._registry.set_deployment_state, record.id, state, reason, expect)
+        await self._ledger.do(
+            self._registry.deployments.set_state, record.id, state, reason, expect
+        )
 
     async def _open(
         self, operation: str, action: str, record: Deployment, group_id: str | None
@@ -276,12 +278,12 @@ class Deployments:
     ) -> WorkRequest:
         changes = revision.described
         record = await self._ledger.do(
-            partial(self._registry.update_deployment, id, expect, **changes)
+            partial(self._registry.deployments.update, id, expect, **changes)
         )
         work = await self._open(_UPDATE, "UPDATED", record, record.group_id)
         told = "names and tags were written" if changes else "nothing differs from what is there"
         return await self._ledger.do(
-            self._registry.succeed, work.id, f"{told}; the engine was not touched"
+            self._registry.work_requests.succeed, work.id, f"{told}; the engine was not touched"
         )
 
     async def _revise(
@@ -291,18 +293,20 @@ class Deployments:
         group_id = revision.group_id or wanted_group(record)
         await self._described(record, revision, expect)
         work = await self._open(_UPDATE, "UPDATED", record, group_id)
-        commit = self._registry.commit_group
+        commit = self._registry.deployments.commit
         generation = record.generation + 1
         call = partial(commit, record.id, group_id, generation, work.id, inactive=True)
         await self._ledger.do(partial(call, configuration={**parts, "group": group_id}))
         return await self._ledger.do(
-            self._registry.succeed, work.id, "written; it takes effect with the next activation"
+            self._registry.work_requests.succeed,
+            work.id,
+            "written; it takes effect with the next activation",
         )
 
     async def _described(
         self, record: Deployment, revision: Revision, expect: Deployment | None
     ) -> None:
-        call = partial(self._registry.update_deployment, record.id, expect, **revision.described)
+        call = partial(self._registry.deployments.update, record.id, expect, **revision.described)
         await self._ledger.do(call)
 
     async def _go_live(

@@ -80,7 +80,7 @@ class FileDeployment:
 
     async def _committed(self, group_id: str, configuration: Mapping[str, Any]) -> Prepared:
         """The committed group, with the file's base where it is of that."""
-        record = await asyncio.to_thread(self._ledger.registry.get_group, group_id)
+        record = await asyncio.to_thread(self._ledger.registry.groups.get, group_id)
         base = self._base.base
         if record.base_model_id != base.model_id:
             return await self._starter.prepare(group_id, configuration)

@@ -40,7 +40,7 @@ class WorkProgress:
         self._log(text)
 
     def _log(self, line: str) -> None:
-        advance = self._registry.advance
+        advance = self._registry.work_requests.advance
         self._ledger.write(partial(advance, self._work_id, self._percent, line))
 
 
@@ -73,10 +73,10 @@ class UpdateJournal(WorkProgress):
 
     async def _commit(self, generation: int) -> None:
         # First, so that nobody finds the new group without its members while the old one drains.
-        put = self._registry.put_member_states
+        put = self._registry.deployments.put_members
         await self._ledger.do(put, self._deployment_id, self._group_id, self._members())
         what: tuple[Any, ...] = (self._deployment_id, self._group_id, generation, self._work_id)
-        await self._ledger.do(self._registry.commit_group, *what)
+        await self._ledger.do(self._registry.deployments.commit, *what)
 
     async def tell_members(self) -> None:
         """Write every member.s state, with the reason of each."""
@@ -84,8 +84,8 @@ class UpdateJournal(WorkProgress):
             blame = self._blamed.get(member.adapter.digest)
             if blame is not None:
                 told = (self._work_id, blame.code, str(blame), member.model_id)
-                await self._ledger.with_retry(self._registry.add_error, *told)
-        put = self._registry.put_member_states
+                await self._ledger.with_retry(self._registry.work_requests.add_error, *told)
+        put = self._registry.deployments.put_members
         await self._ledger.with_retry(put, self._deployment_id, self._group_id, self._members())
 
     def _members(self) -> list[DeployedMember]:

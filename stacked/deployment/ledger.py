@@ -28,6 +28,7 @@ from stacked.registry import (
     Deployment,
     DeploymentState,
     GroupMember,
+    GroupRecord,
     GroupState,
     MemberState,
     Model,
@@ -37,7 +38,6 @@ from stacked.registry import (
     lock_data_dir,
     new_id,
 )
-from stacked.registry import ModelGroup as GroupRecord
 from stacked.store import AdapterStore
 
 ENTITY = "data-science-model-deployment"
@@ -104,7 +104,7 @@ class Ledger:
     def _deployments(self, **filters: Any) -> Iterator[Deployment]:
         query = Query()
         while True:
-            page = self.registry.list_deployments(query, **filters)
+            page = self.registry.deployments.list(query, **filters)
             yield from page.items
             if page.next is None:
                 return
@@ -115,7 +115,7 @@ class Ledger:
         for state in _SERVED:
             for one in list(self._deployments(state=state)):
                 if one.id != served and one.group_id is not None:
-                    self.registry.set_deployment_state(one.id, DeploymentState.INACTIVE, reason)
+                    self.registry.deployments.set_state(one.id, DeploymentState.INACTIVE, reason)
 
     def begin(
         self,
@@ -134,23 +134,25 @@ class Ledger:
             self._register(declared)
             if held is None:
                 new = Deployment(id=new_id(DEPLOYMENT), display_name=declared.name)
-                held = self.registry.create_deployment(new)
+                held = self.registry.deployments.create(new)
         assert held is not None, "a group that is not declared was committed before"
-        held = self.registry.update_deployment(held.id, configuration=configuration)
+        held = self.registry.deployments.update(held.id, configuration=configuration)
         if served is not None and held.group_id != group_id_of(served):
             held = self._commit_first(held, group_id_of(served))
         elif held.state is not DeploymentState.ACTIVE:
-            held = self.registry.set_deployment_state(held.id, DeploymentState.ACTIVE)
+            held = self.registry.deployments.set_state(held.id, DeploymentState.ACTIVE)
         assert held.group_id is not None, "a deployment that serves has a group"
         self.set_aside(held.id, "the deployment of the configuration file is served")
-        self.registry.put_member_states(held.id, held.group_id, self.member_states(held.group_id))
+        self.registry.deployments.put_members(
+            held.id, held.group_id, self.member_states(held.group_id)
+        )
         return held
 
     def member_states(
         self, group_id: str, state: MemberState = MemberState.SUCCESS, reason: str = ""
     ) -> list[DeployedMember]:
         """The members of a group, the base among them, all of them in one state."""
-        members = self.registry.get_group(group_id).members
+        members = self.registry.groups.get(group_id).members
         return [
             DeployedMember(model_id=entry.model_id, key=entry.key, state=state, reason=reason)
             for entry in members
@@ -169,10 +171,12 @@ class Ledger:
         ]
         models += [_model_record(member, base) for member in group]
         # What people have said of a model since is theirs: a restart describes none anew.
-        self.registry.keep_models(list({model.id: model for model in models}.values()))
+        self.registry.models.put_all(
+            list({model.id: model for model in models}.values()), describe=False
+        )
         self._find_base_again(base)
         members = (GroupMember(base.model_id, base.key), *_entries(group.members))
-        self.registry.create_group(
+        self.registry.groups.create(
             GroupRecord(
                 id=group_id_of(group),
                 display_name=group.name,
@@ -186,18 +190,18 @@ class Ledger:
 
     def _find_base_again(self, base: Base) -> None:
         """A base that was moved on this machine: later starts look where the file says it is."""
-        kept = self.registry.get_model(base.model_id)
+        kept = self.registry.models.get(base.model_id)
         if kept.source != base.path:
-            self.registry.put_model(replace(kept, source=base.path))
+            self.registry.models.put(replace(kept, source=base.path))
 
     def _commit_first(self, held: Deployment, group_id: str) -> Deployment:
         operation = "MODEL_DEPLOYMENT_UPDATE" if held.group_id else "MODEL_DEPLOYMENT_CREATE"
-        work = self.registry.open_work_request(operation, [Affected("UPDATED", ENTITY, held.id)])
-        self.registry.advance(work.id, 1.0, "serving the group of the config file")
+        work = self.registry.work_requests.open(operation, [Affected("UPDATED", ENTITY, held.id)])
+        self.registry.work_requests.advance(work.id, 1.0, "serving the group of the config file")
         if held.state is not DeploymentState.CREATING:
-            self.registry.set_deployment_state(held.id, DeploymentState.UPDATING)
-        held = self.registry.commit_group(held.id, group_id, held.generation + 1, work.id)
-        self.registry.succeed(work.id)
+            self.registry.deployments.set_state(held.id, DeploymentState.UPDATING)
+        held = self.registry.deployments.commit(held.id, group_id, held.generation + 1, work.id)
+        self.registry.work_requests.succeed(work.id)
         return held
 
     # -- groups -----------------------------------------------------------------------------
@@ -207,7 +211,7 @@ class Ledger:
 
         Raises RecordAbsent, AdapterAbsent, and UpdateNotLive where its base is another.
         """
-        record = self.registry.get_group(group_id)
+        record = self.registry.groups.get(group_id)
         if record.base_model_id != base.model_id:
             raise UpdateNotLive(
                 f"group {group_id} is of base {record.base_model_id}, and {base.model_id} is "
@@ -218,7 +222,7 @@ class Ledger:
             if entry.model_id == base.model_id:
                 base = replace(base, key=entry.key or base.key)
                 continue
-            model = self.registry.get_model(entry.model_id)
+            model = self.registry.models.get(entry.model_id)
             adapter = self._store.get(check_digest(model.digest))
             members.append(Member(ModelId(entry.model_id), adapter, entry.key))
         metadata = {str(item.get("key")): str(item.get("value")) for item in record.custom_metadata}
@@ -228,7 +232,7 @@ class Ledger:
 
     def deployable(self, group_id: str) -> GroupRecord:
         """A group that may be deployed. Raises RecordAbsent, ParameterInvalid, RecordConflict."""
-        group = self.registry.get_group(group_id)
+        group = self.registry.groups.get(group_id)
         if group.kind != "STACKED":
             raise ParameterInvalid(
                 f"group {group_id} is {group.kind}; deploying one is not served yet (STACKED is)"
@@ -243,12 +247,12 @@ class Ledger:
         """Record work on a deployment; it has begun in the answer."""
         of_group = [Affected("RELATED", "model-group", group_id)] if group_id else []
         uri = f"/20190101/modelDeployments/{deployment.id}"
-        work = self.registry.open_work_request(
+        work = self.registry.work_requests.open(
             operation,
             [Affected(action, ENTITY, deployment.id, uri), *of_group],
             compartment_id=deployment.compartment_id,
         )
-        return self.registry.advance(work.id, 0.0, "accepted")
+        return self.registry.work_requests.advance(work.id, 0.0, "accepted")
 
     async def do(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Write this in the writing thread, after what was asked before; its answer."""

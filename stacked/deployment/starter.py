@@ -66,13 +66,13 @@ class Starter:
 
     def _prepare(self, group_id: str, configuration: Mapping[str, Any]) -> Prepared:
         settings = settings_of(configuration)
-        record = self._ledger.registry.get_group(group_id)
+        record = self._ledger.registry.groups.get(group_id)
         base_id = record.base_model_id
         if base_id is None:
             raise ConfigInvalid(f"group {group_id} has no base")
         entry = next(member for member in record.members if member.model_id == base_id)
         base = self._catalogue.bases.base(base_id, base_key(base_id, entry.key, settings))
-        modules = self._catalogue.bases.modules(self._ledger.registry.get_model(base_id))
+        modules = self._catalogue.bases.modules(self._ledger.registry.models.get(base_id))
         wanted = self._ledger.wanted(group_id, base)
         return plan(wanted, modules, settings, self._catalogue.store.root)
 

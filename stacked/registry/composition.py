@@ -9,14 +9,14 @@ from collections.abc import Mapping
 
 from stacked.core import MAX_MEMBERS, check_key
 from stacked.errors import GroupInvalid, RecordConflict
-from stacked.registry.records import GroupMember, Model, ModelGroup
+from stacked.registry.records import GroupMember, GroupRecord, Model
 from stacked.registry.states import ModelState
 
 STACKED = "STACKED"
 KINDS = (STACKED, "HOMOGENEOUS", "HETEROGENEOUS")
 
 
-def check_composition(group: ModelGroup, models: Mapping[str, Model]) -> None:
+def check_composition(group: GroupRecord, models: Mapping[str, Model]) -> None:
     """Raise GroupInvalid, or RecordConflict where a model is not ready; `models` are by id.
 
     A STACKED group is one base, which is a member, and at most 500 adapters that were checked
@@ -33,7 +33,7 @@ def check_composition(group: ModelGroup, models: Mapping[str, Model]) -> None:
         _check_stacked(group, models)
 
 
-def _check_members(group: ModelGroup) -> None:
+def _check_members(group: GroupRecord) -> None:
     if not group.members:
         raise GroupInvalid("a group has at least one member")
     fine_tunes = sum(member.model_id != group.base_model_id for member in group.members)
@@ -55,7 +55,7 @@ def _check_members(group: ModelGroup) -> None:
         keys |= {member.key} if member.key is not None else set()
 
 
-def _check_stacked(group: ModelGroup, models: Mapping[str, Model]) -> None:
+def _check_stacked(group: GroupRecord, models: Mapping[str, Model]) -> None:
     base_id = group.base_model_id
     entries = [member for member in group.members if member.model_id == base_id]
     if base_id is None or not entries:

@@ -1,7 +1,4 @@
-"""Records of deployments: which group is committed, and how its members fared.
-
-It must not know transactions; each function works in the one it is given.
-"""
+"""Records of deployments: which group is committed, and the state of each of its members."""
 
 from __future__ import annotations
 
@@ -11,14 +8,14 @@ from typing import Any, TypedDict, Unpack
 from sqlalchemy import Connection, delete
 from sqlalchemy.dialects.sqlite import insert
 
-from stacked.errors import RecordAbsent, RecordConflict
-from stacked.registry import work_requests as work
-from stacked.registry.models import COMMON
-from stacked.registry.paging import Listing, read_page
+from stacked.errors import RecordConflict
+from stacked.registry.groups import GROUPS
+from stacked.registry.paging import FIRST, Listing, builder
 from stacked.registry.records import DeployedMember, Deployment, JsonObject, Page, Query
-from stacked.registry.rows import add, build, change, check_fresh, differing, fetch, find, move
-from stacked.registry.schema import deployed_members, deployments, groups, models, work_requests
+from stacked.registry.repository import Repository, Rows, check_fresh, differing, values
+from stacked.registry.schema import deployed_members, deployments, models
 from stacked.registry.states import DeploymentState, GroupState, MemberState, WorkStatus
+from stacked.registry.work_requests import WORK, log
 
 
 class DeploymentFilters(TypedDict, total=False):
@@ -53,21 +50,21 @@ class MemberFilters(TypedDict, total=False):
     project_id: str | None
 
 
-_DESCRIBED = ("display_name", "description", "configuration", "tags")
-
-LISTING = Listing(
-    name="deployments",
-    source=deployments,
-    columns=tuple(deployments.c),
-    seq=deployments.c.seq,
-    sorts={name: deployments.c[name] for name in ("time_created", "display_name")},
-    filters={name: deployments.c[name] for name in COMMON},
+_GIVEN = (
+    "display_name",
+    "description",
+    "configuration",
+    "tags",
+    "compartment_id",
+    "project_id",
 )
 
-_MEMBER = ("group_id", "model_id", "key", "state")
+DEPLOYMENTS = Rows(Deployment, "deployment", deployments)
+_LISTING = DEPLOYMENTS.listing(Deployment, DeploymentFilters, ("time_created", "display_name"))
 
-MEMBERS_LISTING = Listing(
+_MEMBERS = Listing(
     name="members of a deployment",
+    record=builder(DeployedMember),
     source=deployed_members.join(models, models.c.id == deployed_members.c.model_id),
     columns=(*deployed_members.c, models.c.display_name, models.c.project_id),
     seq=deployed_members.c.seq,
@@ -76,123 +73,156 @@ MEMBERS_LISTING = Listing(
         "display_name": models.c.display_name,
     },
     filters={
-        **{name: deployed_members.c[name] for name in _MEMBER},
+        **{name: deployed_members.c[name] for name in ("group_id", "model_id", "key", "state")},
         **{name: models.c[name] for name in ("display_name", "project_id")},
     },
 )
 
 
-def create(connection: Connection, deployment: Deployment) -> Deployment:
-    """Insert, without a group; a repetition changes nothing."""
-    if deployment.group_id is not None or deployment.generation:
-        raise ValueError("a deployment begins without a group; commit_group gives it one")
-    row = find(connection, deployments, deployment.id)
-    if row is None:
-        add(connection, deployments, deployment)
-        return get(connection, deployment.id)
-    stored = build(Deployment, row)
-    changed = differing(stored, deployment, (*_DESCRIBED, "compartment_id", "project_id"))
-    if changed:
-        raise RecordConflict(
-            f"deployment {deployment.id} is there with other {', '.join(changed)}; put it instead"
+class DeploymentRepository(Repository[Deployment]):
+    """What is served: the committed group, the one before it, and their members' states."""
+
+    _rows = DEPLOYMENTS
+
+    def create(self, deployment: Deployment) -> Deployment:
+        """Record a deployment that has no group yet. Idempotent; else RecordConflict."""
+        if deployment.group_id is not None or deployment.generation:
+            raise ValueError("a deployment begins without a group; `commit` gives it one")
+        with self._database.write() as connection:
+            stored = DEPLOYMENTS.find(connection, deployment.id)
+            if stored is None:
+                return DEPLOYMENTS.insert(connection, deployment)
+            changed = differing(stored, deployment, _GIVEN)
+            if changed:
+                raise RecordConflict(
+                    f"deployment {deployment.id} is there with other {', '.join(changed)}; "
+                    "update it instead"
+                )
+            return stored
+
+    def list(self, query: Query = FIRST, **filters: Unpack[DeploymentFilters]) -> Page[Deployment]:
+        return self._page(_LISTING, query, filters)
+
+    def update(
+        self, id: str, expect: Deployment | None = None, **changes: Unpack[DeploymentChanges]
+    ) -> Deployment:
+        """Names, tags, compartment, and parts of the configuration; the engine hears of none."""
+        with self._database.write() as connection:
+            stored = DEPLOYMENTS.current(connection, id, expect)
+            columns: dict[str, Any] = dict(changes)
+            if "configuration" in columns:
+                columns["configuration"] = {**stored.configuration, **columns["configuration"]}
+            return DEPLOYMENTS.change(connection, id, columns) if columns else stored
+
+    def set_state(
+        self,
+        id: str,
+        state: DeploymentState,
+        reason: str = "",
+        expect: Deployment | None = None,
+    ) -> Deployment:
+        """Raises IllegalMove: UPDATING is entered by one update at a time."""
+        with self._database.write() as connection:
+            check_fresh(DEPLOYMENTS.get(connection, id), expect)
+            return DEPLOYMENTS.move(connection, id, state, reason=reason)
+
+    def commit(
+        self,
+        id: str,
+        group_id: str,
+        generation: int,
+        work_request_id: str,
+        *,
+        configuration: JsonObject | None = None,
+        inactive: bool = False,
+    ) -> Deployment:
+        """The durable switch: from its return on, a restart serves this group.
+
+        The group before it is remembered, the deployment becomes ACTIVE, and member states of
+        groups older than these two are forgotten. `configuration` are the parts of it that change
+        with the group; an `inactive` deployment stays so. Asking again for the same is answered the
+        same. Raises RecordConflict (the group is not ACTIVE, the generation does not grow, the work
+        request is not in progress) or IllegalMove (the deployment is ACTIVE: it is not updating).
+        """
+        with self._database.write() as connection:
+            stored = DEPLOYMENTS.get(connection, id)
+            wanted = (group_id, generation, work_request_id)
+            if (stored.group_id, stored.generation, stored.work_request_id) == wanted:
+                return stored  # asked again, because the first answer was lost
+            _check_commit(connection, stored, group_id, generation, work_request_id)
+            previous = stored.group_id if stored.group_id != group_id else stored.previous_group_id
+            columns: dict[str, Any] = {
+                "group_id": group_id,
+                "generation": generation,
+                "previous_group_id": previous,
+                "work_request_id": work_request_id,
+                "configuration": {**stored.configuration, **(configuration or {})},
+            }
+            if not inactive:
+                state = DeploymentState.ACTIVE
+                committed = DEPLOYMENTS.move(connection, id, state, reason="", **columns)
+            elif stored.state is DeploymentState.INACTIVE:
+                committed = DEPLOYMENTS.change(connection, id, columns)
+            else:
+                raise RecordConflict(f"deployment {id} is {stored.state.value}, and not INACTIVE")
+            connection.execute(
+                delete(deployed_members).where(
+                    deployed_members.c.deployment_id == id,
+                    deployed_members.c.group_id.not_in({group_id, previous or group_id}),
+                )
+            )
+            text = f"group {group_id} is committed, generation {generation}"
+            log(connection, work_request_id, text)
+            return committed
+
+    def put_members(self, id: str, group_id: str, members: Sequence[DeployedMember]) -> None:
+        """Write the state of every member of a group, in the order of the group."""
+        rows = [
+            {
+                **values(deployed_members, member),
+                "deployment_id": id,
+                "group_id": group_id,
+                "position": at,
+            }
+            for at, member in enumerate(members)
+        ]
+        mine = (deployed_members.c.deployment_id == id) & (deployed_members.c.group_id == group_id)
+        gone = delete(deployed_members).where(mine, deployed_members.c.position >= len(members))
+        # Rows that are listed now stay, with their times: a reader may be between two pages.
+        put = insert(deployed_members)
+        put = put.on_conflict_do_update(
+            index_elements=("deployment_id", "group_id", "position"),
+            set_={name: put.excluded[name] for name in ("model_id", "key", "state", "reason")},
         )
-    return stored
+        with self._database.write() as connection:
+            DEPLOYMENTS.row(connection, id)  # raises RecordAbsent, as the next one
+            GROUPS.row(connection, group_id)
+            connection.execute(gone)
+            if rows:
+                connection.execute(put, rows)
 
+    def list_members(
+        self, id: str, query: Query = FIRST, **filters: Unpack[MemberFilters]
+    ) -> Page[DeployedMember]:
+        """Those of the committed group, unless `group_id` names another.
 
-def put(connection: Connection, deployment: Deployment, expect: Deployment | None) -> Deployment:
-    """Insert, or write its names, configuration and tags; state and group stay."""
-    row = find(connection, deployments, deployment.id)
-    if row is None and expect is None:
-        return create(connection, deployment)
-    stored = check_fresh(get(connection, deployment.id), expect)
-    if differing(stored, deployment, _DESCRIBED):
-        values = {name: getattr(deployment, name) for name in _DESCRIBED}
-        change(connection, deployments, deployment.id, values)
-    return get(connection, deployment.id)
-
-
-def get(connection: Connection, id: str) -> Deployment:
-    return build(Deployment, fetch(connection, deployments, id))
-
-
-def list_(
-    connection: Connection, query: Query, **filters: Unpack[DeploymentFilters]
-) -> Page[Deployment]:
-    rows, following = read_page(connection, LISTING, query, filters)
-    return Page(tuple(build(Deployment, row) for row in rows), following)
-
-
-def update(
-    connection: Connection, id: str, expect: Deployment | None, changes: DeploymentChanges
-) -> Deployment:
-    """Write what is given; what a deleted one was called stays."""
-    stored = check_fresh(get(connection, id), expect)
-    if stored.state is DeploymentState.DELETED:
-        raise RecordAbsent(f"deployment {id} is DELETED; only its record is left")
-    columns: dict[str, Any] = dict(changes)
-    if "configuration" in columns:
-        columns["configuration"] = {**stored.configuration, **columns["configuration"]}
-    if columns:
-        change(connection, deployments, id, columns)
-    return get(connection, id)
-
-
-def set_state(
-    connection: Connection,
-    id: str,
-    state: DeploymentState,
-    reason: str,
-    expect: Deployment | None = None,
-) -> Deployment:
-    check_fresh(get(connection, id), expect)
-    move(connection, deployments, id, state, reason=reason)
-    return get(connection, id)
-
-
-def commit(
-    connection: Connection,
-    id: str,
-    group_id: str,
-    generation: int,
-    work_request_id: str,
-    *,
-    configuration: JsonObject | None = None,
-    inactive: bool = False,
-) -> Deployment:
-    """Make a group the one that a restart serves, and remember the one before it."""
-    stored = get(connection, id)
-    wanted = (group_id, generation, work_request_id)
-    if (stored.group_id, stored.generation, stored.work_request_id) == wanted:
-        return stored  # asked again, because the first answer was lost
-    _check_commit(connection, stored, group_id, generation, work_request_id)
-    previous = stored.group_id if stored.group_id != group_id else stored.previous_group_id
-    columns: dict[str, Any] = {
-        "group_id": group_id,
-        "generation": generation,
-        "previous_group_id": previous,
-        "work_request_id": work_request_id,
-        "configuration": {**stored.configuration, **(configuration or {})},
-    }
-    if inactive:
-        if stored.state is not DeploymentState.INACTIVE:
-            raise RecordConflict(f"deployment {id} is {stored.state.value}, and not INACTIVE")
-        change(connection, deployments, id, columns)
-    else:
-        move(connection, deployments, id, DeploymentState.ACTIVE, reason="", **columns)
-    connection.execute(
-        delete(deployed_members).where(
-            deployed_members.c.deployment_id == id,
-            deployed_members.c.group_id.not_in({group_id, previous or group_id}),
-        )
-    )
-    work.log(connection, work_request_id, f"group {group_id} is committed, generation {generation}")
-    return get(connection, id)
+        Of a deployment that never had one, those of the group that it was to serve.
+        """
+        with self._database.read() as connection:
+            stored = DEPLOYMENTS.get(connection, id)
+            group_id = filters.get("group_id") or stored.group_id
+            group_id = group_id or stored.configuration.get("group")
+            where = [
+                deployed_members.c.deployment_id == id,
+                deployed_members.c.group_id == group_id,
+            ]
+            return _MEMBERS.page(connection, query, filters, where, of=f"{id} {group_id}")
 
 
 def _check_commit(
     connection: Connection, stored: Deployment, group_id: str, generation: int, request: str
 ) -> None:
-    state = fetch(connection, groups, group_id)["state"]
+    state = GROUPS.row(connection, group_id)["state"]
     if state is not GroupState.ACTIVE:
         raise RecordConflict(
             f"model group {group_id} is {state.value}; only an ACTIVE group can be committed"
@@ -202,58 +232,6 @@ def _check_commit(
             f"generation {generation} of deployment {stored.id} is not above {stored.generation}, "
             "which is committed"
         )
-    status = fetch(connection, work_requests, request)["status"]
+    status = WORK.row(connection, request)["status"]
     if status not in (WorkStatus.IN_PROGRESS, WorkStatus.CANCELING):
         raise RecordConflict(f"work request {request} is {status.value}; nothing can be committed")
-
-
-def put_members(
-    connection: Connection, id: str, group_id: str, members: Sequence[DeployedMember]
-) -> None:
-    """Write how each member of a group fared, in the group's order; what was said is replaced."""
-    fetch(connection, deployments, id)
-    fetch(connection, groups, group_id)
-    mine = (deployed_members.c.deployment_id == id) & (deployed_members.c.group_id == group_id)
-    connection.execute(
-        delete(deployed_members).where(mine, deployed_members.c.position >= len(members))
-    )
-    if not members:
-        return
-    row = insert(deployed_members)
-    kept = ("deployment_id", "group_id", "position", "time_created")  # rows that are listed now
-    row = row.on_conflict_do_update(
-        index_elements=kept[:3],
-        set_={name: row.excluded[name] for name in ("model_id", "key", "state", "reason")},
-    )
-    connection.execute(
-        row,
-        [
-            {
-                "deployment_id": id,
-                "group_id": group_id,
-                "position": at,
-                "model_id": member.model_id,
-                "key": member.key,
-                "state": member.state,
-                "reason": member.reason,
-                "time_created": member.time_created,
-            }
-            for at, member in enumerate(members)
-        ],
-    )
-
-
-def list_members(
-    connection: Connection, id: str, query: Query, **filters: Unpack[MemberFilters]
-) -> Page[DeployedMember]:
-    """How members fared; those of the committed group, unless `group_id` names another.
-
-    Of a deployment that never had one, those of the group that it was to serve.
-    """
-    stored = get(connection, id)
-    group_id = filters.get("group_id") or stored.group_id or stored.configuration.get("group")
-    where = [deployed_members.c.deployment_id == id, deployed_members.c.group_id == group_id]
-    rows, following = read_page(
-        connection, MEMBERS_LISTING, query, filters, where, f"{id} {group_id}"
-    )
-    return Page(tuple(build(DeployedMember, row) for row in rows), following)

@@ -1,32 +1,22 @@
-"""Records of models: what may be put, described, filled and listed.
-
-It must not know transactions; each function works in the one it is given.
-"""
+"""Records of models: what may be put, described, filled and listed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TypedDict, Unpack
 
 from sqlalchemy import Connection, insert, or_, select
 
 from stacked.errors import RecordConflict
-from stacked.registry import artifacts, version_sets
-from stacked.registry.paging import Listing, read_page
+from stacked.registry import artifacts
+from stacked.registry.paging import FIRST
 from stacked.registry.records import Artifact, Content, JsonObject, Model, Page, Query
-from stacked.registry.rows import (
-    build,
-    change,
-    check_fresh,
-    check_kept,
-    differing,
-    fetch,
-    move,
-    values,
-)
+from stacked.registry.repository import Repository, Rows, differing, values
 from stacked.registry.schema import deployments, group_members, groups, models
 from stacked.registry.schema import version_sets as sets
 from stacked.registry.states import DeploymentState, GroupState, ModelState
+from stacked.registry.versions import SETS
 
 
 class ModelFilters(TypedDict, total=False):
@@ -57,8 +47,6 @@ class ModelChanges(TypedDict, total=False):
     extra: JsonObject
 
 
-COMMON = version_sets.COMMON
-SORTS = ("time_created", "display_name", "state")
 _DESCRIBED = (
     "display_name",
     "source",
@@ -70,54 +58,120 @@ _DESCRIBED = (
     "version_label",
 )
 
-_NAMED = models.outerjoin(sets, sets.c.id == models.c.version_set_id)
-_COLUMNS = (*models.c, sets.c.display_name.label("version_set_name"))
-
-LISTING = Listing(
-    name="models",
-    source=_NAMED,
-    columns=_COLUMNS,
-    seq=models.c.seq,
-    sorts={name: models.c[name] for name in SORTS},
-    filters={
-        **{name: models.c[name] for name in (*COMMON, "kind", "digest")},
-        **{name: models.c[name] for name in ("category", "version_label")},
-        "version_set_name": sets.c.display_name,
-    },
+MODELS = Rows(
+    Model,
+    "model",
+    models,
+    models.outerjoin(sets, sets.c.id == models.c.version_set_id),
+    sets.c.display_name.label("version_set_name"),
 )
+_LISTING = MODELS.listing(Model, ModelFilters, version_set_name=sets.c.display_name)
 
 
-def put(connection: Connection, given: Sequence[Model], *, describe: bool = True) -> list[Model]:
-    """Insert; what is there is described anew, or with `describe` off left as it is called.
+class ModelRepository(Repository[Model]):
+    """Bases, adapters, and models that have no content yet."""
 
-    States stay, unless the model was deleted.
-    """
-    there = by_id(connection, [model.id for model in given])
-    new: dict[str, Model] = {}
-    for model in given:
-        if model.id not in there:
-            new.setdefault(model.id, model)
-    if new:
-        alone = {"version_set_id": None, "version": None}
-        rows = [values(models, model) | alone for model in new.values()]
-        connection.execute(insert(models), rows)
-    for model in given:
-        if new.get(model.id) is not model:
-            _put_again(connection, model, describe)
-        if describe and model.version_set_id is not None:
-            version_sets.join(connection, model.version_set_id, model.id)
-    stored = by_id(connection, [model.id for model in given])
-    return [stored[model.id] for model in given]
+    _rows = MODELS
 
+    def put(self, model: Model) -> Model:
+        """Record a model, or describe it anew. Raises RecordConflict for other content."""
+        return self.put_all([model])[0]
 
-def by_id(connection: Connection, ids: Sequence[str]) -> dict[str, Model]:
-    """The models that are there, of many ids at once."""
-    wanted = select(*_COLUMNS).select_from(_NAMED).where(models.c.id.in_(set(ids)))
-    return {row["id"]: build(Model, row) for row in connection.execute(wanted).mappings()}
+    def put_all(self, given: Sequence[Model], *, describe: bool = True) -> Sequence[Model]:
+        """`put` for all of them, or none.
+
+        With `describe` off, what is there keeps its names, tags and metadata. States stay, unless
+        the model was deleted.
+        """
+        with self._database.write() as connection:
+            there = MODELS.get_many(connection, [model.id for model in given])
+            new: dict[str, Model] = {}
+            for model in given:
+                if model.id not in there:
+                    new.setdefault(model.id, model)
+            if new:
+                alone = {"version_set_id": None, "version": None}
+                rows = [values(models, model) | alone for model in new.values()]
+                connection.execute(insert(models), rows)
+            for model in given:
+                if new.get(model.id) is not model:
+                    _put_again(connection, model, describe)
+                if describe and model.version_set_id is not None:
+                    SETS.join(connection, model.version_set_id, model.id)
+            stored = MODELS.get_many(connection, [model.id for model in given])
+            return [stored[model.id] for model in given]
+
+    def get_many(self, ids: Sequence[str]) -> dict[str, Model]:
+        """Those that are there, by id."""
+        with self._database.read() as connection:
+            return MODELS.get_many(connection, ids)
+
+    def list(self, query: Query = FIRST, **filters: Unpack[ModelFilters]) -> Page[Model]:
+        return self._page(_LISTING, query, filters)
+
+    def update(
+        self, id: str, expect: Model | None = None, **changes: Unpack[ModelChanges]
+    ) -> Model:
+        with self._database.write() as connection:
+            MODELS.current(connection, id, expect)
+            joins = changes.pop("version_set_id", None)
+            if joins is not None:
+                SETS.join(connection, joins, id)
+            return MODELS.change(connection, id, dict(changes))
+
+    def set_state(
+        self, id: str, state: ModelState, reason: str = "", expect: Model | None = None
+    ) -> Model:
+        """Move a model; one that is deleted keeps this record, and none of its files.
+
+        Raises IllegalMove, and RecordConflict for deleting what a deployment serves.
+        """
+        with self._database.write() as connection:
+            MODELS.current(connection, id, expect)
+            if state is ModelState.DELETED:
+                _check_not_served(connection, id)
+                artifacts.drop(connection, id)
+            return MODELS.move(connection, id, state, reason=reason)
+
+    def fill(
+        self, id: str, content: Content, artifact: Artifact, expect: Model | None = None
+    ) -> Model:
+        """Give a model its content and the file it came as.
+
+        Raises RecordConflict for other content than it has, where it is in a group.
+        """
+        with self._database.write() as connection:
+            stored = MODELS.current(connection, id, expect)
+            _check_refillable(connection, stored, content.digest)
+            artifacts.put(connection, artifact)
+            return MODELS.change(connection, id, {**asdict(content), "source": ""})
+
+    def attach(self, artifact: Artifact, expect: Model | None = None, *, new: bool) -> Model:
+        """Record a file about one metadatum of a model.
+
+        `new`: it must not be there yet (RecordConflict); else it must (RecordAbsent).
+        """
+        id, part = artifact.owner_id, artifact.part
+        with self._database.write() as connection:
+            MODELS.current(connection, id, expect)
+            if not new:
+                artifacts.get(connection, id, part)
+            elif artifacts.find(connection, id, part) is not None:
+                raise RecordConflict(f"{part} of {id} has an artifact; update it instead")
+            artifacts.put(connection, artifact)
+            return MODELS.change(connection, id, {})
+
+    def detach(self, id: str, part: str, expect: Model | None = None) -> Model:
+        """Forget a file about one metadatum of a model."""
+        with self._database.write() as connection:
+            MODELS.current(connection, id, expect)
+            artifacts.get(connection, id, part)
+            artifacts.drop(connection, id, part)
+            return MODELS.change(connection, id, {})
 
 
 def _put_again(connection: Connection, model: Model, describe: bool) -> None:
-    stored = get(connection, model.id)
+    stored = MODELS.get(connection, model.id)
     changed = differing(stored, model, ("kind", "digest"))
     if changed:
         raise RecordConflict(
@@ -125,7 +179,7 @@ def _put_again(connection: Connection, model: Model, describe: bool) -> None:
             f"{stored.kind} {stored.digest}); give the new content an id of its own"
         )
     if stored.state is ModelState.DELETED and model.state is not stored.state:
-        move(connection, models, model.id, model.state, reason=model.reason)
+        MODELS.move(connection, model.id, model.state, reason=model.reason)
     columns: dict[str, object] = {}
     if model.base_model_id is not None and model.base_model_id != stored.base_model_id:
         columns["base_model_id"] = model.base_model_id
@@ -134,80 +188,7 @@ def _put_again(connection: Connection, model: Model, describe: bool) -> None:
     if describe and differing(stored, model, _DESCRIBED):
         columns |= {name: getattr(model, name) for name in _DESCRIBED}
     if columns:
-        change(connection, models, model.id, columns)
-
-
-def get(connection: Connection, id: str) -> Model:
-    fetch(connection, models, id)  # raises RecordAbsent
-    return by_id(connection, [id])[id]
-
-
-def list_(connection: Connection, query: Query, **filters: Unpack[ModelFilters]) -> Page[Model]:
-    rows, following = read_page(connection, LISTING, query, filters)
-    return Page(tuple(build(Model, row) for row in rows), following)
-
-
-def update(connection: Connection, id: str, expect: Model | None, changes: ModelChanges) -> Model:
-    check_fresh(_kept(connection, id), expect)
-    joins = changes.get("version_set_id")
-    if joins is not None:
-        version_sets.join(connection, joins, id)
-    columns = {name: value for name, value in changes.items() if name != "version_set_id"}
-    change(connection, models, id, columns)
-    return get(connection, id)
-
-
-def set_state(
-    connection: Connection, id: str, state: ModelState, reason: str, expect: Model | None
-) -> Model:
-    """Move a model; one that is deleted keeps this record, and none of its files."""
-    check_fresh(_kept(connection, id), expect)
-    if state is ModelState.DELETED:
-        _check_not_served(connection, id)
-        artifacts.drop(connection, id)
-    move(connection, models, id, state, reason=reason)
-    return get(connection, id)
-
-
-def fill(
-    connection: Connection, id: str, content: Content, artifact: Artifact, expect: Model | None
-) -> Model:
-    """Give a model its content, with the file it came as; a model of a group keeps what it has."""
-    stored = _kept(connection, id)
-    check_fresh(stored, expect)
-    _check_refillable(connection, stored, content.digest)
-    artifacts.put(connection, artifact)
-    columns: Mapping[str, object] = {
-        "kind": content.kind,
-        "digest": content.digest,
-        "bytes": content.bytes,
-        "rank": content.rank,
-        "base_model_id": content.base_model_id,
-        "source": "",
-    }
-    change(connection, models, id, columns)
-    return get(connection, id)
-
-
-def attach(connection: Connection, artifact: Artifact, expect: Model | None, *, new: bool) -> Model:
-    """Keep a file that is about metadata; `new`: whether it must, or must not, be the first."""
-    stored = _kept(connection, artifact.owner_id)
-    check_fresh(stored, expect)
-    if new and artifacts.is_there(connection, artifact.owner_id, artifact.part):
-        raise RecordConflict(f"{artifact.part} of {stored.id} has an artifact; update it instead")
-    if not new:
-        artifacts.get(connection, artifact.owner_id, artifact.part)
-    artifacts.put(connection, artifact)
-    change(connection, models, stored.id, {})
-    return get(connection, stored.id)
-
-
-def detach(connection: Connection, id: str, part: str, expect: Model | None) -> Model:
-    check_fresh(_kept(connection, id), expect)
-    artifacts.get(connection, id, part)
-    artifacts.drop(connection, id, part)
-    change(connection, models, id, {})
-    return get(connection, id)
+        MODELS.change(connection, model.id, columns)
 
 
 def _check_refillable(connection: Connection, model: Model, digest: str) -> None:
@@ -224,13 +205,6 @@ def _check_refillable(connection: Connection, model: Model, digest: str) -> None
             f"model {model.id} is in model group {user}, whose content does not change; "
             "create another model for the new artifact"
         )
-
-
-def _kept(connection: Connection, id: str) -> Model:
-    """A model that is not deleted."""
-    stored = get(connection, id)
-    check_kept(f"model {id}", stored.state)
-    return stored
 
 
 def _check_not_served(connection: Connection, id: str) -> None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Generic, TypeVar
 
 from sqlalchemy import (
     ColumnElement,
@@ -24,70 +24,83 @@ from sqlalchemy import (
 )
 
 from stacked.errors import PageInvalid
-from stacked.registry.records import Query
+from stacked.registry.records import Page, Query
 
 MAX_LIMIT = 1000
 FIRST = Query()
+T = TypeVar("T")
+
+
+def build(record: type[T], row: RowMapping, **more: Any) -> T:
+    """A record of what the row has; `more` are fields that stand elsewhere."""
+    names = [field.name for field in fields(record) if field.name in row]  # type: ignore[arg-type]
+    return record(**{name: row[name] for name in names}, **more)
+
+
+def builder(record: type[T]) -> Callable[[RowMapping], T]:
+    """`build`, of one kind of record."""
+    return lambda row: build(record, row)
 
 
 @dataclass(frozen=True, slots=True)
-class Listing:
+class Listing(Generic[T]):
     """How one kind of thing is listed. The first of `sorts` is the default.
 
     `seq` is unique and grows; it orders rows that are equal in what sorts them.
     """
 
     name: str
+    record: Callable[[RowMapping], T]
     source: FromClause
     columns: Sequence[ColumnElement[Any]]
     seq: ColumnElement[int]
     sorts: Mapping[str, ColumnElement[Any]]
     filters: Mapping[str, ColumnElement[Any]]
 
-    def order(self, query: Query) -> tuple[str, bool]:
+    def page(
+        self,
+        connection: Connection,
+        query: Query,
+        filters: Mapping[str, Any],
+        where: Iterable[ColumnElement[bool]] = (),
+        of: str | None = None,
+    ) -> Page[T]:
+        """One page, with the token of the next. Filters that are None do not filter.
+
+        `where` are conditions of the caller besides its filters, `of` what they are about: part of
+        what makes the list this list. Raises PageInvalid.
+        """
+        if not 1 <= query.limit <= MAX_LIMIT:
+            raise PageInvalid(f"a limit of {query.limit} is not between 1 and {MAX_LIMIT}")
+        sort, falls = self._order(query)
+        wanted = {name: value for name, value in filters.items() if value is not None}
+        mark = _mark(self.name, of, sort, falls, wanted)
+        by = type_coerce(self.sorts[sort], Text)  # as it is stored, which is how it sorts
+        place = tuple_(by, self.seq)
+        statement = (
+            select(*self.columns, by.label("_by"), self.seq.label("_seq"))
+            .select_from(self.source)
+            .where(*where, *(self.filters[name] == value for name, value in wanted.items()))
+            .order_by(by.desc() if falls else by, self.seq.desc() if falls else self.seq)
+            .limit(query.limit + 1)
+        )
+        if query.page is not None:
+            after = tuple_(*_read_token(query.page, mark))
+            statement = statement.where(place < after if falls else place > after)
+        rows = connection.execute(statement).mappings().all()
+        items = tuple(self.record(row) for row in rows[: query.limit])
+        if len(rows) <= query.limit:
+            return Page(items)
+        last = rows[query.limit - 1]
+        return Page(items, _token(mark, last["_by"], last["_seq"]))
+
+    def _order(self, query: Query) -> tuple[str, bool]:
         """The sort and whether it runs down: times by default do, the rest does not."""
         sort = next(iter(self.sorts)) if query.sort is None else query.sort
         if sort not in self.sorts:
             raise PageInvalid(f"{self.name} cannot be sorted by {sort!r}: {', '.join(self.sorts)}")
         falls = sort.startswith("time_") if query.descending is None else query.descending
         return sort, falls
-
-
-def read_page(
-    connection: Connection,
-    listing: Listing,
-    query: Query,
-    filters: Mapping[str, Any],
-    where: Iterable[ColumnElement[bool]] = (),
-    of: str | None = None,
-) -> tuple[Sequence[RowMapping], str | None]:
-    """The rows of one page, and the token of the next. Filters that are None do not filter.
-
-    `where` are conditions of the caller beside its filters, `of` what they are about: part of what
-    makes the list this list. Raises PageInvalid.
-    """
-    if not 1 <= query.limit <= MAX_LIMIT:
-        raise PageInvalid(f"a limit of {query.limit} is not between 1 and {MAX_LIMIT}")
-    sort, falls = listing.order(query)
-    wanted = {name: value for name, value in filters.items() if value is not None}
-    mark = _mark(listing.name, of, sort, falls, wanted)
-    by = type_coerce(listing.sorts[sort], Text)  # as it is stored, which is how it sorts
-    place = tuple_(by, listing.seq)
-    statement = (
-        select(*listing.columns, by.label("_by"), listing.seq.label("_seq"))
-        .select_from(listing.source)
-        .where(*where, *(listing.filters[name] == value for name, value in wanted.items()))
-        .order_by(by.desc() if falls else by, listing.seq.desc() if falls else listing.seq)
-        .limit(query.limit + 1)
-    )
-    if query.page is not None:
-        after = tuple_(*_read_token(query.page, mark))
-        statement = statement.where(place < after if falls else place > after)
-    rows = connection.execute(statement).mappings().all()
-    if len(rows) <= query.limit:
-        return rows, None
-    rows = rows[: query.limit]
-    return rows, _token(mark, rows[-1]["_by"], rows[-1]["_seq"])
 
 
 def _mark(name: str, of: str | None, sort: str, falls: bool, wanted: Mapping[str, Any]) -> str:

@@ -139,7 +139,7 @@ class GroupSummary(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelGroup(GroupSummary):
+class GroupRecord(GroupSummary):
     """A group with its members, in their order."""
 
     members: tuple[GroupMember, ...] = ()
@@ -149,7 +149,7 @@ class ModelGroup(GroupSummary):
 class GroupModel:
     """A member of a group together with its model."""
 
-    key: str | None
+    member: GroupMember
     model: Model
 
 
@@ -164,7 +164,7 @@ class VersionHistory(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment(Record):
-    """What is served. Only `Registry.commit_group` writes the last four fields."""
+    """What is served. Only `deployments.commit` writes the last four fields."""
 
     description: str = ""
     configuration: JsonObject = field(default_factory=dict)

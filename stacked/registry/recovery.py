@@ -5,12 +5,18 @@ It must not be run while another process may still be at work: hold the data dir
 
 from __future__ import annotations
 
+import enum
+from collections.abc import Iterable
+from typing import Any
+
 from sqlalchemy import Connection, select
 
 from stacked.registry import work_requests as work
+from stacked.registry.deployments import DEPLOYMENTS
+from stacked.registry.groups import GROUPS
 from stacked.registry.records import Recovered
-from stacked.registry.rows import move
-from stacked.registry.schema import deployments, groups, histories, work_requests
+from stacked.registry.repository import Rows
+from stacked.registry.schema import deployments, work_requests
 from stacked.registry.states import (
     UNFINISHED,
     DeploymentState,
@@ -18,6 +24,7 @@ from stacked.registry.states import (
     HistoryState,
     WorkStatus,
 )
+from stacked.registry.versions import HISTORIES
 
 # The code of the error that a work request is given; not one that is raised.
 INTERRUPTED = "Interrupted"
@@ -42,16 +49,8 @@ def recover(connection: Connection) -> Recovered:
     stopped, done, moved = _stopped(connection)
     succeeded, failed = _work_requests(connection, done)
     failed += moved + _deployments(connection)
-    for table, kind, state in (
-        (groups, GroupState, GroupState.FAILED),
-        (histories, HistoryState, HistoryState.FAILED),
-    ):
-        rows = connection.execute(
-            select(table.c.id, table.c.state).where(table.c.state.in_(UNFINISHED[kind]))
-        ).all()
-        for id, before in rows:
-            move(connection, table, id, state, reason=_reason(before.value))
-        failed += [row.id for row in rows]
+    failed += _unfinished(connection, GROUPS, UNFINISHED[GroupState], GroupState.FAILED)
+    failed += _unfinished(connection, HISTORIES, UNFINISHED[HistoryState], HistoryState.FAILED)
     return Recovered(failed=tuple(failed), succeeded=(*stopped, *succeeded))
 
 
@@ -66,11 +65,11 @@ def _stopped(connection: Connection) -> tuple[list[str], set[str], list[str]]:
     idle: list[str] = []
     for work_id, operation, id, before in _changing(connection):
         if (after := _STOPPED.get((operation, before))) is not None:
-            move(connection, deployments, id, after, reason="")
+            DEPLOYMENTS.move(connection, id, after, reason="")
             stopped.append(id)
             done.add(work_id)
         elif (after := _IDLE.get((operation, before))) is not None:
-            move(connection, deployments, id, after, reason=_reason("being activated"))
+            DEPLOYMENTS.move(connection, id, after, reason=_reason("being activated"))
             idle.append(id)
     return stopped, done, idle
 
@@ -146,8 +145,21 @@ def _deployments(connection: Connection) -> list[str]:
             else f"group {group_id} of generation {generation} is still the committed one"
         )
         reason = f"{_reason(before.value)}; {stands}"
-        move(connection, deployments, id, DeploymentState.FAILED, reason=reason)
+        DEPLOYMENTS.move(connection, id, DeploymentState.FAILED, reason=reason)
     return [row.id for row in rows]
+
+
+def _unfinished(
+    connection: Connection, rows: Rows[Any], states: Iterable[enum.Enum], after: enum.Enum
+) -> list[str]:
+    """Move what is in one of these states; its ids."""
+    table = rows.table
+    found = connection.execute(
+        select(table.c.id, table.c.state).where(table.c.state.in_(states))
+    ).all()
+    for id, before in found:
+        rows.move(connection, id, after, reason=_reason(before.value))
+    return [row.id for row in found]
 
 
 def _reason(before: str) -> str:

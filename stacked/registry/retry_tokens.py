@@ -1,22 +1,22 @@
 """Retry tokens: a call that was made once is answered the same when it is made again.
 
-A row is there from the moment its call begins; without an answer, the call was cut off. It must
-not know transactions; each function works in the one it is given.
+A row is there from the moment its call begins; without an answer, the call was cut off.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, select, update
 
+from stacked.registry.database import Database
 from stacked.registry.schema import retry_tokens
 
-KEPT = timedelta(hours=24)
-MOST = 10_000
+LIFETIME = timedelta(hours=24)
+MAX_TOKENS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class RetryToken:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class StoredAnswer:
     """An answer as it was given."""
 
     status: int
@@ -38,61 +38,62 @@ class Kept:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class FirstCall:
     """The first call with a token. `payload` tells what was sent; `answer` None: it was cut off."""
 
     payload: str
-    answer: Kept | None
+    answer: StoredAnswer | None
 
 
-def begin(connection: Connection, token: RetryToken, payload: str, now: datetime) -> Call | None:
-    """The call that was made with this token; None: there was none, and this is the one now."""
-    connection.execute(delete(retry_tokens).where(retry_tokens.c.time_created <= now - KEPT))
-    row = connection.execute(select(retry_tokens).where(_is(token))).mappings().first()
-    if row is not None:
-        answer = None
-        if row["status"] is not None:
-            answer = Kept(row["status"], row["headers"], zlib.decompress(row["body"]))
-        return Call(row["payload"], answer)
-    _make_room(connection)
-    connection.execute(
-        insert(retry_tokens).values(
-            principal=token.principal,
-            operation=token.operation,
-            token=token.token,
-            payload=payload,
-            headers={},
-            body=b"",
-            time_created=now,
-        )
-    )
-    return None
+class RetryTokenRepository:
+    """The first call with every token. Every method is one transaction."""
 
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
-def finish(connection: Connection, token: RetryToken, payload: str, answer: Kept) -> None:
-    """Keep the answer of the call that has begun."""
-    connection.execute(
-        update(retry_tokens)
-        .where(_is(token))
-        .values(
-            payload=payload,
-            status=answer.status,
-            headers=dict(answer.headers),
-            body=zlib.compress(answer.body),
-        )
-    )
+    def begin(self, token: RetryToken, payload: str, now: datetime) -> FirstCall | None:
+        """The first call with a token, or None: then it is this one, and noted durably.
 
+        Calls of a day ago are forgotten, and so are the oldest of more than 10,000.
+        """
+        with self._database.write() as connection:
+            old = delete(retry_tokens).where(retry_tokens.c.time_created <= now - LIFETIME)
+            connection.execute(old)
+            row = connection.execute(select(retry_tokens).where(_is(token))).mappings().first()
+            if row is None:
+                _make_room(connection)
+                given = {**asdict(token), "payload": payload, "time_created": now}
+                connection.execute(insert(retry_tokens).values(headers={}, body=b"", **given))
+                return None
+            answer = None
+            if row["status"] is not None:
+                answer = StoredAnswer(row["status"], row["headers"], zlib.decompress(row["body"]))
+            return FirstCall(row["payload"], answer)
 
-def forget(connection: Connection, token: RetryToken) -> None:
-    """The call did nothing: another one may be made with its token."""
-    connection.execute(delete(retry_tokens).where(_is(token)))
+    def finish(self, token: RetryToken, payload: str, answer: StoredAnswer) -> None:
+        """Store the answer of the call that has begun."""
+        columns = {
+            "payload": payload,
+            "status": answer.status,
+            "headers": dict(answer.headers),
+            "body": zlib.compress(answer.body),
+        }
+        with self._database.write() as connection:
+            connection.execute(update(retry_tokens).where(_is(token)).values(columns))
+
+    def forget(self, token: RetryToken) -> None:
+        """The call did nothing: another one may be made with its token."""
+        with self._database.write() as connection:
+            connection.execute(delete(retry_tokens).where(_is(token)))
 
 
 def _make_room(connection: Connection) -> None:
     """Forget the oldest where there are too many."""
     count = connection.execute(select(func.count()).select_from(retry_tokens)).scalar_one()
-    if count >= MOST:
-        oldest = select(retry_tokens.c.seq).order_by(retry_tokens.c.seq).limit(count - MOST + 1)
+    if count >= MAX_TOKENS:
+        oldest = (
+            select(retry_tokens.c.seq).order_by(retry_tokens.c.seq).limit(count - MAX_TOKENS + 1)
+        )
         connection.execute(delete(retry_tokens).where(retry_tokens.c.seq.in_(oldest)))
 
 

@@ -1,21 +1,24 @@
 """Records of long work: status, a percentage that only grows, logs and errors.
 
-It must not know transactions; each function works in the one it is given.
+The functions are shared with the repository of deployments and with recovery.
 """
 
 from __future__ import annotations
 
-from typing import TypedDict, Unpack
+from collections.abc import Sequence
+from typing import TypedDict, TypeVar, Unpack
 
 from sqlalchemy import ColumnElement, Connection, Text, exists, func, insert, type_coerce
 
 from stacked.errors import IllegalMove
-from stacked.registry.ids import now
-from stacked.registry.paging import Listing, read_page
-from stacked.registry.records import Page, Query, WorkError, WorkLog, WorkRequest
-from stacked.registry.rows import add, build, change, fetch, move
+from stacked.registry.ids import WORK_REQUEST, new_id, now
+from stacked.registry.paging import FIRST, Listing, builder
+from stacked.registry.records import Affected, Page, Query, WorkError, WorkLog, WorkRequest
+from stacked.registry.repository import Repository, Rows
 from stacked.registry.schema import work_errors, work_logs, work_requests
 from stacked.registry.states import WorkStatus
+
+T = TypeVar("T", WorkLog, WorkError)
 
 # Clients take 100 for the end of the work, whatever the status says.
 _MOST_UNFINISHED = 99.0
@@ -31,79 +34,118 @@ class WorkFilters(TypedDict, total=False):
     resource_id: str | None
 
 
-_FILTERS = ("id", "operation", "status", "compartment_id")
+WORK = Rows(WorkRequest, "work request", work_requests)
 
-LISTING = Listing(
-    name="work requests",
-    source=work_requests,
-    columns=tuple(work_requests.c),
-    seq=work_requests.c.seq,
-    sorts={name: work_requests.c[name] for name in ("time_accepted", "status", "operation")},
-    filters={name: work_requests.c[name] for name in _FILTERS},
+_LISTING = WORK.listing(WorkRequest, WorkFilters, ("time_accepted", "status", "operation"))
+_LOGS = Listing(
+    name="logs",
+    record=builder(WorkLog),
+    source=work_logs,
+    columns=tuple(work_logs.c),
+    seq=work_logs.c.seq,
+    sorts={"time": work_logs.c.time},
+    filters={},
+)
+_ERRORS = Listing(
+    name="errors",
+    record=builder(WorkError),
+    source=work_errors,
+    columns=tuple(work_errors.c),
+    seq=work_errors.c.seq,
+    sorts={"time": work_errors.c.time},
+    filters={},
 )
 
-LOGS, ERRORS = (
-    Listing(
-        name=name,
-        source=table,
-        columns=tuple(table.c),
-        seq=table.c.seq,
-        sorts={"time": table.c.time},
-        filters={},
-    )
-    for name, table in (("logs", work_logs), ("errors", work_errors))
-)
 
+class WorkRequestRepository(Repository[WorkRequest]):
+    """Long pieces of work, with their logs and errors. What is over does not change any more."""
 
-def open_(connection: Connection, request: WorkRequest) -> WorkRequest:
-    add(connection, work_requests, request)
-    return get(connection, request.id)
+    _rows = WORK
 
+    def open(
+        self, operation: str, resources: Sequence[Affected] = (), *, compartment_id: str = ""
+    ) -> WorkRequest:
+        """Record work that was accepted, under a new id."""
+        request = WorkRequest(
+            id=new_id(WORK_REQUEST),
+            operation=operation,
+            resources=tuple(resources),
+            compartment_id=compartment_id,
+        )
+        with self._database.write() as connection:
+            return WORK.insert(connection, request)
 
-def get(connection: Connection, id: str) -> WorkRequest:
-    return build(WorkRequest, fetch(connection, work_requests, id))
+    def list(self, query: Query = FIRST, **filters: Unpack[WorkFilters]) -> Page[WorkRequest]:
+        of = filters.pop("resource_id", None)
+        return self._page(_LISTING, query, filters, [] if of is None else [_acts_on(of)], of)
 
+    def list_logs(self, id: str, query: Query = FIRST) -> Page[WorkLog]:
+        """Oldest first, unless the query says otherwise."""
+        return self._list_of(id, _LOGS, query, work_logs.c.work_request_id == id)
 
-def list_(
-    connection: Connection, query: Query, **filters: Unpack[WorkFilters]
-) -> Page[WorkRequest]:
-    of = filters.get("resource_id")
-    columns = {name: filters.get(name) for name in _FILTERS}
-    where = [] if of is None else [_acts_on(of)]
-    rows, following = read_page(connection, LISTING, query, columns, where, of)
-    return Page(tuple(build(WorkRequest, row) for row in rows), following)
+    def list_errors(self, id: str, query: Query = FIRST) -> Page[WorkError]:
+        """Oldest first, unless the query says otherwise."""
+        return self._list_of(id, _ERRORS, query, work_errors.c.work_request_id == id)
 
+    def advance(self, id: str, percent: float, message: str | None = None) -> WorkRequest:
+        """Begin or go on; a lower percentage than before leaves it where it was.
 
-def list_logs(connection: Connection, id: str, query: Query) -> Page[WorkLog]:
-    fetch(connection, work_requests, id)
-    rows, following = read_page(
-        connection, LOGS, query, {}, [work_logs.c.work_request_id == id], id
-    )
-    return Page(tuple(build(WorkLog, row) for row in rows), following)
+        At most 99 is stored: 100 tells clients that all is done, which `succeed` says. Raises
+        IllegalMove where the work is over.
+        """
+        with self._database.write() as connection:
+            return advance(connection, id, percent, message)
 
+    def add_error(self, id: str, code: str, message: str, model_id: str | None = None) -> None:
+        """One more reason, besides the one that `fail` is given."""
+        with self._database.write() as connection:
+            error(connection, id, code, message, model_id)
 
-def list_errors(connection: Connection, id: str, query: Query) -> Page[WorkError]:
-    fetch(connection, work_requests, id)
-    rows, following = read_page(
-        connection, ERRORS, query, {}, [work_errors.c.work_request_id == id], id
-    )
-    return Page(tuple(build(WorkError, row) for row in rows), following)
+    def fail(self, id: str, code: str, message: str, model_id: str | None = None) -> WorkRequest:
+        """End the work without success; the percentage stays. Raises IllegalMove."""
+        with self._database.write() as connection:
+            error(connection, id, code, message, model_id)
+            return finish(connection, id, WorkStatus.FAILED)
+
+    def succeed(self, id: str, message: str | None = None) -> WorkRequest:
+        """End the work, all of it done. Raises IllegalMove."""
+        with self._database.write() as connection:
+            return finish(connection, id, WorkStatus.SUCCEEDED, message)
+
+    def cancel(self, id: str) -> WorkRequest:
+        """Ask for the end: CANCELED where nothing was begun, else CANCELING. Raises IllegalMove."""
+        with self._database.write() as connection:
+            if WORK.get(connection, id).status is WorkStatus.ACCEPTED:
+                return finish(connection, id, WorkStatus.CANCELED, "canceled before it began")
+            log(connection, id, "asked to stop")
+            return WORK.move(connection, id, WorkStatus.CANCELING)
+
+    def canceled(self, id: str) -> WorkRequest:
+        """The work has stopped as asked. Raises IllegalMove."""
+        with self._database.write() as connection:
+            return finish(connection, id, WorkStatus.CANCELED)
+
+    def _list_of(
+        self, id: str, listing: Listing[T], query: Query, where: ColumnElement[bool]
+    ) -> Page[T]:
+        with self._database.read() as connection:
+            WORK.row(connection, id)  # raises RecordAbsent
+            return listing.page(connection, query, {}, [where], of=id)
 
 
 def advance(connection: Connection, id: str, percent: float, message: str | None) -> WorkRequest:
     """Begin the work where it has not begun, and let its percentage grow."""
     if not 0 <= percent <= 100:  # NaN too
         raise ValueError(f"a percentage of {percent} is not between 0 and 100")
-    request = get(connection, id)
+    request = WORK.get(connection, id)
     if request.status is WorkStatus.ACCEPTED:
-        move(connection, work_requests, id, WorkStatus.IN_PROGRESS, time_started=now())
+        WORK.move(connection, id, WorkStatus.IN_PROGRESS, time_started=now())
     elif request.time_finished is not None:
         raise IllegalMove(f"work request {id} is {request.status.value} and does not advance")
-    grown = max(request.percent, min(percent, _MOST_UNFINISHED))
-    change(connection, work_requests, id, {"percent": grown})
     if message is not None:
         log(connection, id, message)
-    return get(connection, id)
+    grown = max(request.percent, min(percent, _MOST_UNFINISHED))
+    return WORK.change(connection, id, {"percent": grown})
 
 
 def finish(
@@ -111,19 +153,10 @@ def finish(
 ) -> WorkRequest:
     """The last move: SUCCEEDED, FAILED or CANCELED."""
     done = {"percent": 100.0} if status is WorkStatus.SUCCEEDED else {}
-    move(connection, work_requests, id, status, time_finished=now(), **done)
+    finished = WORK.move(connection, id, status, time_finished=now(), **done)
     if message is not None:
         log(connection, id, message)
-    return get(connection, id)
-
-
-def cancel(connection: Connection, id: str) -> WorkRequest:
-    """Ask for the end: at once where nothing was begun, else through CANCELING."""
-    if get(connection, id).status is WorkStatus.ACCEPTED:
-        return finish(connection, id, WorkStatus.CANCELED, "canceled before it began")
-    move(connection, work_requests, id, WorkStatus.CANCELING)
-    log(connection, id, "asked to stop")
-    return get(connection, id)
+    return finished
 
 
 def log(connection: Connection, id: str, message: str) -> None:
@@ -131,8 +164,8 @@ def log(connection: Connection, id: str, message: str) -> None:
 
 
 def error(connection: Connection, id: str, code: str, message: str, model_id: str | None) -> None:
-    """A reason, beside the status; there may be one a model."""
-    fetch(connection, work_requests, id)
+    """Why work failed; there may be one error a model."""
+    WORK.row(connection, id)  # raises RecordAbsent
     connection.execute(
         insert(work_errors).values(
             work_request_id=id, code=code, message=message, model_id=model_id, time=now()

@@ -22,9 +22,9 @@ from stacked.registry import (
     DeployedMember,
     Deployment,
     GroupMember,
+    GroupRecord,
     MemberState,
     Model,
-    ModelGroup,
     Registry,
 )
 from stacked.service import Service
@@ -46,7 +46,7 @@ class Double:
         self.catalogue = Catalogue(registry, AdapterStore(place / "store"), place / "artifacts")
         self.config = Config(base=BaseConfig(model="tiny"), server=server)
         self.deployment_id = DEPLOYMENT
-        self.member_states = registry.list_member_states
+        self.member_states = registry.deployments.list_members
 
     async def status(self) -> dict[str, Any]:
         return {"deploymentId": DEPLOYMENT, "generation": 1, "models": []}
@@ -56,29 +56,29 @@ class Double:
 def registry(tmp_path: Path) -> Iterator[Registry]:
     """A base and two models in one group, which one deployment serves."""
     with Registry(tmp_path / "registry.sqlite") as registry:
-        registry.put_model(Model(id=BASE, kind="base", digest="sha256:b", display_name="base"))
+        registry.models.put(Model(id=BASE, kind="base", digest="sha256:b", display_name="base"))
         for id, name in ((SQL, "sql"), (PIRATE, "pirate")):
             digest = f"sha256:{name}"
-            registry.put_model(
+            registry.models.put(
                 Model(id=id, kind="adapter", digest=digest, rank=8, base_model_id=BASE)
             )
         members = (GroupMember(BASE, "base"), GroupMember(SQL, "sql"), GroupMember(PIRATE, None))
-        group = ModelGroup(id=GROUP, display_name="one", base_model_id=BASE, members=members)
-        registry.create_group(group)
-        registry.create_deployment(
+        group = GroupRecord(id=GROUP, display_name="one", base_model_id=BASE, members=members)
+        registry.groups.create(group)
+        registry.deployments.create(
             Deployment(id=DEPLOYMENT, display_name="demo", configuration={"engine": ENGINE})
         )
-        work = registry.open_work_request(
+        work = registry.work_requests.open(
             "MODEL_DEPLOYMENT_CREATE", [Affected("CREATED", "deployment", DEPLOYMENT)]
         )
-        registry.advance(work.id, 10, "begun")
-        registry.commit_group(DEPLOYMENT, GROUP, 1, work.id)
-        registry.succeed(work.id, "done")
+        registry.work_requests.advance(work.id, 10, "begun")
+        registry.deployments.commit(DEPLOYMENT, GROUP, 1, work.id)
+        registry.work_requests.succeed(work.id, "done")
         states = [
             DeployedMember(model_id=member.model_id, key=member.key, state=MemberState.SUCCESS)
             for member in members
         ]
-        registry.put_member_states(DEPLOYMENT, GROUP, states)
+        registry.deployments.put_members(DEPLOYMENT, GROUP, states)
         yield registry
 
 
@@ -212,16 +212,16 @@ def test_the_states_of_the_members(http: TestClient, path: str) -> None:
 
 
 def test_work_its_logs_and_its_errors(http: TestClient, registry: Registry) -> None:
-    work = registry.open_work_request("MODEL_DEPLOYMENT_UPDATE")
-    registry.advance(work.id, 40.5, "staging")
+    work = registry.work_requests.open("MODEL_DEPLOYMENT_UPDATE")
+    registry.work_requests.advance(work.id, 40.5, "staging")
     answer = http.get(f"/20190101/workRequests/{work.id}")
     assert answer.headers["retry-after"] == "1"
     shown = answer.json()
     assert (shown["status"], shown["percentComplete"]) == ("IN_PROGRESS", 40.5)
     assert shown["resources"] == []
     assert shown["timeFinished"] is None
-    registry.add_error(work.id, "RankRefused", "rank 512", SQL)
-    registry.fail(work.id, "UpdateFailed", "1 model failed")
+    registry.work_requests.add_error(work.id, "RankRefused", "rank 512", SQL)
+    registry.work_requests.fail(work.id, "UpdateFailed", "1 model failed")
     done = http.get(f"/20190101/workRequests/{work.id}")
     assert "retry-after" not in done.headers
     assert done.headers["etag"] != answer.headers["etag"]
@@ -248,7 +248,7 @@ def test_work_is_listed_by_what_it_acts_on_and_how_it_stands(http: TestClient) -
 
 def test_times_are_rfc_3339_in_utc(registry: Registry, http: TestClient) -> None:
     shown = get(http, f"/models/{SQL}")["timeCreated"]
-    assert shown == moment(registry.get_model(SQL).time_created)
+    assert shown == moment(registry.models.get(SQL).time_created)
     assert shown.endswith("Z")
     assert len(shown) == len("2026-01-02T03:04:05.678Z")
 

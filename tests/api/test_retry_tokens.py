@@ -19,6 +19,7 @@ from stacked.api.retry_tokens import RetryTokens
 from stacked.api.routes import handle_errors
 from stacked.errors import RecordConflict
 from stacked.registry import Registry
+from stacked.registry.retry_tokens import RetryTokenRepository
 
 ARTIFACT = "/20190101/models/m/artifact"
 
@@ -196,7 +197,7 @@ async def test_a_call_that_a_stop_cut_off_is_not_done_twice(
         double.fail = True
         with monkeypatch.context() as patched:
             # As if the process had ended before it could note how the call went.
-            patched.setattr(Registry, "forget_retry", lambda *_: None)
+            patched.setattr(RetryTokenRepository, "forget", lambda *_: None)
             await create(http)
         double.fail = False
         answer = await create(http)

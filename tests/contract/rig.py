@@ -46,11 +46,11 @@ class Starts(FakeStarts):
 
     async def prepare(self, group_id: str, configuration: Mapping[str, Any]) -> Prepared:
         settings = settings_of(configuration)
-        record = self._records.registry.get_group(group_id)
+        record = self._records.registry.groups.get(group_id)
         id = str(record.base_model_id)
         entry = next(member for member in record.members if member.model_id == id)
         base = self._catalogue.bases.base(id, base_key(id, entry.key, settings))
-        modules = self._catalogue.bases.modules(self._records.registry.get_model(id))
+        modules = self._catalogue.bases.modules(self._records.registry.models.get(id))
         group = self._records.wanted(group_id, base)
         return Prepared(group, modules, settings, cast("Any", None), cast("Any", None))
 

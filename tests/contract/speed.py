@@ -15,7 +15,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from stacked.registry import DeployedMember, Deployment, GroupMember, MemberState, Model, ModelGroup
+from stacked.registry import (
+    DeployedMember,
+    Deployment,
+    GroupMember,
+    GroupRecord,
+    MemberState,
+    Model,
+)
 from tests.api.control.plane import stacked_body
 from tests.contract.rig import PREFIX, Rig, rig
 
@@ -31,9 +38,9 @@ def model_id(number: int) -> str:
 
 def fill(running: Rig, rows: int) -> None:
     registry = running.service.registry
-    registry.put_model(Model(id=BASE, kind="base", digest="sha256:b", display_name="base"))
+    registry.models.put(Model(id=BASE, kind="base", digest="sha256:b", display_name="base"))
     for number in range(rows - 1):
-        registry.put_model(
+        registry.models.put(
             Model(
                 id=model_id(number),
                 kind="adapter",
@@ -46,18 +53,18 @@ def fill(running: Rig, rows: int) -> None:
         )
     members = [GroupMember(BASE, "base")]
     members += [GroupMember(model_id(number), f"key{number}") for number in range(MEMBERS)]
-    registry.create_group(
-        ModelGroup(id=GROUP, display_name="big", base_model_id=BASE, members=tuple(members))
+    registry.groups.create(
+        GroupRecord(id=GROUP, display_name="big", base_model_id=BASE, members=tuple(members))
     )
-    registry.create_deployment(Deployment(id=DEPLOYMENT, display_name="big"))
+    registry.deployments.create(Deployment(id=DEPLOYMENT, display_name="big"))
     states = [
         DeployedMember(model_id=m.model_id, key=m.key, state=MemberState.SUCCESS) for m in members
     ]
-    registry.put_member_states(DEPLOYMENT, GROUP, states)
-    work = registry.open_work_request("MODEL_DEPLOYMENT_CREATE")
-    registry.advance(work.id, 10)
-    registry.commit_group(DEPLOYMENT, GROUP, 1, work.id)
-    registry.succeed(work.id)
+    registry.deployments.put_members(DEPLOYMENT, GROUP, states)
+    work = registry.work_requests.open("MODEL_DEPLOYMENT_CREATE")
+    registry.work_requests.advance(work.id, 10)
+    registry.deployments.commit(DEPLOYMENT, GROUP, 1, work.id)
+    registry.work_requests.succeed(work.id)
 
 
 def reads(running: Rig) -> Iterator[tuple[str, str, dict[str, Any]]]:

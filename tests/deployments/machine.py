@@ -26,8 +26,8 @@ from stacked.registry import (
     GROUP,
     Deployment,
     GroupMember,
+    GroupRecord,
     Model,
-    ModelGroup,
     WorkRequest,
     new_id,
 )
@@ -149,9 +149,9 @@ class Machine:
         self.directory = directory
         self._open()
         registry = self.ledger.registry
-        registry.put_model(Model(id=BASE, kind="base", digest="sha256:b"))
+        registry.models.put(Model(id=BASE, kind="base", digest="sha256:b"))
         for number in range(1, 5):
-            registry.put_model(
+            registry.models.put(
                 Model(id=model_id(number), kind="adapter", digest=adapter(number).digest, rank=8)
             )
 
@@ -180,10 +180,10 @@ class Machine:
             *(GroupMember(model_id(number), f"k{number}") for number in numbers),
         )
         base = BASE if more.get("kind", "STACKED") == "STACKED" else None
-        group = ModelGroup(
+        group = GroupRecord(
             id=new_id(GROUP), display_name="g", base_model_id=base, members=entries, **more
         )
-        return self.registry.create_group(group).id
+        return self.registry.groups.create(group).id
 
     async def create(self, group_id: str, **configuration: Any) -> tuple[Deployment, WorkRequest]:
         new = Deployment(
@@ -202,21 +202,23 @@ class Machine:
     async def end(self, work: WorkRequest) -> str:
         """How a piece of work ended."""
         await self.deployments.wait()
-        status = self.registry.get_work_request(work.id).status.value
+        status = self.registry.work_requests.get(work.id).status.value
         assert status in OVER, status
         return status
 
     def state(self, id: str) -> str:
-        return self.registry.get_deployment(id).state.value
+        return self.registry.deployments.get(id).state.value
 
     def reason(self, id: str) -> str:
-        return self.registry.get_deployment(id).reason
+        return self.registry.deployments.get(id).reason
 
     def logs(self, work: WorkRequest) -> str:
-        return "\n".join(line.message for line in self.registry.list_logs(work.id).items)
+        return "\n".join(
+            line.message for line in self.registry.work_requests.list_logs(work.id).items
+        )
 
     def errors(self, work: WorkRequest) -> list[str]:
-        return [error.code for error in self.registry.list_errors(work.id).items]
+        return [error.code for error in self.registry.work_requests.list_errors(work.id).items]
 
     def closed(self, number: int) -> bool:
         """Whether the engine that was started as the nth has been stopped."""

@@ -20,7 +20,7 @@ async def resumed(machine: Machine) -> Deployment | None:
 
 
 def status(machine: Machine, work_id: str) -> str:
-    return machine.registry.get_work_request(work_id).status.value
+    return machine.registry.work_requests.get(work_id).status.value
 
 
 async def test_active_deployment_serves_again(machine: Machine) -> None:
@@ -34,7 +34,7 @@ async def test_active_deployment_serves_again(machine: Machine) -> None:
     assert machine.state(id) == "UPDATING"
     await machine.again()  # once more, in the middle of it
     assert await resumed(machine) is not None
-    found = machine.registry.get_deployment(id)
+    found = machine.registry.deployments.get(id)
     assert (found.state.value, found.generation) == ("ACTIVE", 1)
     assert machine.serves() == ["k1"]
 

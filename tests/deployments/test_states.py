@@ -29,7 +29,7 @@ async def test_created_deployment_serves_when_its_engine_is_there(machine: Machi
     record, work = await machine.create(machine.group(1, 2))
     assert record.state.value == machine.state(record.id) == "CREATING"
     await until(lambda: "Importing vLLM" in machine.logs(work))
-    assert 0 < machine.registry.get_work_request(work.id).percent < 100
+    assert 0 < machine.registry.work_requests.get(work.id).percent < 100
     with pytest.raises(NotReady, match="Importing vLLM"):
         machine.deployments.check_served(record.id)
     machine.starts.gate.set()
@@ -37,7 +37,7 @@ async def test_created_deployment_serves_when_its_engine_is_there(machine: Machi
     assert machine.state(record.id) == "ACTIVE"
     assert machine.serves() == ["k1", "k2"]
     machine.deployments.check_served(record.id)
-    fared = machine.registry.list_member_states(record.id).items
+    fared = machine.registry.deployments.list_members(record.id).items
     assert {one.key for one in fared} == {"base", "k1", "k2"}
     assert {one.state.value for one in fared} == {"SUCCESS"}
 
@@ -47,7 +47,7 @@ async def test_engine_options_are_the_environments_over_the_servers(machine: Mac
     environment = {**ENVIRONMENT, "environmentVariables": variables}
     record, work = await machine.create(machine.group(1), environment=environment)
     assert await machine.end(work) == "SUCCEEDED"
-    kept = machine.registry.get_deployment(record.id).configuration
+    kept = machine.registry.deployments.get(record.id).configuration
     assert kept["engine"] == {"max_loras": 4, "max_model_len": 99}
     assert "kept without effect, as this server decides them: PORT" in machine.logs(work)
 
@@ -58,7 +58,7 @@ async def test_deployment_that_cannot_start_is_failed_and_says_why(machine: Mach
     assert await machine.end(work) == "FAILED"
     assert (machine.state(record.id), machine.reason(record.id)) == ("FAILED", "no memory")
     assert machine.errors(work) == ["EngineStartFailed"]
-    fared = machine.registry.list_member_states(record.id).items
+    fared = machine.registry.deployments.list_members(record.id).items
     assert {(one.state.value, one.reason) for one in fared} == {("FAILED", "no memory")}
     with pytest.raises(RecordAbsent):
         machine.deployments.check_served(record.id)
@@ -77,7 +77,7 @@ async def test_second_deployment_is_refused_while_one_is_active_or_starts(
     await machine.end(work)
     with pytest.raises(RecordConflict, match="one at a time"):
         await machine.create(machine.group(2))
-    assert len(machine.registry.list_deployments().items) == 1
+    assert len(machine.registry.deployments.list().items) == 1
 
 
 async def test_what_cannot_be_deployed_is_refused_before_anything_is_recorded(
@@ -87,7 +87,7 @@ async def test_what_cannot_be_deployed_is_refused_before_anything_is_recorded(
     with pytest.raises(ParameterInvalid, match="HETEROGENEOUS"):
         await machine.create(mixed)
     idle = machine.group(1)
-    machine.registry.set_group_state(idle, GroupState.INACTIVE)
+    machine.registry.groups.set_state(idle, GroupState.INACTIVE)
     with pytest.raises(RecordConflict, match="INACTIVE"):
         await machine.create(idle)
     with pytest.raises(RecordAbsent):
@@ -95,8 +95,8 @@ async def test_what_cannot_be_deployed_is_refused_before_anything_is_recorded(
     variables = {"PARAMS": "--served-model-name other"}
     with pytest.raises(ConfigInvalid, match="'other'"):
         await machine.create(machine.group(1), environment={"environmentVariables": variables})
-    assert machine.registry.list_deployments().items == ()
-    assert machine.registry.list_work_requests().items == ()
+    assert machine.registry.deployments.list().items == ()
+    assert machine.registry.work_requests.list().items == ()
 
 
 async def test_canceled_creation_leaves_nothing_running(machine: Machine) -> None:
@@ -130,7 +130,7 @@ async def test_deactivated_deployment_lets_requests_finish_and_comes_back(
         machine.deployments.check_served(id)
     assert await machine.end(await machine.deployments.activate(id)) == "SUCCEEDED"
     assert machine.state(id) == "ACTIVE"
-    assert machine.registry.get_deployment(id).generation == 2
+    assert machine.registry.deployments.get(id).generation == 2
     assert machine.serves() == ["k1"]
 
 
@@ -172,9 +172,9 @@ async def test_change_of_an_inactive_deployment_is_served_with_its_activation(
     variables = {"PARAMS": "--max-model-len 7"}
     revision = Revision(machine.group(2), {**ENVIRONMENT, "environmentVariables": variables})
     work = await machine.deployments.update(id, revision)
-    assert machine.registry.get_work_request(work.id).status.value == "SUCCEEDED"
+    assert machine.registry.work_requests.get(work.id).status.value == "SUCCEEDED"
     assert machine.state(id) == "INACTIVE"
-    assert machine.registry.get_deployment(id).group_id == revision.group_id
+    assert machine.registry.deployments.get(id).group_id == revision.group_id
     await machine.end(await machine.deployments.activate(id))
     assert machine.serves() == ["k2"]
     assert machine.starts.configurations[-1]["engine"] == {"max_loras": 4, "max_model_len": 7}
@@ -217,8 +217,8 @@ async def test_names_are_changed_without_the_engine(machine: Machine) -> None:
     id = await machine.active(1)
     described = Revision(described={"display_name": "other", "configuration": {"logs": {"a": 1}}})
     work = await machine.deployments.update(id, described)
-    assert machine.registry.get_work_request(work.id).status.value == "SUCCEEDED"
-    found = machine.registry.get_deployment(id)
+    assert machine.registry.work_requests.get(work.id).status.value == "SUCCEEDED"
+    found = machine.registry.deployments.get(id)
     assert (found.display_name, found.configuration["logs"]) == ("other", {"a": 1})
     assert (found.state.value, found.generation) == ("ACTIVE", 1)
     assert found.configuration["engine"] == {"max_loras": 4}
@@ -226,7 +226,7 @@ async def test_names_are_changed_without_the_engine(machine: Machine) -> None:
 
 async def test_what_was_read_must_be_what_is_there(machine: Machine) -> None:
     id = await machine.active(1)
-    read = machine.registry.get_deployment(id)
+    read = machine.registry.deployments.get(id)
     await machine.deployments.update(id, Revision(described={"display_name": "other"}))
     for stale in (
         machine.deployments.deactivate(id, read),

@@ -29,12 +29,12 @@ async def test_live_update_keeps_the_engine(machine: Machine) -> None:
         Revision(group, live=True, described=described),  # type: ignore[arg-type]
     )
     assert await machine.end(work) == "SUCCEEDED"
-    found = machine.registry.get_deployment(id)
+    found = machine.registry.deployments.get(id)
     assert (found.state.value, found.group_id, found.generation) == ("ACTIVE", group, 2)
     assert found.display_name == "renamed"
     assert machine.serves() == ["k2", "k3"]
     assert len(machine.starts.started) == 1
-    fared = machine.registry.list_member_states(id).items
+    fared = machine.registry.deployments.list_members(id).items
     assert {one.key for one in fared} == {"base", "k2", "k3"}
 
 
@@ -72,7 +72,7 @@ def base_keys(machine: Machine, id: str) -> tuple[str, list[str | None]]:
     """What the base is called by requests, and by the rows of its model states."""
     active = machine.deployments.active
     assert active is not None
-    rows = machine.registry.list_member_states(id).items
+    rows = machine.registry.deployments.list_members(id).items
     return active.serving.base.key, [one.key for one in rows if one.model_id == BASE]
 
 
@@ -111,7 +111,7 @@ async def test_live_update_that_has_switched_cannot_be_canceled(machine: Machine
     lease = machine.starts.started[0].live.admit({"key": "k1"}).lease
     work = await machine.deployments.update(id, Revision(machine.group(2), live=True))
     await until(lambda: machine.serves() == ["k2"])
-    told = machine.registry.list_member_states(id).items
+    told = machine.registry.deployments.list_members(id).items
     assert {one.key: one.state.value for one in told} == {"base": "SUCCESS", "k2": "SUCCESS"}
     with pytest.raises(RecordConflict, match="the new group serves already"):
         await machine.deployments.cancel(work.id)
@@ -134,10 +134,10 @@ async def test_cancel_that_meets_the_commit_is_refused_and_the_commit_stands(
             await machine.deployments.cancel(work.id)
         status = await machine.end(work)
         outcomes.add(status)
-        found = machine.registry.get_deployment(id)
+        found = machine.registry.deployments.get(id)
         assert found.state.value == "ACTIVE"
         assert (found.group_id == group) == (status == "SUCCEEDED")
-        wanted = [str(m.key) for m in machine.registry.get_group(str(found.group_id)).members[1:]]
+        wanted = [str(m.key) for m in machine.registry.groups.get(str(found.group_id)).members[1:]]
         assert machine.serves() == wanted
         active = machine.deployments.active
         assert active is not None
@@ -168,7 +168,7 @@ async def test_another_engine_starts_beside_the_one_that_serves(machine: Machine
     assert machine.closed(0)
     assert machine.deployments.in_use == both - {adapter(1).digest}
     assert "beside the old one" in machine.logs(work)
-    found = machine.registry.get_deployment(id)
+    found = machine.registry.deployments.get(id)
     assert (found.state.value, found.group_id, found.generation) == ("ACTIVE", group, 2)
 
 
@@ -193,7 +193,7 @@ async def test_what_served_before_serves_when_the_new_engine_does_not_come(
     machine: Machine, beside: bool, wish: str
 ) -> None:
     id = await machine.active(1)
-    before = machine.registry.get_deployment(id)
+    before = machine.registry.deployments.get(id)
     machine.starts.beside = beside
     machine.starts.gate = asyncio.Event()
     machine.starts.fails = [EngineStartFailed("no memory")] if wish == "fail" else []
@@ -204,7 +204,7 @@ async def test_what_served_before_serves_when_the_new_engine_does_not_come(
         await machine.deployments.cancel(work.id)
     machine.starts.gate.set()
     assert await machine.end(work) == {"cancel": "CANCELED", "fail": "FAILED"}[wish]
-    found = machine.registry.get_deployment(id)
+    found = machine.registry.deployments.get(id)
     assert machine.serves() == ["k1"]
     assert (found.state.value, found.group_id) == ("ACTIVE", before.group_id)
     assert found.configuration == before.configuration
@@ -233,7 +233,7 @@ async def test_environment_is_committed_with_the_engine_that_has_it(machine: Mac
     environment = {"environmentVariables": {"PARAMS": "--max-model-len 7"}}
     work = await machine.deployments.update(id, Revision(environment=environment))
     assert await machine.end(work) == "SUCCEEDED"
-    kept = machine.registry.get_deployment(id).configuration
+    kept = machine.registry.deployments.get(id).configuration
     assert kept["environment"] == environment
     assert kept["engine"] == {"max_loras": 4, "max_model_len": 7}
     assert machine.serves() == ["k1"]

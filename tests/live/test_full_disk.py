@@ -92,7 +92,7 @@ async def test_full_disk_leaves_one_whole_group_and_nothing_in_progress(
     assert machine.state(id) == "ACTIVE"
     open_ones = [
         one.status
-        for one in machine.registry.list_work_requests().items
+        for one in machine.registry.work_requests.list().items
         if one.status not in (WorkStatus.SUCCEEDED, WorkStatus.FAILED)
     ]
     assert open_ones == []

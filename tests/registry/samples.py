@@ -9,8 +9,8 @@ from stacked.registry import (
     GROUP,
     Deployment,
     GroupMember,
+    GroupRecord,
     Model,
-    ModelGroup,
     Registry,
     new_id,
 )
@@ -35,27 +35,27 @@ def adapter(number: int, **more: Any) -> Model:
     return Model(**given | more)
 
 
-def group(*numbers: int, **more: Any) -> ModelGroup:
+def group(*numbers: int, **more: Any) -> GroupRecord:
     """A group of the base and these adapters, under keys `k<number>`."""
     members = (
         GroupMember(BASE, "base"),
         *(GroupMember(adapter(number).id, f"k{number}") for number in numbers),
     )
     given: dict[str, Any] = {"id": new_id(GROUP), "base_model_id": BASE, "members": members}
-    return ModelGroup(**given | more)
+    return GroupRecord(**given | more)
 
 
 def stocked(registry: Registry, adapters: int = 4) -> None:
     """Put the base and adapters 0, 1, 2, …"""
-    registry.put_models([base(), *(adapter(number) for number in range(adapters))])
+    registry.models.put_all([base(), *(adapter(number) for number in range(adapters))])
 
 
 def deployed(registry: Registry, **more: Any) -> Deployment:
     """A new deployment without a group."""
-    return registry.create_deployment(Deployment(id=new_id(DEPLOYMENT), **more))
+    return registry.deployments.create(Deployment(id=new_id(DEPLOYMENT), **more))
 
 
 def started(registry: Registry, operation: str = "MODEL_DEPLOYMENT_UPDATE") -> str:
     """A work request in progress."""
-    request = registry.open_work_request(operation)
-    return registry.advance(request.id, 1).id
+    request = registry.work_requests.open(operation)
+    return registry.work_requests.advance(request.id, 1).id

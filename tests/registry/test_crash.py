@@ -90,37 +90,37 @@ def test_killed_writer_leaves_consistent_records_and_loses_no_commit(path: Path)
 
 def check_served(registry: Registry, deployment: str, told: int) -> int:
     """The committed group is whole and is the one of its generation; the generation."""
-    found = registry.get_deployment(deployment)
+    found = registry.deployments.get(deployment)
     assert found.generation >= told  # what was acknowledged stands
     assert found.generation <= told + 1
     if found.group_id is None:
         assert found.generation == 0
         return 0
-    served = registry.get_group(found.group_id)
+    served = registry.groups.get(found.group_id)
     first = found.generation % 7
     assert served.display_name == str(found.generation)
     wanted = [adapter(first).id, adapter(first + 1).id]
     assert [m.model_id for m in served.members[1:]] == wanted
-    states = registry.list_member_states(deployment).items
+    states = registry.deployments.list_members(deployment).items
     assert [state.model_id for state in states] == [m.model_id for m in reversed(served.members)]
     assert {state.state for state in states} == {MemberState.SUCCESS}
     if found.generation > 1:
         assert found.previous_group_id is not None
-        previous = registry.get_group(found.previous_group_id)
+        previous = registry.groups.get(found.previous_group_id)
         assert previous.display_name == str(found.generation - 1)
     return found.generation
 
 
 def check_settled(registry: Registry, deployment: str, generation: int) -> None:
     """Nothing is in progress, and every work request tells whether its group was committed."""
-    found = registry.get_deployment(deployment)
+    found = registry.deployments.get(deployment)
     assert found.state in (DeploymentState.ACTIVE, DeploymentState.FAILED)
     assert found.generation == generation
     if found.state is DeploymentState.FAILED:
         assert (found.group_id or "no group had been committed") in found.reason
     page, succeeded = None, 0
     while True:
-        part = registry.list_work_requests(Query(page=page))
+        part = registry.work_requests.list(Query(page=page))
         for request in part.items:
             assert request.status in (WorkStatus.SUCCEEDED, WorkStatus.FAILED)
             succeeded += request.status is WorkStatus.SUCCEEDED

@@ -32,7 +32,7 @@ def test_every_connection_is_durable_and_keeps_references(registry: Registry) ->
 def test_nothing_is_kept_of_a_transaction_that_fails(registry: Registry) -> None:
     with pytest.raises(RecordConflict), registry._database.write() as connection:
         connection.exec_driver_sql("INSERT INTO work_logs VALUES (1, 'absent', 'm', 't')")
-    assert registry.list_work_requests().items == ()
+    assert registry.work_requests.list().items == ()
 
 
 def test_file_that_is_no_database_is_refused(path: Path) -> None:
@@ -54,7 +54,7 @@ def test_place_that_cannot_hold_a_file_is_refused(tmp_path: Path) -> None:
 
 def test_damaged_page_is_found_when_the_file_is_opened(path: Path) -> None:
     with Registry(path) as registry:
-        registry.put_models([adapter(number) for number in range(200)])
+        registry.models.put_all([adapter(number) for number in range(200)])
     content = bytearray(path.read_bytes())
     for at in range(2 * 4096, len(content), 4096):
         content[at : at + 64] = b"\xff" * 64
@@ -65,12 +65,12 @@ def test_damaged_page_is_found_when_the_file_is_opened(path: Path) -> None:
 
 def test_value_that_cannot_be_read_is_told(path: Path) -> None:
     with Registry(path) as registry:
-        registry.put_model(adapter(1))
+        registry.models.put(adapter(1))
         with closing(sqlite3.connect(path)) as other:
             other.execute("UPDATE models SET state = 'PURPLE'")
             other.commit()
         with pytest.raises(RegistryUnusable, match="'PURPLE' as ModelState"):
-            registry.get_model(adapter(1).id)
+            registry.models.get(adapter(1).id)
 
 
 def test_full_disk_is_told_and_what_was_there_stays(registry: Registry) -> None:
@@ -79,30 +79,30 @@ def test_full_disk_is_told_and_what_was_there_stays(registry: Registry) -> None:
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
         connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(RegistryUnusable, match="full; free some space"):
-        registry.put_models([adapter(number) for number in range(4, 500)])
-    assert len(registry.list_models().items) == 5
+        registry.models.put_all([adapter(number) for number in range(4, 500)])
+    assert len(registry.models.list().items) == 5
     with registry._database.write() as connection:
         connection.exec_driver_sql("PRAGMA max_page_count = 100000")
-    registry.put_models([adapter(number) for number in range(4, 500)])
+    registry.models.put_all([adapter(number) for number in range(4, 500)])
 
 
 def test_read_only_file_is_told(registry: Registry) -> None:
     with registry._database.write() as connection:
         connection.exec_driver_sql("PRAGMA query_only = ON")
     with pytest.raises(RegistryUnusable, match="write permission"):
-        registry.put_model(adapter(1))
+        registry.models.put(adapter(1))
 
 
 def test_file_that_another_process_holds_is_told_and_reads_go_on(path: Path) -> None:
     with Registry(path, busy_seconds=0.05) as registry, closing(sqlite3.connect(path)) as other:
-        registry.put_model(adapter(1))
+        registry.models.put(adapter(1))
         other.isolation_level = None
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(RegistryUnusable, match="locked; another process"):
-            registry.put_model(adapter(2))
-        assert len(registry.list_models().items) == 1
+            registry.models.put(adapter(2))
+        assert len(registry.models.list().items) == 1
         other.execute("ROLLBACK")
-        registry.put_model(adapter(2))
+        registry.models.put(adapter(2))
 
 
 def test_closed_registry_says_so(path: Path) -> None:
@@ -110,29 +110,29 @@ def test_closed_registry_says_so(path: Path) -> None:
     registry.close()
     registry.close()
     with pytest.raises(RegistryUnusable, match="closed"):
-        registry.list_models()
+        registry.models.list()
 
 
 def test_threads_write_and_read_at_once(registry: Registry) -> None:
     stocked(registry)
-    line = registry.create_version_history(VersionHistory(id=new_id(HISTORY)))
-    requests = [registry.open_work_request("X").id for _ in range(4)]
+    line = registry.histories.create(VersionHistory(id=new_id(HISTORY)))
+    requests = [registry.work_requests.open("X").id for _ in range(4)]
     stop = threading.Event()
 
     def write(number: int) -> None:
         for at in range(10):
-            registry.put_model(adapter(1000 * number + at))
-            registry.advance(requests[at % 4], at + number, f"{number} {at}")
-            registry.create_group(group(1, version_history_id=line.id))
+            registry.models.put(adapter(1000 * number + at))
+            registry.work_requests.advance(requests[at % 4], at + number, f"{number} {at}")
+            registry.groups.create(group(1, version_history_id=line.id))
 
     def read() -> int:
         highest = [0.0] * 4
         reads = 0
         while not stop.is_set():
-            now = [registry.get_work_request(id).percent for id in requests]
+            now = [registry.work_requests.get(id).percent for id in requests]
             assert all(a <= b for a, b in zip(highest, now, strict=True))
             highest = now
-            reads += len(registry.list_groups(Query(limit=5)).items[0:1])
+            reads += len(registry.groups.list(Query(limit=5)).items[0:1])
         return reads
 
     with ThreadPoolExecutor(12) as pool:
@@ -142,20 +142,20 @@ def test_threads_write_and_read_at_once(registry: Registry) -> None:
         finally:
             stop.set()
         assert all(reader.result() for reader in readers)
-    listed = registry.list_groups(Query(limit=1000), version_history_id=line.id).items
+    listed = registry.groups.list(Query(limit=1000), version_history_id=line.id).items
     assert sorted(found.version or 0 for found in listed) == list(range(1, 61))
-    assert sum(len(registry.list_logs(id).items) for id in requests) == 60
+    assert sum(len(registry.work_requests.list_logs(id).items) for id in requests) == 60
 
 
 def test_of_many_threads_one_begins_an_update(registry: Registry) -> None:
     id = deployed(registry).id
-    registry.set_deployment_state(id, DeploymentState.ACTIVE)
+    registry.deployments.set_state(id, DeploymentState.ACTIVE)
     barrier = threading.Barrier(8)
 
     def begin(_: int) -> bool:
         barrier.wait()
         try:
-            registry.set_deployment_state(id, DeploymentState.UPDATING)
+            registry.deployments.set_state(id, DeploymentState.UPDATING)
         except IllegalMove:
             return False
         return True

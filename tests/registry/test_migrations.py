@@ -55,7 +55,7 @@ def test_empty_file_becomes_a_registry(path: Path) -> None:
     path.parent.mkdir()
     path.touch()
     with Registry(path) as registry:
-        assert registry.list_models().items == ()
+        assert registry.models.list().items == ()
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("PRAGMA user_version").fetchone() == (len(STEPS),)
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
@@ -67,29 +67,29 @@ def test_file_of_version_1_is_read(path: Path) -> None:
         connection.executescript(VERSION_1.read_text(encoding="utf-8"))
         assert connection.execute("PRAGMA user_version").fetchone() == (1,)
     with Registry(path) as registry:
-        (deployment,) = registry.list_deployments().items
+        (deployment,) = registry.deployments.list().items
         assert (deployment.state, deployment.generation) == (DeploymentState.ACTIVE, 2)
         assert deployment.configuration == {"engine": {"max_loras": 4}}
-        served = registry.get_group(str(deployment.group_id))
+        served = registry.groups.get(str(deployment.group_id))
         assert served.state is GroupState.ACTIVE
         assert [member.key for member in served.members] == ["base", "k1", "k2"]
         assert served.custom_metadata == ({"key": "k", "value": "v"},)
         assert served.version == 2
-        history = registry.get_version_history(str(served.version_history_id))
+        history = registry.histories.get(str(served.version_history_id))
         assert (history.display_name, history.latest_group_id) == ("line", served.id)
-        adapters = registry.list_models(kind="adapter").items
+        adapters = registry.models.list(kind="adapter").items
         assert len(adapters) == 3
         assert {model.base_model_id for model in adapters} == {served.base_model_id}
         assert (adapters[0].description, adapters[0].category) == ("", "USER")
         assert (served.kind, served.version_history_name) == ("STACKED", "line")
-        assert registry.artifact_files() == frozenset()
-        assert len(registry.list_member_states(deployment.id).items) == 3
-        request = registry.get_work_request(str(deployment.work_request_id))
+        assert registry.artifacts.files() == frozenset()
+        assert len(registry.deployments.list_members(deployment.id).items) == 3
+        request = registry.work_requests.get(str(deployment.work_request_id))
         assert (request.status, request.percent) == (WorkStatus.SUCCEEDED, 100)
         assert request.resources[0].id == deployment.id
-        assert registry.list_logs(request.id).items[0].message == "staging"
-        (failed,) = registry.list_work_requests(status=WorkStatus.FAILED).items
-        assert registry.list_errors(failed.id).items[0].code == "RankRefused"
+        assert registry.work_requests.list_logs(request.id).items[0].message == "staging"
+        (failed,) = registry.work_requests.list(status=WorkStatus.FAILED).items
+        assert registry.work_requests.list_errors(failed.id).items[0].code == "RankRefused"
 
 
 def add_color(connection: sqlite3.Connection) -> None:

@@ -51,7 +51,7 @@ def test_rows_that_were_there_are_listed_once_in_order_while_others_are_added(
     project = str(next(NUMBERS))  # all examples share one table
 
     def put(rows: list[tuple[str, int]]) -> list[Model]:
-        return registry.put_models(
+        return registry.models.put_all(
             [replace(model(next(NUMBERS), *row), project_id=project) for row in rows]
         )
 
@@ -60,7 +60,7 @@ def test_rows_that_were_there_are_listed_once_in_order_while_others_are_added(
     page = None
     waves = iter(between)
     while True:
-        found = registry.list_models(Query(sort, descending, limit, page), project_id=project)
+        found = registry.models.list(Query(sort, descending, limit, page), project_id=project)
         assert len(found.items) == limit or found.next is None
         listed += found.items
         page = found.next
@@ -81,57 +81,57 @@ def sorting(item: Model, sort: str) -> bytes | datetime:
 
 
 def test_default_order_is_newest_first_and_by_name_ascending(registry: Registry) -> None:
-    registry.put_models([model(0, "b", 0), model(1, "a", 1), model(2, "B", 1)])
-    assert [m.display_name for m in registry.list_models().items] == ["B", "a", "b"]
-    by_name = registry.list_models(Query(sort="display_name")).items
+    registry.models.put_all([model(0, "b", 0), model(1, "a", 1), model(2, "B", 1)])
+    assert [m.display_name for m in registry.models.list().items] == ["B", "a", "b"]
+    by_name = registry.models.list(Query(sort="display_name")).items
     assert [m.display_name for m in by_name] == ["B", "a", "b"]
 
 
 def test_filters_are_all_applied_and_none_does_not_filter(registry: Registry) -> None:
-    registry.put_models(
+    registry.models.put_all(
         [adapter(at, created_by="ab"[at % 2], project_id="pq"[at // 2]) for at in range(4)]
     )
-    registry.set_model_state(adapter(1).id, ModelState.INACTIVE)
-    found = registry.list_models(created_by="b", state=ModelState.INACTIVE, id=None).items
+    registry.models.set_state(adapter(1).id, ModelState.INACTIVE)
+    found = registry.models.list(created_by="b", state=ModelState.INACTIVE, id=None).items
     assert [m.id for m in found] == [adapter(1).id]
-    assert len(registry.list_models(created_by="a").items) == 2
-    assert registry.list_models(project_id="p", digest=adapter(3).digest).items == ()
+    assert len(registry.models.list(created_by="a").items) == 2
+    assert registry.models.list(project_id="p", digest=adapter(3).digest).items == ()
 
 
 def test_pages_end_where_the_rows_do(registry: Registry) -> None:
-    registry.put_models([adapter(at) for at in range(4)])
-    first = registry.list_models(Query(limit=2))
+    registry.models.put_all([adapter(at) for at in range(4)])
+    first = registry.models.list(Query(limit=2))
     assert first.next is not None
-    assert registry.list_models(Query(limit=2, page=first.next)).next is None
-    assert registry.list_models(Query(limit=4)).next is None
-    assert registry.list_models(Query(limit=5)).next is None
+    assert registry.models.list(Query(limit=2, page=first.next)).next is None
+    assert registry.models.list(Query(limit=4)).next is None
+    assert registry.models.list(Query(limit=5)).next is None
 
 
 def test_token_is_of_one_list_with_its_order_and_filters(registry: Registry) -> None:
-    registry.put_models([adapter(at, created_by="a") for at in range(4)])
-    token = registry.list_models(Query(limit=2), created_by="a").next
+    registry.models.put_all([adapter(at, created_by="a") for at in range(4)])
+    token = registry.models.list(Query(limit=2), created_by="a").next
     assert token is not None
-    assert registry.list_models(Query(limit=1, page=token), created_by="a").items
+    assert registry.models.list(Query(limit=1, page=token), created_by="a").items
     for attempt in (
-        lambda: registry.list_models(Query(page=token)),
-        lambda: registry.list_models(Query(page=token), created_by="b"),
-        lambda: registry.list_models(Query(page=token, descending=False), created_by="a"),
-        lambda: registry.list_models(Query(page=token, sort="state"), created_by="a"),
-        lambda: registry.list_groups(Query(page=token), created_by="a"),
+        lambda: registry.models.list(Query(page=token)),
+        lambda: registry.models.list(Query(page=token), created_by="b"),
+        lambda: registry.models.list(Query(page=token, descending=False), created_by="a"),
+        lambda: registry.models.list(Query(page=token, sort="state"), created_by="a"),
+        lambda: registry.groups.list(Query(page=token), created_by="a"),
     ):
         with pytest.raises(PageInvalid, match="begin without a token"):
             attempt()
 
 
 def forged(registry: Registry, by: object, seq: object) -> str:
-    token = registry.list_models(Query(limit=1)).next
+    token = registry.models.list(Query(limit=1)).next
     assert token is not None
     mark = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))[0]
     return base64.urlsafe_b64encode(json.dumps([mark, by, seq]).encode()).decode().rstrip("=")
 
 
 def test_nonsense_as_token_sort_or_limit_is_refused(registry: Registry) -> None:
-    registry.put_models([adapter(at) for at in range(4)])
+    registry.models.put_all([adapter(at) for at in range(4)])
     tokens = ["", "x", "Ünsinn", "====", "e30", "W10", "bnVsbA", "a" * 9999, "W1tb" * 9000]
     values: list[tuple[object, object]] = [
         (1, 1),
@@ -145,24 +145,24 @@ def test_nonsense_as_token_sort_or_limit_is_refused(registry: Registry) -> None:
     ]
     for token in [*tokens, *(forged(registry, by, seq) for by, seq in values)]:
         with pytest.raises(PageInvalid):
-            registry.list_models(Query(page=token))
+            registry.models.list(Query(page=token))
     with pytest.raises(PageInvalid, match="color"):
-        registry.list_models(Query(sort="color"))
+        registry.models.list(Query(sort="color"))
     for limit in (0, -1, 1001):
         with pytest.raises(PageInvalid, match=str(limit)):
-            registry.list_models(Query(limit=limit))
+            registry.models.list(Query(limit=limit))
 
 
 def test_10_000_rows_are_listed_filtered_and_paged(tmp_path: Path) -> None:
     with Registry(tmp_path / "registry.db") as registry:
         begin = time.perf_counter()
-        registry.put_models([model(at, f"m{at % 100}", at) for at in range(10_000)])
+        registry.models.put_all([model(at, f"m{at % 100}", at) for at in range(10_000)])
         written = time.perf_counter() - begin
         seconds: dict[str, list[float]] = {"first page": [], "filtered page": [], "deep page": []}
         page, seen = None, 0
         while True:
             begin = time.perf_counter()
-            found = registry.list_models(Query("display_name", False, 100, page))
+            found = registry.models.list(Query("display_name", False, 100, page))
             seconds["deep page" if page else "first page"].append(time.perf_counter() - begin)
             seen += len(found.items)
             page = found.next
@@ -171,7 +171,7 @@ def test_10_000_rows_are_listed_filtered_and_paged(tmp_path: Path) -> None:
         assert seen == 10_000
         for at in range(100):
             begin = time.perf_counter()
-            filtered = registry.list_models(display_name=f"m{at}")
+            filtered = registry.models.list(display_name=f"m{at}")
             seconds["filtered page"].append(time.perf_counter() - begin)
             assert len(filtered.items) == 100
     told = ", ".join(f"{k} {statistics.median(v) * 1000:.1f} ms" for k, v in seconds.items())

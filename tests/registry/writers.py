@@ -36,24 +36,24 @@ def update_forever(path: Path, deployment_id: str) -> None:
     with Registry(path) as registry:
         registry.recover()
         while True:
-            generation = registry.get_deployment(deployment_id).generation + 1
+            generation = registry.deployments.get(deployment_id).generation + 1
             first = generation % 7
-            made = registry.create_group(
+            made = registry.groups.create(
                 group(first, first + 1, display_name=str(generation), custom_metadata=({"n": 1},))
             )
             request = started(registry)
-            registry.set_deployment_state(deployment_id, DeploymentState.UPDATING)
+            registry.deployments.set_state(deployment_id, DeploymentState.UPDATING)
             for percent in (20, 40, 60):
-                registry.advance(request, percent, f"step {percent}")
+                registry.work_requests.advance(request, percent, f"step {percent}")
             states = [
                 DeployedMember(model_id=m.model_id, key=m.key, state=MemberState.SUCCESS)
                 for m in made.members
             ]
-            registry.put_member_states(deployment_id, made.id, states)
-            registry.commit_group(deployment_id, made.id, generation, request)
+            registry.deployments.put_members(deployment_id, made.id, states)
+            registry.deployments.commit(deployment_id, made.id, generation, request)
             say(str(generation))
-            registry.advance(request, 90, "draining")
-            registry.succeed(request)
+            registry.work_requests.advance(request, 90, "draining")
+            registry.work_requests.succeed(request)
 
 
 if __name__ == "__main__":

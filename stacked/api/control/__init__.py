@@ -51,7 +51,7 @@ def _own(app: FastAPI, service: Service) -> None:
         """Whether a file's engine settings are those in use; the settings themselves stay here."""
         if body.engine is None:
             return
-        held = service.registry.get_deployment(service.deployment_id).configuration
+        held = service.registry.deployments.get(service.deployment_id).configuration
         names = asked.differing(body.engine, held.get("engine", {}))
         if names:
             raise UpdateNotLive(

@@ -31,7 +31,7 @@ def artifact_routes(router: APIRouter, service: Service, allowed: Depends) -> No
 def _of_models(router: APIRouter, service: Service, allowed: Depends) -> None:
     @router.post(_MODEL, dependencies=[allowed])
     async def create(id: str, request: Request) -> Response:
-        record = kept(await asyncio.to_thread(service.registry.get_model, id))
+        record = kept(await asyncio.to_thread(service.registry.models.get, id))
         expect = expected(request, record)
         server = service.config.server
         limit, setting = server.max_artifact_bytes, "server.max_artifact_bytes"
@@ -43,13 +43,13 @@ def _of_models(router: APIRouter, service: Service, allowed: Depends) -> None:
     @router.get(f"{_MODEL}/content")
     @router.head(f"{_MODEL}/content")
     def get(id: str, request: Request) -> Response:
-        return _download(service, request, service.registry.get_model(id))
+        return _download(service, request, service.registry.models.get(id))
 
 
 def _of_groups(router: APIRouter, service: Service, allowed: Depends) -> None:
     @router.post(_GROUP, dependencies=[allowed])
     async def create(id: str, request: Request) -> Response:
-        record = kept(await asyncio.to_thread(service.registry.get_group, id))
+        record = kept(await asyncio.to_thread(service.registry.groups.get, id))
         expect = expected(request, record)
         server = service.config.server
         limit, setting = server.max_artifact_bytes, "server.max_artifact_bytes"
@@ -61,14 +61,14 @@ def _of_groups(router: APIRouter, service: Service, allowed: Depends) -> None:
     @router.get(f"{_GROUP}/content")
     @router.head(f"{_GROUP}/content")
     def get(id: str, request: Request) -> Response:
-        return _download(service, request, service.registry.get_group(id))
+        return _download(service, request, service.registry.groups.get(id))
 
 
 def _of_metadata(router: APIRouter, service: Service, allowed: Depends, kind: str) -> None:
     path = f"/models/{{id}}/{kind}/{{key}}/artifact"
 
     async def write(id: str, key: str, request: Request, *, new: bool) -> Response:
-        record = kept(await asyncio.to_thread(service.registry.get_model, id))
+        record = kept(await asyncio.to_thread(service.registry.models.get, id))
         expect = expected(request, record)
         part = wire.metadata_part(kind, key)
         limit, setting = service.config.server.max_body_bytes, "server.max_body_bytes"
@@ -87,13 +87,13 @@ def _of_metadata(router: APIRouter, service: Service, allowed: Depends, kind: st
 
     @router.delete(path, dependencies=[allowed])
     def delete(id: str, key: str, request: Request) -> Response:
-        expect = expected(request, service.registry.get_model(id))
+        expect = expected(request, service.registry.models.get(id))
         return done(service.catalogue.detach(id, wire.metadata_part(kind, key), expect))
 
     @router.get(f"{path}/content")
     @router.head(f"{path}/content")
     def get(id: str, key: str, request: Request) -> Response:
-        record = service.registry.get_model(id)
+        record = service.registry.models.get(id)
         return _download(service, request, record, wire.metadata_part(kind, key))
 
 

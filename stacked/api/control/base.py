@@ -400,7 +400,7 @@ def finished(
     """
     entity, collection = what
     affected = Affected(action, entity, record.id, f"{PREFIX}/{collection}/{record.id}")
-    work = registry.open_work_request(operation, [affected], compartment_id=record.compartment_id)
-    registry.advance(work.id, 0.0)
-    registry.succeed(work.id, f"{record.display_name or record.id}: {action.lower()}")
+    work = registry.work_requests.open(operation, [affected], compartment_id=record.compartment_id)
+    registry.work_requests.advance(work.id, 0.0)
+    registry.work_requests.succeed(work.id, f"{record.display_name or record.id}: {action.lower()}")
     return {"opc-work-request-id": work.id}

@@ -47,7 +47,7 @@ def _read(router: APIRouter, service: Service) -> None:
         url = url_of(request)
         return listed(
             request,
-            service.registry.list_deployments,
+            service.registry.deployments.list,
             LIST_SORTS,
             LIST_FILTERS,
             lambda record: wire.deployment_summary(record, url),
@@ -55,7 +55,7 @@ def _read(router: APIRouter, service: Service) -> None:
 
     @router.get("/modelDeployments/{id}")
     def get(id: str, request: Request) -> JSONResponse:
-        record = service.registry.get_deployment(id)
+        record = service.registry.deployments.get(id)
         return shown(wire.deployment(record, url_of(request)), record)
 
     @router.get("/modelDeployments/{id}/models/modelState")
@@ -90,7 +90,7 @@ def _create_and_update(router: APIRouter, service: Service, allowed: Depends) ->
     async def update(id: str, request: Request) -> Response:
         tree = await tree_of(request, service)
         body = asked.UpdateDeployment.model_validate(tree)
-        record = await asyncio.to_thread(service.registry.get_deployment, id)
+        record = await asyncio.to_thread(service.registry.deployments.get, id)
         expect = expected(request, record)
         revision = revision_of(body, tree, record)
         return _accepted(await service.deployments.update(id, revision, expect))
@@ -121,7 +121,7 @@ def revision_of(body: asked.UpdateDeployment, tree: wire.Json, record: Deploymen
 
 def _actions(router: APIRouter, service: Service, allowed: Depends) -> None:
     async def found(id: str, request: Request) -> Deployment | None:
-        record = await asyncio.to_thread(service.registry.get_deployment, id)
+        record = await asyncio.to_thread(service.registry.deployments.get, id)
         return expected(request, record)
 
     @router.delete("/modelDeployments/{id}", dependencies=[allowed])
@@ -140,7 +140,7 @@ def _actions(router: APIRouter, service: Service, allowed: Depends) -> None:
     async def move(id: str, request: Request) -> Response:
         body = await read(request, service, asked.ChangeCompartment)
         expect = await found(id, request)
-        change = service.registry.update_deployment
+        change = service.registry.deployments.update
         return done(await asyncio.to_thread(change, id, expect, compartment_id=body.compartment_id))
 
 

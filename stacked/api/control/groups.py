@@ -110,7 +110,7 @@ class GroupDetails(RequestModel):
             return None
         return tuple(item.model_dump(by_alias=True, exclude_none=True) for item in items)
 
-    def check_same_kind(self, origin: records.ModelGroup) -> None:
+    def check_same_kind(self, origin: records.GroupRecord) -> None:
         """Raises GroupInvalid for a clone of another kind or base than its source."""
         if self.type != origin.kind:
             raise GroupInvalid(f"a clone is of its source's type {origin.kind}, not {self.type}")
@@ -132,8 +132,8 @@ class CreateGroup(_Labels):
     model_group_details: GroupDetails
     member_model_entries: MemberEntries
 
-    def group(self, service: Service, created_by: str) -> records.ModelGroup:
-        return records.ModelGroup(
+    def group(self, service: Service, created_by: str) -> records.GroupRecord:
+        return records.GroupRecord(
             **self.head(created_by, "modelgroup"),
             id=new_id(GROUP),
             description=self.description,
@@ -186,16 +186,16 @@ class CloneSource(RequestModel):
     modify_model_group_details: Modified | None = None
     patch_model_group_member_model_details: Patches | None = None
 
-    def origin(self, service: Service) -> tuple[records.ModelGroup, str | None]:
+    def origin(self, service: Service) -> tuple[records.GroupRecord, str | None]:
         """The group to clone, and the history whose latest it is. Raises RecordConflict."""
         id, history = self.source_id, None
         if self.model_group_clone_source_type == "MODEL_GROUP_VERSION_HISTORY":
             history = id
-            latest = service.registry.get_version_history(history).latest_group_id
+            latest = service.registry.histories.get(history).latest_group_id
             if latest is None:
                 raise RecordConflict(f"version history {history} has no model group to clone")
             id = latest
-        group = service.registry.get_group(id)
+        group = service.registry.groups.get(id)
         if group.state is GroupState.DELETED:
             raise RecordConflict(f"model group {id} is deleted, and cannot be cloned")
         return group, history
@@ -207,7 +207,7 @@ class CloneGroup(RequestModel):
     project_id: Text = ""
     model_group_clone_source_details: CloneSource
 
-    def group(self, service: Service, created_by: str) -> records.ModelGroup:
+    def group(self, service: Service, created_by: str) -> records.GroupRecord:
         """What the source is, but for what is modified; of a history, its next version."""
         source = self.model_group_clone_source_details
         origin, history = source.origin(service)
@@ -223,7 +223,7 @@ class CloneGroup(RequestModel):
             "project_id": self.project_id or origin.project_id,
             "tags": {**origin.tags, **modified.tags()},
         }
-        return records.ModelGroup(
+        return records.GroupRecord(
             **head,
             id=new_id(GROUP),
             description=modified.description or origin.description,
@@ -257,7 +257,7 @@ class UpdateGroup(Updated):
         given = {name: value for name, value in columns.items() if value is not None}
         return {**super().changes(record), **given}
 
-    def check_mutable(self, group: records.ModelGroup) -> None:
+    def check_mutable(self, group: records.GroupRecord) -> None:
         """Raises ParameterInvalid where what makes the group is another than it is."""
         details, entries = self.model_group_details, self.member_model_entries
         pairs: dict[str, tuple[Any, Any]] = {
@@ -350,7 +350,7 @@ class ModelGroupModelSummary(StatefulResource):
     @classmethod
     def of(cls, record: GroupModel, **more: Any) -> Self:
         model = record.model
-        named = {"model_id": model.id, "inference_key": record.key}
+        named = {"model_id": model.id, "inference_key": record.member.key}
         return super().of(model, is_model_by_reference=wire.is_by_reference(model), **named, **more)
 
 
@@ -370,13 +370,13 @@ def create_model_group(
 def list_model_groups(
     query: Annotated[GroupQuery, Query()], service: Served, response: Response
 ) -> list[ModelGroupSummary]:
-    page = service.registry.list_groups(query.reading(), **query.filters())
+    page = service.registry.groups.list(query.reading(), **query.filters())
     return paged(response, page, ModelGroupSummary.of)
 
 
 @router.get("/{id}", responses=success("etag"))
 def get_model_group(id: str, service: Served, response: Response) -> ModelGroup:
-    record = service.registry.get_group(id)
+    record = service.registry.groups.get(id)
     return shown(response, record, ModelGroup.of(record))
 
 
@@ -384,7 +384,7 @@ def get_model_group(id: str, service: Served, response: Response) -> ModelGroup:
 def list_model_group_models(
     id: str, query: Annotated[MemberQuery, Query()], service: Served, response: Response
 ) -> list[ModelGroupModelSummary]:
-    page = service.registry.list_group_models(id, query.reading(), **query.filters())
+    page = service.registry.groups.list_models(id, query.reading(), **query.filters())
     return paged(response, page, ModelGroupModelSummary.of)
 
 
@@ -392,11 +392,11 @@ def list_model_group_models(
 def update_model_group(
     id: str, body: UpdateGroup, service: Served, response: Response, if_match: IfMatch = None
 ) -> ModelGroup:
-    record = service.registry.get_group(id)
+    record = service.registry.groups.get(id)
     expect = expected(if_match, record)
     body.check_mutable(record)
     changes: Any = body.changes(record)
-    record = service.registry.update_group(id, expect, **changes)
+    record = service.registry.groups.update(id, expect, **changes)
     return shown(response, record, ModelGroup.of(record))
 
 
@@ -404,8 +404,8 @@ def update_model_group(
 def change_model_group_compartment(
     id: str, body: ChangeCompartment, service: Served, if_match: IfMatch = None
 ) -> Response:
-    expect = expected(if_match, service.registry.get_group(id))
-    return done(service.registry.update_group(id, expect, compartment_id=body.compartment_id))
+    expect = expected(if_match, service.registry.groups.get(id))
+    return done(service.registry.groups.update(id, expect, compartment_id=body.compartment_id))
 
 
 @router.post(
@@ -432,7 +432,7 @@ def deactivate_model_group(
 
 @router.delete("/{id}", dependencies=CHANGE, **bare(202, "etag", "opc-work-request-id"))
 def delete_model_group(id: str, service: Served, if_match: IfMatch = None) -> Response:
-    expect = expected(if_match, service.registry.get_group(id))
+    expect = expected(if_match, service.registry.groups.get(id))
     gone = service.catalogue.delete_group(id, expect)
     return done(gone, finished(service.registry, "MODEL_GROUP_DELETE", "DELETED", _KIND, gone), 202)
 
@@ -441,8 +441,8 @@ def _switched(
     service: Service, id: str, state: GroupState, response: Response, if_match: str | None
 ) -> ModelGroup:
     registry = service.registry
-    expect = expected(if_match, registry.get_group(id))
-    record = registry.set_group_state(id, state, expect=expect)
+    expect = expected(if_match, registry.groups.get(id))
+    record = registry.groups.set_state(id, state, expect=expect)
     # Clients of OCI's own tools look for a work request here too.
     work = finished(registry, "MODEL_GROUP_UPDATE", "UPDATED", _KIND, record)
     return shown(response, record, ModelGroup.of(record), work)

@@ -79,7 +79,7 @@ def create_model_group_version_history(
         latest_group_id=body.latest_model_group_id or None,
         **body.head(caller),
     )
-    record = service.registry.create_version_history(new)
+    record = service.registry.histories.create(new)
     return shown(response, record, ModelGroupVersionHistory.of(record))
 
 
@@ -87,7 +87,7 @@ def create_model_group_version_history(
 def list_model_group_version_histories(
     query: Annotated[HistoryQuery, Query()], service: Served, response: Response
 ) -> list[ModelGroupVersionHistorySummary]:
-    page = service.registry.list_version_histories(query.reading(), **query.filters())
+    page = service.registry.histories.list(query.reading(), **query.filters())
     return paged(response, page, ModelGroupVersionHistorySummary.of)
 
 
@@ -95,7 +95,7 @@ def list_model_group_version_histories(
 def get_model_group_version_history(
     id: str, service: Served, response: Response
 ) -> ModelGroupVersionHistory:
-    record = service.registry.get_version_history(id)
+    record = service.registry.histories.get(id)
     return shown(response, record, ModelGroupVersionHistory.of(record))
 
 
@@ -103,10 +103,10 @@ def get_model_group_version_history(
 def update_model_group_version_history(
     id: str, body: UpdateHistory, service: Served, response: Response, if_match: IfMatch = None
 ) -> ModelGroupVersionHistory:
-    record = service.registry.get_version_history(id)
+    record = service.registry.histories.get(id)
     changes: Any = body.changes(record)
     expect = expected(if_match, record)
-    record = service.registry.update_version_history(id, expect, **changes)
+    record = service.registry.histories.update(id, expect, **changes)
     return shown(response, record, ModelGroupVersionHistory.of(record))
 
 
@@ -114,8 +114,8 @@ def update_model_group_version_history(
 def change_model_group_version_history_compartment(
     id: str, body: ChangeCompartment, service: Served, if_match: IfMatch = None
 ) -> Response:
-    expect = expected(if_match, service.registry.get_version_history(id))
-    change = service.registry.update_version_history
+    expect = expected(if_match, service.registry.histories.get(id))
+    change = service.registry.histories.update
     return done(change(id, expect, compartment_id=body.compartment_id))
 
 
@@ -124,8 +124,8 @@ def delete_model_group_version_history(
     id: str, service: Served, if_match: IfMatch = None
 ) -> Response:
     registry = service.registry
-    expect = expected(if_match, registry.get_version_history(id))
-    registry.set_version_history_state(id, HistoryState.DELETING, expect=expect)
-    gone = registry.set_version_history_state(id, HistoryState.DELETED)
+    expect = expected(if_match, registry.histories.get(id))
+    registry.histories.set_state(id, HistoryState.DELETING, expect=expect)
+    gone = registry.histories.set_state(id, HistoryState.DELETED)
     operation = "MODEL_GROUP_VERSION_HISTORY_DELETE"
     return done(gone, finished(registry, operation, "DELETED", _KIND, gone), 202)

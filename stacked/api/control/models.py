@@ -69,12 +69,12 @@ def _create_and_read(router: APIRouter, service: Service, allowed: Depends) -> N
     @router.get("/models")
     def list_(request: Request) -> JSONResponse:
         return listed(
-            request, service.registry.list_models, SORTS, LIST_FILTERS, wire.model_summary
+            request, service.registry.models.list, SORTS, LIST_FILTERS, wire.model_summary
         )
 
     @router.get("/models/{id}")
     def get(id: str) -> JSONResponse:
-        return _shown(service, service.registry.get_model(id))
+        return _shown(service, service.registry.models.get(id))
 
 
 def _create(service: Service, body: asked.CreateModel, created_by: str) -> Model:
@@ -93,7 +93,7 @@ def _create(service: Service, body: asked.CreateModel, created_by: str) -> Model
     source, id = body.item("source"), asked.model_id_given(body)
     if source:
         return service.catalogue.register(model, source, id)
-    return service.registry.put_model(replace(model, id=new_id(MODEL)))
+    return service.registry.models.put(replace(model, id=new_id(MODEL)))
 
 
 def _change(router: APIRouter, service: Service, allowed: Depends) -> None:
@@ -104,7 +104,7 @@ def _change(router: APIRouter, service: Service, allowed: Depends) -> None:
 
     @router.delete("/models/{id}", dependencies=[allowed])
     def delete(id: str, request: Request) -> Response:
-        record = service.registry.get_model(id)
+        record = service.registry.models.get(id)
         return done(service.catalogue.delete(id, expected(request, record)))
 
     @router.post("/models/{id}/actions/activate", dependencies=[allowed])
@@ -118,29 +118,29 @@ def _change(router: APIRouter, service: Service, allowed: Depends) -> None:
     @router.post("/models/{id}/actions/changeCompartment", dependencies=[allowed])
     async def move(id: str, request: Request) -> Response:
         body = await read(request, service, asked.ChangeCompartment)
-        record = await asyncio.to_thread(service.registry.get_model, id)
+        record = await asyncio.to_thread(service.registry.models.get, id)
         changes: Any = {"compartment_id": body.compartment_id}
         expect = expected(request, record)
-        changed = await asyncio.to_thread(service.registry.update_model, id, expect, **changes)
+        changed = await asyncio.to_thread(service.registry.models.update, id, expect, **changes)
         return done(changed)
 
 
 def _update(service: Service, id: str, request: Request, body: asked.UpdateModel) -> JSONResponse:
-    record = service.registry.get_model(id)
+    record = service.registry.models.get(id)
     expect = expected(request, record)
     asked.check_source(body, wire.shown_source(record.source))
     changes: Any = body.changes(record.tags, record.extra)
-    return _shown(service, service.registry.update_model(id, expect, **changes))
+    return _shown(service, service.registry.models.update(id, expect, **changes))
 
 
 def _move(service: Service, id: str, state: ModelState, request: Request) -> JSONResponse:
-    record = service.registry.get_model(id)
+    record = service.registry.models.get(id)
     expect = expected(request, record)
-    return _shown(service, service.registry.set_model_state(id, state, expect=expect))
+    return _shown(service, service.registry.models.set_state(id, state, expect=expect))
 
 
 def _shown(service: Service, record: Model) -> JSONResponse:
-    parts = [artifact.part for artifact in service.registry.artifacts_of(record.id)]
+    parts = [artifact.part for artifact in service.registry.artifacts.of(record.id)]
     return shown(wire.model(record, parts), record)
 
 
@@ -159,20 +159,20 @@ def _provenance(router: APIRouter, service: Service, allowed: Depends) -> None:
 
     @router.get("/models/{id}/provenance")
     def get(id: str) -> JSONResponse:
-        record = service.registry.get_model(id)
+        record = service.registry.models.get(id)
         return shown(wire.provenance(_provenance_of(record)), record)
 
 
 def _provide(
     service: Service, id: str, request: Request, body: asked.Provenance, new: bool
 ) -> JSONResponse:
-    record = service.registry.get_model(id)
+    record = service.registry.models.get(id)
     expect = expected(request, record)
     if new and "provenance" in record.extra:
         raise RecordConflict(f"model {id} has a provenance; update it instead")
     before = {} if new else _provenance_of(record)
     extra = {**record.extra, "provenance": {**before, **body.given()}}
-    changed = service.registry.update_model(id, expect, extra=extra)
+    changed = service.registry.models.update(id, expect, extra=extra)
     return shown(wire.provenance(_provenance_of(changed)), changed)
 
 

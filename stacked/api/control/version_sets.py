@@ -98,7 +98,7 @@ def create_model_version_set(
     body: CreateModelVersionSet, service: Served, caller: Caller, response: Response
 ) -> ModelVersionSet:
     new = VersionSet(id=new_id(VERSION_SET), description=body.description, **body.head(caller))
-    record = service.registry.create_version_set(new)
+    record = service.registry.version_sets.create(new)
     return shown(response, record, ModelVersionSet.of(record))
 
 
@@ -106,13 +106,13 @@ def create_model_version_set(
 def list_model_version_sets(
     query: Annotated[VersionSetQuery, Query()], service: Served, response: Response
 ) -> list[ModelVersionSetSummary]:
-    page = service.registry.list_version_sets(query.reading(), **query.filters())
+    page = service.registry.version_sets.list(query.reading(), **query.filters())
     return paged(response, page, ModelVersionSetSummary.of)
 
 
 @router.get("/{id}", responses=success("etag"))
 def get_model_version_set(id: str, service: Served, response: Response) -> ModelVersionSet:
-    record = service.registry.get_version_set(id)
+    record = service.registry.version_sets.get(id)
     return shown(response, record, ModelVersionSet.of(record))
 
 
@@ -124,10 +124,10 @@ def update_model_version_set(
     response: Response,
     if_match: IfMatch = None,
 ) -> ModelVersionSet:
-    record = service.registry.get_version_set(id)
+    record = service.registry.version_sets.get(id)
     changes: Any = body.changes(record)
     expect = expected(if_match, record)
-    record = service.registry.update_version_set(id, expect, **changes)
+    record = service.registry.version_sets.update(id, expect, **changes)
     return shown(response, record, ModelVersionSet.of(record))
 
 
@@ -138,8 +138,8 @@ def change_model_version_set_compartment(
     id: str, body: ChangeCompartment, service: Served, if_match: IfMatch = None
 ) -> Response:
     registry = service.registry
-    expect = expected(if_match, registry.get_version_set(id))
-    moved = registry.update_version_set(id, expect, compartment_id=body.compartment_id)
+    expect = expected(if_match, registry.version_sets.get(id))
+    moved = registry.version_sets.update(id, expect, compartment_id=body.compartment_id)
     return done(moved, finished(registry, "MODELVERSIONSET_MOVE", "UPDATED", _KIND, moved))
 
 
@@ -152,10 +152,10 @@ def delete_model_version_set(
 ) -> Response:
     """With its models, these go first; one that is served stops it there."""
     registry = service.registry
-    expect = expected(if_match, registry.get_version_set(id))
+    expect = expected(if_match, registry.version_sets.get(id))
     if with_models:
-        for model_id in registry.models_of_version_set(id):
+        for model_id in registry.version_sets.models_of(id):
             service.catalogue.delete(model_id)
-    gone = registry.delete_version_set(id, expect)
+    gone = registry.version_sets.delete(id, expect)
     work = finished(registry, "MODELVERSIONSET_DELETE", "DELETED", _KIND, gone)
     return done(gone, work, 202)

@@ -77,13 +77,13 @@ class WorkRequestError(ResponseModel):
 def list_work_requests(
     query: Annotated[WorkRequestQuery, Query()], service: Served, response: Response
 ) -> list[WorkRequest]:
-    page = service.registry.list_work_requests(query.reading(), **query.filters())
+    page = service.registry.work_requests.list(query.reading(), **query.filters())
     return paged(response, page, WorkRequest.of)
 
 
 @router.get("/{id}", responses=success("etag", "retry-after"))
 def get_work_request(id: str, service: Served, response: Response) -> WorkRequest:
-    record = service.registry.get_work_request(id)
+    record = service.registry.work_requests.get(id)
     headers = {} if record.time_finished else {"retry-after": "1"}
     return shown(response, record, WorkRequest.of(record), headers)
 
@@ -92,7 +92,7 @@ def get_work_request(id: str, service: Served, response: Response) -> WorkReques
 def list_work_request_logs(
     id: str, query: Annotated[Paged, Query()], service: Served, response: Response
 ) -> list[WorkRequestLogEntry]:
-    page = service.registry.list_logs(id, query.reading())
+    page = service.registry.work_requests.list_logs(id, query.reading())
     return paged(response, page, WorkRequestLogEntry.of)
 
 
@@ -100,7 +100,7 @@ def list_work_request_logs(
 def list_work_request_errors(
     id: str, query: Annotated[Paged, Query()], service: Served, response: Response
 ) -> list[WorkRequestError]:
-    page = service.registry.list_errors(id, query.reading())
+    page = service.registry.work_requests.list_errors(id, query.reading())
     return paged(response, page, WorkRequestError.of)
 
 
@@ -111,6 +111,6 @@ def list_work_request_errors(
     response_description="Cancellation accepted",
 )
 async def cancel_work_request(id: str, service: Served, if_match: IfMatch = None) -> Response:
-    check_match(if_match, await asyncio.to_thread(service.registry.get_work_request, id))
+    check_match(if_match, await asyncio.to_thread(service.registry.work_requests.get, id))
     await service.deployments.cancel(id)
     return Response(status_code=202)

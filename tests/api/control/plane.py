@@ -20,7 +20,7 @@ from starlette.testclient import TestClient
 from stacked.api.routes import create_routes
 from stacked.catalogue import Catalogue
 from stacked.config import BaseConfig, Config, ServerConfig
-from stacked.registry import Deployment, GroupMember, Model, ModelGroup, Registry
+from stacked.registry import Deployment, GroupMember, GroupRecord, Model, Registry
 from stacked.service import Service
 from stacked.store import AdapterStore
 from tests.store.small import write_adapter, write_base
@@ -101,20 +101,20 @@ def control_plane(directory: Path, **server: Any) -> Iterator[Plane]:
 
 
 def stock(registry: Registry, base: Path) -> None:
-    registry.put_model(
+    registry.models.put(
         Model(
             id=BASE, kind="base", digest="sha256:" + "b" * 64, display_name="base", source=str(base)
         )
     )
     members = (GroupMember(BASE, "base"),)
-    registry.create_group(
-        ModelGroup(id=GROUP, display_name="served", base_model_id=BASE, members=members)
+    registry.groups.create(
+        GroupRecord(id=GROUP, display_name="served", base_model_id=BASE, members=members)
     )
-    registry.create_deployment(Deployment(id=DEPLOYMENT, display_name="demo"))
-    work = registry.open_work_request("MODEL_DEPLOYMENT_CREATE")
-    registry.advance(work.id, 10)
-    registry.commit_group(DEPLOYMENT, GROUP, 1, work.id)
-    registry.succeed(work.id)
+    registry.deployments.create(Deployment(id=DEPLOYMENT, display_name="demo"))
+    work = registry.work_requests.open("MODEL_DEPLOYMENT_CREATE")
+    registry.work_requests.advance(work.id, 10)
+    registry.deployments.commit(DEPLOYMENT, GROUP, 1, work.id)
+    registry.work_requests.succeed(work.id)
 
 
 def zipped(directory: Path, prefix: str = "") -> bytes:

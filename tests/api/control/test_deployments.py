@@ -83,7 +83,7 @@ def plane_of(machine: Machine, **server: Any) -> Plane:
         registry=machine.registry,
         deployments=machine.deployments,
         check_served=machine.deployments.check_served,
-        member_states=machine.registry.list_member_states,
+        member_states=machine.registry.deployments.list_members,
         config=ControlConfig(server=ServerConfig(**server)),
     )
     app = Gateway(cast(Service, service), create_routes(cast(Service, service)))

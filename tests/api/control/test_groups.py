@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from stacked.registry import GroupMember, Model, ModelGroup, ModelState
+from stacked.registry import GroupMember, GroupRecord, Model, ModelState
 from tests.api.control.plane import (
     BASE,
     GROUP,
@@ -246,7 +246,7 @@ def test_a_wrong_group_is_refused_by_place_and_nothing_is_left(plane: Plane) -> 
 
 def test_500_fine_tunes_are_taken_and_501_are_not(plane: Plane) -> None:
     ids = [f"{BASE}{at:04}" for at in range(501)]
-    plane.registry.put_models(
+    plane.registry.models.put_all(
         [Model(id=id, kind="adapter", digest=f"sha256:{id}", base_model_id=BASE) for id in ids]
     )
     entries = [(id, f"k{at}") for at, id in enumerate(ids)]
@@ -263,12 +263,12 @@ def test_adapters_of_records_without_a_base_are_checked_when_a_group_needs_them(
 ) -> None:
     """Records of an earlier version do not say which base an adapter was checked against."""
     id = plane.adapter(1)
-    record = plane.registry.get_model(id)
+    record = plane.registry.models.get(id)
     old = Model(id=f"{BASE}-old", kind="adapter", digest=record.digest, rank=record.rank)
     gone = Model(id=f"{BASE}-gone", kind="adapter", digest="sha256:" + "9" * 64)
-    plane.registry.put_models([old, gone])
+    plane.registry.models.put_all([old, gone])
     make(plane, (old.id, "k"))
-    assert plane.registry.get_model(old.id).base_model_id == BASE
+    assert plane.registry.models.get(old.id).base_model_id == BASE
     said = plane.json("POST", "/modelGroups", 400, stacked_body((gone.id, "k")))
     assert "was not checked" in said["message"]
 
@@ -390,10 +390,10 @@ def test_groups_are_listed_by_every_filter_without_their_members(plane: Plane) -
     one = make(plane, displayName="one", projectId="q", modelGroupVersionHistoryId=line)["id"]
     off = make(plane, displayName="off")["id"]
     plane.json("POST", f"/modelGroups/{off}/actions/deactivate")
-    by = ModelGroup(
+    by = GroupRecord(
         id=f"{GROUP}2", base_model_id=BASE, members=(GroupMember(BASE),), created_by="me"
     )
-    plane.registry.create_group(by)
+    plane.registry.groups.create(by)
 
     def ids(query: str) -> list[str]:
         rows = plane.json("GET", f"/modelGroups?compartmentId=c&{query}")
@@ -461,4 +461,4 @@ def test_content_of_a_model_does_not_change_while_a_group_has_it(
     plane.ask("POST", path, 204, packed(plane.roots, 1, "folder/"))
     plane.ask("DELETE", f"/modelGroups/{made['id']}", 202)
     plane.ask("POST", path, 204, packed(plane.roots, 9))
-    assert plane.registry.get_model(adapters[0]).state is ModelState.ACTIVE
+    assert plane.registry.models.get(adapters[0]).state is ModelState.ACTIVE

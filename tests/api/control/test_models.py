@@ -115,7 +115,7 @@ def test_a_source_is_read_from_the_roots_alone(
 
 def test_the_secrets_of_a_source_are_not_shown(plane: Plane) -> None:
     address = "https://me:secret@host/a.zip?signature=secret"
-    plane.registry.put_model(
+    plane.registry.models.put(
         Model(id=f"{BASE}1", kind="adapter", digest="sha256:1", source=address)
     )
     shown = plane.ask("GET", f"/models/{BASE}1").text
@@ -264,7 +264,7 @@ def test_provenance_is_written_once_and_then_updated(plane: Plane) -> None:
 def test_models_are_listed_by_every_filter(plane: Plane) -> None:
     one = plane.model(displayName="one", projectId="p", versionLabel="v1")
     two = plane.model(displayName="two", projectId="q")
-    plane.registry.put_model(
+    plane.registry.models.put(
         Model(id=f"{BASE}9", kind="adapter", digest="sha256:9", created_by="me", display_name="by")
     )
 

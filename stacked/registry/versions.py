@@ -1,0 +1,226 @@
+"""Names under which things are numbered: version histories of groups, version sets of models.
+
+Both are a record with a name that is unique among those that are not deleted. A group or a model
+joins one of them at most, and is its next version from then on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Generic, TypedDict, TypeVar, Unpack
+
+from sqlalchemy import Connection, Table, Text, func, literal, select, type_coerce, update
+
+from stacked.errors import RecordAbsent, RecordConflict
+from stacked.registry.ids import now
+from stacked.registry.paging import FIRST
+from stacked.registry.records import JsonObject, ModelVersionSet, Page, Query, VersionHistory
+from stacked.registry.repository import Repository, Rows, differing
+from stacked.registry.schema import groups, histories, models, version_sets
+from stacked.registry.states import HistoryState
+
+V = TypeVar("V", bound=VersionHistory | ModelVersionSet)
+
+
+class HistoryFilters(TypedDict, total=False):
+    """None does not filter."""
+
+    id: str | None
+    display_name: str | None
+    state: HistoryState | None
+    created_by: str | None
+    compartment_id: str | None
+    project_id: str | None
+
+
+class VersionSetFilters(HistoryFilters, total=False):
+    """All that are stored are of category USER."""
+
+    category: str | None
+
+
+class VersionSetChanges(TypedDict, total=False):
+    """The name of a set stays: models are found by it."""
+
+    description: str
+    tags: JsonObject
+    compartment_id: str
+
+
+class HistoryChanges(VersionSetChanges, total=False):
+    """A latest group that is in no history yet joins this one."""
+
+    display_name: str
+    latest_group_id: str
+
+
+class Versions(Rows[V], Generic[V]):
+    """Records that number the rows of another table.
+
+    `items` is that table, whose column `link` names the record that a row has joined; `item` is
+    what messages call one of its rows.
+    """
+
+    def __init__(
+        self, record: type[V], noun: str, table: Table, items: Table, link: str, item: str
+    ) -> None:
+        super().__init__(record, noun, table)
+        # As OCI answers: a deleted history is in a wrong state, a deleted set is absent.
+        self.closed = RecordConflict if items is groups else RecordAbsent
+        self.items = items
+        self.link = items.c[link]
+        self.item = item
+
+    def create(self, connection: Connection, record: V) -> V:
+        """Insert it; what is there under the same name is returned. Raises RecordConflict."""
+        stored = self.find(connection, record.id)
+        if stored is None:
+            self.check_name(connection, record.display_name, record.id)
+            return self.insert(connection, record)
+        if differing(stored, record, ("display_name", "compartment_id", "project_id")):
+            raise RecordConflict(f"{self.noun} {record.id} is there under another name")
+        return stored
+
+    def check_name(self, connection: Connection, name: str, id: str) -> None:
+        """Raise RecordConflict where another record has the name."""
+        taken = connection.execute(
+            select(self.table.c.id).where(
+                self.table.c.display_name == name,
+                self.table.c.state != HistoryState.DELETED,
+                self.table.c.id != id,
+            )
+        ).scalar()
+        if taken is not None:
+            raise RecordConflict(f"a {self.noun} named {name!r} is there already: {taken}")
+
+    def join(self, connection: Connection, id: str, item_id: str) -> None:
+        """Make a row of the other table the next version; nothing where it is one already."""
+        row = connection.execute(
+            select(self.items.c.state, self.link).where(self.items.c.id == item_id)
+        ).first()
+        if row is None:
+            raise RecordAbsent(f"there is no {self.item} {item_id}")
+        state, joined = row
+        if state.value == "DELETED":
+            raise RecordAbsent(f"{self.item} {item_id} is DELETED; only its record is left")
+        if joined == id:
+            return
+        if joined is not None:
+            raise RecordConflict(f"{self.item} {item_id} is of {self.noun} {joined} already")
+        state = self.row(connection, id)["state"]
+        if state is not HistoryState.ACTIVE:
+            raise self.closed(
+                f"{self.noun} {id} is {state.value}; only an ACTIVE one takes a {self.item}"
+            )
+        highest = connection.execute(
+            select(func.max(self.items.c.version)).where(self.link == id)
+        ).scalar()
+        columns = {self.link.name: id, "version": (highest or 0) + 1, "time_updated": now()}
+        connection.execute(update(self.items).where(self.items.c.id == item_id).values(columns))
+        if "latest_group_id" in self.table.c:
+            self.change(connection, id, {"latest_group_id": item_id})
+
+    def forget(self, connection: Connection, id: str, item_id: str) -> None:
+        """A version was deleted: where it was the latest, that is now the highest one left."""
+        if self.row(connection, id)["latest_group_id"] == item_id:
+            left = self.versions(connection, id)
+            self.change(connection, id, {"latest_group_id": left[-1] if left else None})
+
+    def versions(self, connection: Connection, id: str) -> Sequence[str]:
+        """The ids of its versions that are not deleted, the lowest first."""
+        wanted = select(self.items.c.id).where(
+            self.link == id, type_coerce(self.items.c.state, Text) != "DELETED"
+        )
+        return connection.execute(wanted.order_by(self.items.c.version)).scalars().all()
+
+
+HISTORIES = Versions(
+    VersionHistory, "version history", histories, groups, "version_history_id", "model group"
+)
+SETS = Versions(
+    ModelVersionSet, "model version set", version_sets, models, "version_set_id", "model"
+)
+
+_HISTORIES = HISTORIES.listing(VersionHistory, HistoryFilters)
+_SETS = SETS.listing(ModelVersionSet, VersionSetFilters, category=literal("USER"))
+
+
+class HistoryRepository(Repository[VersionHistory]):
+    """Lines of groups under one name, each with its latest group."""
+
+    _rows = HISTORIES
+
+    def create(self, history: VersionHistory) -> VersionHistory:
+        """Idempotent; a latest group becomes its first version.
+
+        Raises RecordConflict for a name that is taken, or a group of another history.
+        """
+        with self._database.write() as connection:
+            HISTORIES.create(connection, replace(history, latest_group_id=None))
+            if history.latest_group_id is not None:
+                HISTORIES.join(connection, history.id, history.latest_group_id)
+            return HISTORIES.get(connection, history.id)
+
+    def list(self, query: Query = FIRST, **filters: Unpack[HistoryFilters]) -> Page[VersionHistory]:
+        return self._page(_HISTORIES, query, filters)
+
+    def update(
+        self, id: str, expect: VersionHistory | None = None, **changes: Unpack[HistoryChanges]
+    ) -> VersionHistory:
+        """Raises RecordConflict for a name that is taken, or a group of another history."""
+        with self._database.write() as connection:
+            HISTORIES.current(connection, id, expect)
+            if "display_name" in changes:
+                HISTORIES.check_name(connection, changes["display_name"], id)
+            if "latest_group_id" in changes:
+                HISTORIES.join(connection, id, changes["latest_group_id"])
+            return HISTORIES.change(connection, id, dict(changes))
+
+    def set_state(
+        self, id: str, state: HistoryState, reason: str = "", expect: VersionHistory | None = None
+    ) -> VersionHistory:
+        """Raises IllegalMove."""
+        with self._database.write() as connection:
+            HISTORIES.current(connection, id, expect)
+            return HISTORIES.move(connection, id, state, reason=reason)
+
+
+class VersionSetRepository(Repository[ModelVersionSet]):
+    """Models under one name, each the next version of it."""
+
+    _rows = SETS
+
+    def create(self, record: ModelVersionSet) -> ModelVersionSet:
+        """Idempotent. Raises RecordConflict for a name that is taken."""
+        with self._database.write() as connection:
+            return SETS.create(connection, record)
+
+    def list(
+        self, query: Query = FIRST, **filters: Unpack[VersionSetFilters]
+    ) -> Page[ModelVersionSet]:
+        return self._page(_SETS, query, filters)
+
+    def update(
+        self, id: str, expect: ModelVersionSet | None = None, **changes: Unpack[VersionSetChanges]
+    ) -> ModelVersionSet:
+        return self._update(id, expect, dict(changes))
+
+    def delete(self, id: str, expect: ModelVersionSet | None = None) -> ModelVersionSet:
+        """Leave the record alone. Raises RecordConflict while a model of it is not deleted."""
+        with self._database.write() as connection:
+            SETS.current(connection, id, expect)
+            left = SETS.versions(connection, id)
+            if left:
+                more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+                raise RecordConflict(
+                    f"model {left[0]}{more} of model version set {id} is not deleted; delete its "
+                    "models, or have them deleted with isDeleteRelatedModels=true"
+                )
+            SETS.move(connection, id, HistoryState.DELETING)
+            return SETS.move(connection, id, HistoryState.DELETED)
+
+    def models_of(self, id: str) -> Sequence[str]:
+        """The ids of its models that are not deleted, by version."""
+        with self._database.read() as connection:
+            return SETS.versions(connection, id)
