@@ -87,7 +87,7 @@ def test_the_build_must_fit_the_machine(
 
 
 @pytest.mark.parametrize(
-    ("build", "word"), [(None, "make setup"), (Build("vllm", "0.25.0", "cuda"), "0.26 to 0.32")]
+    ("build", "word"), [(None, "make setup"), (Build("vllm", "0.25.0", "cuda"), "0.26 to 0.33")]
 )
 def test_no_vllm_or_one_out_of_range_is_bad(
     monkeypatch: pytest.MonkeyPatch, build: Build | None, word: str

@@ -3,7 +3,7 @@
 It owns how that is read off vLLM's adapter manager, and where the answer is kept. Importing it
 imports neither vLLM nor torch.
 
-Relies on (vLLM 0.26 to 0.32): ``LoRAModelManager.modules`` has every layer that was wrapped,
+Relies on: ``LoRAModelManager.modules`` has every layer that was wrapped,
 ``.packed_modules`` the names by which adapters call the parts of a packed one,
 ``.packed_modules_mapping`` what its loader lets in for a packed one's last name; a wrapped
 layer's ``lora_a_stacked`` and ``lora_b_stacked`` are one tensor per part,
@@ -138,13 +138,21 @@ def _renames(model: Any) -> Renames:
     mapper = getattr(model, "hf_to_vllm_mapper", None)
     if mapper is None:
         return Renames()
-    mapper = mapper.get_rename_mapper()
+    if hasattr(mapper, "get_rename_mapper"):
+        mapper = mapper.get_rename_mapper()
+    else:  # up to 0.28
+        mapper = mapper.get_unstacked_mapper()
     return Renames(
-        regex=tuple((old.pattern, old.flags, new) for old, new in mapper.orig_to_new_regex.items()),
-        part=tuple(mapper.orig_to_new_substr.items()),
-        prefix=tuple(mapper.orig_to_new_prefix.items()),
-        suffix=tuple(mapper.orig_to_new_suffix.items()),
+        regex=tuple((old.pattern, old.flags, new) for old, new in _kept(mapper.orig_to_new_regex)),
+        part=tuple(_kept(mapper.orig_to_new_substr)),
+        prefix=tuple(_kept(mapper.orig_to_new_prefix)),
+        suffix=tuple(_kept(mapper.orig_to_new_suffix)),
     )
+
+
+def _kept(renames: Mapping[Any, str | None]) -> Iterator[tuple[Any, str]]:
+    """Without the weights that vLLM is not to load, which an old mapper has among its renames."""
+    return ((old, new) for old, new in renames.items() if new is not None)
 
 
 class Asking:

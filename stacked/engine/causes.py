@@ -4,7 +4,7 @@ vLLM's processes tell each other only that something failed, and log what. While
 each of them writes the errors that it logs to one file too, which the process that starts the
 engine reads when it fails.
 
-Relies on (vLLM 0.26 to 0.32): its loggers are below the one called ``vllm``, and a process that
+Relies on: its loggers are below the one called ``vllm``, and a process that
 fails logs the exception before it ends; every process calls ``orphans.end_with_parent``.
 """
 

@@ -4,8 +4,8 @@ vLLM and transformers do everything but one step with an adapter's template, as 
 base's: that step, running it, is the sandbox's.
 
 Relies on `ChatParams.chat_template` reaching transformers' `_compile_jinja_template` as the object
-that it is, and on that one's result being asked for `render` and `environment.parse` alone (vLLM
-0.26 to 0.32, transformers 4.53 to 5.19).
+that it is, and on that one's result being asked for `render` and `environment.parse` alone
+(transformers 4.53 to 5.20).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from stacked.chat import ChatTemplates, Sandbox
+from stacked.engine.support import load_chat_template
 from stacked.errors import ChatTemplateInvalid, EngineLoadFailed
 
 logger = logging.getLogger("stacked.engine.chat")
@@ -112,10 +113,7 @@ class Chats:
     @cached_property
     def default(self) -> str | None:
         """What vLLM renders with where neither request nor adapter brings a template."""
-        from vllm.renderers.chat_utils import load_chat_template
-
-        text: str | None = load_chat_template(self._template)
-        return text
+        return load_chat_template(self._template)
 
     def _are_used(self) -> bool:
         """Whether vLLM renders this base's chats by templates at all."""

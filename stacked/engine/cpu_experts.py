@@ -6,7 +6,7 @@ experts.
 Where LoRA is on, vLLM computes experts by Triton's kernel, whether or not an adapter is on them,
 and no build for a CPU has that. Its kernels for a CPU take no LoRA.
 
-Relies on (vLLM 0.26 to 0.32): ``FusedMoEConfig.is_lora_enabled`` is what the kernel is chosen by,
+Relies on: ``FusedMoEConfig.is_lora_enabled`` is what the kernel is chosen by,
 and a layer that no LoRA class can replace stays what it is.
 """
 

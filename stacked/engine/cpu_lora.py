@@ -10,7 +10,7 @@ an adapter take part in nothing: what the base layer computed for them stays bit
 The slot tensors keep their shapes and owners, but their memory is laid out anew on first use, so
 that the slices of A lie side by side and B is contiguous along the output.
 
-Relies on (vLLM 0.26 to 0.32):
+Relies on:
 - ``PunicaWrapperBase.update_metadata`` fills ``token_lora_indices`` and ``sampler_indices`` (-1
   means no adapter) and ``_embeddings_indices``;
 - slot tensors are ``[slots, 1, rank, in]`` and ``[slots, 1, out, rank]``, live as long as their

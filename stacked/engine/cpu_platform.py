@@ -30,8 +30,9 @@ class StackedCpuPlatform(_PlatformOfVllm):  # type: ignore[misc]
 
     @classmethod
     def register_triton_kernel_overrides(cls) -> None:
-        """Called in each worker before it builds the model."""
-        super().register_triton_kernel_overrides()
+        """Called in each worker before it builds the model, see `platform.worker_plugin`."""
+        if hasattr(_PlatformOfVllm, "register_triton_kernel_overrides"):
+            super().register_triton_kernel_overrides()
         from stacked.engine.cpu_experts import leave_experts_alone  # vLLM's layers, in a worker
         from stacked.engine.cpu_rope import flatten_heads
         from stacked.engine.cpu_rows import lay_out_single_rows

@@ -6,7 +6,7 @@ vLLM's kernel for a CPU is right for ``[tokens, heads * size]``, and turns other
 should where it is given ``[tokens, heads, size]``, without an error: bases with latent attention
 (DeepSeek, GLM 4 MoE Lite) and LFM2 answer something else there than transformers does.
 
-Relies on (vLLM 0.26 to 0.32): layers call ``RotaryEmbedding.forward_cpu``, which writes in place.
+Relies on: layers call ``RotaryEmbedding.forward_cpu``, which writes in place.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ vLLM's convolution for a CPU takes rows that stand close together. Its layer see
 ``contiguous()``, which leaves a single row of a wider tensor as it is, and the kernel then ends the
 engine: at a prompt of one token, or of one more than a step reads.
 
-Relies on (vLLM 0.26 to 0.32): the layer calls the kernel by the name that is replaced here.
+Relies on: the layer calls the kernel by the name that is replaced here.
 """
 
 from __future__ import annotations

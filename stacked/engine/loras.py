@@ -3,7 +3,7 @@
 It owns which method of vLLM's does what, and which slot a staged adapter may have; what a tensor
 means is left to vLLM, whose own code does every check and every copy.
 
-Relies on (vLLM 0.26 to 0.32):
+Relies on:
 - the worker's LoRA manager is an ``LRUCacheWorkerLoRAManager`` with ``_load_adapter``, and
   ``vllm.lora.lora_model`` reads for it by ``safetensors.safe_open``, ``keys`` and ``get_tensor``;
 - ``lora_config.lora_dtype`` is what it converts to, and ``tensor.to`` and ``pin_memory`` give back

@@ -1,10 +1,12 @@
 """`/v1/messages` beside adapters with chat templates of their own.
 
-vLLM asks the base's template two things once and for all: whether it takes system messages that do
-not come first, and which effort stands for no thinking. Here each adapter's template is asked.
+vLLM asks the base's template two things and remembers the answers: whether it takes system messages
+that do not come first, and which effort stands for no thinking. Here there is an answer for each
+adapter's template.
 
-Relies on `AnthropicServingMessages._merge_inline_system`, `._disabled_thinking_effort`,
-`._get_disabled_thinking_effort` and `._probe_disabled_thinking_effort` (vLLM 0.32).
+Relies on the attributes in which the handler remembers them: `_merge_inline_system` (vLLM 0.26 to
+0.33), `_disabled_thinking_effort` (0.31 and 0.32), and `_effort` of its
+`disabled_thinking_effort_resolver` (0.33). A probe is made where an effort is None.
 """
 
 from __future__ import annotations
@@ -18,25 +20,42 @@ from stacked.engine.chat import AdapterChat
 
 def messages_follow_templates(messages: Any, own: Callable[[], AdapterChat | None]) -> None:
     """Have vLLM's handler of Anthropic's messages ask what `own` gives at the time, if anything."""
-    if not hasattr(messages, "_merge_inline_system"):  # no such route here, or another vLLM
-        return
-    kind, bases = type(messages), messages._merge_inline_system
-    theirs, fixed = messages._get_disabled_thinking_effort, messages._disabled_thinking_effort
-    efforts: WeakKeyDictionary[AdapterChat, Any] = WeakKeyDictionary()
+    if hasattr(messages, "_merge_inline_system"):  # else there is no such route here
+        _for_each(messages, "_merge_inline_system", own, lambda chat: not chat.takes_late_system())
+    for holder, effort in (
+        (messages, "_disabled_thinking_effort"),
+        (getattr(messages, "disabled_thinking_effort_resolver", None), "_effort"),
+    ):
+        if getattr(holder, effort, "unknown") is None:  # else it is everybody's, as configured
+            _for_each(holder, effort, own, lambda chat: None)
 
-    def merge_inline_system(_self: Any) -> Any:
+
+def _for_each(
+    holder: Any,
+    name: str,
+    own: Callable[[], AdapterChat | None],
+    first: Callable[[AdapterChat], Any],
+) -> None:
+    """Have an attribute hold a value for each adapter's chat, which `first` tells at first."""
+    found: WeakKeyDictionary[AdapterChat, Any] = WeakKeyDictionary()
+    bases = getattr(holder, name)
+
+    def read(_holder: Any) -> Any:
         chat = own()
-        return bases if chat is None else not chat.takes_late_system()
+        if chat is None:
+            return bases
+        if chat not in found:
+            found[chat] = first(chat)
+        return found[chat]
 
-    async def disabled_thinking_effort() -> Any:
+    def write(_holder: Any, value: Any) -> None:
+        nonlocal bases
         chat = own()
-        if chat is None or fixed is not None:
-            return await theirs()
-        if chat not in efforts:
-            efforts[chat] = await messages._probe_disabled_thinking_effort()
-        return efforts[chat]
+        if chat is None:
+            bases = value
+        else:
+            found[chat] = value
 
-    messages._get_disabled_thinking_effort = disabled_thinking_effort
+    kind = type(holder)
     # A property hides the attribute of the same name.
-    more = {"_merge_inline_system": property(merge_inline_system)}
-    messages.__class__ = type(kind.__name__, (kind,), more)
+    holder.__class__ = type(kind.__name__, (kind,), {name: property(read, write)})

@@ -5,8 +5,8 @@ view of what was selected for the current request, so that a name is resolved on
 hears of the request, and can mean another adapter for the next one.
 
 Relies on `OpenAIServingModels.lora_requests`, `.model_name`, `.is_base_model` and
-`.show_available_models`, and `AsyncLLM.generate(prompt, params, ...)` and `.renderer` (vLLM 0.26 to
-0.32), all of which are instance attributes or methods.
+`.show_available_models`, and `AsyncLLM.generate(prompt, params, ...)` and `.renderer`, all of which
+are instance attributes or methods.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ has: it ends when the parent does, also where that was before anybody looked, an
 server stands between them. The kernel's own signal for a parent's death (``PR_SET_PDEATHSIG``)
 follows the *thread* that started the child, and the server starts its engine from one that ends.
 
-Relies on (vLLM 0.26 to 0.32): processes that vLLM starts are children of Python's multiprocessing,
+Relies on: processes that vLLM starts are children of Python's multiprocessing,
 and call the plugins of ``vllm.platform_plugins`` when they import vLLM (one that returns None is
 passed over) and those of ``vllm.general_plugins`` when they are set up.
 """

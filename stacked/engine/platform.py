@@ -1,16 +1,19 @@
-"""The vLLM platform plugin that puts this package's CPU LoRA kernel in the place of vLLM's.
+"""The vLLM plugins that put this package's CPU LoRA kernel, and layers, in the place of vLLM's.
 
 It owns the choice alone: the kernel is in ``cpu_lora``, the platform class in ``cpu_platform``. It
 must not import them or torch, because vLLM calls the plugin in every process it starts.
 
-Relies on (vLLM 0.26 to 0.32): the entry-point group ``vllm.platform_plugins``, whose function
+Relies on: the entry-point group ``vllm.platform_plugins``, whose function
 returns the qualified name of a platform class or None and goes before vLLM's own platforms; and
 ``vllm.platforms.cpu_platform_plugin``, which says whether vLLM would run on the CPU.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+
+from stacked.engine.support import require_build
 
 SWITCH = "STACKED_CPU_LORA"
 PLATFORM = "stacked.engine.cpu_platform.StackedCpuPlatform"
@@ -34,9 +37,29 @@ def cpu_platform_plugin() -> str | None:
 def base_is_protected() -> bool:
     """Whether base requests are safe beside adapters in the platform that vLLM settled on.
 
-    False on a CPU where vLLM's kernel is in use: the plugin was switched off, left out of
-    ``VLLM_PLUGINS``, or passed over because ``VLLM_TARGET_DEVICE=cpu`` is set.
+    False on a CPU where vLLM's kernel is in use and from before 0.33: the plugin was switched off,
+    left out of ``VLLM_PLUGINS``, or passed over because ``VLLM_TARGET_DEVICE=cpu`` is set.
     """
     from vllm.platforms import current_platform  # settles the platform, so never at import time
 
-    return not current_platform.is_cpu() or current_platform.get_punica_wrapper() == KERNEL
+    if not current_platform.is_cpu() or current_platform.get_punica_wrapper() == KERNEL:
+        return True
+    return require_build().release >= (0, 33)
+
+
+def prepare_layers() -> None:
+    """Have the platform change vLLM's layers, where it does, before a model is built of them."""
+    from vllm.platforms import current_platform
+
+    prepare = getattr(current_platform, "register_triton_kernel_overrides", None)
+    if prepare is not None:  # vLLM's own have it from 0.31 on
+        prepare()
+
+
+def worker_plugin() -> None:
+    """Called by vLLM in each of its processes: do what its workers do by themselves since 0.31."""
+    from vllm.platforms.interface import Platform
+
+    there = hasattr(Platform, "register_triton_kernel_overrides")
+    if not there and multiprocessing.parent_process() is not None:
+        prepare_layers()

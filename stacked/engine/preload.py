@@ -6,7 +6,7 @@ Importing vLLM takes a core more than ten seconds, and vLLM does it once for eac
 one after the other. Python's own fork server does it beside the import of this process instead. It
 is forked from before anything runs in it: no thread, no event loop and no socket is copied.
 
-Relies on (vLLM 0.26 to 0.32): ``vllm.v1.engine.utils.get_mp_context`` is what its engine processes
+Relies on: ``vllm.v1.engine.utils.get_mp_context`` is what its engine processes
 are made with, and what they are given can be pickled, as it is where they are spawned.
 """
 

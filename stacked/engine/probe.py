@@ -6,7 +6,7 @@ OPTIONS is JSON, vLLM's own names. The last line of standard output is the answe
 the first cause why there is none. Weights stay on torch's `meta` device: nothing is read but
 `config.json`, and no memory is taken, whatever the base's size.
 
-Relies on (vLLM 0.26 to 0.32): ``initialize_model`` builds the class that an engine would, and
+Relies on: ``initialize_model`` builds the class that an engine would, and
 ``LoRAModelManager`` wraps its layers when it is made.
 """
 
@@ -21,6 +21,7 @@ from typing import Any
 
 from stacked.engine.adaptable import describe
 from stacked.engine.causes import missing_package, sentence
+from stacked.engine.platform import prepare_layers
 from stacked.store.adaptable import Adaptable
 
 _SMALL = {
@@ -43,7 +44,6 @@ def probe(base: Path, options: dict[str, Any]) -> Adaptable:
     from vllm.lora.model_manager import LoRAModelManager
     from vllm.model_executor.model_loader.utils import get_model_architecture
     from vllm.model_executor.models.interfaces import supports_lora
-    from vllm.platforms import current_platform
 
     config = EngineArgs(model=str(base), **_SMALL, **options).create_engine_config()
     kind, _ = get_model_architecture(config.model_config)
@@ -51,7 +51,7 @@ def probe(base: Path, options: dict[str, Any]) -> Adaptable:
         raise ValueError(f"{kind.__name__} takes no adapters in this version of vLLM")
     with set_current_vllm_config(config):
         _one_rank()
-        current_platform.register_triton_kernel_overrides()  # as each worker does
+        prepare_layers()
         model = _built(config)
         vocabulary = config.model_config.get_vocab_size()
         device = torch.device("meta")

@@ -5,8 +5,7 @@ of the server's loop, and under load a round takes as long as sending everybody'
 requests spent more time between such rounds than in the engine.
 
 Relies on a renderer's `render_cmpl` and `render_chat`, vLLM's own for offline use, doing what their
-`_async` twins do, and on the twins being looked up on the renderer that `AsyncLLM` holds (vLLM 0.26
-to 0.32).
+`_async` twins do, and on the twins being looked up on the renderer that `AsyncLLM` holds.
 """
 
 from __future__ import annotations

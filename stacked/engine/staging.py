@@ -9,7 +9,7 @@ in, and it is packed as vLLM packs it. Nobody else knows that model until ``adop
 vLLM finds its adapters, which is one assignment. ``activate`` copies it into a free slot, a few
 layers per call; what is not activated vLLM copies at the first request.
 
-Relies on (vLLM 0.26 to 0.32): ``worker_extension_cls`` becomes a base of the worker's class, which
+Relies on: ``worker_extension_cls`` becomes a base of the worker's class, which
 has ``model_runner.lora_manager`` and ``device``.
 """
 

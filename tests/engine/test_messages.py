@@ -63,13 +63,31 @@ def test_where_there_is_no_such_route_nothing_is_done(messages: object) -> None:
     messages_follow_templates(messages, lambda: None)
 
 
-def test_vllms_handler_has_what_is_relied_on() -> None:
-    import inspect
+class Resolver:
+    """Where vLLM 0.33 asks for the effort."""
 
-    from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
+    def __init__(self) -> None:
+        self._effort: str | None = None
+        self.probes = 0
 
-    source = inspect.getsource(AnthropicServingMessages)
-    for name in ("_merge_inline_system", "_disabled_thinking_effort"):
-        assert f"self.{name}" in source
-    for name in ("_get_disabled_thinking_effort", "_probe_disabled_thinking_effort"):
-        assert inspect.iscoroutinefunction(getattr(AnthropicServingMessages, name))
+    async def resolve_for(self) -> str:
+        if self._effort is None:
+            self.probes += 1
+            self._effort = f"effort {self.probes}"
+        return self._effort
+
+
+def test_the_efforts_resolver_is_followed_where_there_is_one() -> None:
+    class Newer:
+        disabled_thinking_effort_resolver = Resolver()
+        _merge_inline_system = True
+
+    messages, one = Newer(), chat(late_system=True)
+    chosen: list[AdapterChat | None] = [None]
+    messages_follow_templates(messages, lambda: chosen[-1])
+    efforts = []
+    for own in (one, None, one, None):
+        chosen.append(own)
+        efforts.append(asyncio.run(messages.disabled_thinking_effort_resolver.resolve_for()))
+    assert efforts == ["effort 1", "effort 2"] * 2
+    assert messages._merge_inline_system is True

@@ -339,7 +339,14 @@ def test_this_machine_and_its_vllm_are_read() -> None:
 
 @pytest.mark.parametrize(
     ("version", "supported"),
-    [("0.26.0", True), ("0.32.1", True), ("0.25.9", False), ("0.33.0", False), ("1.0", False)],
+    [
+        ("0.26.0", True),
+        ("0.32.1", True),
+        ("0.25.9", False),
+        ("0.33.0", True),
+        ("0.34.0", False),
+        ("1.0", False),
+    ],
 )
 def test_supported_range(version: str, supported: bool) -> None:
     assert Build("vllm", version, "cuda").supported is supported
