@@ -148,6 +148,16 @@ def _only_one(target: Path) -> Iterator[None]:
         yield
 
 
+def clear_unfinished(directory: Path) -> None:
+    """Remove what killed processes left of bases that they prepared."""
+    from stacked.store.disk import locked  # imports fcntl, see above
+
+    for lock in directory.glob(".*.lock"):
+        with locked(lock, wait=False) as held:
+            for left_over in directory.glob(f"{lock.stem}-*") if held else ():
+                shutil.rmtree(left_over)
+
+
 def _build(known: Known, target: Path, progress: Progress) -> None:
     """Download, check, convert, and only then let the directory have its name."""
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:

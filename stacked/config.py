@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Hashable
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -12,6 +13,7 @@ import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -26,6 +28,8 @@ PredictEndpoint = Literal["/v1/completions", "/v1/chat/completions"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+_DURATION = re.compile(r"(\d{1,6})\s*([smhd])")
 
 
 def _as_value_error(check: Any) -> Any:
@@ -40,12 +44,22 @@ def _as_value_error(check: Any) -> Any:
     return checked
 
 
+def _duration(value: object) -> object:
+    if isinstance(value, timedelta):
+        return value
+    match = _DURATION.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError("expected a number and a unit: 90s, 15m, 12h or 30d")
+    return timedelta(**{_UNITS[match[2]]: int(match[1])})
+
+
 def _without_last_slash(path: str) -> str:
     """As the gateway sees paths: there, a slash at the end means nothing."""
     return path.rstrip("/") or "/"
 
 
 Key = Annotated[str, AfterValidator(_as_value_error(check_key))]
+Duration = Annotated[timedelta, BeforeValidator(_duration)]
 Ocid = Annotated[str, AfterValidator(_as_value_error(check_model_id))]
 
 
@@ -148,6 +162,31 @@ class ServerConfig(_Frozen):
     auth: AuthConfig = AuthConfig()
 
 
+class RetentionConfig(_Frozen):
+    """How long the server stores what nobody needs any more.
+
+    What is served, was served before that, or is named by a model or a retained group version stays
+    whatever its age.
+    """
+
+    interval: Duration = Field(default=timedelta(minutes=1), ge=timedelta(seconds=1))
+    """How often the server looks for what can go."""
+    unused_content: Duration = Field(default=timedelta(days=1), ge=timedelta(minutes=1))
+    """Adapters and bases that no record ever named, such as uploads, since their last use."""
+    group_versions: int = Field(default=10, ge=1)
+    """How many groups of one version history are stored; of groups without one, of one name."""
+    deleted_records: Duration = timedelta(days=30)
+    """The records of models, groups, histories and deployments that were deleted."""
+    work_requests: Duration = timedelta(days=30)
+    """Work requests that have ended, with their logs and errors."""
+    engine_logs: int = Field(default=10, ge=1)
+    """How many logs of engines are stored."""
+    engine_notes: Duration = timedelta(days=30)
+    """What is known of an engine (its modules, adapters verified on it), since its last start."""
+    low_disk_bytes: int = Field(default=4 * 1024**3, ge=0)
+    """With less free space than this, `stacked status`, `stacked doctor` and the log warn."""
+
+
 class ControlConfig(_Frozen):
     """A file without a base: a server that begins with nothing deployed.
 
@@ -157,6 +196,7 @@ class ControlConfig(_Frozen):
     group: GroupConfig = GroupConfig()
     engine: dict[str, Any] = {}
     server: ServerConfig = ServerConfig()
+    retention: RetentionConfig = RetentionConfig()
 
     @model_validator(mode="after")
     def _members_have_a_base(self) -> ControlConfig:
@@ -204,7 +244,9 @@ def _read(path: Path) -> object:
 def parse(tree: object, *, where: str, directory: Path) -> Config:
     """Check a tree that came from `where`; paths in it are relative to `directory`."""
     if not isinstance(tree, dict):
-        raise ConfigInvalid(f"{where}: expected a mapping with base, group, engine, server")
+        raise ConfigInvalid(
+            f"{where}: expected a mapping with base, group, engine, server, retention"
+        )
     config = _resolved(_checked(Config, tree, where), directory)
     model = resolve_path(config.base.model, directory)
     return config.model_copy(update={"base": config.base.model_copy(update={"model": model})})
@@ -294,6 +336,7 @@ def _siblings(location: tuple[int | str, ...]) -> list[str]:
         "base": BaseConfig,
         "group": GroupConfig,
         "server": ServerConfig,
+        "retention": RetentionConfig,
     }
     nested: dict[str, type[_Frozen]] = {
         "members": MemberConfig,

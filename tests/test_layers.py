@@ -36,6 +36,7 @@ LAYERS = {
     "live": 3,
     "registry": 3,
     "catalogue": 4,
+    "retention": 4,
     "deployment": 4,
     "service": 4,
     "api": 5,

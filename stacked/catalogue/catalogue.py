@@ -263,6 +263,11 @@ class Catalogue:
 
     # -- files ------------------------------------------------------------------------------
 
+    def tidy_files(self) -> int:
+        """Remove files that no record names; how many."""
+        with self._naming:
+            return self.files.drop_others(self.registry.artifacts.files())
+
     def _pack(self, owner_id: str) -> Artifact | None:
         """The zip of an adapter that came from a source, made once and then kept."""
         model = self.registry.models.get_many([owner_id]).get(owner_id)

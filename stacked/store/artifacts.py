@@ -85,9 +85,7 @@ class ArtifactFiles:
             if self._incoming.is_dir():
                 shutil.rmtree(self._incoming)
             self._incoming.mkdir(parents=True)
-            for name in os.listdir(self.root):
-                if name not in keep and name != self._incoming.name:
-                    (self.root / name).unlink()
+        self.drop_others(keep)
 
     def receive(self, expected: int = 0) -> Incoming:
         """A place for a file. Raises StoreUnusable where `expected` bytes have no room."""
@@ -114,6 +112,15 @@ class ArtifactFiles:
             raise StoreDamaged(
                 f"the artifact {sha256} is gone from {self.root}; upload it again"
             ) from error
+
+    def drop_others(self, keep: Collection[str]) -> int:
+        """Remove every file but these; how many."""
+        with usable(self.root):
+            gone = [name for name in os.listdir(self.root) if name not in keep]
+            gone.remove(self._incoming.name)
+            for name in gone:
+                (self.root / name).unlink(missing_ok=True)
+        return len(gone)
 
     def drop(self, sha256: str) -> None:
         """Remove a file; whoever has it open reads on."""

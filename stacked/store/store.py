@@ -154,6 +154,12 @@ class AdapterStore:
         for each in self._shelf.contents("adapter"):
             yield replace(each, awaited=self._unclaimed.has(self._path(each.digest).name))
 
+    def used_ns(self, digest: Digest) -> int | None:
+        """When an adapter was last added, claimed or asked for; None where it is not here."""
+        with contextlib.suppress(FileNotFoundError):
+            return self._path(digest).stat().st_mtime_ns
+        return None
+
     def remove(self, stored: Stored) -> bool:
         """Remove an adapter; False where it was used since it was listed, or is being used.
 

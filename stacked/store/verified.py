@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
 import threading
-from collections.abc import Iterable
+import uuid
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 from stacked.core import Digest
@@ -17,7 +19,7 @@ _LINE = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 class Verified:
-    """A file of digests, one a line, that only grows. Thread-safe; processes may share it.
+    """A file of digests, one a line. Thread-safe; processes may share it.
 
     A line is written in one piece; one that a crash cut short is no digest and counts for nothing.
     """
@@ -27,8 +29,8 @@ class Verified:
         self._writing = threading.Lock()
         self._known: set[Digest] = set()
         with contextlib.suppress(OSError):
-            lines = file.read_text(encoding="ascii", errors="replace").splitlines()
-            self._known = {Digest(line) for line in lines if _LINE.fullmatch(line)}
+            self._known = _read(file)
+            os.utime(file)  # an engine of this kind is being started
 
     def __contains__(self, digest: Digest) -> bool:
         return digest in self._known
@@ -47,3 +49,19 @@ class Verified:
                     file.write("".join(f"\n{digest}\n" for digest in new).encode())
             except OSError as error:
                 logger.warning("%s cannot be written: %s", self._file, error)
+
+
+def forget_verified(file: Path, there: Container[Digest]) -> None:
+    """Drop the digests that are not `there`. A line that is added meanwhile may be lost."""
+    with contextlib.suppress(OSError):
+        known = _read(file)
+        stays = [digest for digest in known if digest in there]
+        if len(stays) < len(known):
+            part = file.with_name(f"{file.name}.{uuid.uuid4().hex}")
+            part.write_text("".join(f"{digest}\n" for digest in sorted(stays)), encoding="ascii")
+            os.replace(part, file)
+
+
+def _read(file: Path) -> set[Digest]:
+    lines = file.read_text(encoding="ascii", errors="replace").splitlines()
+    return {Digest(line) for line in lines if _LINE.fullmatch(line)}

@@ -1,0 +1,1 @@
+"""What is removed once nobody needs it: decided as a value, then carried out beside traffic."""

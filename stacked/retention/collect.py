@@ -1,0 +1,265 @@
+"""One round of collecting: records first, then the content that only they named, then leftovers.
+
+Whatever instant it is killed at, a record never names content that is gone, and the next round goes
+on with what is left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Container, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from stacked.bases import bases_dir, clear_unfinished
+from stacked.config import RetentionConfig
+from stacked.core import Digest
+from stacked.errors import RegistryUnusable
+from stacked.registry import Registry
+from stacked.registry.retention import Sweep, named_in
+from stacked.registry.retry_tokens import LIFETIME
+from stacked.retention.plan import (
+    ContentPlan,
+    Needs,
+    Reason,
+    oldest,
+    plan_contents,
+    plan_versions,
+)
+from stacked.store import AdapterStore, BaseStore
+from stacked.store.shelf import Stored
+from stacked.store.verified import forget_verified
+
+# A round ends after so many removals or seconds; another one follows soon.
+MOST = 200
+SECONDS = 5.0
+
+_PART_SECONDS = 3600.0
+"""A file that was being written that long ago is not being written any more."""
+_NOUNS = {
+    "deployments": "deleted records",
+    "model_groups": "deleted records",
+    "models": "deleted records",
+    "version_histories": "deleted records",
+    "model_version_sets": "deleted records",
+    "work_requests": "work requests",
+    "retry_tokens": "retry tokens",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """How much of a kind goes, or stays, for one reason."""
+
+    kind: str
+    reason: str
+    freed: bool
+    count: int = 0
+    bytes: int = 0
+
+
+@dataclass
+class Report:
+    """What a round did, or would do; `unfinished` where there is more than one round removes."""
+
+    dry_run: bool = False
+    unfinished: bool = False
+    stored_bytes: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
+    _lines: dict[tuple[str, str], Line] = field(default_factory=dict)
+
+    def add(self, kind: str, reason: str, *, freed: bool, count: int = 1, bytes: int = 0) -> None:
+        if count:
+            line = self._lines.get((kind, reason)) or Line(kind, reason, freed)
+            self._lines[kind, reason] = replace(
+                line, count=line.count + count, bytes=line.bytes + bytes
+            )
+
+    @property
+    def lines(self) -> list[Line]:
+        """What goes, then what stays."""
+        return sorted(self._lines.values(), key=lambda line: (not line.freed, line.kind))
+
+    @property
+    def freed(self) -> int:
+        return sum(line.count for line in self.lines if line.freed)
+
+
+class _Everything:
+    """What may be named where records cannot be read."""
+
+    def __contains__(self, digest: object) -> bool:
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """A registry that is swept, which its process holds the lock of."""
+
+    path: Path
+    registry: Registry
+    tidy_files: Callable[[], int]
+    """Removes files of artifacts that no record names; how many."""
+
+
+class Collector:
+    """Removes what nobody needs from a data directory. Blocks; one round at a time.
+
+    `in_use` gives the digests that running engines need, whenever it is called.
+    """
+
+    def __init__(
+        self,
+        settings: RetentionConfig,
+        data_dir: Path,
+        store: AdapterStore,
+        records: Sequence[Records],
+        in_use: Callable[[], frozenset[str]] = frozenset,
+    ) -> None:
+        self._settings = settings
+        self._data_dir = data_dir
+        self._store = store
+        self._bases = BaseStore(store.root)
+        self._records = records
+        self._in_use = in_use
+
+    def run(self, *, dry_run: bool = False, most: int = MOST, seconds: float = SECONDS) -> Report:
+        """One round, at most so long. Raises StoreUnusable, RegistryUnusable."""
+        report = Report(dry_run)
+        until = time.monotonic() + seconds
+        # In this order: what is added meanwhile is found used, pinned, or named.
+        contents = [*self._store.contents(), *self._bases.contents()]
+        pinned = self._store.pins()
+        needs = self._sweep(report, {each.digest for each in contents}, pinned, most)
+        unused = self._settings.unused_content.total_seconds()
+        plan = plan_contents(contents, needs, now_ns=time.time_ns(), unused_seconds=unused)
+        self._remove(plan, report, most, until)
+        self._leftovers(report)
+        return report
+
+    # -- records ------------------------------------------------------------------------------
+
+    def _sweep(
+        self, report: Report, there: set[Digest], pinned: frozenset[Digest], most: int
+    ) -> Needs:
+        named: set[Digest] = set()
+        released: set[Digest] = set()
+        for each in self._records:
+            with each.registry.retention.sweep(dry_run=report.dry_run) as sweep:
+                self._drop_versions(sweep, report, most)
+                named |= sweep.named()
+                released |= sweep.released()
+                # Their records say that the content can go at once; they go after it.
+                self._forget(sweep, report, most, needed=(released - named) & there)
+            if not report.dry_run:
+                unnamed = each.tidy_files()
+                report.add("artifact files", "no record names them", freed=True, count=unnamed)
+        try:
+            elsewhere: Container[str] = self._named_elsewhere()
+        except RegistryUnusable as error:
+            report.notes.append(f"no adapter and no base is removed: {error}")
+            elsewhere = _Everything()
+        return Needs(self._in_use(), pinned, named, elsewhere, released)
+
+    def _drop_versions(self, sweep: Sweep, report: Report, most: int) -> None:
+        keep = self._settings.group_versions
+        versions = sweep.versions()
+        dropped = plan_versions(versions, keep)
+        for version in dropped[:most]:
+            gone = sweep.drop(version.id, self._may_go)
+            report.add("group versions", f"older than the {keep} newest of its line", freed=True)
+            report.add("models", "with the last group version of them", freed=True, count=len(gone))
+        report.unfinished |= len(dropped) > most
+        going = {version.id for version in dropped}
+        for version in versions:
+            if version.id not in going:
+                reason = version.needed or f"among the {keep} newest of its line"
+                report.add("group versions", reason, freed=False)
+
+    def _may_go(self, digest: Digest, since: datetime) -> bool:
+        used = self._store.used_ns(digest)
+        return used is not None and used <= since.timestamp() * 1e9 and digest not in self._in_use()
+
+    def _forget(self, sweep: Sweep, report: Report, most: int, needed: set[Digest]) -> None:
+        now = datetime.now(UTC)
+        records, work = now - self._settings.deleted_records, now - self._settings.work_requests
+        forgotten = sweep.forget(records, work, now - LIFETIME, most=most, needed=needed)
+        for table, count in Counter(forgotten).items():
+            report.add(_NOUNS[table], "past their retention", freed=True, count=count)
+            report.unfinished |= count >= most
+
+    def _named_elsewhere(self) -> frozenset[Digest]:
+        """What other registries of this data directory name. Raises RegistryUnusable."""
+        own = {each.path for each in self._records}
+        others = (self._data_dir / "deployments").glob("*/registry.sqlite")
+        return frozenset().union(*(named_in(path) for path in others if path not in own))
+
+    # -- content ------------------------------------------------------------------------------
+
+    def _remove(self, plan: ContentPlan, report: Report, most: int, until: float) -> None:
+        done = 0
+        for stored, reason in plan.remove:
+            if done >= most or time.monotonic() > until:
+                report.unfinished = True
+                self._stays(stored, report, "left to the next round")
+            elif report.dry_run or self._shelf_of(stored).remove(stored):
+                done += 1
+                report.add(f"{stored.kind}s", reason.value, freed=True, bytes=stored.bytes)
+            else:
+                self._stays(stored, report, Reason.PINNED.value)
+        for stored, reason in plan.keep:
+            self._stays(stored, report, reason.value)
+
+    def _stays(self, stored: Stored, report: Report, reason: str) -> None:
+        report.stored_bytes[stored.kind] += stored.bytes
+        report.add(f"{stored.kind}s", reason, freed=False, bytes=stored.bytes)
+
+    def _shelf_of(self, stored: Stored) -> AdapterStore | BaseStore:
+        return self._store if stored.kind == "adapter" else self._bases
+
+    # -- leftovers ----------------------------------------------------------------------------
+
+    def _leftovers(self, report: Report) -> None:
+        logs = old_logs(self._data_dir, self._settings.engine_logs)
+        for kind, reason, files in (
+            ("engine logs", f"older than the {self._settings.engine_logs} newest", logs),
+            ("engine notes", "past their retention", self._old_notes()),
+        ):
+            for file in files:
+                with contextlib.suppress(FileNotFoundError):
+                    report.add(kind, reason, freed=True, bytes=file.stat().st_size)
+                    if not report.dry_run:
+                        file.unlink()
+        if not report.dry_run:
+            self._store.tidy()
+            self._bases.tidy()
+            clear_unfinished(bases_dir(self._data_dir))
+            there = {each.digest for each in self._store.contents()}
+            for file in (self._store.root / "engine").glob("*.verified"):
+                forget_verified(file, there)
+
+    def _old_notes(self) -> Iterator[Path]:
+        """What is remembered of engines that were not started for long, and what a crash left."""
+        directory = self._store.root / "engine"
+        if not directory.is_dir():
+            return
+        now, limit = time.time(), self._settings.engine_notes.total_seconds()
+        for entry in os.scandir(directory):
+            unfinished = Path(entry.name).suffix not in (".json", ".verified")
+            if now - entry.stat().st_mtime > (_PART_SECONDS if unfinished else limit):
+                yield Path(entry.path)
+
+
+def old_logs(data_dir: Path, keep: int) -> list[Path]:
+    """Logs of engines beyond the newest ones, but for those of processes that run."""
+    found = {path.name: path for path in (data_dir / "logs").glob("engine-*.log")}
+    return [found[name] for name in oldest(found, keep) if not _runs(found[name])]
+
+
+def _runs(log: Path) -> bool:
+    pid = log.stem.rpartition("-")[2]
+    return pid.isdigit() and Path(f"/proc/{pid}").exists()
