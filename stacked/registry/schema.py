@@ -1,6 +1,7 @@
-"""The tables as the queries see them, and how Python values stand in their columns.
+"""The tables, and how Python values stand in their columns.
 
-What makes the tables is in `migrations.py`; a test compares the two. It must not know any rule.
+What may be deleted takes what is about it alone along (`ON DELETE CASCADE`); a reference without
+that keeps what it names.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 from sqlalchemy import (
     Column,
@@ -38,8 +40,6 @@ from stacked.registry.states import (
     WorkStatus,
 )
 
-T = TypeVar("T")
-
 
 class Stored(TypeDecorator[Any]):
     """Text that is written by `encode` and read by `decode`; None is NULL."""
@@ -47,9 +47,12 @@ class Stored(TypeDecorator[Any]):
     impl = Text
     cache_ok = True
 
-    def __init__(self, name: str) -> None:
+    def __init__(
+        self, name: str, encode: Callable[[Any], str], decode: Callable[[str], Any]
+    ) -> None:
         super().__init__()
-        self.name = name  # part of SQLAlchemy's cache key
+        # Under the names of the arguments: they are SQLAlchemy's cache key.
+        self.name, self.encode, self.decode = name, encode, decode
 
     def process_bind_param(self, value: Any, dialect: Any) -> Any:
         return None if value is None else self.encode(value)
@@ -65,77 +68,37 @@ class Stored(TypeDecorator[Any]):
                 "restore the file from a copy"
             ) from error
 
-    def encode(self, value: Any) -> str:
-        raise NotImplementedError
 
-    def decode(self, value: str) -> Any:
-        raise NotImplementedError
-
-
-class Moment(Stored):
-    """A UTC time with microseconds, of fixed width: it sorts as text."""
-
-    cache_ok = True
-
-    def __init__(self) -> None:
-        super().__init__("a time")
-
-    def encode(self, value: datetime) -> str:
-        if value.tzinfo is None:
-            raise ValueError(f"a time without a zone cannot be kept: {value!r}")
-        return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-    def decode(self, value: str) -> datetime:
-        return datetime.strptime(value, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC)
+def _encode_time(value: datetime) -> str:
+    if value.tzinfo is None:
+        raise ValueError(f"a time without a zone cannot be stored: {value!r}")
+    return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-class Choice(Stored):
-    """One member of an enum, by its value."""
-
-    cache_ok = True
-
-    def __init__(self, kind: type[enum.Enum]) -> None:
-        super().__init__(kind.__name__)
-        self.kind = kind
-
-    def encode(self, value: enum.Enum) -> str:
-        return str(self.kind(value).value)
-
-    def decode(self, value: str) -> enum.Enum:
-        return self.kind(value)
+def _decode_time(value: str) -> datetime:
+    return datetime.strptime(value, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC)
 
 
-class Json(Stored):
+def _json(name: str, shape: Callable[[Any], Any]) -> Stored:
     """JSON text; `shape` makes what the records hold of what was read."""
-
-    cache_ok = True
-
-    def __init__(self, name: str, shape: Callable[[Any], Any]) -> None:
-        super().__init__(name)
-        self.shape = shape
-
-    def encode(self, value: Any) -> str:
-        return json.dumps(value, allow_nan=False)
-
-    def decode(self, value: str) -> Any:
-        return self.shape(json.loads(value))
+    encode = partial(json.dumps, allow_nan=False)
+    return Stored(name, encode, lambda text: shape(json.loads(text)))
 
 
-class AffectedList(Stored):
-    cache_ok = True
-
-    def __init__(self) -> None:
-        super().__init__("a list of resources")
-
-    def encode(self, value: tuple[Affected, ...]) -> str:
-        return json.dumps([asdict(item) for item in value])
-
-    def decode(self, value: str) -> tuple[Affected, ...]:
-        return tuple(Affected(**item) for item in json.loads(value))
+def _choice(kind: type[enum.Enum]) -> Stored:
+    """One member of an enum, by its value."""
+    return Stored(kind.__name__, lambda value: str(kind(value).value), kind)
 
 
-def _object() -> Json:
-    return Json("an object", dict)
+# A UTC time with microseconds, of fixed width: it sorts as text.
+MOMENT = Stored("a time", _encode_time, _decode_time)
+OBJECT = _json("an object", dict)
+LIST = _json("a list", tuple)
+AFFECTED = Stored(
+    "a list of resources",
+    lambda value: json.dumps([asdict(item) for item in value]),
+    lambda text: tuple(Affected(**item) for item in json.loads(text)),
+)
 
 
 def _key() -> Column[int]:
@@ -147,8 +110,30 @@ def _text(name: str, **more: Any) -> Column[str]:
     return Column(name, Text, nullable=False, **more)
 
 
-def _maybe(name: str, target: str) -> Column[str | None]:
-    return Column(name, Text, ForeignKey(target), nullable=True)
+def _maybe(name: str, target: str, **more: Any) -> Column[str | None]:
+    return Column(name, Text, ForeignKey(target, **more), nullable=True)
+
+
+def _part_of(name: str, owner: str) -> Column[str]:
+    """The id of what the row is about, and is deleted with."""
+    return Column(name, Text, ForeignKey(owner, ondelete="CASCADE"), nullable=False)
+
+
+def _is(name: str, target: str) -> Column[str]:
+    return Column(name, Text, ForeignKey(target), nullable=False)
+
+
+def _versions(name: str, *columns: Any) -> Table:
+    """A table of names under which rows of another table are numbered."""
+    return _record(
+        name,
+        HistoryState,
+        _text("description"),
+        # The highest number that was given: no version is numbered like one that is gone.
+        Column("last_version", Integer, nullable=False, default=0),
+        *columns,
+        Index(f"{name}_name", "display_name", unique=True, sqlite_where=text("state <> 'DELETED'")),
+    )
 
 
 def _record(name: str, states: type[enum.Enum], *columns: Any) -> Table:
@@ -159,14 +144,14 @@ def _record(name: str, states: type[enum.Enum], *columns: Any) -> Table:
         _key(),
         _text("id", unique=True),
         _text("display_name"),
-        Column("state", Choice(states), nullable=False),
+        Column("state", _choice(states), nullable=False),
         _text("reason"),
         _text("created_by"),
         _text("compartment_id"),
         _text("project_id"),
-        Column("tags", _object(), nullable=False),
-        Column("time_created", Moment(), nullable=False),
-        Column("time_updated", Moment(), nullable=False),
+        Column("tags", OBJECT, nullable=False),
+        Column("time_created", MOMENT, nullable=False),
+        Column("time_updated", MOMENT, nullable=False),
         *columns,
         *(Index(f"{name}_by_{by}", by) for by in ("time_created", "display_name", "state")),
     )
@@ -174,17 +159,7 @@ def _record(name: str, states: type[enum.Enum], *columns: Any) -> Table:
 
 metadata = MetaData()
 
-version_sets = _record(
-    "model_version_sets",
-    HistoryState,
-    _text("description"),
-    Index(
-        "model_version_sets_name",
-        "display_name",
-        unique=True,
-        sqlite_where=text("state <> 'DELETED'"),
-    ),
-)
+version_sets = _versions("model_version_sets")
 
 models = _record(
     "models",
@@ -194,7 +169,7 @@ models = _record(
     _text("source"),
     Column("rank", Integer, nullable=False),
     Column("bytes", Integer, nullable=False),
-    Column("extra", _object(), nullable=False),
+    Column("extra", OBJECT, nullable=False),
     _text("description"),
     _text("category"),
     _text("version_label"),
@@ -202,21 +177,11 @@ models = _record(
     _maybe("version_set_id", "model_version_sets.id"),
     Column("version", Integer),
     Index("models_by_digest", "digest"),
+    Index("models_by_base_model", "base_model_id"),
     Index("models_by_version_set", "version_set_id", "version", unique=True),
 )
 
-histories = _record(
-    "version_histories",
-    HistoryState,
-    _text("description"),
-    _maybe("latest_group_id", "model_groups.id"),
-    Index(
-        "version_histories_name",
-        "display_name",
-        unique=True,
-        sqlite_where=text("state <> 'DELETED'"),
-    ),
-)
+histories = _versions("version_histories", _maybe("latest_group_id", "model_groups.id"))
 
 groups = _record(
     "model_groups",
@@ -224,22 +189,24 @@ groups = _record(
     _text("kind"),
     _text("description"),
     _maybe("base_model_id", "models.id"),
-    Column("custom_metadata", Json("a list", tuple), nullable=False),
+    Column("custom_metadata", LIST, nullable=False),
     _maybe("version_history_id", "version_histories.id"),
     Column("version", Integer),
     _text("version_label"),
     _text("create_type"),
-    _maybe("source_group_id", "model_groups.id"),
+    _maybe("source_group_id", "model_groups.id", ondelete="SET NULL"),
     UniqueConstraint("version_history_id", "version"),
+    Index("model_groups_by_base_model", "base_model_id"),
+    Index("model_groups_by_source_group", "source_group_id"),
 )
 
 group_members = Table(
     "group_members",
     metadata,
     _key(),
-    Column("group_id", Text, ForeignKey("model_groups.id"), nullable=False),
+    _part_of("group_id", "model_groups.id"),
     Column("position", Integer, nullable=False),
-    Column("model_id", Text, ForeignKey("models.id"), nullable=False),
+    _is("model_id", "models.id"),
     Column("key", Text),
     UniqueConstraint("group_id", "position"),
     UniqueConstraint("group_id", "key"),
@@ -256,7 +223,7 @@ artifacts = Table(
     _text("md5"),
     Column("bytes", Integer, nullable=False),
     _text("name"),
-    Column("time_created", Moment(), nullable=False),
+    Column("time_created", MOMENT, nullable=False),
     UniqueConstraint("owner_id", "part"),
     Index("artifacts_by_sha256", "sha256"),
 )
@@ -265,7 +232,7 @@ deployments = _record(
     "deployments",
     DeploymentState,
     _text("description"),
-    Column("configuration", _object(), nullable=False),
+    Column("configuration", OBJECT, nullable=False),
     _maybe("group_id", "model_groups.id"),
     Column("generation", Integer, nullable=False),
     _maybe("previous_group_id", "model_groups.id"),
@@ -276,15 +243,17 @@ deployed_members = Table(
     "deployed_members",
     metadata,
     _key(),
-    Column("deployment_id", Text, ForeignKey("deployments.id"), nullable=False),
-    Column("group_id", Text, ForeignKey("model_groups.id"), nullable=False),
+    _part_of("deployment_id", "deployments.id"),
+    _part_of("group_id", "model_groups.id"),
     Column("position", Integer, nullable=False),
-    Column("model_id", Text, ForeignKey("models.id"), nullable=False),
+    _is("model_id", "models.id"),
     Column("key", Text),
-    Column("state", Choice(MemberState), nullable=False),
+    Column("state", _choice(MemberState), nullable=False),
     _text("reason"),
-    Column("time_created", Moment(), nullable=False),
+    Column("time_created", MOMENT, nullable=False),
     UniqueConstraint("deployment_id", "group_id", "position"),
+    Index("deployed_members_by_group", "group_id"),
+    Index("deployed_members_by_model", "model_id"),
 )
 
 work_requests = Table(
@@ -293,13 +262,13 @@ work_requests = Table(
     _key(),
     _text("id", unique=True),
     _text("operation"),
-    Column("status", Choice(WorkStatus), nullable=False),
+    Column("status", _choice(WorkStatus), nullable=False),
     Column("percent", Float, nullable=False),
-    Column("resources", AffectedList(), nullable=False),
+    Column("resources", AFFECTED, nullable=False),
     _text("compartment_id"),
-    Column("time_accepted", Moment(), nullable=False),
-    Column("time_started", Moment()),
-    Column("time_finished", Moment()),
+    Column("time_accepted", MOMENT, nullable=False),
+    Column("time_started", MOMENT),
+    Column("time_finished", MOMENT),
     Index("work_requests_by_time_accepted", "time_accepted"),
     Index("work_requests_by_status", "status"),
 )
@@ -308,9 +277,9 @@ work_logs = Table(
     "work_logs",
     metadata,
     _key(),
-    Column("work_request_id", Text, ForeignKey("work_requests.id"), nullable=False),
+    _part_of("work_request_id", "work_requests.id"),
     _text("message"),
-    Column("time", Moment(), nullable=False),
+    Column("time", MOMENT, nullable=False),
     Index("work_logs_by_request", "work_request_id"),
 )
 
@@ -318,11 +287,11 @@ work_errors = Table(
     "work_errors",
     metadata,
     _key(),
-    Column("work_request_id", Text, ForeignKey("work_requests.id"), nullable=False),
+    _part_of("work_request_id", "work_requests.id"),
     _text("code"),
     _text("message"),
     Column("model_id", Text),
-    Column("time", Moment(), nullable=False),
+    Column("time", MOMENT, nullable=False),
     Index("work_errors_by_request", "work_request_id"),
 )
 
@@ -335,9 +304,9 @@ retry_tokens = Table(
     _text("token"),
     _text("payload"),
     Column("status", Integer),
-    Column("headers", _object(), nullable=False),
+    Column("headers", OBJECT, nullable=False),
     Column("body", LargeBinary, nullable=False),
-    Column("time_created", Moment(), nullable=False),
+    Column("time_created", MOMENT, nullable=False),
     UniqueConstraint("principal", "operation", "token"),
     Index("retry_tokens_by_time_created", "time_created"),
 )

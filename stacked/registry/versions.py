@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Generic, TypedDict, TypeVar, Unpack
 
-from sqlalchemy import Connection, Table, Text, func, literal, select, type_coerce, update
+from sqlalchemy import Connection, Table, Text, literal, select, type_coerce, update
 
 from stacked.errors import RecordAbsent, RecordConflict
 from stacked.registry.ids import now
@@ -96,28 +96,31 @@ class Versions(Rows[V], Generic[V]):
 
     def join(self, connection: Connection, id: str, item_id: str) -> None:
         """Make a row of the other table the next version; nothing where it is one already."""
-        row = connection.execute(
+        item = connection.execute(
             select(self.items.c.state, self.link).where(self.items.c.id == item_id)
         ).first()
-        if row is None:
+        if item is None:
             raise RecordAbsent(f"there is no {self.item} {item_id}")
-        state, joined = row
+        state, joined = item
         if state.value == "DELETED":
             raise RecordAbsent(f"{self.item} {item_id} is DELETED; only its record is left")
         if joined == id:
             return
         if joined is not None:
             raise RecordConflict(f"{self.item} {item_id} is of {self.noun} {joined} already")
-        state = self.row(connection, id)["state"]
-        if state is not HistoryState.ACTIVE:
+        row = self.row(connection, id)
+        if row["state"] is not HistoryState.ACTIVE:
             raise self.closed(
-                f"{self.noun} {id} is {state.value}; only an ACTIVE one takes a {self.item}"
+                f"{self.noun} {id} is {row['state'].value}; only an ACTIVE one takes a {self.item}"
             )
-        highest = connection.execute(
-            select(func.max(self.items.c.version)).where(self.link == id)
-        ).scalar()
-        columns = {self.link.name: id, "version": (highest or 0) + 1, "time_updated": now()}
-        connection.execute(update(self.items).where(self.items.c.id == item_id).values(columns))
+        version = row["last_version"] + 1
+        connection.execute(
+            update(self.items)
+            .where(self.items.c.id == item_id)
+            .values({self.link.name: id, "version": version, "time_updated": now()})
+        )
+        joins = update(self.table).where(self.table.c.id == id)
+        connection.execute(joins.values(last_version=version))
         if "latest_group_id" in self.table.c:
             self.change(connection, id, {"latest_group_id": item_id})
 

@@ -13,13 +13,16 @@ import pytest
 from stacked.errors import IllegalMove, RecordConflict, RegistryUnusable
 from stacked.registry import (
     HISTORY,
+    DeployedMember,
     DeploymentState,
+    GroupState,
+    MemberState,
     Query,
     Registry,
     VersionHistory,
     new_id,
 )
-from tests.registry.samples import adapter, deployed, group, stocked
+from tests.registry.samples import BASE, adapter, deployed, group, started, stocked
 
 
 def test_every_connection_is_durable_and_keeps_references(registry: Registry) -> None:
@@ -162,3 +165,50 @@ def test_of_many_threads_one_begins_an_update(registry: Registry) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert sum(pool.map(begin, range(8))) == 1
+
+
+def remove(registry: Registry, table: str, id: str) -> None:
+    with registry._database.write() as connection:
+        connection.exec_driver_sql(f"DELETE FROM {table} WHERE id = ?", (id,))
+
+
+def test_rows_that_are_about_one_record_alone_are_deleted_with_it(registry: Registry) -> None:
+    stocked(registry)
+    request = registry.work_requests.open("X").id
+    registry.work_requests.advance(request, 1, "begun")
+    registry.work_requests.fail(request, "C", "m")
+    source = registry.groups.create(group(1)).id
+    clone = registry.groups.create(group(2, create_type="CLONE", source_group_id=source)).id
+    deployment = deployed(registry).id
+    state = DeployedMember(model_id=adapter(1).id, state=MemberState.FAILED)
+    registry.deployments.put_members(deployment, source, [state])
+    remove(registry, "work_requests", request)
+    remove(registry, "model_groups", source)
+    with registry._database.read() as connection:
+        for table in ("work_logs", "work_errors", "deployed_members"):
+            left = connection.exec_driver_sql(f"SELECT count(*) FROM {table}").scalar_one()
+            assert (table, left) == (table, 0)
+    kept = registry.groups.get(clone)
+    assert (kept.source_group_id, len(kept.members)) == (None, 2)
+
+
+def test_what_another_record_names_cannot_be_deleted(registry: Registry) -> None:
+    stocked(registry)
+    deployment, request = deployed(registry).id, started(registry)
+    made = registry.groups.create(group(1)).id
+    registry.deployments.commit(deployment, made, 1, request)
+    named = [("models", BASE), ("models", adapter(1).id)]
+    for table, id in (*named, ("model_groups", made), ("work_requests", request)):
+        with pytest.raises(RecordConflict, match="FOREIGN KEY"):
+            remove(registry, table, id)
+
+
+def test_version_of_a_group_that_is_gone_is_not_given_again(registry: Registry) -> None:
+    stocked(registry)
+    line = registry.histories.create(VersionHistory(id=new_id(HISTORY)))
+    one, two = (registry.groups.create(group(1, version_history_id=line.id)) for _ in range(2))
+    for state in (GroupState.DELETING, GroupState.DELETED):
+        registry.groups.set_state(two.id, state)
+    assert registry.histories.get(line.id).latest_group_id == one.id
+    remove(registry, "model_groups", two.id)
+    assert registry.groups.create(group(1, version_history_id=line.id)).version == 3
