@@ -15,9 +15,17 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 
 from stacked.api.bodies import ClientGone
-from stacked.catalogue import Catalogue
 from stacked.errors import BodyInvalid, BodyTooLarge, LengthRequired
+from stacked.service import Service
 from stacked.store import Incoming
+
+RAW = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+"""For a route's `openapi_extra`."""
 
 _PIECE = 1 << 20
 _PLAIN_NAME = re.compile(r'filename\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s;]+))', re.IGNORECASE)
@@ -25,16 +33,14 @@ _CODED_NAME = re.compile(r"filename\*\s*=\s*utf-8''([^\s;]+)", re.IGNORECASE)
 
 
 @contextlib.asynccontextmanager
-async def received(
-    request: Request, catalogue: Catalogue, limit: int, setting: str
-) -> AsyncIterator[Incoming]:
+async def received(request: Request, service: Service, setting: str) -> AsyncIterator[Incoming]:
     """The whole body as a file, which is gone after the block unless it was kept in it.
 
-    `limit` is in bytes, and `setting` what raises it. Raises LengthRequired, BodyTooLarge,
+    `setting` is the limit, a name in `server`. Raises LengthRequired, BodyTooLarge,
     BodyInvalid, StoreUnusable.
     """
-    length = _length(request, limit, setting)
-    with await asyncio.to_thread(catalogue.files.receive, length) as incoming:
+    length = _length(request, getattr(service.config.server, setting), setting)
+    with await asyncio.to_thread(service.catalogue.files.receive, length) as incoming:
         piece = bytearray()
         try:
             async for chunk in request.stream():
@@ -75,7 +81,7 @@ def _length(request: Request, limit: int, setting: str) -> int:
     length = int(given) if len(given) < 20 else limit + 1
     if length > limit:
         raise BodyTooLarge(
-            f"the artifact has more than {limit} bytes; send less, or raise {setting}"
+            f"the artifact has more than {limit} bytes; send less, or raise server.{setting}"
         )
     if length == 0:
         raise BodyInvalid("the artifact is empty; send the file's bytes as the body")

@@ -68,6 +68,11 @@ class Model(Record):
     version: int | None = None
     """Counts within the version set; given by the registry."""
 
+    @property
+    def by_reference(self) -> bool:
+        """Whether it is a base that was not uploaded, and is read where it stands."""
+        return self.kind == "base" and bool(self.source)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelVersionSet(Record):

@@ -12,27 +12,15 @@ from stacked.api.asked.deployments import (
     check_live,
     parts_given,
 )
-from stacked.api.asked.models import (
-    CreateModel,
-    Provenance,
-    UpdateModel,
-    check_source,
-    model_id_given,
-)
 
 __all__ = [
     "ChangeCompartment",
     "CreateDeployment",
-    "CreateModel",
-    "Provenance",
     "Settings",
     "UpdateDeployment",
-    "UpdateModel",
     "changed_parts",
     "check_live",
-    "check_source",
     "differing",
-    "model_id_given",
     "not_yet",
     "parts_given",
 ]

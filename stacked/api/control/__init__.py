@@ -11,12 +11,18 @@ from fastapi.params import Depends
 from fastapi.responses import JSONResponse
 
 from stacked.api import asked
-from stacked.api.control import groups, histories, surroundings, version_sets, work_requests
-from stacked.api.control.adapters import adapter_routes
-from stacked.api.control.artifacts import artifact_routes
+from stacked.api.control import (
+    adapters,
+    artifacts,
+    groups,
+    histories,
+    models,
+    surroundings,
+    version_sets,
+    work_requests,
+)
 from stacked.api.control.base import Route
 from stacked.api.control.deployments import deployment_routes
-from stacked.api.control.models import model_routes
 from stacked.api.retry_tokens import RetryTokens
 from stacked.api.targets import PREFIX
 from stacked.errors import UpdateNotLive
@@ -29,14 +35,21 @@ def control_routes(app: FastAPI, service: Service, allowed: Depends) -> None:
         lambda: service.registry, service.config.server.max_body_bytes
     )
     router = APIRouter(prefix=PREFIX, route_class=Route)
-    artifact_routes(router, service, allowed)
-    model_routes(router, service, allowed)
     deployment_routes(router, service, allowed)
     app.include_router(router)
-    for resource in (groups, histories, work_requests, version_sets, surroundings):
+    resources = (
+        models,
+        artifacts,
+        groups,
+        histories,
+        work_requests,
+        version_sets,
+        surroundings,
+        adapters,
+    )
+    for resource in resources:
         app.include_router(resource.router)
     _own(app, service)
-    adapter_routes(app, service, allowed)
 
 
 def _own(app: FastAPI, service: Service) -> None:

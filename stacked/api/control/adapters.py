@@ -1,40 +1,49 @@
 """Adapters by digest: whether the store has one, and one that is sent to it.
 
-What `stacked update` does with adapters of its own machine. It must not know models or groups.
+What `stacked update` does with adapters of its own machine.
 """
 
 from __future__ import annotations
 
 import asyncio
+from typing import Annotated
 
-from fastapi import FastAPI, Request
-from fastapi.params import Depends
+from fastapi import APIRouter, Request
+from pydantic import AfterValidator
 
-from stacked.api.uploads import received
+from stacked.api.control.base import CHANGE, Route, Served
+from stacked.api.uploads import RAW, received
 from stacked.core import Digest, check_digest
-from stacked.errors import AdapterAbsent, ParameterInvalid
-from stacked.service import Service
+from stacked.errors import AdapterAbsent
 
-_PATH = "/stacked/adapters/{digest}"
+router = APIRouter(
+    prefix="/stacked/adapters",
+    tags=["Stacked"],
+    route_class=Route,
+    generate_unique_id_function=lambda route: route.name,
+)
 
-
-def adapter_routes(app: FastAPI, service: Service, allowed: Depends) -> None:
-    @app.get(_PATH, status_code=204, dependencies=[allowed])
-    def held(digest: str) -> None:
-        """A read, but one that hashes the files: for those alone who may send them."""
-        if not service.catalogue.store.holds(_digest(digest)):
-            raise AdapterAbsent(f"adapter {digest} is not here; send it: PUT, a zip as the body")
-
-    @app.put(_PATH, status_code=204, dependencies=[allowed])
-    async def send(digest: str, request: Request) -> None:
-        announced = _digest(digest)
-        limit, setting = service.config.server.max_artifact_bytes, "server.max_artifact_bytes"
-        async with received(request, service.catalogue, limit, setting) as incoming:
-            await asyncio.to_thread(service.catalogue.upload, announced, incoming)
+AdapterDigest = Annotated[str, AfterValidator(check_digest)]
 
 
-def _digest(text: str) -> Digest:
-    try:
-        return check_digest(text)
-    except ValueError as error:
-        raise ParameterInvalid(f"digest: {error}"[:200]) from error
+@router.get("/{digest}", dependencies=CHANGE, status_code=204)
+def has_adapter(digest: AdapterDigest, service: Served) -> None:
+    """Whether an adapter is here, whole, so that it need not be sent.
+
+    A read, but one that hashes the files: for those alone who may send them.
+    """
+    if not service.catalogue.store.holds(Digest(digest)):
+        raise AdapterAbsent(f"adapter {digest} is not here; send it: PUT, a zip as the body")
+
+
+@router.put(
+    "/{digest}",
+    dependencies=CHANGE,
+    status_code=204,
+    responses={411: {}, 413: {}},
+    openapi_extra=RAW,
+)
+async def send_adapter(digest: AdapterDigest, request: Request, service: Served) -> None:
+    """Send an adapter as a zip; a model with its digest for a `source` keeps it."""
+    async with received(request, service, "max_artifact_bytes") as incoming:
+        await asyncio.to_thread(service.catalogue.upload, Digest(digest), incoming)

@@ -6,97 +6,192 @@ It must not know what an artifact holds or where it stands.
 from __future__ import annotations
 
 import asyncio
-from functools import partial
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Request, Response
-from fastapi.params import Depends
+from fastapi import APIRouter, Depends, Header, Request, Response
 
-from stacked.api import downloads, wire
-from stacked.api.control.answers import done, expected, kept
-from stacked.api.uploads import file_name, received
-from stacked.registry.records import Record
+from stacked.api.control.base import (
+    CHANGE,
+    POST,
+    IfMatch,
+    Served,
+    bare,
+    done,
+    expected,
+    resource_router,
+    success,
+)
+from stacked.api.downloads import download
+from stacked.api.uploads import RAW, file_name, received
+from stacked.api.wire.common import etag
+from stacked.errors import RecordAbsent
+from stacked.registry.records import GroupRecord, Model, Record
 from stacked.service import Service
+from stacked.store import Incoming
 
-_MODEL = "/models/{id}/artifact"
-_GROUP = "/modelGroups/{id}/artifact"
+R = TypeVar("R", Model, GroupRecord)
 
+router = APIRouter()
+models = resource_router("/models", "Models")
+groups = resource_router("/modelGroups", "Model groups")
 
-def artifact_routes(router: APIRouter, service: Service, allowed: Depends) -> None:
-    _of_models(router, service, allowed)
-    _of_groups(router, service, allowed)
-    for kind in ("customMetadata", "definedMetadata"):
-        _of_metadata(router, service, allowed, kind)
-
-
-def _of_models(router: APIRouter, service: Service, allowed: Depends) -> None:
-    @router.post(_MODEL, dependencies=[allowed])
-    async def create(id: str, request: Request) -> Response:
-        record = kept(await asyncio.to_thread(service.registry.models.get, id))
-        expect = expected(request, record)
-        server = service.config.server
-        limit, setting = server.max_artifact_bytes, "server.max_artifact_bytes"
-        async with received(request, service.catalogue, limit, setting) as incoming:
-            name = file_name(request)
-            fill = partial(service.catalogue.fill, id, incoming, name, expect)
-            return done(await asyncio.to_thread(fill))
-
-    @router.get(f"{_MODEL}/content")
-    @router.head(f"{_MODEL}/content")
-    def get(id: str, request: Request) -> Response:
-        return _download(service, request, service.registry.models.get(id))
+_HEADERS = ("etag", "content-disposition", "content-md5", "last-modified", "accept-ranges")
+_BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 
 
-def _of_groups(router: APIRouter, service: Service, allowed: Depends) -> None:
-    @router.post(_GROUP, dependencies=[allowed])
-    async def create(id: str, request: Request) -> Response:
-        record = kept(await asyncio.to_thread(service.registry.groups.get, id))
-        expect = expected(request, record)
-        server = service.config.server
-        limit, setting = server.max_artifact_bytes, "server.max_artifact_bytes"
-        async with received(request, service.catalogue, limit, setting) as incoming:
-            name = file_name(request)
-            attach = partial(service.catalogue.attach_to_group, id, incoming, name, expect)
-            return done(await asyncio.to_thread(attach))
-
-    @router.get(f"{_GROUP}/content")
-    @router.head(f"{_GROUP}/content")
-    def get(id: str, request: Request) -> Response:
-        return _download(service, request, service.registry.groups.get(id))
+async def _named(
+    name: Annotated[
+        str | None,
+        Header(
+            alias="content-disposition",
+            description='Such as `attachment; filename="adapter.zip"`',
+        ),
+    ] = None,
+) -> None:
+    """Declares what `file_name` reads."""
 
 
-def _of_metadata(router: APIRouter, service: Service, allowed: Depends, kind: str) -> None:
-    path = f"/models/{{id}}/{kind}/{{key}}/artifact"
+async def _ranged(
+    range: Annotated[
+        str | None, Header(description="`bytes=first-last`; any other form is all of it")
+    ] = None,
+) -> None:
+    """Declares what `download` reads."""
 
-    async def write(id: str, key: str, request: Request, *, new: bool) -> Response:
-        record = kept(await asyncio.to_thread(service.registry.models.get, id))
-        expect = expected(request, record)
-        part = wire.metadata_part(kind, key)
-        limit, setting = service.config.server.max_body_bytes, "server.max_body_bytes"
-        async with received(request, service.catalogue, limit, setting) as incoming:
-            name = file_name(request) or key
-            attach = partial(service.catalogue.attach, id, part, incoming, name, expect, new=new)
-            return done(await asyncio.to_thread(attach))
 
-    @router.post(path, dependencies=[allowed])
-    async def create(id: str, key: str, request: Request) -> Response:
-        return await write(id, key, request, new=True)
+def _upload(dependencies: list[Any]) -> Any:
+    return {
+        "status_code": 204,
+        "response_class": Response,
+        "dependencies": [*dependencies, Depends(_named)],
+        "responses": success("etag", status=204, also=(411, 502)),
+        "openapi_extra": RAW,
+    }
 
-    @router.put(path, dependencies=[allowed])
-    async def update(id: str, key: str, request: Request) -> Response:
-        return await write(id, key, request, new=False)
 
-    @router.delete(path, dependencies=[allowed])
-    def delete(id: str, key: str, request: Request) -> Response:
-        expect = expected(request, service.registry.models.get(id))
-        return done(service.catalogue.detach(id, wire.metadata_part(kind, key), expect))
+_CREATE, _UPDATE = _upload(POST), _upload(CHANGE)
+_GET: Any = {
+    "response_class": Response,
+    "dependencies": [Depends(_ranged)],
+    "responses": {
+        200: {**success(*_HEADERS)[200], "content": _BYTES},
+        206: {**success(*_HEADERS, "content-range")[200], "content": _BYTES},
+        416: {},
+    },
+}
+_HEAD = bare(200, *_HEADERS)
 
-    @router.get(f"{path}/content")
-    @router.head(f"{path}/content")
-    def get(id: str, key: str, request: Request) -> Response:
+
+# -- models -------------------------------------------------------------------------------
+
+
+@models.post("/{id}/artifact", **_CREATE)
+async def create_model_artifact(
+    id: str, request: Request, service: Served, if_match: IfMatch = None
+) -> Response:
+    expect = _there(await asyncio.to_thread(service.registry.models.get, id), if_match)
+
+    def fill(incoming: Incoming) -> Record:
+        return service.catalogue.fill(id, incoming, file_name(request), expect)
+
+    return await _stored(request, service, "max_artifact_bytes", fill)
+
+
+@models.get("/{id}/artifact/content", **_GET)
+@models.head("/{id}/artifact/content", name="head_model_artifact", **_HEAD)
+def get_model_artifact_content(id: str, request: Request, service: Served) -> Response:
+    return _sent(request, service, service.registry.models.get(id))
+
+
+# -- groups -------------------------------------------------------------------------------
+
+
+@groups.post("/{id}/artifact", **_CREATE)
+async def create_model_group_artifact(
+    id: str, request: Request, service: Served, if_match: IfMatch = None
+) -> Response:
+    expect = _there(await asyncio.to_thread(service.registry.groups.get, id), if_match)
+
+    def attach(incoming: Incoming) -> Record:
+        return service.catalogue.attach_to_group(id, incoming, file_name(request), expect)
+
+    return await _stored(request, service, "max_artifact_bytes", attach)
+
+
+@groups.get("/{id}/artifact/content", **_GET)
+@groups.head("/{id}/artifact/content", name="head_model_group_artifact", **_HEAD)
+def get_model_group_artifact_content(id: str, request: Request, service: Served) -> Response:
+    return _sent(request, service, service.registry.groups.get(id))
+
+
+# -- metadata -----------------------------------------------------------------------------
+
+
+def _metadata_routes(kind: str) -> None:
+    path = f"/{{id}}/{kind}Metadata/{{key}}/artifact"
+    name = f"model_{kind}_metadatum_artifact"
+
+    async def write(
+        id: str, key: str, request: Request, service: Service, if_match: str | None, *, new: bool
+    ) -> Response:
+        expect = _there(await asyncio.to_thread(service.registry.models.get, id), if_match)
+        part = f"{kind}Metadata/{key}"
+
+        def attach(incoming: Incoming) -> Record:
+            named = file_name(request) or key
+            return service.catalogue.attach(id, part, incoming, named, expect, new=new)
+
+        return await _stored(request, service, "max_body_bytes", attach)
+
+    @models.post(path, name=f"create_{name}", **_CREATE)
+    async def create(
+        id: str, key: str, request: Request, service: Served, if_match: IfMatch = None
+    ) -> Response:
+        return await write(id, key, request, service, if_match, new=True)
+
+    @models.put(path, name=f"update_{name}", **_UPDATE)
+    async def update(
+        id: str, key: str, request: Request, service: Served, if_match: IfMatch = None
+    ) -> Response:
+        return await write(id, key, request, service, if_match, new=False)
+
+    @models.delete(path, name=f"delete_{name}", dependencies=CHANGE, **bare(204, "etag"))
+    def delete(id: str, key: str, service: Served, if_match: IfMatch = None) -> Response:
+        expect = expected(if_match, service.registry.models.get(id))
+        return done(service.catalogue.detach(id, f"{kind}Metadata/{key}", expect))
+
+    @models.get(f"{path}/content", name=f"get_{name}_content", **_GET)
+    @models.head(f"{path}/content", name=f"head_{name}", **_HEAD)
+    def get(id: str, key: str, request: Request, service: Served) -> Response:
         record = service.registry.models.get(id)
-        return _download(service, request, record, wire.metadata_part(kind, key))
+        return _sent(request, service, record, f"{kind}Metadata/{key}")
 
 
-def _download(service: Service, request: Request, record: Record, part: str = "") -> Response:
+for _kind in ("custom", "defined"):
+    _metadata_routes(_kind)
+for _part in (models, groups):
+    router.include_router(_part)
+
+
+# -- bytes --------------------------------------------------------------------------------
+
+
+def _there(record: R, if_match: str | None) -> R | None:
+    """What the registry must find unchanged. Raises RecordAbsent where it is deleted already."""
+    if record.state.value == "DELETED":
+        raise RecordAbsent(f"{record.id} is deleted")
+    return expected(if_match, record)
+
+
+async def _stored(
+    request: Request, service: Service, limit: str, keep: Callable[[Incoming], Record]
+) -> Response:
+    async with received(request, service, limit) as incoming:
+        return done(await asyncio.to_thread(keep, incoming))
+
+
+def _sent(request: Request, service: Service, record: Record, part: str = "") -> Response:
     artifact, file = service.catalogue.open(record.id, part)
-    return downloads.download(artifact, file, wire.etag(record), request.headers.get("range"))
+    wanted = request.headers.get("range") if request.method == "GET" else None
+    return download(artifact, file, etag(record), wanted)

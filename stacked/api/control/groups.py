@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal, Self
 from fastapi import Body, Query, Response
 from pydantic import Field
 
-from stacked.api import wire
 from stacked.api.control.base import (
     CHANGE,
     POST,
@@ -36,6 +35,7 @@ from stacked.api.control.base import (
     shown,
     success,
 )
+from stacked.api.control.models import ModelOutline
 from stacked.config import Key, Ocid
 from stacked.errors import GroupInvalid, ParameterInvalid, RecordConflict
 from stacked.registry import GROUP, new_id, records
@@ -338,20 +338,16 @@ class ModelGroup(ModelGroupSummary):
         return super().of(record, member_model_entries=record, **more)
 
 
-class ModelGroupModelSummary(StatefulResource):
+class ModelGroupModelSummary(StatefulResource, ModelOutline):
     """A member of a group, as its model is now."""
 
-    lifecycle_state: ModelState = Field(validation_alias="state")
-    category: Literal["USER", "SERVICE"]
-    is_model_by_reference: bool
     model_id: str
     inference_key: str | None
 
     @classmethod
     def of(cls, record: GroupModel, **more: Any) -> Self:
-        model = record.model
-        named = {"model_id": model.id, "inference_key": record.member.key}
-        return super().of(model, is_model_by_reference=wire.is_by_reference(model), **named, **more)
+        named = {"model_id": record.model.id, "inference_key": record.member.key}
+        return super().of(record.model, **named, **more)
 
 
 @router.post("", dependencies=POST, responses=success("etag", "opc-work-request-id"))

@@ -1,45 +1,54 @@
-"""The model catalogue: `/20190101/models`, without the artifacts.
-
-It must not know groups or deployments.
-"""
+"""The model catalogue: `/20190101/models`, without the artifacts."""
 
 from __future__ import annotations
 
-import asyncio
-import enum
-from dataclasses import replace
-from datetime import UTC, datetime
-from typing import Any
+from collections.abc import Collection, Iterable
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit, urlunsplit
 
-from fastapi import APIRouter, Request, Response
-from fastapi.params import Depends
-from fastapi.responses import JSONResponse
+from fastapi import Path, Query, Response
+from pydantic import AliasPath, Field
 
-from stacked.api import asked, wire
-from stacked.api.control.answers import done, expected, read, shown
-from stacked.api.gate import principal_of
-from stacked.api.lists import FILTERS, SORTS, Names, listed
-from stacked.errors import NotOffered, RecordAbsent, RecordConflict
-from stacked.registry import MODEL, new_id
-from stacked.registry.records import Model
+from stacked.api.control.base import (
+    CHANGE,
+    POST,
+    Caller,
+    ChangeCompartment,
+    Created,
+    Description,
+    EmptyAsNull,
+    HeadQuery,
+    IfMatch,
+    Json,
+    RequestModel,
+    Resource,
+    ResponseModel,
+    Served,
+    Text,
+    Updated,
+    bare,
+    done,
+    expected,
+    paged,
+    resource_router,
+    shown,
+    success,
+)
+from stacked.core import check_model_id
+from stacked.errors import NotOffered, ParameterInvalid, RecordAbsent, RecordConflict
+from stacked.registry import MODEL, new_id, records
+from stacked.registry.records import Record
 from stacked.registry.states import ModelState
 from stacked.service import Service
 
+router = resource_router("/models", "Models")
 
-class Category(enum.StrEnum):
-    """Whose a model is; all that is here is users'."""
+Category = Literal["USER", "SERVICE"]
 
-    USER = "USER"
-    SERVICE = "SERVICE"
-
-
-LIST_FILTERS: Names = {
-    **FILTERS,
-    "category": Category,
-    "versionLabel": "version_label",
-    "modelVersionSetName": "version_set_name",
-    "lifecycleState": ModelState,
-}
+# What is said with custom metadata, and read when a model is created.
+_SOURCE, _MODEL_ID = "source", "modelId"
+# What the server itself tells with custom metadata; what clients say of it is dropped.
+_CONTENT = ("digest", "kind", "rank", "bytes", "baseModelId")
 
 # Operations between the catalogue and OCI's object storage, and what does the same here.
 OBJECT_STORAGE = {
@@ -52,141 +61,359 @@ OBJECT_STORAGE = {
 }
 
 
-def model_routes(router: APIRouter, service: Service, allowed: Depends) -> None:
-    _create_and_read(router, service, allowed)
-    _change(router, service, allowed)
-    _provenance(router, service, allowed)
-    _not_offered(router)
+# -- requests -----------------------------------------------------------------------------
 
 
-def _create_and_read(router: APIRouter, service: Service, allowed: Depends) -> None:
-    @router.post("/models", dependencies=[allowed])
-    async def create(request: Request) -> JSONResponse:
-        body = await read(request, service, asked.CreateModel)
-        record = await asyncio.to_thread(_create, service, body, principal_of(request.scope))
-        return shown(wire.model(record), record)
+class ModelQuery(HeadQuery):
+    state: ModelState | None = Field(None, alias="lifecycleState")
+    category: Category | None = None
+    version_label: str | None = None
+    version_set_name: str | None = Field(None, alias="modelVersionSetName")
 
-    @router.get("/models")
-    def list_(request: Request) -> JSONResponse:
-        return listed(
-            request, service.registry.models.list, SORTS, LIST_FILTERS, wire.model_summary
+
+class ModelMetadata(RequestModel):
+    """One entry of a model's metadata. Whether it has an artifact follows from the artifacts."""
+
+    key: Annotated[str, Field(min_length=1, max_length=255)]
+    value: Any = None
+    description: str | None = None
+    category: str | None = None
+    keywords: list[str] | None = None
+
+
+class Retention(RequestModel):
+    archive_after_days: Annotated[int, Field(ge=1)]
+    delete_after_days: Annotated[int, Field(ge=1)] | None = None
+    customer_notification_type: str | None = None
+
+
+class Backup(RequestModel):
+    is_backup_enabled: bool
+    backup_region: str
+    customer_notification_type: str | None = None
+
+
+class _Details(RequestModel):
+    """What is stored as it is given, in creation and update."""
+
+    custom_metadata_list: list[ModelMetadata] | None = None
+    defined_metadata_list: list[ModelMetadata] | None = None
+    model_version_set_id: str | None = None
+    retention_setting: Retention | None = None
+    backup_setting: Backup | None = None
+
+    def item(self, key: str) -> str:
+        """The value of a custom metadata item as text, empty where there is none."""
+        items = self.custom_metadata_list or []
+        found = next((item.value for item in items if item.key == key), None)
+        return "" if found is None else str(found)
+
+    def extra(self) -> Json:
+        """What goes into a model's `extra`; what was left out is not in it."""
+        ours = (*_CONTENT, _SOURCE, _MODEL_ID)
+        custom = self.custom_metadata_list
+        given = {
+            "custom_metadata": custom and [item for item in custom if item.key not in ours],
+            "defined_metadata": self.defined_metadata_list,
+            "retention": self.retention_setting,
+            "backup": self.backup_setting,
+        }
+        return {name: _stored(value) for name, value in given.items() if value is not None}
+
+
+def _stored(value: RequestModel | list[ModelMetadata]) -> Any:
+    if isinstance(value, list):
+        return [_stored(item) for item in value]
+    return value.model_dump(by_alias=True, exclude_none=True)
+
+
+class CreateModel(Created, _Details):
+    """The custom metadata item `source` does instead of an artifact."""
+
+    description: Description = ""
+    version_label: Text = ""
+    input_schema: str | None = None
+    output_schema: str | None = None
+
+    def model_id(self) -> str | None:
+        """The id that the model is to have, if one is asked for. Raises ParameterInvalid."""
+        text = self.item(_MODEL_ID)
+        try:
+            return check_model_id(text) if text else None
+        except ValueError as error:
+            raise ParameterInvalid(f"customMetadataList: {_MODEL_ID}: {error}") from error
+
+    def record(self, created_by: str) -> records.Model:
+        schemas = {"input_schema": self.input_schema, "output_schema": self.output_schema}
+        return records.Model(
+            id=new_id(MODEL),
+            description=self.description,
+            version_label=self.version_label,
+            version_set_id=self.model_version_set_id or None,
+            extra={**self.extra(), **{name: text for name, text in schemas.items() if text}},
+            **self.head(created_by, named="model"),
         )
 
-    @router.get("/models/{id}")
-    def get(id: str) -> JSONResponse:
-        return _shown(service, service.registry.models.get(id))
+
+class UpdateModel(Updated, _Details):
+    version_label: str | None = None
+
+    def changes(self, record: Record) -> Json:
+        """Raises ParameterInvalid for another source: one is read at creation."""
+        assert isinstance(record, records.Model)
+        source = self.item(_SOURCE)
+        if source and source != shown_source(record.source):
+            raise ParameterInvalid(
+                "customMetadataList: source is read when a model is created; upload an artifact, "
+                "or create another model"
+            )
+        found = super().changes(record)
+        if self.version_label is not None:
+            found["version_label"] = self.version_label
+        if self.model_version_set_id:
+            found["version_set_id"] = self.model_version_set_id
+        if extra := self.extra():
+            found["extra"] = {**record.extra, **extra}
+        return found
 
 
-def _create(service: Service, body: asked.CreateModel, created_by: str) -> Model:
-    model = Model(
-        id="",
-        display_name=body.display_name or f"model-{datetime.now(UTC):%Y%m%d-%H%M%S}",
-        description=body.description,
-        compartment_id=body.compartment_id,
-        project_id=body.project_id,
-        created_by=created_by,
-        version_label=body.version_label,
-        version_set_id=body.model_version_set_id or None,
-        tags=body.tags(),
-        extra=body.extra(),
+class Provenance(RequestModel):
+    repository_url: str | None = None
+    git_branch: str | None = None
+    git_commit: str | None = None
+    script_dir: str | None = None
+    training_script: str | None = None
+    training_id: str | None = None
+
+
+# -- responses ----------------------------------------------------------------------------
+
+
+class ModelOutline(Resource):
+    """What is told of a model wherever one is listed."""
+
+    lifecycle_state: ModelState = Field(validation_alias="state")
+    lifecycle_details: str = Field(validation_alias="reason")
+    category: Category
+    is_model_by_reference: bool = Field(validation_alias="by_reference")
+
+
+class ModelSummary(ModelOutline):
+    """A model in a list: without metadata and description."""
+
+    model_version_set_id: str | None = Field(validation_alias="version_set_id")
+    model_version_set_name: str | None = Field(validation_alias="version_set_name")
+    version_id: int | None = Field(validation_alias="version")
+    version_label: EmptyAsNull
+
+
+class Metadata(ResponseModel):
+    key: str
+    value: Any = None
+    description: str | None = None
+    category: str | None = "Other"
+    keywords: list[str] = Field(default_factory=list)
+    has_artifact: bool = False
+
+
+def _extra(name: str) -> Any:
+    return AliasPath("extra", name)
+
+
+class Model(ModelSummary):
+    """A base, an adapter, or a model that has no content yet."""
+
+    description: str
+    custom_metadata_list: list[Metadata]
+    defined_metadata_list: list[Metadata]
+    input_schema: str | None = Field(None, validation_alias=_extra("input_schema"))
+    output_schema: str | None = Field(None, validation_alias=_extra("output_schema"))
+    retention_setting: Json | None = Field(None, validation_alias=_extra("retention"))
+    backup_setting: Json | None = Field(None, validation_alias=_extra("backup"))
+    retention_operation_details: None = None
+    backup_operation_details: None = None
+
+    @classmethod
+    def of(cls, record: Any, *, parts: Collection[str] = (), **more: Any) -> Self:
+        """`parts`: the metadata that have an artifact, such as `customMetadata/key`."""
+        custom = [*record.extra.get("custom_metadata", ()), *_content(record)]
+        defined = record.extra.get("defined_metadata", ())
+        return super().of(
+            record,
+            custom_metadata_list=_items(custom, "customMetadata/", parts),
+            defined_metadata_list=_items(defined, "definedMetadata/", parts),
+            **more,
+        )
+
+
+class ModelProvenance(Provenance, ResponseModel):
+    """Where a model comes from."""
+
+
+def shown_source(source: str) -> str:
+    """A source as everyone may read it: no password and no signature of an address."""
+    if "://" not in source:
+        return source
+    parts = urlsplit(source)
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit((parts.scheme, host, parts.path, "", ""))
+
+
+def _content(record: records.Model) -> list[Json]:
+    """What a model's content is, as custom metadata."""
+    values = (
+        shown_source(record.source),
+        record.digest,
+        record.kind,
+        record.rank,
+        record.bytes,
+        record.base_model_id,
     )
-    source, id = body.item("source"), asked.model_id_given(body)
-    if source:
-        return service.catalogue.register(model, source, id)
-    return service.registry.models.put(replace(model, id=new_id(MODEL)))
+    pairs = zip((_SOURCE, *_CONTENT), values, strict=True)
+    return [{"key": key, "value": str(value)} for key, value in pairs if value]
 
 
-def _change(router: APIRouter, service: Service, allowed: Depends) -> None:
-    @router.put("/models/{id}", dependencies=[allowed])
-    async def update(id: str, request: Request) -> JSONResponse:
-        body = await read(request, service, asked.UpdateModel)
-        return await asyncio.to_thread(_update, service, id, request, body)
-
-    @router.delete("/models/{id}", dependencies=[allowed])
-    def delete(id: str, request: Request) -> Response:
-        record = service.registry.models.get(id)
-        return done(service.catalogue.delete(id, expected(request, record)))
-
-    @router.post("/models/{id}/actions/activate", dependencies=[allowed])
-    def activate(id: str, request: Request) -> JSONResponse:
-        return _move(service, id, ModelState.ACTIVE, request)
-
-    @router.post("/models/{id}/actions/deactivate", dependencies=[allowed])
-    def deactivate(id: str, request: Request) -> JSONResponse:
-        return _move(service, id, ModelState.INACTIVE, request)
-
-    @router.post("/models/{id}/actions/changeCompartment", dependencies=[allowed])
-    async def move(id: str, request: Request) -> Response:
-        body = await read(request, service, asked.ChangeCompartment)
-        record = await asyncio.to_thread(service.registry.models.get, id)
-        changes: Any = {"compartment_id": body.compartment_id}
-        expect = expected(request, record)
-        changed = await asyncio.to_thread(service.registry.models.update, id, expect, **changes)
-        return done(changed)
+def _items(given: Iterable[Json], where: str, parts: Collection[str]) -> list[Metadata]:
+    """The items with whether they have an artifact, and one for each artifact without an item."""
+    keys = [part.removeprefix(where) for part in parts if part.startswith(where)]
+    items = list(given)
+    named = {item["key"] for item in items}
+    items += [{"key": key} for key in keys if key not in named]
+    return [Metadata(**item, has_artifact=item["key"] in keys) for item in items]
 
 
-def _update(service: Service, id: str, request: Request, body: asked.UpdateModel) -> JSONResponse:
-    record = service.registry.models.get(id)
-    expect = expected(request, record)
-    asked.check_source(body, wire.shown_source(record.source))
-    changes: Any = body.changes(record.tags, record.extra)
-    return _shown(service, service.registry.models.update(id, expect, **changes))
+# -- routes -------------------------------------------------------------------------------
 
 
-def _move(service: Service, id: str, state: ModelState, request: Request) -> JSONResponse:
-    record = service.registry.models.get(id)
-    expect = expected(request, record)
-    return _shown(service, service.registry.models.set_state(id, state, expect=expect))
-
-
-def _shown(service: Service, record: Model) -> JSONResponse:
+def _answer(service: Service, response: Response, record: records.Model) -> Model:
     parts = [artifact.part for artifact in service.registry.artifacts.of(record.id)]
-    return shown(wire.model(record, parts), record)
+    return shown(response, record, Model.of(record, parts=parts))
 
 
-def _provenance(router: APIRouter, service: Service, allowed: Depends) -> None:
-    async def write(id: str, request: Request, *, new: bool) -> JSONResponse:
-        body = await read(request, service, asked.Provenance)
-        return await asyncio.to_thread(_provide, service, id, request, body, new)
-
-    @router.post("/models/{id}/provenance", dependencies=[allowed])
-    async def create(id: str, request: Request) -> JSONResponse:
-        return await write(id, request, new=True)
-
-    @router.put("/models/{id}/provenance", dependencies=[allowed])
-    async def update(id: str, request: Request) -> JSONResponse:
-        return await write(id, request, new=False)
-
-    @router.get("/models/{id}/provenance")
-    def get(id: str) -> JSONResponse:
-        record = service.registry.models.get(id)
-        return shown(wire.provenance(_provenance_of(record)), record)
+@router.post("", dependencies=POST, responses=success("etag", also=(404, 502)))
+def create_model(body: CreateModel, service: Served, caller: Caller, response: Response) -> Model:
+    new = body.record(caller)
+    source = body.item(_SOURCE)
+    if not source:
+        return _answer(service, response, service.registry.models.put(new))
+    return _answer(service, response, service.catalogue.register(new, source, body.model_id()))
 
 
-def _provide(
-    service: Service, id: str, request: Request, body: asked.Provenance, new: bool
-) -> JSONResponse:
+@router.get("", responses=success("opc-next-page"))
+def list_models(
+    query: Annotated[ModelQuery, Query()], service: Served, response: Response
+) -> list[ModelSummary]:
+    page = service.registry.models.list(query.reading(), **query.filters())
+    return paged(response, page, ModelSummary.of)
+
+
+@router.get("/{id}", responses=success("etag"))
+def get_model(id: str, service: Served, response: Response) -> Model:
+    return _answer(service, response, service.registry.models.get(id))
+
+
+@router.put("/{id}", dependencies=CHANGE, responses=success("etag"))
+def update_model(
+    id: str, body: UpdateModel, service: Served, response: Response, if_match: IfMatch = None
+) -> Model:
     record = service.registry.models.get(id)
-    expect = expected(request, record)
-    if new and "provenance" in record.extra:
+    expect, changes = expected(if_match, record), body.changes(record)
+    return _answer(service, response, service.registry.models.update(id, expect, **changes))
+
+
+@router.delete("/{id}", dependencies=CHANGE, **bare(204, "etag"))
+def delete_model(id: str, service: Served, if_match: IfMatch = None) -> Response:
+    expect = expected(if_match, service.registry.models.get(id))
+    return done(service.catalogue.delete(id, expect))
+
+
+@router.post("/{id}/actions/activate", dependencies=POST, responses=success("etag"))
+def activate_model(id: str, service: Served, response: Response, if_match: IfMatch = None) -> Model:
+    return _moved(id, ModelState.ACTIVE, service, response, if_match)
+
+
+@router.post("/{id}/actions/deactivate", dependencies=POST, responses=success("etag"))
+def deactivate_model(
+    id: str, service: Served, response: Response, if_match: IfMatch = None
+) -> Model:
+    return _moved(id, ModelState.INACTIVE, service, response, if_match)
+
+
+def _moved(
+    id: str, state: ModelState, service: Service, response: Response, if_match: str | None
+) -> Model:
+    expect = expected(if_match, service.registry.models.get(id))
+    moved = service.registry.models.set_state(id, state, expect=expect)
+    return _answer(service, response, moved)
+
+
+@router.post("/{id}/actions/changeCompartment", dependencies=POST, **bare(204, "etag"))
+def change_model_compartment(
+    id: str, body: ChangeCompartment, service: Served, if_match: IfMatch = None
+) -> Response:
+    expect = expected(if_match, service.registry.models.get(id))
+    compartment = body.compartment_id
+    return done(service.registry.models.update(id, expect, compartment_id=compartment))
+
+
+@router.post("/{id}/actions/{action}", dependencies=POST, status_code=501)
+def move_model_artifact_to_or_from_object_storage(
+    id: str,
+    action: Annotated[str, Path(json_schema_extra={"enum": sorted(OBJECT_STORAGE)})],
+    if_match: IfMatch = None,
+    hours: Annotated[int | None, Query(alias="restoreModelForHoursSpecified")] = None,
+) -> None:
+    """The four operations with OCI's object storage; the error says what does the same here."""
+    advice = OBJECT_STORAGE.get(action)
+    if advice is None:
+        raise RecordAbsent(f"models have no action {action[:40]!r}")
+    raise NotOffered(f"{action} needs OCI's object storage, which is not here; {advice}")
+
+
+# -- provenance ---------------------------------------------------------------------------
+
+
+@router.post("/{id}/provenance", dependencies=POST, responses=success("etag"))
+def create_model_provenance(
+    id: str, body: Provenance, service: Served, response: Response, if_match: IfMatch = None
+) -> ModelProvenance:
+    record = service.registry.models.get(id)
+    expect = expected(if_match, record)
+    if "provenance" in record.extra:
         raise RecordConflict(f"model {id} has a provenance; update it instead")
-    before = {} if new else _provenance_of(record)
-    extra = {**record.extra, "provenance": {**before, **body.given()}}
-    changed = service.registry.models.update(id, expect, extra=extra)
-    return shown(wire.provenance(_provenance_of(changed)), changed)
+    return _provided(service, response, record, expect, _stored(body))
 
 
-def _provenance_of(record: Model) -> wire.Json:
-    found: wire.Json | None = record.extra.get("provenance")
+@router.put("/{id}/provenance", dependencies=CHANGE, responses=success("etag"))
+def update_model_provenance(
+    id: str, body: Provenance, service: Served, response: Response, if_match: IfMatch = None
+) -> ModelProvenance:
+    record = service.registry.models.get(id)
+    expect = expected(if_match, record)
+    given = {**_provenance(record), **_stored(body)}
+    return _provided(service, response, record, expect, given)
+
+
+@router.get("/{id}/provenance", responses=success("etag"))
+def get_model_provenance(id: str, service: Served, response: Response) -> ModelProvenance:
+    record = service.registry.models.get(id)
+    return shown(response, record, ModelProvenance.of(_provenance(record)))
+
+
+def _provided(
+    service: Service,
+    response: Response,
+    record: records.Model,
+    expect: records.Model | None,
+    given: Json,
+) -> ModelProvenance:
+    extra = {**record.extra, "provenance": given}
+    changed = service.registry.models.update(record.id, expect, extra=extra)
+    return shown(response, changed, ModelProvenance.of(given))
+
+
+def _provenance(record: records.Model) -> Json:
+    found: Json | None = record.extra.get("provenance")
     if found is None:
         raise RecordAbsent(f"model {record.id} has no provenance")
     return found
-
-
-def _not_offered(router: APIRouter) -> None:
-    @router.post("/models/{id}/actions/{action}")
-    def refuse(id: str, action: str) -> Response:
-        advice = OBJECT_STORAGE.get(action)
-        if advice is None:
-            raise RecordAbsent(f"models have no action {action[:40]!r}")
-        raise NotOffered(f"{action} needs OCI's object storage, which is not here; {advice}")

@@ -9,23 +9,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from stacked.api import asked
-from stacked.api.control import (
-    deployments,
-    models,
-)
+from stacked.api.control import deployments
 from stacked.api.lists import SORTS, Names
 from stacked.api.openapi import shapes
 from stacked.api.openapi.parts import (
-    DOWNLOAD_HEADERS,
-    FILE_NAME,
     IF_MATCH,
-    RANGE,
     RETRY_TOKEN,
     Answer,
     Json,
     Operation,
     filters,
-    query,
 )
 from stacked.api.targets import PREFIX
 
@@ -37,29 +30,7 @@ _STREAM = "application/octet-stream"
 
 
 def operations() -> Iterator[Operation]:
-    yield from _models()
     yield from _deployments()
-
-
-def _models() -> Iterator[Operation]:
-    tag, one = "Models", "/models/{id}"
-    yield _create("create_model", "/models", tag, asked.CreateModel, shapes.Model, (502,))
-    yield _list("list_models", "/models", tag, shapes.ModelSummary, models.LIST_FILTERS)
-    yield from _get_and_put("model", one, tag, shapes.Model, asked.UpdateModel)
-    yield _delete("delete_model", one, tag, 204, ("etag",))
-    yield from _switch("model", one, tag, 200, shapes.Model, ("etag",))
-    yield _move("change_model_compartment", one, tag)
-    yield from _artifact("model", f"{one}/artifact", tag)
-    yield from _artifact("model_group", "/modelGroups/{id}/artifact", "Model groups")
-    for kind in ("custom", "defined"):
-        path = f"{one}/{kind}Metadata/{{key}}/artifact"
-        yield from _artifact(f"model_{kind}_metadatum", path, tag, whole=False)
-    shape, place = shapes.ModelProvenance, f"{one}/provenance"
-    yield from _get_and_put("model_provenance", place, tag, shape, asked.Provenance)
-    yield _create(
-        "create_model_provenance", place, tag, asked.Provenance, shape, (404,), more=(IF_MATCH,)
-    )
-    yield _not_offered(f"{one}/actions/{{action}}", tag)
 
 
 def _deployments() -> Iterator[Operation]:
@@ -192,44 +163,4 @@ def _move(id: str, path: str, tag: str, *headers: str) -> Operation:
         answer,
         body=asked.ChangeCompartment,
         parameters=(RETRY_TOKEN,),
-    )
-
-
-def _artifact(name: str, path: str, tag: str, *, whole: bool = True) -> Iterator[Operation]:
-    """Upload, download and head. `whole`: of the thing itself; else of one of its metadata."""
-    kept = Answer(204, "The whole of it is kept", None, ("etag",))
-    upload: dict[str, Any] = {"bytes_in": True, "errors": {*_WRITES, 411, 502}}
-    verbs = {"POST": "create"} | ({} if whole else {"PUT": "update"})
-    for method, verb in verbs.items():
-        token = (RETRY_TOKEN,) if method == "POST" else ()
-        given = (IF_MATCH, *token, FILE_NAME)
-        id = f"{verb}_{name}_artifact"
-        yield _operation(id, method, path, tag, kept, parameters=given, **upload)
-    if not whole:
-        yield _delete(f"delete_{name}_artifact", path, tag, 204, ("etag",))
-    content, bytes_ = f"{path}/content", {"type": "string", "format": "binary"}
-    all_ = Answer(200, "All of it", bytes_, DOWNLOAD_HEADERS, _STREAM)
-    part = Answer(206, "That part", bytes_, (*DOWNLOAD_HEADERS, "content-range"), _STREAM)
-    id = f"get_{name}_artifact_content"
-    errors = (*_READS, 416)
-    yield _operation(id, "GET", content, tag, (all_, part), errors, parameters=(RANGE,))
-    bare = Answer(200, "The headers of a download", None, DOWNLOAD_HEADERS)
-    yield _operation(f"head_{name}_artifact", "HEAD", content, tag, bare, _READS)
-
-
-def _not_offered(path: str, tag: str) -> Operation:
-    """The four operations with OCI's object storage: one route, which says what does the same."""
-    action = {"name": "action", "in": "path", "required": True}
-    given = {**action, "schema": {"enum": sorted(models.OBJECT_STORAGE)}}
-    hours = query("restoreModelForHoursSpecified", {"type": "integer"})
-    return _operation(
-        "move_model_artifact_to_or_from_object_storage",
-        "POST",
-        path,
-        tag,
-        (),
-        (400, 401, 403, 404, 409, 413, 500, 501, 503),
-        parameters=(given, hours, IF_MATCH, RETRY_TOKEN),
-        body={"type": "object"},
-        body_needed=False,
     )

@@ -127,26 +127,6 @@ def _stacked() -> Iterator[Operation]:
         (400, 401, 403, 404, 500, 503),
         body=asked.Settings,
     )
-    place = "/stacked/adapters/{digest}"
-    yield Operation(
-        "has_adapter",
-        "GET",
-        place,
-        "Whether an adapter is here, so that it need not be sent",
-        _OWN,
-        (Answer(204, "It is here, and whole"),),
-        (400, 401, 403, 404, 500, 503),
-    )
-    yield Operation(
-        "send_adapter",
-        "PUT",
-        place,
-        "Send an adapter as a zip; a model with its digest for a `source` keeps it",
-        _OWN,
-        (Answer(204, "It is here"),),
-        (400, 401, 403, 404, 411, 413, 500, 503),
-        bytes_in=True,
-    )
     card = Answer(200, "The model", {"type": "object"})
     yield Operation(
         "show_served_model",

@@ -19,12 +19,6 @@ from stacked.api.openapi.shapes.deployments import (
     ShownInfrastructure,
     SystemData,
 )
-from stacked.api.openapi.shapes.models import (
-    Metadata,
-    Model,
-    ModelProvenance,
-    ModelSummary,
-)
 from stacked.api.openapi.shapes.serving import (
     Health,
     LoadedModel,
@@ -40,15 +34,11 @@ __all__ = [
     "Health",
     "LoadedModel",
     "MemberStatus",
-    "Metadata",
-    "Model",
     "ModelDeployment",
     "ModelDeploymentModelStateSummary",
     "ModelDeploymentSummary",
     "ModelGroupChoice",
     "ModelHealth",
-    "ModelProvenance",
-    "ModelSummary",
     "OpenAIError",
     "OpenAIErrorDetails",
     "RemovedModel",
