@@ -26,7 +26,7 @@ router = APIRouter(
 AdapterDigest = Annotated[str, AfterValidator(check_digest)]
 
 
-@router.get("/{digest}", dependencies=CHANGE, status_code=204)
+@router.get("/{digest}", dependencies=CHANGE, status_code=204, responses={400: {}})
 def has_adapter(digest: AdapterDigest, service: Served) -> None:
     """Whether an adapter is here, whole, so that it need not be sent.
 
@@ -40,7 +40,7 @@ def has_adapter(digest: AdapterDigest, service: Served) -> None:
     "/{digest}",
     dependencies=CHANGE,
     status_code=204,
-    responses={411: {}, 413: {}},
+    responses={411: {}},
     openapi_extra=RAW,
 )
 async def send_adapter(digest: AdapterDigest, request: Request, service: Served) -> None:
