@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -314,6 +314,11 @@ def resolve_path(text: str, directory: Path) -> str:
     return str((directory / path).resolve())
 
 
+def said_of(issue: Mapping[str, Any]) -> str:
+    """What is wrong, of one of pydantic's errors: in a validator's own words where it has some."""
+    return str(issue["ctx"]["error"] if issue["type"] == "value_error" else issue["msg"])
+
+
 def _sentences(where: str, error: ValidationError) -> str:
     lines = []
     for issue in error.errors(include_url=False):
@@ -323,7 +328,7 @@ def _sentences(where: str, error: ValidationError) -> str:
         if issue["type"] == "extra_forbidden":
             said = f"unknown key; expected one of: {', '.join(_siblings(issue['loc']))}"
         else:
-            said = issue["msg"].removeprefix("Value error, ")
+            said = said_of(issue)
             if not isinstance(issue["input"], dict):
                 said += f" (got {str(issue['input'])[:80]!r})"
         lines.append(f"{where}: {place or 'file'}: {said}")

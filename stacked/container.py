@@ -177,11 +177,11 @@ def _members(
 
 def served_names(options: Mapping[str, Any]) -> dict[str, str]:
     """`--served-model-name`: an OCID is the base's id, another name its inference key."""
-    said = options.get("served_model_name")
-    if said is None:
+    given = options.get("served_model_name")
+    if given is None:
         return {}
     found: dict[str, str] = {}
-    for name in said if isinstance(said, list) else [said]:
+    for name in given if isinstance(given, list) else [given]:
         field = "id" if str(name).startswith("ocid1.") else "key"
         try:
             checked = check_model_id(str(name)) if field == "id" else check_key(str(name))
@@ -208,9 +208,9 @@ def _name_base(names: dict[str, str], keys: dict[str, list[str]]) -> None:
 
 def _lora_modules(options: Mapping[str, Any]) -> list[dict[str, str]]:
     """`--lora-modules name=path …`, as vLLM reads them, as members of the group."""
-    said = options.get("lora_modules", [])
+    given = options.get("lora_modules", [])
     members = []
-    for entry in said if isinstance(said, list) else [said]:
+    for entry in given if isinstance(given, list) else [given]:
         if str(entry).startswith("{"):
             spec = _json_object(str(entry), "PARAMS: --lora-modules")
             name, source = spec.get("name"), spec.get("path")
@@ -228,12 +228,10 @@ def _keys(environ: Environment) -> dict[str, list[str]]:
     keys: dict[str, list[str]] = {}
     for key, ocid in _json_object(text, "STACKED_KEYS").items() if text else ():
         try:
-            keys.setdefault(_ocid(str(ocid), "STACKED_KEYS"), []).append(check_key(key))
+            check_key(key)
         except StackedError as error:
-            said = str(error)
-            raise ConfigInvalid(
-                said if said.startswith("STACKED_KEYS") else f"STACKED_KEYS: {said}"
-            ) from error
+            raise ConfigInvalid(f"STACKED_KEYS: {error}") from error
+        keys.setdefault(_ocid(str(ocid), "STACKED_KEYS"), []).append(key)
     return keys
 
 
@@ -282,9 +280,9 @@ def tensor_parallel(environ: Environment, options: dict[str, Any], tell: Progres
         return
     if not text.isdigit() or int(text) < 1:
         raise ConfigInvalid(f"TENSOR_PARALLELISM: expected a number of GPUs, got {text!r}")
-    said = options.setdefault("tensor_parallel_size", int(text))
-    if said != int(text):
-        tell.note(f"TENSOR_PARALLELISM={text} gives way to PARAMS, which says {said}")
+    size = options.setdefault("tensor_parallel_size", int(text))
+    if size != int(text):
+        tell.note(f"TENSOR_PARALLELISM={text} gives way to PARAMS, which says {size}")
 
 
 def _port(environ: Environment, name: str, default: Any) -> int:

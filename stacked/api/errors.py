@@ -11,6 +11,7 @@ from typing import Any
 
 from stacked import errors
 from stacked.api.targets import is_control
+from stacked.config import said_of
 
 # The nearest class up the tree decides.
 STATUS: dict[type[errors.StackedError], int] = {
@@ -131,7 +132,7 @@ def fault_of(errors: Sequence[Any]) -> tuple[bool, str]:
     place = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in loc).lstrip(".") or "body"
     if first["type"] in _MISSING:
         return True, f"{place} is missing"
-    return False, f"{place}: {first['msg'].removeprefix('Value error, ')}"
+    return False, f"{place}: {said_of(first)}"
 
 
 def not_served(method: str, path: str, status: int) -> str | None:

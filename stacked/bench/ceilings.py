@@ -75,8 +75,8 @@ def dtype_of(base: Path, chosen: object) -> str:
     if isinstance(chosen, str) and chosen in _BYTES:
         return chosen
     config = json.loads((base / "config.json").read_bytes())
-    told = config.get("dtype") or config.get("torch_dtype")
-    return "float32" if told == "float32" else "bfloat16"
+    own = config.get("dtype") or config.get("torch_dtype")
+    return "float32" if own == "float32" else "bfloat16"
 
 
 def measured_ceilings(dtype: str) -> Ceilings:

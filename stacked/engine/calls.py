@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Sequence
 from typing import Any
 
-from stacked.engine.causes import Causes
+from stacked.engine.causes import Causes, first_line
 from stacked.errors import EngineDead, EngineError, EngineLoadFailed, EngineSilent, StackedError
 
 # An engine call that takes longer than this is taken for lost: a load reads one adapter from disk.
@@ -51,7 +51,7 @@ class Calls:
         except EngineDeadError as error:
             raise self.death() from error
         except Exception as error:  # the engine sends any failure of its worker as a bare one
-            raise EngineLoadFailed(f"{doing}: {_first_line(error)}") from error
+            raise EngineLoadFailed(f"{doing}: {first_line(error)}") from error
 
     async def workers(self, method: str, *args: Any, doing: str) -> Sequence[Any]:
         """Run a method of `StagingWorker` in every worker; what each answered."""
@@ -83,8 +83,3 @@ class Calls:
         """Stop looking for causes in the log: what fails from now on is not the start."""
         if self._causes is not None:
             self._causes.close()
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:400] if lines else type(error).__name__

@@ -21,6 +21,9 @@ from pydantic import ValidationError
 
 _PLACE = "STACKED_START_ERRORS"
 _LONGEST = 400
+# Python's first line of an error that it prints. vLLM looks at a model's class in a process of its
+# own, and raises what that one printed.
+_PRINTED = "Traceback (most recent call last):"
 # Types that say nothing beside their message.
 _PLAIN = (ValueError, RuntimeError, AssertionError, NotImplementedError)
 
@@ -91,8 +94,8 @@ def sentence(error: BaseException) -> str:
 
     What another process printed is told by its last line, which is the error.
     """
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if "Traceback (most recent call last):" in lines:
+    lines = _lines(error)
+    if _PRINTED in lines:
         return lines[-1][:_LONGEST]
     if isinstance(error, ValidationError):
         first = error.errors()[0]
@@ -105,6 +108,15 @@ def sentence(error: BaseException) -> str:
     if not lines:
         return kind
     return lines[0][:_LONGEST] if type(error) in _PLAIN else f"{kind}: {lines[0][:_LONGEST]}"
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, in one line; its type where it says nothing."""
+    return next(iter(_lines(error)), type(error).__name__)[:_LONGEST]
+
+
+def _lines(error: BaseException) -> list[str]:
+    return [line.strip() for line in str(error).splitlines() if line.strip()]
 
 
 def missing_package(base: str) -> str | None:

@@ -48,16 +48,18 @@ class LogSteps:
     """The steps of one start, in the order in which its log tells them."""
 
     def __init__(self) -> None:
-        self._ahead = [*LOG_LINES]
+        self._at = 0
 
     def __bool__(self) -> bool:
         """Whether there are more."""
-        return bool(self._ahead)
+        return self._at < len(LOG_LINES)
 
     def begun(self, line: str) -> Start | None:
         """The step that begins with this line of the log, if one does."""
-        if self._ahead and self._ahead[0][0] in line:
-            return self._ahead.pop(0)[1]
+        for text, step in LOG_LINES[self._at : self._at + 1]:
+            if text in line:
+                self._at += 1
+                return step
         return None
 
 

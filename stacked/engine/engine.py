@@ -226,9 +226,9 @@ class Engine:
         doing = f"activating adapter {loaded.digest}"
         async with self._changing:
             while True:
-                told = await self._calls.part("stacked_activate", loaded.number, doing=doing)
-                if "more" not in told:
-                    return "full" not in told
+                states = await self._calls.part("stacked_activate", loaded.number, doing=doing)
+                if "more" not in states:
+                    return "full" not in states
 
     async def discard(self, *loaded: Loaded) -> None:
         """Drop what is staged and not adopted, read or not. Discarding twice is allowed."""

@@ -25,6 +25,7 @@ from itertools import islice
 from typing import Any
 
 from stacked.engine.adaptable import describe
+from stacked.engine.causes import first_line
 from stacked.engine.cpu_affinity import give_core, hand_over_soon, step_aside, take_core
 from stacked.engine.loras import Dropped, Job, VllmLoras
 
@@ -71,7 +72,7 @@ class Stager:
                     pass
                 self._loras.register(job.model)
         except Exception as error:
-            raise RuntimeError(f"{job.name}: {_sentence(error)}") from error
+            raise RuntimeError(f"{job.name}: {first_line(error)}") from error
         finally:
             for job, _ in reading:
                 job.dropped = True
@@ -86,7 +87,7 @@ class Stager:
         except Dropped:
             return
         except Exception as error:  # noqa: BLE001  whatever a file does to its reader is told
-            job.reason, job.state = _sentence(error), "failed"
+            job.reason, job.state = first_line(error), "failed"
 
     def advance(self, numbers: Sequence[int], seconds: float) -> list[tuple[str, str]]:
         """Go on with what belongs to the loop for about `seconds`; the state of each in order."""
@@ -110,7 +111,7 @@ class Stager:
                 began = now
             job.state = "ready"
         except Exception as error:  # noqa: BLE001  whatever vLLM finds wrong with it is told
-            job.reason, job.state = _sentence(error), "failed"
+            job.reason, job.state = first_line(error), "failed"
 
     def state(self, number: int) -> tuple[str, str]:
         """ "reading", "ready", "failed" with the reason, "adopted", or "absent"."""
@@ -224,8 +225,3 @@ def _parts(worker: Any) -> tuple[Stager, VllmLoras]:
         loras = VllmLoras(worker.model_runner.lora_manager, aside)
         found = worker.__dict__["_stacked_parts"] = (Stager(loras, aside), loras)
     return found
-
-
-def _sentence(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:400] if lines else type(error).__name__

@@ -19,15 +19,17 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from stacked.errors import RecordConflict, RegistryUnusable
 from stacked.registry.migrations import migrate
 
-# What SQLite says, and what a person can do about it.
-_ADVICE = (
-    ("locked", "another process is writing to it; stop that one, or try again"),
-    ("full", "free some space, and try again"),
-    ("readonly", "it may only be read; give it write permission, or choose another data directory"),
-    ("unable to open", "check that its directory is there and may be written"),
-    ("malformed", "restore it from a copy, or move it away to begin anew"),
-    ("not a database", "it is something else; move it away, or choose another data directory"),
-)
+# What a person can do, by SQLite's code of what is wrong.
+_ADVICE = {
+    sqlite3.SQLITE_BUSY: "another process is writing to it; stop that one, or try again",
+    sqlite3.SQLITE_FULL: "free some space, and try again",
+    sqlite3.SQLITE_READONLY: (
+        "it may only be read; give it write permission, or choose another data directory"
+    ),
+    sqlite3.SQLITE_CANTOPEN: "check that its directory is there and may be written",
+    sqlite3.SQLITE_CORRUPT: "restore it from a copy, or move it away to begin anew",
+    sqlite3.SQLITE_NOTADB: "it is something else; move it away, or choose another data directory",
+}
 
 
 class Database:
@@ -54,7 +56,7 @@ class Database:
             raise
         if found != "ok":
             self.close()
-            raise self._unusable(f"malformed: {found}")
+            raise self._unusable(f"malformed: {found}", sqlite3.SQLITE_CORRUPT)
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
@@ -84,10 +86,13 @@ class Database:
                 f"the records would contradict each other: {error.orig}"
             ) from error
         except (DBAPIError, sqlite3.Error, OSError) as error:
-            raise self._unusable(error.orig if isinstance(error, DBAPIError) else error) from error
+            cause = error.orig if isinstance(error, DBAPIError) else error
+            # An extended code ends in the primary one; Python's own errors have none.
+            code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
+            raise self._unusable(cause, code) from error
 
-    def _unusable(self, said: object) -> RegistryUnusable:
-        advice = next((text for sign, text in _ADVICE if sign in str(said)), "see what it says")
+    def _unusable(self, said: object, code: int) -> RegistryUnusable:
+        advice = _ADVICE.get(code, "see what it says")
         return RegistryUnusable(f"the registry {self.path} cannot be used: {said}; {advice}")
 
 
