@@ -6,12 +6,19 @@ OpenAI's shape on `/v1`, `{"code", "message"}` elsewhere. It must not decide wha
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
 from stacked import errors
-from stacked.api.targets import is_control
+from stacked.api.targets import is_control, is_plain
 from stacked.config import said_of
+from stacked.errors import BodyInvalid, ParameterInvalid, StackedError
 
 # The nearest class up the tree decides.
 STATUS: dict[type[errors.StackedError], int] = {
@@ -175,3 +182,54 @@ def to_openai(body: bytes, status: int, said: str | None) -> bytes:
 
 def _code_of(status: int) -> str:
     return _PLAIN_CODES.get(status, "InternalServerError" if status >= 500 else "InvalidParameter")
+
+
+def handle_errors(app: FastAPI) -> None:
+    """Every error is answered in the shape of its path."""
+    app.exception_handler(StackedError)(_stacked_error)
+    app.exception_handler(RequestValidationError)(_validation_error)
+    app.exception_handler(ValidationError)(_validation_error)
+    app.exception_handler(HTTPException)(_http_error)
+    app.exception_handler(Exception)(_internal_error)
+
+
+async def _stacked_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, StackedError)
+    return _render(request, oci_code(error, request.url.path), str(error), status_of(error))
+
+
+async def _validation_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError | ValidationError)
+    errors = error.errors()
+    if errors[0]["type"] == "json_invalid":
+        return await _stacked_error(request, BodyInvalid("the body is not valid JSON"))
+    missing, sentence = fault_of(errors)
+    if missing and is_control(request.url.path):
+        return _render(request, "MissingParameter", sentence, 400)
+    return await _stacked_error(request, ParameterInvalid(sentence))
+
+
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    absent = "NotAuthorizedOrNotFound" if is_control(request.url.path) else "NotFound"
+    codes = {404: absent, 405: "MethodNotAllowed"}
+    said = not_served(request.method, request.scope["path"], error.status_code)
+    message = said or str(error.detail)
+    code = codes.get(error.status_code, "Error")
+    return _render(request, code, message, error.status_code, error.headers)
+
+
+async def _internal_error(request: Request, error: Exception) -> JSONResponse:
+    return _render(request, INTERNAL_CODE, INTERNAL, 500)
+
+
+def _render(
+    request: Request,
+    code: str,
+    message: str,
+    status: int,
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    plain = is_plain(request.url.path)
+    body = plain_body(code, message) if plain else openai_body(code, message, status)
+    return JSONResponse(body, status_code=status, headers=headers)

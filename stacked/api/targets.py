@@ -34,7 +34,7 @@ _MODEL_PATHS = re.compile(
 )
 # Its other paths that are open to everyone. What is in neither list is administrative (pausing,
 # scaling, sleeping, aborting others' requests) and is not reachable.
-_OPEN_PATHS = re.compile(r"/(metrics|version|load|docs|docs/oauth2-redirect|redoc)")
+_OPEN_PATHS = re.compile(r"/(metrics|version|load)")
 _LORA_PATHS = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
 _HEALTH_PATHS = frozenset({"/health", "/ping"})
 

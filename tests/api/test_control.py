@@ -49,7 +49,9 @@ class Double:
         self.member_states = registry.deployments.list_members
 
     async def status(self) -> dict[str, Any]:
-        return {"deploymentId": DEPLOYMENT, "generation": 1, "models": []}
+        nothing = dict.fromkeys(("groupId", "groupName", "previousGroupId", "update"))
+        state = {"state": "ACTIVE", "reason": "", "draining": [], "models": []}
+        return {"deploymentId": DEPLOYMENT, "generation": 1, **nothing, **state}
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
 from stacked.api.control.base import Route
+from stacked.api.errors import handle_errors
 from stacked.api.retry_tokens import RetryTokens
-from stacked.api.routes import handle_errors
 from stacked.errors import RecordConflict
 from stacked.registry import Registry
 from stacked.registry.retry_tokens import RetryTokenRepository

@@ -34,8 +34,7 @@ from stacked.store import outgoing
 from tests.api.control.plane import packed, stacked_body
 from tests.contract.rig import Rig, rig
 
-_NO_SERVICE = cast(Service, SimpleNamespace(config=ControlConfig()))
-_DOCUMENT = of_server(_NO_SERVICE, create_routes(_NO_SERVICE))
+_DOCUMENT = of_server(create_routes(cast(Service, SimpleNamespace(config=ControlConfig()))))
 _CONFIG = SchemathesisConfig(
     seed=4,
     projects=ProjectsConfig(

@@ -68,23 +68,29 @@ MODEL = {
 }
 # What only tells something, and runs no model.
 OPEN = {
-    "/docs",
-    "/docs/oauth2-redirect",
     "/load",
     "/metrics",
-    "/redoc",
     "/v1/models",
     "/v1/responses/{response_id}",
     "/version",
 }
 # Ours stand at these.
-OURS = {"/health", "/ping", "/openapi.json", "/v1/load_lora_adapter", "/v1/unload_lora_adapter"}
+OURS = {
+    "/docs",
+    "/health",
+    "/openapi.json",
+    "/ping",
+    "/redoc",
+    "/v1/load_lora_adapter",
+    "/v1/unload_lora_adapter",
+}
 # Administrative, or of other servers than ours: nobody reaches it.
 CLOSED = {
     "/abort_requests",
     "/adapters",
     "/adapters/{adapter_name}",
     "/collective_rpc",
+    "/docs/oauth2-redirect",
     "/finish_weight_update",
     "/get_world_size",
     "/inference/v1/abort_requests",

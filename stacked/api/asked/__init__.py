@@ -3,10 +3,9 @@
 Pure: it reads and refuses, and names the place. It must not know routes, records or what is live.
 """
 
-from stacked.api.asked.common import ChangeCompartment, differing, not_yet
+from stacked.api.asked.common import ChangeCompartment, not_yet
 from stacked.api.asked.deployments import (
     CreateDeployment,
-    Settings,
     UpdateDeployment,
     changed_parts,
     check_live,
@@ -16,11 +15,9 @@ from stacked.api.asked.deployments import (
 __all__ = [
     "ChangeCompartment",
     "CreateDeployment",
-    "Settings",
     "UpdateDeployment",
     "changed_parts",
     "check_live",
-    "differing",
     "not_yet",
     "parts_given",
 ]

@@ -80,13 +80,6 @@ def not_yet(what: str) -> ParameterInvalid:
     return ParameterInvalid(f"{what} is not served yet; see docs/control-plane.md")
 
 
-def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """The names under which two settings are not the same."""
-    absent = object()
-    names = one.keys() | other.keys()
-    return sorted(n for n in names if one.get(n, absent) != other.get(n, absent))
-
-
 def changed_places(given: Mapping[str, Any], shown: Mapping[str, Any], place: str) -> list[str]:
     """The places where what is given is not what is shown; what is left out or null stays."""
     found: list[str] = []

@@ -150,12 +150,6 @@ class UpdateDeployment(Described):
     category_log_details: Json | None = None
 
 
-class Settings(Body):
-    """`POST /stacked/check`. `engine` are the settings of a file; None: it has none."""
-
-    engine: Json | None = None
-
-
 def parts_given(tree: Json) -> Json:
     """The blocks of a body that are kept as they were given, by the name they are kept under.
 

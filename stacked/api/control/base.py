@@ -42,7 +42,7 @@ from stacked.api.retry_tokens import HEADER as RETRY_TOKEN
 from stacked.api.retry_tokens import RetryTokens
 from stacked.api.targets import PREFIX
 from stacked.api.wire.common import etag, moment
-from stacked.config import ServerConfig, is_loopback
+from stacked.config import is_loopback
 from stacked.errors import NotAllowed, RecordStale
 from stacked.registry import Registry
 from stacked.registry.paging import MAX_LIMIT
@@ -289,17 +289,17 @@ IfMatch = Annotated[
 ]
 
 
-async def _writes_allowed(service: Served) -> None:
-    if not writes_allowed(service.config.server):
+async def check_writes_allowed(service: Served) -> None:
+    """Raises NotAllowed where administrative verbs are off."""
+    server = service.config.server
+    allowed = server.runtime_updates
+    if allowed is None:
+        allowed = is_loopback(server.host) or server.auth.oci is not None
+    if not allowed:
         raise NotAllowed(
             "loading and removing adapters over HTTP is off here; "
             "set server.runtime_updates: true to allow it"
         )
-
-
-def writes_allowed(server: ServerConfig) -> bool:
-    on = server.runtime_updates
-    return is_loopback(server.host) or server.auth.oci is not None if on is None else on
 
 
 async def _retry_token(
@@ -315,7 +315,7 @@ async def _retry_token(
     """Declares what `Route` reads."""
 
 
-CHANGE = [Depends(_writes_allowed)]
+CHANGE = [Depends(check_writes_allowed)]
 POST = [*CHANGE, Depends(_retry_token)]
 
 

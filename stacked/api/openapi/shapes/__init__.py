@@ -19,31 +19,17 @@ from stacked.api.openapi.shapes.deployments import (
     ShownInfrastructure,
     SystemData,
 )
-from stacked.api.openapi.shapes.serving import (
-    Health,
-    LoadedModel,
-    MemberStatus,
-    ModelHealth,
-    RemovedModel,
-    Status,
-)
 
 __all__ = [
     "DeploymentConfiguration",
     "Error",
-    "Health",
-    "LoadedModel",
-    "MemberStatus",
     "ModelDeployment",
     "ModelDeploymentModelStateSummary",
     "ModelDeploymentSummary",
     "ModelGroupChoice",
-    "ModelHealth",
     "OpenAIError",
     "OpenAIErrorDetails",
-    "RemovedModel",
     "ShownEnvironment",
     "ShownInfrastructure",
-    "Status",
     "SystemData",
 ]

@@ -1,0 +1,74 @@
+"""What OCI has no words for: the state of everything, and whether a file's settings are in use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Response
+
+from stacked.api.control.base import Json, RequestModel, ResponseModel, Served, bare
+from stacked.errors import UpdateNotLive
+from stacked.registry.states import DeploymentState, MemberState
+
+router = APIRouter(
+    prefix="/stacked",
+    tags=["Stacked"],
+    generate_unique_id_function=lambda route: route.name,
+)
+
+
+class EngineSettings(RequestModel):
+    """`engine` are the settings of a file; None: it has none."""
+
+    engine: Json | None = None
+
+
+class MemberStatus(ResponseModel):
+    """A live model: its requests in flight, and where its weights are."""
+
+    model_id: str
+    inference_key: str | None
+    digest: str
+    rank: int
+    state: MemberState
+    reason: str
+    leases: int
+    resident: bool
+    on_device: bool
+
+
+class Status(ResponseModel):
+    deployment_id: str
+    group_id: str | None
+    group_name: str | None
+    generation: int
+    previous_group_id: str | None
+    state: DeploymentState
+    reason: str
+    update: str | None
+    draining: list[str]
+    models: list[MemberStatus]
+
+
+@router.get("/status", response_model=Status)
+async def status(service: Served) -> Any:
+    """What `stacked status` shows."""
+    return await service.status()
+
+
+@router.post("/check", **bare(204))
+def check_settings(body: EngineSettings, service: Served) -> Response:
+    """Whether engine settings are those in use; the settings themselves stay here."""
+    if body.engine is not None:
+        held = service.registry.deployments.get(service.deployment_id).configuration
+        in_use, absent = held.get("engine", {}), object()
+        names = sorted(
+            name
+            for name in body.engine.keys() | in_use.keys()
+            if body.engine.get(name, absent) != in_use.get(name, absent)
+        )
+        if names:
+            raise UpdateNotLive(
+                f"engine settings differ ({', '.join(names)}); that needs a restart"
+            )
+    return Response(status_code=204)
