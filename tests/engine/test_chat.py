@@ -18,6 +18,7 @@ from stacked.errors import ChatTemplateInvalid, EngineLoadFailed
 from stacked.store.extras import settle
 from stacked.store.limits import Limits
 from tests import tiny
+from tests.engine.releases import RELEASE
 from tests.engine.test_rendering import make_renderer
 
 MESSAGES = [
@@ -140,13 +141,21 @@ def test_what_is_the_bases_again_is_no_template_of_its_own(bench: Bench) -> None
     assert bench.own(bench.tokenizer("other", tiny.CHAT_TEMPLATE + " ")) is not None
 
 
-def test_a_chat_that_a_template_refuses_is_told_in_its_words(bench: Bench) -> None:
+def _refusal() -> type[Exception]:
+    """What vLLM tells a client that a template has failed by."""
+    if RELEASE < (0, 30):
+        return ValueError
     from vllm.exceptions import VLLMValidationError
 
+    kind: type[Exception] = VLLMValidationError
+    return kind
+
+
+def test_a_chat_that_a_template_refuses_is_told_in_its_words(bench: Bench) -> None:
     bench.chosen = bench.own(
         bench.tokenizer("strict", "{{ raise_exception('no system message, please') }}")
     )
-    with pytest.raises(VLLMValidationError, match="no system message, please"):
+    with pytest.raises(_refusal(), match="no system message, please"):
         bench.ids(MESSAGES)
     with pytest.raises(ChatTemplateInvalid, match="no system message, please"):
         chat_text(bench.renderer.get_tokenizer(), MESSAGES, bench.chosen)
@@ -154,13 +163,11 @@ def test_a_chat_that_a_template_refuses_is_told_in_its_words(bench: Bench) -> No
 
 def test_one_that_runs_away_fails_alone_and_the_next_is_served(bench: Bench) -> None:
     """It is harmless until a message says so, which no look at it can find out."""
-    from vllm.exceptions import VLLMValidationError
-
     loops = "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3
     wild = "{% if 'now' in messages[0].content %}" + loops + "{% endif %}" + PLAIN
     directory = bench.tokenizer("wild", wild)
     bench.chosen = bench.own(directory)
-    with pytest.raises(VLLMValidationError, match="takes too long"):
+    with pytest.raises(_refusal(), match="takes too long"):
         bench.ids([{"role": "user", "content": "now"}])
     assert bench.ids(MESSAGES) == judged(directory, MESSAGES)
 

@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("vllm")
 
 from stacked.engine.cpu_experts import leave_experts_alone
+from tests.engine.releases import since
 
 
 @pytest.fixture
@@ -62,6 +63,7 @@ def test_experts_are_computed_by_the_kernel_for_cpus(alone: None) -> None:
     assert chosen() == "CPU"
 
 
+@since(0, 28, "its LoRA has kernels for experts")
 def test_vllm_itself_takes_a_kernel_that_cpus_do_not_have() -> None:
     """When this fails, `cpu_experts` has become superfluous."""
     assert chosen() == "TRITON"

@@ -9,6 +9,9 @@ import pytest
 pytest.importorskip("vllm")
 
 from stacked.engine.cpu_rows import lay_out_single_rows
+from tests.engine.releases import since
+
+pytestmark = since(0, 31, "the convolution has a function of its own")
 
 
 def test_single_rows_of_a_wider_tensor_are_moved_and_others_are_not(
