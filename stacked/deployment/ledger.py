@@ -71,7 +71,7 @@ class Ledger:
         """Finish what is being written. Closing twice is allowed."""
         self._writer.shutdown(wait=True)
         self.registry.close()
-        self._lock.release()
+        self._lock.close()
 
     # -- start ------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from stacked.registry.ids import (
     WORK_REQUEST,
     new_id,
 )
-from stacked.registry.lock import DataDirLock, lock_data_dir
+from stacked.registry.lock import lock_data_dir
 from stacked.registry.records import (
     Affected,
     Artifact,
@@ -53,7 +53,6 @@ __all__ = [
     "Affected",
     "Artifact",
     "Content",
-    "DataDirLock",
     "DeployedMember",
     "Deployment",
     "DeploymentState",

@@ -10,23 +10,23 @@ from sqlalchemy.dialects.sqlite import insert
 
 from stacked.errors import RecordConflict
 from stacked.registry.groups import GROUPS
-from stacked.registry.paging import FIRST, Listing, builder
+from stacked.registry.paging import FIRST, Listing, builder, filter_columns
 from stacked.registry.records import DeployedMember, Deployment, JsonObject, Page, Query
-from stacked.registry.repository import Repository, Rows, check_fresh, differing, values
+from stacked.registry.repository import (
+    RecordFilters,
+    Repository,
+    Rows,
+    check_fresh,
+    differing,
+    values,
+)
 from stacked.registry.schema import deployed_members, deployments, models
 from stacked.registry.states import DeploymentState, GroupState, MemberState, WorkStatus
 from stacked.registry.work_requests import WORK, log
 
 
-class DeploymentFilters(TypedDict, total=False):
-    """None does not filter."""
-
-    id: str | None
-    display_name: str | None
+class DeploymentFilters(RecordFilters, total=False):
     state: DeploymentState | None
-    created_by: str | None
-    compartment_id: str | None
-    project_id: str | None
 
 
 class DeploymentChanges(TypedDict, total=False):
@@ -72,10 +72,7 @@ _MEMBERS = Listing(
         "time_created": deployed_members.c.time_created,
         "display_name": models.c.display_name,
     },
-    filters={
-        **{name: deployed_members.c[name] for name in ("group_id", "model_id", "key", "state")},
-        **{name: models.c[name] for name in ("display_name", "project_id")},
-    },
+    filters=filter_columns(MemberFilters, deployed_members, models),
 )
 
 

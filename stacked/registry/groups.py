@@ -11,7 +11,7 @@ from stacked.errors import RecordAbsent, RecordConflict
 from stacked.registry import artifacts
 from stacked.registry.composition import check_composition
 from stacked.registry.models import MODELS
-from stacked.registry.paging import FIRST, Listing, build
+from stacked.registry.paging import FIRST, Listing, build, filter_columns
 from stacked.registry.records import (
     Artifact,
     GroupMember,
@@ -23,22 +23,15 @@ from stacked.registry.records import (
     Page,
     Query,
 )
-from stacked.registry.repository import SORTS, Repository, Rows, differing
+from stacked.registry.repository import SORTS, RecordFilters, Repository, Rows, differing
 from stacked.registry.schema import deployments, group_members, groups, models
 from stacked.registry.schema import histories as lines
 from stacked.registry.states import DeploymentState, GroupState, ModelState
 from stacked.registry.versions import HISTORIES
 
 
-class GroupFilters(TypedDict, total=False):
-    """None does not filter."""
-
-    id: str | None
-    display_name: str | None
+class GroupFilters(RecordFilters, total=False):
     state: GroupState | None
-    created_by: str | None
-    compartment_id: str | None
-    project_id: str | None
     version_history_id: str | None
     base_model_id: str | None
     source_group_id: str | None
@@ -56,13 +49,10 @@ class GroupChanges(TypedDict, total=False):
     tags: JsonObject
 
 
-class GroupModelFilters(TypedDict, total=False):
-    """Of the models of one group. None does not filter."""
+class GroupModelFilters(RecordFilters, total=False):
+    """Of the models of one group."""
 
-    id: str | None
-    display_name: str | None
     state: ModelState | None
-    created_by: str | None
     key: str | None
 
 
@@ -107,10 +97,7 @@ _MODELS = Listing(
     columns=(*models.c, *_MEMBER),
     seq=group_members.c.seq,
     sorts={name: models.c[name] for name in SORTS},
-    filters={
-        **{name: models.c[name] for name in ("id", "display_name", "state", "created_by")},
-        "key": group_members.c.key,
-    },
+    filters=filter_columns(GroupModelFilters, models, group_members),
 )
 
 

@@ -1,7 +1,4 @@
-"""One process per data directory: a lock that lasts as long as the process that took it.
-
-It must not know what stands in the directory.
-"""
+"""One process per data directory: a lock that lasts as long as the process that took it."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import fcntl
 import os
 import weakref
 from pathlib import Path
-from types import TracebackType
 from typing import IO
 
 from stacked.errors import DataDirInUse, RegistryUnusable
@@ -17,42 +13,11 @@ from stacked.errors import DataDirInUse, RegistryUnusable
 FILE = "server.lock"
 
 
-class DataDirLock:
-    """The right to serve from a data directory; `release`, or the end of the process, gives it up.
+def lock_data_dir(path: Path) -> IO[str]:
+    """Lock the directory, made where it is absent. Keep the file: closing it gives the lock up.
 
     The kernel frees the lock when the process dies, however it dies. Children do not inherit it:
     an engine process that outlives a killed server must not keep the next server out.
-    """
-
-    def __init__(self, file: IO[str]) -> None:
-        self._file = file
-        held = weakref.ref(file)
-
-        def let_go() -> None:
-            file = held()
-            if file is not None:
-                file.close()
-
-        os.register_at_fork(after_in_child=let_go)  # exec closes it by itself
-
-    def release(self) -> None:
-        """Give the lock up. Twice is once."""
-        self._file.close()
-
-    def __enter__(self) -> DataDirLock:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.release()
-
-
-def lock_data_dir(path: Path) -> DataDirLock:
-    """Lock the directory, made where it is absent, for this process. Keep what is returned.
 
     Raises DataDirInUse, with the pid that holds it, or RegistryUnusable.
     """
@@ -83,4 +48,17 @@ def lock_data_dir(path: Path) -> DataDirLock:
         raise RegistryUnusable(
             f"the data directory {path} cannot be locked: {error}; choose another"
         ) from error
-    return DataDirLock(file)
+    _close_in_children(file)
+    return file
+
+
+def _close_in_children(file: IO[str]) -> None:
+    """For `fork`; `exec` closes it by itself."""
+    held = weakref.ref(file)
+
+    def close() -> None:
+        file = held()
+        if file is not None:
+            file.close()
+
+    os.register_at_fork(after_in_child=close)

@@ -12,22 +12,15 @@ from stacked.errors import RecordConflict
 from stacked.registry import artifacts
 from stacked.registry.paging import FIRST
 from stacked.registry.records import Artifact, Content, JsonObject, Model, Page, Query
-from stacked.registry.repository import Repository, Rows, differing, values
+from stacked.registry.repository import RecordFilters, Repository, Rows, differing, values
 from stacked.registry.schema import deployments, group_members, groups, models
 from stacked.registry.schema import version_sets as sets
 from stacked.registry.states import DeploymentState, GroupState, ModelState
 from stacked.registry.versions import SETS
 
 
-class ModelFilters(TypedDict, total=False):
-    """None does not filter."""
-
-    id: str | None
-    display_name: str | None
+class ModelFilters(RecordFilters, total=False):
     state: ModelState | None
-    created_by: str | None
-    compartment_id: str | None
-    project_id: str | None
     kind: str | None
     digest: str | None
     category: str | None

@@ -17,6 +17,7 @@ from sqlalchemy import (
     Connection,
     FromClause,
     RowMapping,
+    Table,
     Text,
     select,
     tuple_,
@@ -40,6 +41,16 @@ def build(record: type[T], row: RowMapping, **more: Any) -> T:
 def builder(record: type[T]) -> Callable[[RowMapping], T]:
     """`build`, of one kind of record."""
     return lambda row: build(record, row)
+
+
+def filter_columns(filters: type, *tables: Table) -> dict[str, ColumnElement[Any]]:
+    """The columns that a TypedDict of filters names, of the first table that has each."""
+    found: dict[str, ColumnElement[Any]] = {}
+    for table in tables:
+        for name in filters.__annotations__:
+            if name in table.c:
+                found.setdefault(name, table.c[name])
+    return found
 
 
 @dataclass(frozen=True, slots=True)

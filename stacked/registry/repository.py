@@ -9,7 +9,7 @@ import enum
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypedDict, TypeVar
 
 from sqlalchemy import (
     ColumnElement,
@@ -25,7 +25,7 @@ from sqlalchemy import (
 from stacked.errors import RecordAbsent, RecordStale
 from stacked.registry.database import Database
 from stacked.registry.ids import now
-from stacked.registry.paging import Listing, build, builder
+from stacked.registry.paging import Listing, build, builder, filter_columns
 from stacked.registry.records import Page, Query, Record, WorkRequest
 from stacked.registry.states import check_move
 
@@ -33,6 +33,16 @@ R = TypeVar("R", bound=Record | WorkRequest)
 T = TypeVar("T")
 
 SORTS = ("time_created", "display_name", "state")
+
+
+class RecordFilters(TypedDict, total=False):
+    """What every list of records is filtered by, besides the state. None does not filter."""
+
+    id: str | None
+    display_name: str | None
+    created_by: str | None
+    compartment_id: str | None
+    project_id: str | None
 
 
 class Rows(Generic[R]):
@@ -53,6 +63,7 @@ class Rows(Generic[R]):
         self.record = record
         self.noun = noun
         self.table = table
+        self.state = table.c["status" if "status" in table.c else "state"]
         self.source: FromClause = table if source is None else source
         self.columns: tuple[ColumnElement[Any], ...] = (*table.c, *more)
 
@@ -64,7 +75,6 @@ class Rows(Generic[R]):
         **columns: ColumnElement[Any],
     ) -> Listing[T]:
         """How they are listed; `filters` is a TypedDict, `columns` what is not in the table."""
-        names = [name for name in filters.__annotations__ if name in self.table.c]
         return Listing(
             name=self.table.name.replace("_", " "),
             record=builder(record),
@@ -72,7 +82,7 @@ class Rows(Generic[R]):
             columns=self.columns,
             seq=self.table.c.seq,
             sorts={name: self.table.c[name] for name in sorts},
-            filters={**{name: self.table.c[name] for name in names}, **columns},
+            filters={**filter_columns(filters, self.table), **columns},
         )
 
     def row(self, connection: Connection, id: str) -> RowMapping:
@@ -101,7 +111,7 @@ class Rows(Generic[R]):
         Raises RecordStale where it is not what is `expect`ed.
         """
         row = self.row(connection, id)
-        if row["state"].value == "DELETED":
+        if row[self.state.name].value == "DELETED":
             raise RecordAbsent(f"{self.noun} {id} is DELETED; only its record is left")
         return check_fresh(self._build(connection, row), expect)
 
@@ -122,9 +132,8 @@ class Rows(Generic[R]):
 
         Raises RecordAbsent, IllegalMove.
         """
-        column = "status" if "status" in self.table.c else "state"
-        check_move(f"{self.noun} {id}", self.row(connection, id)[column], after)
-        return self.change(connection, id, {column: after, **columns})
+        check_move(f"{self.noun} {id}", self.row(connection, id)[self.state.name], after)
+        return self.change(connection, id, {self.state.name: after, **columns})
 
     def _rows(self, connection: Connection, ids: Iterable[str]) -> Sequence[RowMapping]:
         wanted = select(*self.columns).select_from(self.source)
@@ -162,11 +171,6 @@ class Repository(Generic[R]):
     ) -> Page[T]:
         with self._database.read() as connection:
             return listing.page(connection, query, filters, where, of)
-
-    def _update(self, id: str, expect: R | None, columns: Mapping[str, object]) -> R:
-        with self._database.write() as connection:
-            self._rows.current(connection, id, expect)
-            return self._rows.change(connection, id, columns)
 
 
 def values(table: Table, record: Any) -> dict[str, Any]:

@@ -32,7 +32,6 @@ from stacked.registry import artifacts
 from stacked.registry.database import Database
 from stacked.registry.ids import now
 from stacked.registry.schema import (
-    deployed_members,
     deployments,
     group_members,
     groups,
@@ -41,8 +40,6 @@ from stacked.registry.schema import (
     models,
     retry_tokens,
     version_sets,
-    work_errors,
-    work_logs,
     work_requests,
 )
 from stacked.registry.states import (
@@ -56,13 +53,6 @@ from stacked.registry.states import (
 MayGo = Callable[[Digest, datetime], bool]
 """Whether nobody has used a content since a time."""
 
-# What goes with the row that it belongs to; every other reference keeps a row.
-_PARTS = {
-    group_members.c.group_id,
-    deployed_members.c.deployment_id,
-    work_logs.c.work_request_id,
-    work_errors.c.work_request_id,
-}
 _DROPPABLE = (GroupState.ACTIVE, GroupState.INACTIVE, GroupState.FAILED)
 _REASON = "it fell out of the versions that are retained"
 
@@ -166,14 +156,9 @@ class Sweep:
         unused = [
             table.c.id.not_in(select(column).where(column.is_not(None)))
             for column in _references(table)
-            if column not in _PARTS
         ]
         wanted = select(table.c.seq).where(old, *unused).order_by(table.c.seq).limit(most)
         rows = self._connection.execute(wanted).scalars().all()
-        for column in _references(table):
-            if column in _PARTS:
-                ids = select(table.c.id).where(table.c.seq.in_(rows))
-                self._connection.execute(delete(column.table).where(column.in_(ids)))
         self._connection.execute(delete(table).where(table.c.seq.in_(rows)))
         return len(rows)
 
@@ -248,11 +233,12 @@ def _members_of(*which: ColumnElement[bool]) -> CompoundSelect[Any]:
 
 
 def _references(table: Table) -> list[ColumnElement[str]]:
+    """The columns that keep a row; SQLite deletes or empties the others with it."""
     return [
         key.parent
         for other in metadata.tables.values()
         for key in other.foreign_keys
-        if key.references(table)
+        if key.ondelete is None and key.references(table)
     ]
 
 

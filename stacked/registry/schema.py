@@ -252,8 +252,6 @@ deployed_members = Table(
     _text("reason"),
     Column("time_created", MOMENT, nullable=False),
     UniqueConstraint("deployment_id", "group_id", "position"),
-    Index("deployed_members_by_group", "group_id"),
-    Index("deployed_members_by_model", "model_id"),
 )
 
 work_requests = Table(

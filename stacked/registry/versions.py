@@ -10,28 +10,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Generic, TypedDict, TypeVar, Unpack
 
-from sqlalchemy import Connection, Table, Text, literal, select, type_coerce, update
+from sqlalchemy import Connection, Table, literal, select, update
 
 from stacked.errors import RecordAbsent, RecordConflict
 from stacked.registry.ids import now
 from stacked.registry.paging import FIRST
 from stacked.registry.records import JsonObject, ModelVersionSet, Page, Query, VersionHistory
-from stacked.registry.repository import Repository, Rows, differing
+from stacked.registry.repository import RecordFilters, Repository, Rows, differing
 from stacked.registry.schema import groups, histories, models, version_sets
 from stacked.registry.states import HistoryState
 
 V = TypeVar("V", bound=VersionHistory | ModelVersionSet)
 
 
-class HistoryFilters(TypedDict, total=False):
-    """None does not filter."""
-
-    id: str | None
-    display_name: str | None
+class HistoryFilters(RecordFilters, total=False):
     state: HistoryState | None
-    created_by: str | None
-    compartment_id: str | None
-    project_id: str | None
 
 
 class VersionSetFilters(HistoryFilters, total=False):
@@ -132,9 +125,7 @@ class Versions(Rows[V], Generic[V]):
 
     def versions(self, connection: Connection, id: str) -> Sequence[str]:
         """The ids of its versions that are not deleted, the lowest first."""
-        wanted = select(self.items.c.id).where(
-            self.link == id, type_coerce(self.items.c.state, Text) != "DELETED"
-        )
+        wanted = select(self.items.c.id).where(self.link == id, self.items.c.state != "DELETED")
         return connection.execute(wanted.order_by(self.items.c.version)).scalars().all()
 
 
@@ -207,7 +198,9 @@ class VersionSetRepository(Repository[ModelVersionSet]):
     def update(
         self, id: str, expect: ModelVersionSet | None = None, **changes: Unpack[VersionSetChanges]
     ) -> ModelVersionSet:
-        return self._update(id, expect, dict(changes))
+        with self._database.write() as connection:
+            SETS.current(connection, id, expect)
+            return SETS.change(connection, id, dict(changes))
 
     def delete(self, id: str, expect: ModelVersionSet | None = None) -> ModelVersionSet:
         """Leave the record alone. Raises RecordConflict while a model of it is not deleted."""

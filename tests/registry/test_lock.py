@@ -32,9 +32,9 @@ def test_lock_is_taken_once_and_is_free_after_its_release(tmp_path: Path) -> Non
         with lock_data_dir(tmp_path):
             pass
     with lock_data_dir(directory) as lock:
-        lock.release()
-        lock.release()
-        lock_data_dir(directory).release()
+        lock.close()
+        lock.close()
+        lock_data_dir(directory).close()
 
 
 def test_lock_of_a_killed_process_is_free_although_its_child_lives(tmp_path: Path) -> None:
