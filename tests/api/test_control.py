@@ -11,9 +11,9 @@ import httpx
 import pytest
 from starlette.testclient import TestClient
 
+from stacked.api.control.base import moment
 from stacked.api.errors import OCI_CODES
 from stacked.api.routes import create_routes
-from stacked.api.wire import moment
 from stacked.catalogue import Catalogue
 from stacked.config import AuthConfig, BaseConfig, Config, OciAuth, ServerConfig
 from stacked.errors import StackedError

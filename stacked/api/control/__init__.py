@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Depends, FastAPI
+from fastapi import FastAPI
 
 from stacked.api.control import (
     adapters,
     artifacts,
+    deployments,
     groups,
     histories,
     models,
@@ -18,10 +19,7 @@ from stacked.api.control import (
     version_sets,
     work_requests,
 )
-from stacked.api.control.base import Route, check_writes_allowed
-from stacked.api.control.deployments import deployment_routes
 from stacked.api.retry_tokens import RetryTokens
-from stacked.api.targets import PREFIX
 from stacked.service import Service
 
 _RESOURCES = (
@@ -29,6 +27,7 @@ _RESOURCES = (
     artifacts,
     groups,
     histories,
+    deployments,
     work_requests,
     version_sets,
     surroundings,
@@ -42,8 +41,5 @@ def control_routes(app: FastAPI, service: Service) -> None:
     app.state.retry_tokens = RetryTokens(
         lambda: service.registry, service.config.server.max_body_bytes
     )
-    router = APIRouter(prefix=PREFIX, route_class=Route)
-    deployment_routes(router, service, Depends(check_writes_allowed))
-    app.include_router(router)
     for resource in _RESOURCES:
         app.include_router(resource.router)

@@ -18,13 +18,13 @@ from stacked.api.control.base import (
     Served,
     bare,
     done,
+    etag,
     expected,
     resource_router,
     success,
 )
 from stacked.api.downloads import download
 from stacked.api.uploads import RAW, file_name, received
-from stacked.api.wire.common import etag
 from stacked.errors import RecordAbsent
 from stacked.registry.records import GroupRecord, Model, Record
 from stacked.service import Service

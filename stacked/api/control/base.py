@@ -18,6 +18,7 @@ How it is written; `histories.py` is the pattern:
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -41,7 +42,6 @@ from stacked.api.gate import principal_of
 from stacked.api.retry_tokens import HEADER as RETRY_TOKEN
 from stacked.api.retry_tokens import RetryTokens
 from stacked.api.targets import PREFIX
-from stacked.api.wire.common import etag, moment
 from stacked.config import is_loopback
 from stacked.errors import NotAllowed, RecordStale
 from stacked.registry import Registry
@@ -62,6 +62,13 @@ Text = Annotated[str, BeforeValidator(lambda value: "" if value is None else val
 Name = Annotated[Text, Field(max_length=255)]
 Description = Annotated[Text, Field(max_length=400)]
 EmptyAsNull = Annotated[str | None, BeforeValidator(lambda value: value or None)]
+
+
+def moment(time: datetime) -> str:
+    """RFC 3339 in UTC, to the millisecond."""
+    return time.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 Moment = Annotated[
     datetime,
     PlainSerializer(moment, return_type=str),
@@ -354,6 +361,15 @@ def bare(status: int, *headers: str) -> dict[str, Any]:
 
 
 # -- answers ------------------------------------------------------------------------------
+
+
+def etag(record: Record | WorkRequest) -> str:
+    """Another string after every change of the record."""
+    if isinstance(record, Record):
+        seen = (record.id, record.time_updated.isoformat())
+    else:
+        seen = (record.id, f"{record.status.value} {record.percent}")
+    return hashlib.sha256("\0".join(seen).encode()).hexdigest()[:32]
 
 
 def expected(if_match: str | None, record: R) -> R | None:

@@ -1,148 +1,454 @@
-"""Model deployments: `/20190101/modelDeployments`, and their model states.
-
-A route reads, asks, and renders. It must not know how a group is made live.
-"""
+"""Model deployments: `/20190101/modelDeployments`, and their model states."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, cast
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Annotated, Any, Literal, Self, cast
 
-from fastapi import APIRouter, Request, Response
-from fastapi.params import Depends
-from fastapi.responses import JSONResponse
+from fastapi import Depends, Query, Request, Response
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic.alias_generators import to_camel
 
-from stacked.api import asked, wire
-from stacked.api.control.answers import done, expected, read, shown, tree_of, url_of
-from stacked.api.gate import principal_of
-from stacked.api.lists import FILTERS, SORTS, Names, listed
+from stacked.api.control.base import (
+    CHANGE,
+    POST,
+    Caller,
+    ChangeCompartment,
+    Created,
+    Description,
+    HeadQuery,
+    IfMatch,
+    Json,
+    ListQuery,
+    RequestModel,
+    Resource,
+    ResponseModel,
+    Served,
+    Updated,
+    bare,
+    done,
+    expected,
+    paged,
+    resource_router,
+    shown,
+    success,
+)
 from stacked.deployment.activation import wanted_group
 from stacked.deployment.deployments import Revision
+from stacked.deployment.settings import MOST_BYTES
 from stacked.errors import ParameterInvalid
 from stacked.registry import DEPLOYMENT, new_id
 from stacked.registry.deployments import DeploymentChanges
-from stacked.registry.records import Deployment, Page, Query, WorkRequest
-from stacked.registry.states import DeploymentState
+from stacked.registry.records import Deployment, WorkRequest
+from stacked.registry.states import DeploymentState, MemberState
 from stacked.service import Service
 
-LIST_SORTS = {name: SORTS[name] for name in ("timeCreated", "displayName")}
-LIST_FILTERS: Names = {**FILTERS, "lifecycleState": DeploymentState}
-STATE_FILTERS: Names = {
-    "inferenceKey": "key",
-    "modelId": "model_id",
-    "displayName": "display_name",
-    "projectId": "project_id",
-}
+router = resource_router("/modelDeployments", "Deployments")
+
+Sort = Literal["timeCreated", "displayName"]
+
+# Those of the platform's own processes.
+_PLATFORM_PORTS = (24224, 8446, 8447)
+# Where an engine answers; while another one is on its way, the committed one mostly does.
+_RUNS = (DeploymentState.ACTIVE, DeploymentState.NEEDS_ATTENTION, DeploymentState.UPDATING)
 
 
-def deployment_routes(router: APIRouter, service: Service, allowed: Depends) -> None:
-    _read(router, service)
-    _create_and_update(router, service, allowed)
-    _actions(router, service, allowed)
+class DeploymentQuery(HeadQuery):
+    sort_by: Sort | None = None
+    state: DeploymentState | None = Field(None, alias="lifecycleState")
 
 
-def _read(router: APIRouter, service: Service) -> None:
-    @router.get("/modelDeployments")
-    def list_(request: Request) -> JSONResponse:
-        url = url_of(request)
-        return listed(
-            request,
-            service.registry.deployments.list,
-            LIST_SORTS,
-            LIST_FILTERS,
-            lambda record: wire.deployment_summary(record, url),
+class StateQuery(ListQuery):
+    sort_by: Sort | None = None
+    key: str | None = Field(None, alias="inferenceKey")
+    model_id: str | None = None
+    display_name: str | None = None
+    project_id: str | None = None
+
+
+# -- what requests and responses share ----------------------------------------------------
+
+
+def _optional() -> Any:
+    return Field(None, exclude_if=lambda value: value is None)
+
+
+class Part(RequestModel):
+    """A block that is stored and shown as it was given, with what is not declared in it.
+
+    What is null was left out.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        return {name: each for name, each in value.items() if each is not None}
+
+    def stored(self) -> Json:
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+
+    def updated(self, given: Part) -> Self:
+        """This block with what is given of another one; what is left out stays."""
+        return self.model_copy(
+            update={name: getattr(given, name) for name in given.model_fields_set}
         )
 
-    @router.get("/modelDeployments/{id}")
-    def get(id: str, request: Request) -> JSONResponse:
-        record = service.registry.deployments.get(id)
-        return shown(wire.deployment(record, url_of(request)), record)
 
-    @router.get("/modelDeployments/{id}/models/modelState")
-    @router.get("/modelDeployments/{id}/modelStates")
-    def states(id: str, request: Request) -> JSONResponse:
-        def read_page(query: Query, **filters: Any) -> Page[Any]:
-            return service.member_states(id, query, **filters)
-
-        return listed(request, read_page, LIST_SORTS, STATE_FILTERS, wire.member_state)
+class Instance(Part):
+    instance_shape_name: str = Field(min_length=1)
 
 
-def _create_and_update(router: APIRouter, service: Service, allowed: Depends) -> None:
-    @router.post("/modelDeployments", dependencies=[allowed])
-    async def create(request: Request) -> JSONResponse:
-        tree = await tree_of(request, service)
-        body = asked.CreateDeployment.model_validate(tree)
-        new = Deployment(
-            id=new_id(DEPLOYMENT),
-            display_name=body.name(),
-            description=body.description,
-            compartment_id=body.compartment_id,
-            project_id=body.project_id,
-            created_by=principal_of(request.scope),
-            tags=body.tags(),
-            configuration={"group": body.group_id(), **asked.parts_given(tree)},
-        )
-        record, work = await service.deployments.create(new)
-        body_shown = wire.deployment(record, url_of(request))
-        return shown(body_shown, record, {"opc-work-request-id": work.id})
+class Scaling(Part):
+    policy_type: str
+    instance_count: int | None = _optional()
 
-    @router.put("/modelDeployments/{id}", dependencies=[allowed])
-    async def update(id: str, request: Request) -> Response:
-        tree = await tree_of(request, service)
-        body = asked.UpdateDeployment.model_validate(tree)
-        record = await asyncio.to_thread(service.registry.deployments.get, id)
-        expect = expected(request, record)
-        revision = revision_of(body, tree, record)
-        return _accepted(await service.deployments.update(id, revision, expect))
+    @model_validator(mode="after")
+    def _one_machine(self) -> Self:
+        if self.policy_type != "FIXED_SIZE":
+            raise ValueError(f"policyType {self.policy_type[:40]!r} is not served; FIXED_SIZE is")
+        if self.instance_count not in (None, 1):
+            raise ValueError(
+                f"instanceCount is {self.instance_count}; this server is one machine, so it is 1"
+            )
+        return self
 
 
-def revision_of(body: asked.UpdateDeployment, tree: wire.Json, record: Deployment) -> Revision:
-    """What an update changes of a deployment. Raises ParameterInvalid."""
-    is_now = wire.deployment(record, "")
-    parts = asked.changed_parts(tree, is_now)
-    environment = parts.pop("environment", None)
-    named = body.described(record.tags) | ({"configuration": parts} if parts else {})
-    described = cast(DeploymentChanges, named)  # its keys are the fields that the body declares
-    details = body.model_deployment_configuration_details
-    if details is None:
-        return Revision(described=described)
-    details.check()
-    chosen = details.model_group_configuration_details
-    idle = record.state is DeploymentState.INACTIVE
-    if details.update_type == "LIVE" and not idle:
-        if chosen is None:
+class InstancePool(Part):
+    """What runs it: one machine."""
+
+    infrastructure_type: Literal["INSTANCE_POOL"]
+    instance_configuration: Instance
+    scaling_policy: Scaling | None = _optional()
+
+
+def _free_port(port: int) -> int:
+    if port in _PLATFORM_PORTS:
+        raise ValueError(f"{port} is the platform's own")
+    return port
+
+
+Port = Annotated[int, Field(ge=1024, le=65535), AfterValidator(_free_port)]
+
+
+class Environment(Part):
+    """Its variables are read; ports are this server's own: checked and stored, not bound."""
+
+    environment_configuration_type: Literal["DEFAULT", "OCIR_CONTAINER"]
+    environment_variables: dict[str, str] = Field(default_factory=dict)
+    cmd: list[str] | None = _optional()
+    entrypoint: list[str] | None = _optional()
+    server_port: Port | None = _optional()
+    health_check_port: Port | None = _optional()
+
+    @model_validator(mode="after")
+    def _short_command(self) -> Self:
+        words = [*(self.cmd or ()), *(self.entrypoint or ())]
+        if sum(len(word.encode()) for word in words) >= MOST_BYTES:
+            raise ValueError(f"cmd and entrypoint together are under {MOST_BYTES} bytes")
+        return self
+
+
+class Logs(Part):
+    access: Json | None = _optional()
+    predict: Json | None = _optional()
+
+
+def parts_of(record: Deployment) -> dict[str, Part]:
+    """The blocks of a deployment, by the name they are stored under."""
+    stored = record.configuration
+    pool = {
+        "infrastructureType": "INSTANCE_POOL",
+        "instanceConfiguration": {"instanceShapeName": "LOCAL"},
+        "scalingPolicy": {"policyType": "FIXED_SIZE", "instanceCount": 1},
+    }
+    default = {"environmentConfigurationType": "DEFAULT"}
+    return {
+        "infrastructure": InstancePool.model_validate(stored.get("infrastructure") or pool),
+        "environment": Environment.model_validate(default | (stored.get("environment") or {})),
+        "logs": Logs.model_validate(stored.get("logs") or {}),
+    }
+
+
+# -- requests -----------------------------------------------------------------------------
+
+
+class GroupChoice(RequestModel):
+    model_group_id: str = Field(min_length=1)
+
+
+def _model_group(kind: str) -> str:
+    if kind != "MODEL_GROUP":
+        raise ValueError(f"{kind[:40]!r} is not served yet; MODEL_GROUP is")
+    return kind
+
+
+class Configuration(RequestModel):
+    """How a group is served."""
+
+    deployment_type: Annotated[str, AfterValidator(_model_group)]
+    model_group_configuration_details: GroupChoice | None = None
+    infrastructure_configuration_details: InstancePool | None = None
+    environment_configuration_details: Environment | None = None
+
+    def group_id(self) -> str:
+        """Raises ParameterInvalid."""
+        if self.model_group_configuration_details is None:
             raise ParameterInvalid("modelGroupConfigurationDetails.modelGroupId is missing")
-        asked.check_live(tree, is_now)
-        return Revision(chosen.model_group_id, None, True, described)
-    same = chosen is None or chosen.model_group_id == wanted_group(record)
-    group_id = None if chosen is None or same else chosen.model_group_id
-    return Revision(group_id, environment, False, described)
+        return self.model_group_configuration_details.model_group_id
 
 
-def _actions(router: APIRouter, service: Service, allowed: Depends) -> None:
-    async def found(id: str, request: Request) -> Deployment | None:
-        record = await asyncio.to_thread(service.registry.deployments.get, id)
-        return expected(request, record)
+class ConfigurationChange(Configuration):
+    update_type: Literal["LIVE", "ZDT"] | None = None
 
-    @router.delete("/modelDeployments/{id}", dependencies=[allowed])
-    async def delete(id: str, request: Request) -> Response:
-        return _accepted(await service.deployments.delete(id, await found(id, request)))
 
-    @router.post("/modelDeployments/{id}/actions/activate", dependencies=[allowed])
-    async def activate(id: str, request: Request) -> Response:
-        return _accepted(await service.deployments.activate(id, await found(id, request)))
+def _given(details: Configuration | None, logs: Logs | None) -> dict[str, Part]:
+    """The blocks of a body, by the name they are stored under."""
+    blocks: dict[str, Part | None] = {"logs": logs}
+    if details is not None:
+        blocks["infrastructure"] = details.infrastructure_configuration_details
+        blocks["environment"] = details.environment_configuration_details
+    return {name: part for name, part in blocks.items() if part is not None}
 
-    @router.post("/modelDeployments/{id}/actions/deactivate", dependencies=[allowed])
-    async def deactivate(id: str, request: Request) -> Response:
-        return _accepted(await service.deployments.deactivate(id, await found(id, request)))
 
-    @router.post("/modelDeployments/{id}/actions/changeCompartment", dependencies=[allowed])
-    async def move(id: str, request: Request) -> Response:
-        body = await read(request, service, asked.ChangeCompartment)
-        expect = await found(id, request)
-        change = service.registry.deployments.update
-        return done(await asyncio.to_thread(change, id, expect, compartment_id=body.compartment_id))
+class CreateDeployment(Created):
+    description: Description = ""
+    model_deployment_configuration_details: Configuration
+    category_log_details: Logs | None = None
+
+    def record(self, created_by: str) -> Deployment:
+        """Raises ParameterInvalid."""
+        details = self.model_deployment_configuration_details
+        given = _given(details, self.category_log_details)
+        parts = {name: part.stored() for name, part in given.items()}
+        return Deployment(
+            id=new_id(DEPLOYMENT),
+            description=self.description,
+            configuration={"group": details.group_id(), **parts},
+            **self.head(created_by, named="modeldeployment"),
+        )
+
+
+class UpdateDeployment(Updated):
+    model_deployment_configuration_details: ConfigurationChange | None = None
+    category_log_details: Logs | None = None
+
+    def revision(self, record: Deployment) -> Revision:
+        """What changes of a deployment. Raises ParameterInvalid."""
+        details = self.model_deployment_configuration_details
+        there, given = parts_of(record), _given(details, self.category_log_details)
+        idle = record.state is DeploymentState.INACTIVE
+        live = details is not None and details.update_type == "LIVE" and not idle
+        group_id = None
+        if details is not None and live:
+            group_id = details.group_id()
+            _check_live({name: given.pop(name) for name in given.keys() - {"logs"}}, there)
+        elif details is not None and details.model_group_configuration_details is not None:
+            chosen = details.group_id()
+            group_id = None if chosen == wanted_group(record) else chosen
+        merged = {name: there[name].updated(part) for name, part in given.items()}
+        parts = {name: part.stored() for name, part in merged.items() if part != there[name]}
+        environment = parts.pop("environment", None)
+        described = self.changes(record) | ({"configuration": parts} if parts else {})
+        return Revision(group_id, environment, live, cast(DeploymentChanges, described))
+
+
+def _check_live(given: Mapping[str, Part], there: Mapping[str, Part]) -> None:
+    """LIVE changes the model group alone; clients send the other blocks along as they are.
+
+    Raises ParameterInvalid naming what differs.
+    """
+    found = [
+        place
+        for name, part in given.items()
+        for place in _differing(part, there[name], f"{name}ConfigurationDetails")
+    ]
+    if found:
+        raise ParameterInvalid(
+            f"LIVE changes the model group alone, and {', '.join(found)} differs too; "
+            "use updateType ZDT"
+        )
+
+
+def _differing(given: Any, there: Any, place: str) -> Iterator[str]:
+    """The places where what is given is not what is there; what is left out stays."""
+    if isinstance(given, Part) and isinstance(there, Part):
+        for name in given.model_fields_set:
+            value = getattr(there, name, None)
+            yield from _differing(getattr(given, name), value, f"{place}.{to_camel(name)}")
+    elif isinstance(given, Mapping) and isinstance(there, Mapping):
+        for name, value in given.items():
+            yield from _differing(value, there.get(name), f"{place}.{name}")
+    elif given != there and (given or there):
+        yield place
+
+
+# -- responses ----------------------------------------------------------------------------
+
+
+class ModelGroupChoice(ResponseModel):
+    model_group_id: str | None
+
+
+class DeploymentConfiguration(ResponseModel):
+    deployment_type: Literal["MODEL_GROUP"] = "MODEL_GROUP"
+    model_group_configuration_details: ModelGroupChoice
+    infrastructure_configuration_details: InstancePool
+    environment_configuration_details: Environment
+
+
+class SystemData(ResponseModel):
+    system_infra_type: Literal["INSTANCE_POOL"] = "INSTANCE_POOL"
+    model_type: Literal["MANAGED_MODEL"] = "MANAGED_MODEL"
+    current_instance_count: int
+
+
+class ModelDeploymentSummary(Resource):
+    """A deployment in a list."""
+
+    description: str
+    lifecycle_state: DeploymentState = Field(validation_alias="state")
+    model_deployment_configuration_details: DeploymentConfiguration
+    category_log_details: Logs | None
+    model_deployment_url: str
+    model_deployment_system_data: SystemData
+
+    @classmethod
+    def of(cls, record: Any, *, url: str = "", **more: Any) -> Self:
+        """`url` is where this server is reached; clients put `/predict` behind the deployment's."""
+        parts, stored = parts_of(record), record.configuration
+        group_id = record.group_id or stored.get("group")
+        details = {
+            "model_group_configuration_details": {"model_group_id": group_id},
+            "infrastructure_configuration_details": parts["infrastructure"],
+            "environment_configuration_details": parts["environment"],
+        }
+        return super().of(
+            record,
+            model_deployment_configuration_details=details,
+            category_log_details=parts["logs"] if stored.get("logs") else None,
+            model_deployment_url=f"{url}/{record.id}",
+            model_deployment_system_data={"current_instance_count": int(record.state in _RUNS)},
+            **more,
+        )
+
+
+class ModelDeployment(ModelDeploymentSummary):
+    """What serves a group on this machine."""
+
+    lifecycle_details: str = Field(validation_alias="reason")
+
+
+class ModelDeploymentModelStateSummary(ResponseModel):
+    """How one member of the deployed group is; `lifecycleDetails`, the reason, is ours."""
+
+    model_id: str
+    project_id: str
+    display_name: str
+    inference_key: str | None = Field(validation_alias="key")
+    state: MemberState
+    lifecycle_details: str = Field(validation_alias="reason")
+    freeform_tags: Json = Field(default_factory=dict)
+    defined_tags: Json = Field(default_factory=dict)
+    system_tags: Json = Field(default_factory=dict)
+
+
+# -- routes -------------------------------------------------------------------------------
+
+_WORK = "opc-work-request-id"
+_ACCEPTED = bare(202, _WORK)
+
+
+async def _url(request: Request) -> str:
+    return str(request.base_url).rstrip("/")
+
+
+Url = Annotated[str, Depends(_url)]
+
+
+@router.post("", dependencies=POST, responses=success("etag", _WORK))
+async def create_model_deployment(
+    body: CreateDeployment, service: Served, caller: Caller, url: Url, response: Response
+) -> ModelDeployment:
+    """It is starting; follow the work request."""
+    record, work = await service.deployments.create(body.record(caller))
+    return shown(response, record, ModelDeployment.of(record, url=url), {_WORK: work.id})
+
+
+@router.get("", responses=success("opc-next-page"))
+def list_model_deployments(
+    query: Annotated[DeploymentQuery, Query()], service: Served, url: Url, response: Response
+) -> list[ModelDeploymentSummary]:
+    page = service.registry.deployments.list(query.reading(), **query.filters())
+    return paged(response, page, partial(ModelDeploymentSummary.of, url=url))
+
+
+@router.get("/{id}", responses=success("etag"))
+def get_model_deployment(id: str, service: Served, url: Url, response: Response) -> ModelDeployment:
+    record = service.registry.deployments.get(id)
+    return shown(response, record, ModelDeployment.of(record, url=url))
+
+
+@router.put("/{id}", dependencies=CHANGE, **_ACCEPTED)
+async def update_model_deployment(
+    id: str, body: UpdateDeployment, service: Served, if_match: IfMatch = None
+) -> Response:
+    record = await asyncio.to_thread(service.registry.deployments.get, id)
+    expect = expected(if_match, record)
+    return _accepted(await service.deployments.update(id, body.revision(record), expect))
+
+
+@router.delete("/{id}", dependencies=CHANGE, **_ACCEPTED)
+async def delete_model_deployment(id: str, service: Served, if_match: IfMatch = None) -> Response:
+    expect = await _expected(service, id, if_match)
+    return _accepted(await service.deployments.delete(id, expect))
+
+
+@router.post("/{id}/actions/activate", dependencies=POST, **_ACCEPTED)
+async def activate_model_deployment(id: str, service: Served, if_match: IfMatch = None) -> Response:
+    expect = await _expected(service, id, if_match)
+    return _accepted(await service.deployments.activate(id, expect))
+
+
+@router.post("/{id}/actions/deactivate", dependencies=POST, **_ACCEPTED)
+async def deactivate_model_deployment(
+    id: str, service: Served, if_match: IfMatch = None
+) -> Response:
+    expect = await _expected(service, id, if_match)
+    return _accepted(await service.deployments.deactivate(id, expect))
+
+
+@router.post("/{id}/actions/changeCompartment", dependencies=POST, **bare(204, "etag"))
+def change_model_deployment_compartment(
+    id: str, body: ChangeCompartment, service: Served, if_match: IfMatch = None
+) -> Response:
+    expect = expected(if_match, service.registry.deployments.get(id))
+    compartment = body.compartment_id
+    return done(service.registry.deployments.update(id, expect, compartment_id=compartment))
+
+
+@router.get(
+    "/{id}/modelStates",
+    name="list_model_deployment_model_states_too",
+    responses=success("opc-next-page"),
+)
+@router.get("/{id}/models/modelState", responses=success("opc-next-page"))
+def list_model_deployment_model_states(
+    id: str, query: Annotated[StateQuery, Query()], service: Served, response: Response
+) -> list[ModelDeploymentModelStateSummary]:
+    page = service.member_states(id, query.reading(), **query.filters())
+    return paged(response, page, ModelDeploymentModelStateSummary.of)
+
+
+async def _expected(service: Service, id: str, if_match: str | None) -> Deployment | None:
+    record = await asyncio.to_thread(service.registry.deployments.get, id)
+    return expected(if_match, record)
 
 
 def _accepted(work: WorkRequest) -> Response:
-    return Response(status_code=202, headers={"opc-work-request-id": work.id})
+    return Response(status_code=202, headers={_WORK: work.id})

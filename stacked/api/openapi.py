@@ -18,8 +18,6 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse
 
 from stacked.api.control.base import Json
-from stacked.api.openapi import control as listed
-from stacked.api.openapi.document import document
 from stacked.api.targets import is_open, is_plain, model_target
 from stacked.errors import EngineDead, NotReady
 from stacked.service import Service
@@ -119,10 +117,6 @@ def of_server(app: FastAPI) -> Json:
     components["securitySchemes"] = {"ociSignature": _SIGNED}
     signed = app.state.service.config.server.auth.oci is not None
     own["security"] = [{"ociSignature": []}] if signed else []
-    rest = document(listed.operations())
-    own["paths"] |= rest["paths"]
-    components["schemas"] = rest["components"]["schemas"] | components["schemas"]
-    components["headers"] = rest["components"]["headers"] | components["headers"]
     return own
 
 
