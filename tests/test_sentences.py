@@ -22,8 +22,6 @@ PACKAGE = Path(stacked.__file__).parent
 ALLOWED = {
     ("engine/creating.py", "text in line"): "vLLM tells how far a start is in its log alone",
     ("engine/causes.py", "_PRINTED in lines"): "vLLM passes on what another process printed",
-    ("bench/updates.py", "line.startswith('switching')"): "until log lines name their step",
-    ("bench/updates.py", "str(line.get('message')).partition(': ')"): "until log lines name it",
     ("engine/machine.py", "field.strip() == 'model name'"): "a field of /proc/cpuinfo",
 }
 

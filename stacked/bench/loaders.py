@@ -19,6 +19,7 @@ from stacked.bench.updates import Updater
 from stacked.client import Client
 from stacked.config import MemberConfig
 from stacked.errors import UpdateFailed
+from stacked.steps import Phase
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +62,11 @@ class LiveUpdate:
         apart = time.time() - time.monotonic()
         update = self._updater.go(self._whole)
         # The server's own clock is finer than our questions, where the two clocks are one.
-        told = update.begins.get("switching", 0.0) - apart
-        known = update.asked <= told <= update.switched
-        usable = told if known else update.switched
+        began = update.begins.get(Phase.SWITCH.value, 0.0) - apart
+        known = update.asked <= began <= update.switched
+        usable = began if known else update.switched
         return Loading(
-            update.asked, usable, update.ended, update.phases, told if known else math.inf
+            update.asked, usable, update.ended, update.phases, began if known else math.inf
         )
 
     def unload(self) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from stacked.client import Client, Entry
 from stacked.config import MemberConfig
 from stacked.errors import UpdateFailed
+from stacked.steps import Phase
 
 _LONGEST_SECONDS = 900.0
 
@@ -96,9 +97,9 @@ class Updater:
         """When this client was told that the switch had happened, or that it never will."""
         began = time.monotonic()
         while True:
-            lines = [str(each.get("message")) for each in self.client.work_logs(work)]
-            over = any(line.startswith("switching") for line in lines)
-            if over or self.client.work(work)["status"] in ("SUCCEEDED", "FAILED"):
+            steps = {each.get("step") for each in self.client.work_logs(work)}
+            status = self.client.work(work)["status"]
+            if Phase.SWITCH.name in steps or status in ("SUCCEEDED", "FAILED"):
                 return time.monotonic()
             self._wait(began)
 
@@ -115,13 +116,13 @@ def phases_of(logs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def begins_of(logs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """When each phase's first log line was written, in order; the lines are `phase: text`."""
+    """When each phase's first log line was written, in order."""
     begins: dict[str, float] = {}
     for line in logs:
-        phase, colon, _ = str(line.get("message")).partition(": ")
-        if colon and phase.isalpha():
+        phase = Phase.__members__.get(str(line.get("step")))
+        if phase is not None:
             at = datetime.fromisoformat(str(line["timestamp"])).timestamp()
-            begins.setdefault(phase, at)
+            begins.setdefault(phase.value, at)
     return begins
 
 

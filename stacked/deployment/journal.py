@@ -29,7 +29,7 @@ class WorkProgress:
     def step(self, step: Step, done: float = 0.0, detail: str = "") -> None:
         self._inner.step(step, done, detail)
         self._percent = max(self._percent, step.percent(done))
-        self._log(sentence(step, detail))
+        self._log(sentence(step, detail), step)
 
     def note(self, text: str) -> None:
         self._inner.note(text)
@@ -39,9 +39,9 @@ class WorkProgress:
         self._inner.finish(text)
         self._log(text)
 
-    def _log(self, line: str) -> None:
-        advance = self._registry.work_requests.advance
-        self._ledger.write(partial(advance, self._work_id, self._percent, line))
+    def _log(self, line: str, step: Step | None = None) -> None:
+        advance, name = self._registry.work_requests.advance, step.name if step else None
+        self._ledger.write(partial(advance, self._work_id, self._percent, line, name))
 
 
 class UpdateJournal(WorkProgress):

@@ -226,6 +226,9 @@ class WorkRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkLog:
+    """A line about a work request; `step` is the name of the step that it tells of, if it does."""
+
+    step: str | None
     message: str
     time: datetime
 

@@ -111,7 +111,7 @@ def _end(
                 else "the server ended, and what it served with it"
             )
             # The table of moves lets nothing succeed that is only accepted.
-            work.advance(connection, id, 0.0, None)
+            work.advance(connection, id, 0.0)
             work.finish(connection, id, WorkStatus.SUCCEEDED, text)
             succeeded.append(id)
         else:

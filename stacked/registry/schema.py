@@ -276,6 +276,7 @@ work_logs = Table(
     metadata,
     _key(),
     _part_of("work_request_id", "work_requests.id"),
+    Column("step", Text),
     _text("message"),
     Column("time", MOMENT, nullable=False),
     Index("work_logs_by_request", "work_request_id"),

@@ -87,14 +87,16 @@ class WorkRequestRepository(Repository[WorkRequest]):
         """Oldest first, unless the query says otherwise."""
         return self._list_of(id, _ERRORS, query, work_errors.c.work_request_id == id)
 
-    def advance(self, id: str, percent: float, message: str | None = None) -> WorkRequest:
+    def advance(
+        self, id: str, percent: float, message: str | None = None, step: str | None = None
+    ) -> WorkRequest:
         """Begin or go on; a lower percentage than before leaves it where it was.
 
         At most 99 is stored: 100 tells clients that all is done, which `succeed` says. Raises
         IllegalMove where the work is over.
         """
         with self._database.write() as connection:
-            return advance(connection, id, percent, message)
+            return advance(connection, id, percent, message, step)
 
     def add_error(self, id: str, code: str, message: str, model_id: str | None = None) -> None:
         """One more reason, besides the one that `fail` is given."""
@@ -133,7 +135,13 @@ class WorkRequestRepository(Repository[WorkRequest]):
             return listing.page(connection, query, {}, [where], of=id)
 
 
-def advance(connection: Connection, id: str, percent: float, message: str | None) -> WorkRequest:
+def advance(
+    connection: Connection,
+    id: str,
+    percent: float,
+    message: str | None = None,
+    step: str | None = None,
+) -> WorkRequest:
     """Begin the work where it has not begun, and let its percentage grow."""
     if not 0 <= percent <= 100:  # NaN too
         raise ValueError(f"a percentage of {percent} is not between 0 and 100")
@@ -143,7 +151,7 @@ def advance(connection: Connection, id: str, percent: float, message: str | None
     elif request.time_finished is not None:
         raise IllegalMove(f"work request {id} is {request.status.value} and does not advance")
     if message is not None:
-        log(connection, id, message)
+        log(connection, id, message, step)
     grown = max(request.percent, min(percent, _MOST_UNFINISHED))
     return WORK.change(connection, id, {"percent": grown})
 
@@ -159,8 +167,9 @@ def finish(
     return finished
 
 
-def log(connection: Connection, id: str, message: str) -> None:
-    connection.execute(insert(work_logs).values(work_request_id=id, message=message, time=now()))
+def log(connection: Connection, id: str, message: str, step: str | None = None) -> None:
+    line = {"step": step, "message": message, "time": now()}
+    connection.execute(insert(work_logs).values(work_request_id=id, **line))
 
 
 def error(connection: Connection, id: str, code: str, message: str, model_id: str | None) -> None:

@@ -215,7 +215,8 @@ def test_the_states_of_the_members(http: TestClient, path: str) -> None:
 
 def test_work_its_logs_and_its_errors(http: TestClient, registry: Registry) -> None:
     work = registry.work_requests.open("MODEL_DEPLOYMENT_UPDATE")
-    registry.work_requests.advance(work.id, 40.5, "staging")
+    registry.work_requests.advance(work.id, 40.5, "accepted")
+    registry.work_requests.advance(work.id, 40.5, "staging", "STAGE")
     answer = http.get(f"/20190101/workRequests/{work.id}")
     assert answer.headers["retry-after"] == "1"
     shown = answer.json()
@@ -229,8 +230,10 @@ def test_work_its_logs_and_its_errors(http: TestClient, registry: Registry) -> N
     assert done.headers["etag"] != answer.headers["etag"]
     logs = get(http, f"/workRequests/{work.id}/logs")
     assert [(line["message"], set(line)) for line in logs] == [
-        ("staging", {"message", "timestamp"})
+        ("accepted", {"message", "timestamp"}),
+        ("staging", {"message", "timestamp", "step"}),
     ]
+    assert logs[1]["step"] == "STAGE"
     first, last = get(http, f"/workRequests/{work.id}/errors")
     assert (first["code"], first["message"], first["modelId"]) == ("RankRefused", "rank 512", SQL)
     assert (last["code"], "modelId" in last) == ("UpdateFailed", False)

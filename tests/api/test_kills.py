@@ -18,6 +18,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from stacked.steps import Phase
 from tests import tiny
 from tests.api.aftermath import API, Held, check_records, check_store, got, kill
 from tests.api.test_live_update import register, swap, update, write_config
@@ -134,11 +135,9 @@ def wait_for_phase(client: httpx.Client, work_id: str, phase: str) -> None:
 
 def phases(client: httpx.Client, work_id: str) -> list[str]:
     """The phases that the log of an update tells of, in order."""
-    lines = [
-        line["message"] for line in got(client, f"{API}/workRequests/{work_id}/logs?limit=1000")
-    ]
-    order = {line.partition(":")[0]: None for line in lines}
-    return [phase for phase in PHASES if phase in order]
+    lines = got(client, f"{API}/workRequests/{work_id}/logs?limit=1000")
+    begun = {line.get("step") for line in lines}
+    return [phase for phase in PHASES if Phase(phase).name in begun]
 
 
 def last_phase(client: httpx.Client, work_id: str) -> str:

@@ -19,6 +19,7 @@ import httpx
 import pytest
 import yaml
 
+from stacked.steps import Phase
 from tests import tiny
 from tests.api.aftermath import Held, check_records, check_store, kill
 from tests.conftest import PROMPT, TinyModels, complete
@@ -194,7 +195,7 @@ def test_group_is_replaced_renamed_and_rolled_back(
         )
         assert {row["state"] for row in states} == {"SUCCESS"}
         logs = ok(client.get(f"{API}/workRequests/{work['id']}/logs"))
-        assert any("switching" in row["message"] for row in logs)
+        assert Phase.SWITCH.name in {row.get("step") for row in logs}
 
 
 def test_an_update_that_changes_a_template_alone_changes_the_prompts(

@@ -20,7 +20,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.requests import ClientDisconnect
 
-from stacked.steps import Silent
+from stacked.steps import Phase, Silent, sentence
 from tests.serving import free_port
 
 BASE_ID = "ocid1.datasciencemodel.oc1..base"
@@ -92,15 +92,16 @@ class FakeStacked:
         return str(len(self.works) - 1)
 
     async def _run(self, keys: dict[str, str], work: dict[str, Any]) -> None:
-        for phase in ("planning", "staging", "switching", "draining", "done"):
-            if phase == "switching":
+        for phase in (Phase.PLAN, Phase.STAGE, Phase.SWITCH, Phase.DRAIN, Phase.DONE):
+            if phase is Phase.SWITCH:
                 if self.fault == "failed" and self.generation > 2:
                     work["status"] = "FAILED"
                     return
                 self.before, self.live = self.live, keys
                 self.generation += 1
             stamp = f"2026-01-01T00:00:{len(work['lines']):02}.000Z"
-            work["lines"].append({"message": f"{phase}: it", "timestamp": stamp})
+            line = {"message": sentence(phase, "it"), "step": phase.name, "timestamp": stamp}
+            work["lines"].append(line)
             await asyncio.sleep(0.02)
         work["status"] = "SUCCEEDED"
 

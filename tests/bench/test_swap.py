@@ -223,10 +223,10 @@ def test_storm_ends_at_both_numbers_or_where_an_update_fails() -> None:
 
 
 def test_phases_last_from_their_first_line_to_the_next_phases() -> None:
-    lines = ["accepted", "planning: 1", "staging: 1", "staging: 2", "verifying: 1", "done: all"]
+    steps = [{}, *({"step": name} for name in ("PLAN", "STAGE", "STAGE", "VERIFY", "DONE"))]
     logs = [
-        {"message": text, "timestamp": f"2026-01-01T00:00:0{at}.000Z"}
-        for at, text in enumerate(lines)
+        {"message": "m", "timestamp": f"2026-01-01T00:00:0{at}.000Z", **step}
+        for at, step in enumerate(steps)
     ]
     assert phases_of(logs) == {"planning": 1.0, "staging": 2.0, "verifying": 1.0}
 

@@ -151,6 +151,7 @@ def test_lists_take_every_query_that_the_sdk_sends() -> None:
 OURS = {
     "ModelDeploymentModelStateSummary": {"lifecycleDetails"},
     "WorkRequestError": {"modelId"},
+    "WorkRequestLogEntry": {"step"},
 }
 
 

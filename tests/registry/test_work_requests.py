@@ -36,7 +36,7 @@ def test_work_request_is_read_as_it_was_opened(registry: Registry) -> None:
 
 def test_success_is_the_only_way_to_100(registry: Registry) -> None:
     id = registry.work_requests.open("X").id
-    begun = registry.work_requests.advance(id, 30, "staging")
+    begun = registry.work_requests.advance(id, 30, "staging", "STAGE")
     assert (begun.status, begun.percent) == (WorkStatus.IN_PROGRESS, 30)
     assert begun.time_started is not None
     assert registry.work_requests.advance(id, 100).percent == 99
@@ -44,10 +44,8 @@ def test_success_is_the_only_way_to_100(registry: Registry) -> None:
     assert (done.status, done.percent) == (WorkStatus.SUCCEEDED, 100)
     assert done.time_finished is not None
     assert done.time_accepted <= begun.time_started <= done.time_finished
-    assert [log.message for log in registry.work_requests.list_logs(id).items] == [
-        "staging",
-        "done",
-    ]
+    logs = registry.work_requests.list_logs(id).items
+    assert [(log.step, log.message) for log in logs] == [("STAGE", "staging"), (None, "done")]
 
 
 @settings(

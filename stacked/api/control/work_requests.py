@@ -60,8 +60,11 @@ class WorkRequest(ResponseModel):
 
 
 class WorkRequestLogEntry(ResponseModel):
+    """`step` is Stacked's own: the name of the step that the line tells of, where it does."""
+
     message: str
     timestamp: Moment = Field(validation_alias="time")
+    step: str | None = Field(exclude_if=lambda step: step is None)
 
 
 class WorkRequestError(ResponseModel):
