@@ -1,7 +1,4 @@
-"""Whether models make a group: the rules of each kind, in one pure function.
-
-It must not know SQL or how members came to be chosen.
-"""
+"""Whether models make a group: the rules of each kind, in one pure function."""
 
 from __future__ import annotations
 
@@ -40,7 +37,7 @@ def _check_members(group: GroupRecord) -> None:
     if fine_tunes > MAX_MEMBERS:
         raise GroupInvalid(
             f"the group has {fine_tunes} members; at most {MAX_MEMBERS} are allowed"
-            + (" beside its base" if group.base_model_id else "")
+            + (" besides its base" if group.base_model_id else "")
         )
     keys: set[str] = set()
     seen: set[GroupMember] = set()
@@ -68,7 +65,7 @@ def _check_stacked(group: GroupRecord, models: Mapping[str, Model]) -> None:
         model = models[member.model_id]
         if model.id == base_id:
             continue
-        _check_content(model, "adapter", "members of a STACKED group beside its base are adapters")
+        _check_content(model, "adapter", "members of a STACKED group besides its base are adapters")
         if model.base_model_id is None:
             raise GroupInvalid(f"model {model.id} was not checked against a base; upload it again")
         if not _is_of(model, base, models):
@@ -91,5 +88,5 @@ def _is_of(adapter: Model, base: Model, models: Mapping[str, Model]) -> bool:
     if checked == base.id:
         return True
     other = models.get(checked) if checked else None
-    # A base that is kept by reference is told by its place too: its digest is no hash of weights.
+    # The digest of a base that is stored by reference is no hash of weights: its place counts too.
     return other is not None and (other.digest, other.source) == (base.digest, base.source)

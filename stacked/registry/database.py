@@ -1,7 +1,6 @@
-"""One SQLite file: transactions on it, and its failures as one error with a sentence.
+"""One SQLite file: transactions on it, and its failures as one class of error.
 
-Reads see one snapshot and never wait; writes take turns and are on the disk when they return. It
-must not know what the tables mean.
+Reads see one snapshot and never wait; writes take turns and are on the disk when they return.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ class Database:
         self._closed = False
         # Without it, SQLite would let threads poll for the write lock, and starve some.
         self._writing = threading.Lock()
-        with self._told():
+        with self._failures():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             migrate(self.path, busy_seconds=busy_seconds)
         self._engine = _engine(self.path, busy_seconds)
@@ -61,14 +60,14 @@ class Database:
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
         """A snapshot: what other threads write meanwhile is not seen."""
-        with self._told(), self._engine.connect() as connection, connection.begin():
+        with self._failures(), self._engine.connect() as connection, connection.begin():
             yield connection
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Connection]:
-        """All that is done in it is kept, durably, or none of it is."""
+        """All of it is committed, durably, or none of it."""
         writer = self._engine.execution_options(stacked_begin="IMMEDIATE")
-        with self._told(), self._writing, writer.connect() as connection, connection.begin():
+        with self._failures(), self._writing, writer.connect() as connection, connection.begin():
             yield connection
 
     def close(self) -> None:
@@ -76,7 +75,7 @@ class Database:
         self._engine.dispose()
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def _failures(self) -> Iterator[None]:
         if self._closed:
             raise RegistryUnusable(f"the registry {self.path} has been closed")
         try:

@@ -145,7 +145,7 @@ class DeploymentRepository(Repository[Deployment]):
             stored = DEPLOYMENTS.get(connection, id)
             wanted = (group_id, generation, work_request_id)
             if (stored.group_id, stored.generation, stored.work_request_id) == wanted:
-                return stored  # asked again, because the first answer was lost
+                return stored  # a repetition: the first answer was lost
             _check_commit(connection, stored, group_id, generation, work_request_id)
             previous = stored.group_id if stored.group_id != group_id else stored.previous_group_id
             columns: dict[str, Any] = {

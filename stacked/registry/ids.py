@@ -1,7 +1,4 @@
-"""New identifiers and the time of now, as the records hold them.
-
-It must not know what is recorded.
-"""
+"""New identifiers and the current time, as the records hold them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Lists in pages that stay true while rows are added: a page begins after a row, not at a number.
-
-It must not know what is listed.
-"""
+"""Lists in pages that begin after a row, not at a number: they stay true while rows are added."""
 
 from __future__ import annotations
 

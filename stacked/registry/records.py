@@ -1,7 +1,4 @@
-"""What is kept, as frozen values: models, groups, histories, deployments, work requests.
-
-They hold what the control plane shows, in our words. They must not know SQL or wire formats.
-"""
+"""What is stored, as frozen values: models, groups, histories, deployments, work requests."""
 
 from __future__ import annotations
 
@@ -56,7 +53,7 @@ class Model(Record):
     bytes: int = 0
     state: ModelState = ModelState.ACTIVE
     extra: JsonObject = field(default_factory=dict)
-    """What is kept and shown as it was given: metadata, schemas, settings, provenance."""
+    """Stored and shown as it was given: metadata, schemas, settings, provenance."""
     description: str = ""
     category: str = "USER"
     version_label: str = ""
@@ -186,7 +183,7 @@ class Deployment(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeployedMember:
-    """How one member of a group fared in a deployment."""
+    """The state of one member of a group in a deployment."""
 
     model_id: str
     state: MemberState

@@ -68,7 +68,7 @@ class Version:
 
 
 class Sweep:
-    """What may be asked and done within one transaction."""
+    """Queries and deletions within one transaction."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection

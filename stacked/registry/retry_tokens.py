@@ -39,7 +39,7 @@ class StoredAnswer:
 
 @dataclass(frozen=True, slots=True)
 class FirstCall:
-    """The first call with a token. `payload` tells what was sent; `answer` None: it was cut off."""
+    """The first call with a token; `payload` is a digest. Without `answer` it was cut off."""
 
     payload: str
     answer: StoredAnswer | None

@@ -1,7 +1,4 @@
-"""The states of every kind of record, and the one table of moves between them.
-
-The words are those of the service whose contract this is. It must not know how records are kept.
-"""
+"""The states of every kind of record, named as OCI names them, and the moves between them."""
 
 from __future__ import annotations
 
@@ -13,15 +10,15 @@ from stacked.errors import IllegalMove
 
 class ModelState(enum.Enum):
     ACTIVE = "ACTIVE"  # may be a member of a new group
-    INACTIVE = "INACTIVE"  # kept, and switched off by a person
-    FAILED = "FAILED"  # its content is gone or wrong; the reason is told
+    INACTIVE = "INACTIVE"  # stored, and switched off by a person
+    FAILED = "FAILED"  # its content is gone or wrong; see the reason
     DELETED = "DELETED"  # only this record is left
 
 
 class GroupState(enum.Enum):
     CREATING = "CREATING"  # recorded; what it needs is still being made
     ACTIVE = "ACTIVE"  # may be deployed
-    INACTIVE = "INACTIVE"  # kept, and switched off by a person
+    INACTIVE = "INACTIVE"  # stored, and switched off by a person
     FAILED = "FAILED"  # could not be made, or not be deleted
     DELETING = "DELETING"  # being taken apart
     DELETED = "DELETED"  # only this record is left
@@ -38,7 +35,7 @@ class DeploymentState(enum.Enum):
     CREATING = "CREATING"  # no group has been committed yet
     ACTIVE = "ACTIVE"  # the committed group is what is served
     UPDATING = "UPDATING"  # another group is on its way; the committed one serves
-    NEEDS_ATTENTION = "NEEDS_ATTENTION"  # serves, but not as recorded; the reason is told
+    NEEDS_ATTENTION = "NEEDS_ATTENTION"  # serves, but not as recorded; see the reason
     INACTIVE = "INACTIVE"  # switched off by a person
     DELETING = "DELETING"  # being stopped for good
     DELETED = "DELETED"  # only this record is left
@@ -56,7 +53,7 @@ class WorkStatus(enum.Enum):
 
 class MemberState(enum.Enum):
     SUCCESS = "SUCCESS"  # loaded and verified
-    FAILED = "FAILED"  # refused; the reason is told
+    FAILED = "FAILED"  # refused; see the reason
     INCONSISTENT = "INCONSISTENT"  # replicas disagree about it
 
 

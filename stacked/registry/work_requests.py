@@ -92,8 +92,8 @@ class WorkRequestRepository(Repository[WorkRequest]):
     ) -> WorkRequest:
         """Begin or go on; a lower percentage than before leaves it where it was.
 
-        At most 99 is stored: 100 tells clients that all is done, which `succeed` says. Raises
-        IllegalMove where the work is over.
+        At most 99 is stored: clients take 100 for the end, which `succeed` writes.
+        Raises IllegalMove where the work is over.
         """
         with self._database.write() as connection:
             return advance(connection, id, percent, message, step)

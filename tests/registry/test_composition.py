@@ -48,7 +48,7 @@ def test_an_adapter_of_the_same_base_under_another_id_is_one_of_it() -> None:
         ((GroupMember(BASE), GroupMember(adapter(0).id), GroupMember(adapter(0).id)), "twice"),
     ],
 )
-def test_what_is_no_stacked_group_is_told(members: Any, said: str) -> None:
+def test_what_is_no_stacked_group_is_refused(members: Any, said: str) -> None:
     with pytest.raises(GroupInvalid, match=said):
         check_composition(group(members=members), models())
 

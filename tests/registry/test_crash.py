@@ -34,27 +34,27 @@ class Writers:
         )
 
     def run_and_kill(self, commits: int, seconds: float) -> int:
-        """Kill a new writer `seconds` after that many commits; the last that it told of, or 0."""
+        """Kill a new writer `seconds` after that many commits; the last that it reported, or 0."""
         assert self.program.stdin is not None
         self.program.stdin.write("go\n")
         self.program.stdin.flush()
-        pid, told, lines = 0, 0, 0
+        pid, reported, lines = 0, 0, 0
         while not pid or lines <= commits:
-            pid, told = self.read(told, pid)
+            pid, reported = self.read(reported, pid)
             lines += 1
         time.sleep(seconds)
         os.kill(pid, signal.SIGKILL)
         while pid:
-            pid, told = self.read(told, pid)
-        return told
+            pid, reported = self.read(reported, pid)
+        return reported
 
-    def read(self, told: int, pid: int) -> tuple[int, int]:
+    def read(self, reported: int, pid: int) -> tuple[int, int]:
         assert self.program.stdout is not None
         line = self.program.stdout.readline().split()
         assert line, "the program of the writers has ended"
         if line[0] == "pid":
-            return int(line[1]), told
-        return (0, told) if line[0] == "dead" else (pid, int(line[0]))
+            return int(line[1]), reported
+        return (0, reported) if line[0] == "dead" else (pid, int(line[0]))
 
     def close(self) -> None:
         self.program.kill()
@@ -70,9 +70,9 @@ def test_killed_writer_leaves_consistent_records_and_loses_no_commit(path: Path)
     committed, interrupted, past_commit = 0, 0, 0
     try:
         for at in range(ROUNDS):
-            told = writers.run_and_kill(at % 4, chance.uniform(0.0, 0.04))
+            reported = writers.run_and_kill(at % 4, chance.uniform(0.0, 0.04))
             with Registry(path) as registry:
-                committed = check_served(registry, deployment, max(committed, told))
+                committed = check_served(registry, deployment, max(committed, reported))
                 recovered = registry.recover()
                 check_settled(registry, deployment, committed)
                 assert registry.recover() == Recovered()
@@ -88,11 +88,11 @@ def test_killed_writer_leaves_consistent_records_and_loses_no_commit(path: Path)
     assert interrupted + past_commit > 2  # kills did meet updates under way
 
 
-def check_served(registry: Registry, deployment: str, told: int) -> int:
+def check_served(registry: Registry, deployment: str, reported: int) -> int:
     """The committed group is whole and is the one of its generation; the generation."""
     found = registry.deployments.get(deployment)
-    assert found.generation >= told  # what was acknowledged stands
-    assert found.generation <= told + 1
+    assert found.generation >= reported  # what was acknowledged stands
+    assert found.generation <= reported + 1
     if found.group_id is None:
         assert found.generation == 0
         return 0
@@ -112,7 +112,7 @@ def check_served(registry: Registry, deployment: str, told: int) -> int:
 
 
 def check_settled(registry: Registry, deployment: str, generation: int) -> None:
-    """Nothing is in progress, and every work request tells whether its group was committed."""
+    """Nothing is in progress, and every work request shows whether its group was committed."""
     found = registry.deployments.get(deployment)
     assert found.state in (DeploymentState.ACTIVE, DeploymentState.FAILED)
     assert found.generation == generation

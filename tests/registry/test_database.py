@@ -1,4 +1,4 @@
-"""Failures of the file as one error with a sentence, threads, and what is asked of SQLite."""
+"""Failures of the file as one class of error, threads, and the settings of SQLite."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from tests.registry.samples import BASE, adapter, deployed, group, started, stoc
 
 def test_every_connection_is_durable_and_keeps_references(registry: Registry) -> None:
     with registry._database.write() as connection:
-        asked = ("journal_mode", "synchronous", "foreign_keys")
-        found = [connection.exec_driver_sql(f"PRAGMA {name}").scalar_one() for name in asked]
+        names = ("journal_mode", "synchronous", "foreign_keys")
+        found = [connection.exec_driver_sql(f"PRAGMA {name}").scalar_one() for name in names]
         assert found == ["wal", 2, 1]
 
 
@@ -42,9 +42,9 @@ def test_nothing_is_kept_of_a_transaction_that_fails(registry: Registry) -> None
 def test_file_that_is_no_database_is_refused(path: Path) -> None:
     path.parent.mkdir()
     path.write_bytes(b"a diary, not a database; " * 100)
-    with pytest.raises(RegistryUnusable, match=r"not a database; .*move it away") as told:
+    with pytest.raises(RegistryUnusable, match=r"not a database; .*move it away") as raised:
         Registry(path)
-    assert str(path) in str(told.value)
+    assert str(path) in str(raised.value)
 
 
 def test_place_that_cannot_hold_a_file_is_refused(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_damaged_page_is_found_when_the_file_is_opened(path: Path) -> None:
         Registry(path)
 
 
-def test_value_that_cannot_be_read_is_told(path: Path) -> None:
+def test_value_that_cannot_be_read_is_reported(path: Path) -> None:
     with Registry(path) as registry:
         registry.models.put(adapter(1))
         with closing(sqlite3.connect(path)) as other:
@@ -90,7 +90,7 @@ def test_full_disk_is_told_and_what_was_there_stays(registry: Registry) -> None:
     registry.models.put_all([adapter(number) for number in range(4, 500)])
 
 
-def test_read_only_file_is_told(registry: Registry) -> None:
+def test_read_only_file_is_reported(registry: Registry) -> None:
     with registry._database.write() as connection:
         connection.exec_driver_sql("PRAGMA query_only = ON")
     with pytest.raises(RegistryUnusable, match="write permission"):

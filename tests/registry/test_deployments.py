@@ -115,11 +115,11 @@ def test_second_update_cannot_begin_while_one_runs(registry: Registry) -> None:
     assert registry.deployments.get(id).reason == "to group 2"
 
 
-def states(*fared: MemberState) -> list[DeployedMember]:
+def states(*of: MemberState) -> list[DeployedMember]:
     ids = [BASE, *(adapter(number).id for number in range(4))]
     return [
         DeployedMember(model_id=ids[at], key=f"k{at}", state=state, reason=f"because {at}")
-        for at, state in enumerate(fared)
+        for at, state in enumerate(of)
     ]
 
 

@@ -101,7 +101,7 @@ def test_clone_names_its_source(registry: Registry) -> None:
         registry.groups.create(replace(clone, id=new_id(GROUP), source_group_id=new_id(GROUP)))
 
 
-def test_names_and_tags_change_and_a_stale_reader_is_told(registry: Registry) -> None:
+def test_names_and_tags_change_and_a_stale_writer_is_refused(registry: Registry) -> None:
     read = registry.groups.create(group(1))
     changed = registry.groups.update(read.id, expect=read, display_name="new", tags={"a": {"b": 1}})
     assert (changed.display_name, changed.tags) == ("new", {"a": {"b": 1}})

@@ -58,7 +58,7 @@ def test_lock_of_a_killed_process_is_free_although_its_child_lives(tmp_path: Pat
         holder.wait()
 
 
-def test_directory_that_cannot_be_locked_is_told(tmp_path: Path) -> None:
+def test_directory_that_cannot_be_locked_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RegistryUnusable, match="choose another"):
         lock_data_dir(tmp_path / "file")

@@ -1,4 +1,4 @@
-"""Models, and ids and times as they are kept."""
+"""Models, and ids and times as they are stored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Retry tokens: kept with their answers for a day, bounded, and there after a restart."""
+"""Retry tokens: stored with their answers for a day, bounded, and there after a restart."""
 
 from __future__ import annotations
 

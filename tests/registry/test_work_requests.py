@@ -170,7 +170,7 @@ def test_logs_come_in_pages_oldest_first(registry: Registry) -> None:
     assert rest.next is None
 
 
-def test_absent_work_request_is_told(registry: Registry) -> None:
+def test_absent_work_request_is_reported(registry: Registry) -> None:
     id = new_id(WORK_REQUEST)
     for act in (
         registry.work_requests.get,
