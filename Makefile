@@ -7,6 +7,9 @@ SHELL := /bin/bash
 # A clone keeps to itself: its base model, adapters and records stand in .stacked, not in HOME.
 export STACKED_DATA_DIR ?= $(CURDIR)/.stacked
 
+# Bytecode is kept in .venv: to compile vLLM and torch takes each process ten seconds.
+export PYTHONDONTWRITEBYTECODE :=
+
 # A version of vLLM other than the one in constraints/ has a .venv of its own.
 export VLLM
 BIN := .venv$(VLLM:%=-%)/bin

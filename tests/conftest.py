@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +16,16 @@ import yaml
 
 from tests import tiny
 from tests.serving import Server, free_port, serving
+
+# Bytecode is kept, whatever the environment says: vLLM, torch and transformers take ten seconds to
+# compile, in each of the hundred processes that import them.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+# A shell starts what runs in its background with SIGINT ignored, and what is started here would
+# ignore it too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 KEYS = ("a", "b", "c")
 

@@ -9,7 +9,8 @@ import logging
 import os
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
@@ -23,10 +24,15 @@ _WITHIN_SECONDS = 600.0
 
 @dataclass(frozen=True, slots=True)
 class EngineLog:
-    """The file that file descriptors 1 and 2 go to; `terminal` is where they went before."""
+    """The file that file descriptors 1 and 2 go to; `terminal` is where they went before.
+
+    `environment` is what the process was started with: an engine sets variables of its own, among
+    them such as a container is configured by.
+    """
 
     path: Path
     terminal: tuple[int, int]
+    environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
 
     def may_restart(self) -> bool:
         """Whether starting anew makes sense: not for the fourth time within ten minutes."""
@@ -41,7 +47,7 @@ class EngineLog:
         count, first = _restarts()
         if time.time() - first > _WITHIN_SECONDS:
             count, first = 0, time.time()
-        environment = {**os.environ, _RESTARTS: f"{count + 1}:{first:.0f}"}
+        environment = {**self.environment, _RESTARTS: f"{count + 1}:{first:.0f}"}
         sys.stdout.flush()
         sys.stderr.flush()
         for number, saved in enumerate(self.terminal, start=1):

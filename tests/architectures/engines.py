@@ -36,14 +36,19 @@ ENVIRONMENT = {
 _OPTIONS = {"max_model_len": 128, "kv_cache_memory_bytes": 64 * 1024**2, "max_loras": 2}
 
 
-def prepare() -> None:
-    """Import vLLM, ready for many engines."""
+def prepare(*, serve: bool = True) -> None:
+    """Import vLLM, ready for many engines; without `serve`, for the classes of their models alone."""
     os.environ.update(ENVIRONMENT)
     from vllm.model_executor.models import registry
 
     # vLLM looks at a model's class in a process of its own, to keep CUDA out of this one. That
     # takes seconds for each architecture.
     registry._run_in_subprocess = lambda look_at: look_at()
+    if not serve:
+        from vllm.triton_utils import dispatcher
+
+        # Half a second for each base, to put kernels where nothing will run them.
+        dispatcher._rebind_kernels = lambda overrides: None
     gc.freeze()
 
 

@@ -14,7 +14,7 @@ from tests.architectures.bases import ARCHITECTURES
 
 def test_check_says_of_each_adapter_what_the_table_says(tmp_path: Path) -> None:
     written = table.codes(table.written())
-    found = run.walk(tmp_path, list(ARCHITECTURES), serve=False)
+    found = run.walk(tmp_path, list(ARCHITECTURES), serve=False, processes=1)
     said = {
         name: {kind: row[kind].code or "" for kind in written.get(name, {})}
         for name, row in found.items()

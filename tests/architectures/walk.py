@@ -100,8 +100,8 @@ def _shown(error: BaseException) -> str:
 
 def main(folder: str, report: str, told: str, *names: str) -> None:
     """`told`: JSON of {"serve": bool, "skip": {architecture: [adapter, …]}}."""
-    engines.prepare()
     settings = json.loads(told)
+    engines.prepare(serve=settings["serve"])
     lines = Report(Path(report))
     for name in names:
         skip = frozenset(settings["skip"].get(name, ()))
