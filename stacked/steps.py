@@ -1,6 +1,6 @@
-"""The steps of long work as values, and who is told of them.
+"""The steps of long work as values, and what they are reported to.
 
-A percentage, a log line, a reason and a bar are made from them; nobody reads one back.
+Percentages, log lines, reasons and progress bars are made from them; none is read back.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Protocol, Self
 class Step(enum.Enum):
     """A step of some work: what is done in it, and its share of the whole in percent.
 
-    Steps follow each other as they are defined, so that percentages only grow. All shares of one
-    work make 99: that it is over, and well, is said by its status.
+    Steps follow each other in the order of definition. The shares of one enum add up to 99: 100
+    is reserved for work that has succeeded, since clients take it for the end.
     """
 
     share: float
@@ -29,7 +29,7 @@ class Step(enum.Enum):
         return step
 
     def percent(self, done: float) -> float:
-        """How much of the whole is done when so much of this step is, 0 to 1."""
+        """The percentage of the whole when `done` of this step is over, 0 to 1."""
         return self.begins + self.share * min(max(done, 0.0), 1.0)
 
 
@@ -78,25 +78,25 @@ class Prepare(Step):
 
 
 def sentence(step: Step, detail: str = "") -> str:
-    """A step in words."""
+    """A step in words, for people."""
     return f"{step.value}: {detail}" if detail else str(step.value)
 
 
 class Progress(Protocol):
-    """Who is told what long work is doing: a terminal, a log, or nobody."""
+    """Receives the progress of long work: a terminal, a log, or nothing."""
 
     def step(self, step: Step, done: float = 0.0, detail: str = "") -> None:
-        """The steps before are done, and so much of this one is, 0 to 1."""
+        """The steps before are done, and `done` of this one, 0 to 1."""
 
     def note(self, text: str) -> None:
         """Something worth a line that is not a step: a plan, a warning."""
 
     def finish(self, text: str) -> None:
-        """The work is over; `text` says what stands now."""
+        """The work is over; `text` says what runs now."""
 
 
 class Silent:
-    """The Progress of callers that do not want to be told."""
+    """A Progress that shows nothing."""
 
     def step(self, step: Step, done: float = 0.0, detail: str = "") -> None: ...
 
@@ -106,7 +106,7 @@ class Silent:
 
 
 class Heard:
-    """A Progress whose steps are given to `hear` in words too, and that passes all on."""
+    """A Progress that passes everything on, and calls `hear` with the sentence of each step."""
 
     def __init__(self, inner: Progress, hear: Callable[[str], None]) -> None:
         self._inner = inner
@@ -124,7 +124,7 @@ class Heard:
 
 
 class Counted:
-    """A step of many parts, told with how many are done.
+    """Reports how many parts of one step are done.
 
     At most once a second, besides the first and the last: a group may have 500 adapters.
     """
@@ -133,10 +133,10 @@ class Counted:
         self._tell = tell
         self._step = step
         self._total = total
-        self._told = 0.0
+        self._reported = 0.0
 
     def __call__(self, count: int) -> None:
         now = time.monotonic()
-        if count in (1, self._total) or now - self._told >= 1.0:
-            self._told = now
+        if count in (1, self._total) or now - self._reported >= 1.0:
+            self._reported = now
             self._tell.step(self._step, count / self._total, f"{count}/{self._total}")

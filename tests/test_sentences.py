@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -200,6 +201,7 @@ def _bound(nodes: Iterable[ast.AST]) -> Iterator[tuple[str, ast.expr]]:
         yield from ((each.id, value) for each in ast.walk(target) if isinstance(each, ast.Name))
 
 
+@cache
 def found() -> dict[tuple[str, str], int]:
     """Every test in the package: its file and its code, and the line."""
     return {

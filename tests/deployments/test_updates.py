@@ -15,6 +15,7 @@ from stacked.errors import (
     NotReady,
     RecordConflict,
 )
+from stacked.steps import Phase, Start
 from tests.deployments.machine import BASE, Machine
 from tests.groups.test_routing import adapter
 from tests.waiting import until_async as until
@@ -185,6 +186,42 @@ async def test_where_there_is_no_room_the_old_engine_goes_first(machine: Machine
     assert await machine.end(work) == "SUCCEEDED"
     assert "after the old one" in machine.logs(work)
     assert machine.serves() == ["k2"]
+
+
+# What the double of a start reports, the same for both.
+_STARTED = ["IMPORT", "CREATE"]
+
+
+@pytest.mark.parametrize(
+    ("beside", "steps"),
+    [
+        (True, ["READ", *_STARTED, "RETIRE", "RETIRE"]),
+        (False, ["MAKE_ROOM", "MAKE_ROOM", "READ", *_STARTED]),
+    ],
+)
+async def test_another_engine_is_reported_step_by_step(
+    machine: Machine, beside: bool, steps: list[str]
+) -> None:
+    id = await machine.active(1)
+    machine.starts.beside = beside
+    machine.starts.gate = asyncio.Event()
+    work = await machine.deployments.update(id, Revision(machine.group(2)))
+    await until(lambda: "Importing" in machine.logs(work))
+    requests = machine.registry.work_requests
+    assert requests.get(work.id).percent == Start.IMPORT.percent(0)
+    machine.starts.gate.set()
+    assert await machine.end(work) == "SUCCEEDED"
+    assert [log.step for log in requests.list_logs(work.id).items if log.step] == steps
+    assert requests.get(work.id).percent == 100
+
+
+async def test_a_live_update_is_reported_phase_by_phase(machine: Machine) -> None:
+    id = await machine.active(1)
+    group = machine.group(2)
+    work = await machine.deployments.update(id, Revision(group, live=True))
+    assert await machine.end(work) == "SUCCEEDED"
+    logs = machine.registry.work_requests.list_logs(work.id).items
+    assert list(dict.fromkeys(log.step for log in logs if log.step)) == [*Phase.__members__]
 
 
 @pytest.mark.parametrize("beside", [True, False])
