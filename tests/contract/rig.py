@@ -129,7 +129,8 @@ class Rig:
         self.ids.update(fresh)
 
     def retire(self) -> None:
-        """Delete the deployment that serves, if one does."""
+        """Delete the deployment that serves, if one does, when what is under way is over."""
+        until(lambda: self.service.deployments.running is None)
         for row in self.ask("GET", "/modelDeployments?lifecycleState=ACTIVE"):
             self.http.delete(f"{PREFIX}/modelDeployments/{row['id']}").raise_for_status()
             until(lambda id=row["id"]: self.state(id) == "DELETED")
