@@ -359,32 +359,6 @@ def test_the_served_group_cannot_be_deleted_or_switched_off(plane: Plane) -> Non
         assert "serves" in said["message"]
 
 
-WRITES: list[tuple[str, str, Any]] = [
-    ("PUT", "", {"displayName": "x"}),
-    ("POST", "/actions/deactivate", None),
-    ("POST", "/actions/activate", None),
-    ("POST", "/actions/changeCompartment", {"compartmentId": "moved"}),
-    ("DELETE", "", None),
-]
-
-
-def test_a_write_is_done_for_the_present_state_alone(
-    plane: Plane, adapters: tuple[str, str, str]
-) -> None:
-    path = f"/modelGroups/{make(plane, (adapters[0], 'k'))['id']}"
-    etag = plane.ask("GET", path).headers["etag"]
-    for method, more, body in WRITES:
-        stale = plane.ask(method, path + more, 412, body, if_match="another")
-        assert stale.json()["code"] == "NoEtagMatch"
-        answer = plane.http.request(
-            method, f"/20190101{path}{more}", json=body, headers={"if-match": etag}
-        )
-        assert answer.is_success, answer.text
-        before, etag = etag, plane.ask("GET", path).headers["etag"]
-        assert etag != before
-    assert plane.json("GET", path)["compartmentId"] == "moved"
-
-
 def test_groups_are_listed_by_every_filter_without_their_members(plane: Plane) -> None:
     line = plane.json("POST", "/modelGroupVersionHistory", body={"displayName": "line"})["id"]
     one = make(plane, displayName="one", projectId="q", modelGroupVersionHistoryId=line)["id"]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 from tests.api.control.plane import GROUP, Plane, stacked_body
 
 ALL = "/modelGroupVersionHistory"
@@ -95,28 +93,6 @@ def test_a_deleted_history_can_be_read_and_nothing_else(plane: Plane) -> None:
     assert plane.json("PUT", path, 404, {"description": "x"})["code"]
     joins = stacked_body(modelGroupVersionHistoryId=line)
     assert plane.json("POST", "/modelGroups", 409, joins)["code"] == "Conflict"
-
-
-@pytest.mark.parametrize(
-    ("method", "path", "body"),
-    [
-        ("PUT", "", {"description": "x"}),
-        ("POST", "/actions/changeCompartment", {"compartmentId": "d"}),
-        ("DELETE", "", None),
-    ],
-)
-def test_a_write_is_done_for_the_present_state_alone(
-    plane: Plane, method: str, path: str, body: Any
-) -> None:
-    one = f"{ALL}/{make(plane)['id']}"
-    stale = plane.ask("GET", one).headers["etag"]
-    fresh = plane.ask("PUT", one, body={"description": "newer"}).headers["etag"]
-    said = plane.ask(method, one + path, 412, body, if_match=stale).json()
-    assert said["code"] == "NoEtagMatch"
-    answer = plane.http.request(
-        method, f"/20190101{one}{path}", json=body, headers={"if-match": fresh}
-    )
-    assert answer.is_success, answer.text
 
 
 def test_histories_are_listed_by_every_filter(plane: Plane) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 from tests.api.control.plane import BASE, Plane
 
 ALL = "/modelVersionSets"
@@ -78,24 +76,3 @@ def test_a_set_is_deleted_when_its_models_are(plane: Plane) -> None:
     body = {"displayName": "m", "modelVersionSetId": line}
     assert plane.json("POST", "/models", 404, body)["code"] == "NotAuthorizedOrNotFound"
     assert make(plane)["id"] != line, "its name is free again"
-
-
-@pytest.mark.parametrize(
-    ("method", "path", "body"),
-    [
-        ("PUT", "", {"description": "x"}),
-        ("POST", "/actions/changeCompartment", {"compartmentId": "d"}),
-        ("DELETE", "", None),
-    ],
-)
-def test_a_write_is_done_for_the_present_state_alone(
-    plane: Plane, method: str, path: str, body: Any
-) -> None:
-    one = f"{ALL}/{make(plane)['id']}"
-    stale = plane.ask("GET", one).headers["etag"]
-    fresh = plane.ask("PUT", one, body={"description": "newer"}).headers["etag"]
-    said = plane.ask(method, one + path, 412, body, if_match=stale).json()
-    assert said["code"] == "NoEtagMatch"
-    headers = {"if-match": fresh}
-    answer = plane.http.request(method, f"/20190101{one}{path}", json=body, headers=headers)
-    assert answer.is_success, answer.text
