@@ -69,7 +69,7 @@ def openapi_routes(app: FastAPI, service: Service) -> None:
     """Add the document and the pages that show it."""
     own: list[Json] = []  # which takes long to make, and does not change
 
-    @app.get("/openapi.json", tags=["Stacked"])
+    @app.get("/openapi.json", tags=["Stacked"], operation_id="openapi")
     def openapi() -> dict[str, Any]:
         """This document."""
         own[:] = own or [of_server(app)]
@@ -95,7 +95,7 @@ def of_server(app: FastAPI) -> Json:
         version=version("stacked"),
         description="One base LLM and many LoRA fine-tunes of it, each by its inference key; and "
         "the control plane that OCI's SDKs speak.",
-        routes=[route for route in app.routes if getattr(route, "tags", None)],
+        routes=app.routes,
     )
     for path, method, operation in _inference():
         own["paths"].setdefault(path, {})[method] = operation
