@@ -7,7 +7,9 @@ from typing import Any
 from stacked.registry import (
     DEPLOYMENT,
     GROUP,
+    Artifact,
     Deployment,
+    DeploymentState,
     GroupMember,
     GroupRecord,
     Model,
@@ -59,3 +61,16 @@ def started(registry: Registry, operation: str = "MODEL_DEPLOYMENT_UPDATE") -> s
     """A work request in progress."""
     request = registry.work_requests.open(operation)
     return registry.work_requests.advance(request.id, 1).id
+
+
+def artifact(owner: str, sha256: str = "1", part: str = "") -> Artifact:
+    return Artifact(owner_id=owner, part=part, sha256=sha256, md5="m", bytes=3, name="a.zip")
+
+
+def updated(registry: Registry, deployment: str, to: GroupRecord, generation: int) -> Deployment:
+    if registry.deployments.get(deployment).state is DeploymentState.ACTIVE:
+        registry.deployments.set_state(deployment, DeploymentState.UPDATING)
+    request = started(registry)
+    committed = registry.deployments.commit(deployment, to.id, generation, request)
+    registry.work_requests.succeed(request)
+    return committed

@@ -15,7 +15,6 @@ from stacked.registry import (
     HISTORY,
     DeployedMember,
     DeploymentState,
-    GroupState,
     MemberState,
     Query,
     Registry,
@@ -202,14 +201,3 @@ def test_what_another_record_names_cannot_be_deleted(registry: Registry) -> None
     for table, id in (*named, ("model_groups", made), ("work_requests", request)):
         with pytest.raises(RecordConflict, match="FOREIGN KEY"):
             remove(registry, table, id)
-
-
-def test_version_of_a_group_that_is_gone_is_not_given_again(registry: Registry) -> None:
-    stocked(registry)
-    line = registry.histories.create(VersionHistory(id=new_id(HISTORY)))
-    one, two = (registry.groups.create(group(1, version_history_id=line.id)) for _ in range(2))
-    for state in (GroupState.DELETING, GroupState.DELETED):
-        registry.groups.set_state(two.id, state)
-    assert registry.histories.get(line.id).latest_group_id == one.id
-    remove(registry, "model_groups", two.id)
-    assert registry.groups.create(group(1, version_history_id=line.id)).version == 3

@@ -1,4 +1,4 @@
-"""Deployments: the commit of a group, member states, and what a killed process left."""
+"""Deployments: the commit of a group, and member states."""
 
 from __future__ import annotations
 
@@ -10,23 +10,25 @@ from stacked.errors import IllegalMove, RecordAbsent, RecordConflict, RecordStal
 from stacked.registry import (
     DEPLOYMENT,
     GROUP,
-    HISTORY,
-    Affected,
     DeployedMember,
     Deployment,
     DeploymentState,
     GroupRecord,
     GroupState,
-    HistoryState,
     MemberState,
     Query,
-    Recovered,
     Registry,
-    VersionHistory,
-    WorkStatus,
     new_id,
 )
-from tests.registry.samples import BASE, adapter, deployed, group, started, stocked
+from tests.registry.samples import (
+    BASE,
+    adapter,
+    deployed,
+    group,
+    started,
+    stocked,
+    updated,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -37,15 +39,6 @@ def stock(registry: Registry) -> None:
 @pytest.fixture
 def made(registry: Registry) -> list[GroupRecord]:
     return [registry.groups.create(group(number)) for number in range(4)]
-
-
-def update(registry: Registry, deployment: str, to: GroupRecord, generation: int) -> Deployment:
-    if registry.deployments.get(deployment).state is DeploymentState.ACTIVE:
-        registry.deployments.set_state(deployment, DeploymentState.UPDATING)
-    request = started(registry)
-    committed = registry.deployments.commit(deployment, to.id, generation, request)
-    registry.work_requests.succeed(request)
-    return committed
 
 
 def test_deployment_begins_without_a_group(registry: Registry, made: list[GroupRecord]) -> None:
@@ -63,17 +56,17 @@ def test_commit_switches_and_remembers_the_group_before(
     registry: Registry, made: list[GroupRecord]
 ) -> None:
     id = deployed(registry).id
-    one = update(registry, id, made[0], 1)
+    one = updated(registry, id, made[0], 1)
     assert (one.state, one.group_id, one.previous_group_id) == (
         DeploymentState.ACTIVE,
         made[0].id,
         None,
     )
-    two = update(registry, id, made[1], 2)
+    two = updated(registry, id, made[1], 2)
     assert (two.group_id, two.generation, two.previous_group_id) == (made[1].id, 2, made[0].id)
-    again = update(registry, id, made[1], 3)  # the same group anew: there is still a way back
+    again = updated(registry, id, made[1], 3)  # the same group anew: there is still a way back
     assert (again.group_id, again.previous_group_id) == (made[1].id, made[0].id)
-    back = update(registry, id, made[0], 4)
+    back = updated(registry, id, made[0], 4)
     assert (back.group_id, back.previous_group_id) == (made[0].id, made[1].id)
 
 
@@ -89,7 +82,7 @@ def test_commit_that_is_asked_for_again_is_answered_the_same(
 def test_commit_that_cannot_be_changes_nothing(registry: Registry, made: list[GroupRecord]) -> None:
     id, request = deployed(registry).id, started(registry)
     registry.groups.set_state(made[2].id, GroupState.INACTIVE)
-    before = update(registry, id, made[0], 5)
+    before = updated(registry, id, made[0], 5)
     accepted = registry.work_requests.open("MODEL_DEPLOYMENT_UPDATE").id
     refused = [
         (made[1].id, 6, request, IllegalMove),  # ACTIVE: nobody said that it is updating
@@ -130,7 +123,7 @@ def test_member_states_are_those_of_the_committed_group(
     good, bad = MemberState.SUCCESS, MemberState.FAILED
     assert registry.deployments.list_members(id).items == ()
     registry.deployments.put_members(id, made[0].id, states(good, good))
-    update(registry, id, made[0], 1)
+    updated(registry, id, made[0], 1)
     registry.deployments.put_members(id, made[1].id, states(good, bad, good))
     listed = registry.deployments.list_members(id, Query(sort="display_name")).items
     assert [(s.state, s.display_name) for s in listed] == [(good, "adapter 000000"), (good, "base")]
@@ -145,7 +138,7 @@ def test_member_states_are_replaced_under_a_reader_who_is_between_two_pages(
 ) -> None:
     id = deployed(registry).id
     good, bad = MemberState.SUCCESS, MemberState.FAILED
-    update(registry, id, made[0], 1)
+    updated(registry, id, made[0], 1)
     registry.deployments.put_members(id, made[0].id, states(good, good, good, good))
     first = registry.deployments.list_members(id, Query(limit=2, descending=False))
     registry.deployments.put_members(id, made[0].id, states(bad, bad, bad))
@@ -160,65 +153,16 @@ def test_member_states_of_groups_that_are_out_of_reach_are_forgotten(
     id = deployed(registry).id
     for at, of in enumerate(made[:3], start=1):
         registry.deployments.put_members(id, of.id, states(MemberState.SUCCESS))
-        update(registry, id, of, at)
+        updated(registry, id, of, at)
     kept = [len(registry.deployments.list_members(id, group_id=of.id).items) for of in made[:3]]
     assert kept == [0, 1, 1]
-
-
-def test_recovery_fails_what_was_in_progress_and_the_committed_group_stands(
-    registry: Registry, made: list[GroupRecord]
-) -> None:
-    served, idle, fresh = (deployed(registry).id for _ in range(3))
-    update(registry, served, made[0], 1)
-    update(registry, idle, made[1], 1)
-    registry.deployments.set_state(served, DeploymentState.UPDATING)
-    running, accepted = started(registry), registry.work_requests.open("MODEL_GROUP_CREATE").id
-    creating = registry.groups.create(group(3, state=GroupState.CREATING)).id
-    line = registry.histories.create(VersionHistory(id=new_id(HISTORY))).id
-    registry.histories.set_state(line, HistoryState.DELETING)
-    untouched = registry.deployments.get(idle)
-
-    recovered = registry.recover()
-    assert set(recovered.failed) == {served, fresh, running, accepted, creating, line}
-    assert recovered.succeeded == ()
-    found = registry.deployments.get(served)
-    assert (found.state, found.group_id, found.generation) == (
-        DeploymentState.FAILED,
-        made[0].id,
-        1,
-    )
-    assert "UPDATING" in found.reason
-    assert made[0].id in found.reason
-    assert "no group had been committed" in registry.deployments.get(fresh).reason
-    assert registry.deployments.get(idle) == untouched
-    assert registry.groups.get(creating).state is GroupState.FAILED
-    assert registry.histories.get(line).state is HistoryState.FAILED
-    for request in (running, accepted):
-        assert registry.work_requests.get(request).status is WorkStatus.FAILED
-        (error,) = registry.work_requests.list_errors(request).items
-        assert error.code == "Interrupted"
-    assert registry.recover() == Recovered()
-    assert update(registry, served, made[1], 2).state is DeploymentState.ACTIVE
-
-
-def test_recovery_completes_an_update_that_was_past_its_commit(
-    registry: Registry, made: list[GroupRecord]
-) -> None:
-    id, request = deployed(registry).id, started(registry)
-    committed = registry.deployments.commit(id, made[0].id, 1, request)
-    recovered = registry.recover()
-    assert recovered == Recovered(failed=(), succeeded=(request,))
-    found = registry.work_requests.get(request)
-    assert (found.status, found.percent) == (WorkStatus.SUCCEEDED, 100)
-    assert "after the commit" in registry.work_requests.list_logs(request).items[-1].message
-    assert registry.deployments.get(id) == committed
 
 
 def test_change_of_an_inactive_deployment_is_committed_and_it_stays_inactive(
     registry: Registry, made: list[GroupRecord]
 ) -> None:
     id = deployed(registry).id
-    update(registry, id, made[0], 1)
+    updated(registry, id, made[0], 1)
     request = started(registry)
     with pytest.raises(RecordConflict, match="not INACTIVE"):
         registry.deployments.commit(id, made[1].id, 2, request, inactive=True)
@@ -250,31 +194,3 @@ def test_update_writes_only_what_is_given(registry: Registry) -> None:
     registry.deployments.set_state(first.id, DeploymentState.DELETED)
     with pytest.raises(RecordAbsent, match="is DELETED"):
         registry.deployments.update(first.id, display_name="x")
-
-
-@pytest.mark.parametrize(
-    ("operation", "during", "after", "status"),
-    [
-        ("MODEL_DEPLOYMENT_DEACTIVATE", "UPDATING", "INACTIVE", WorkStatus.SUCCEEDED),
-        ("MODEL_DEPLOYMENT_DELETE", "DELETING", "DELETED", WorkStatus.SUCCEEDED),
-        ("MODEL_DEPLOYMENT_ACTIVATE", "UPDATING", "INACTIVE", WorkStatus.FAILED),
-        ("MODEL_DEPLOYMENT_UPDATE", "UPDATING", "FAILED", WorkStatus.FAILED),
-    ],
-)
-def test_recovery_settles_a_deployment_by_what_was_done_to_it(
-    registry: Registry,
-    made: list[GroupRecord],
-    operation: str,
-    during: str,
-    after: str,
-    status: WorkStatus,
-) -> None:
-    id = deployed(registry).id
-    update(registry, id, made[0], 1)
-    registry.deployments.set_state(id, DeploymentState[during])
-    work = registry.work_requests.open(operation, [Affected("UPDATED", "deployment", id)])
-    registry.work_requests.advance(work.id, 10.0)
-    registry.recover()
-    assert registry.deployments.get(id).state is DeploymentState[after]
-    assert registry.work_requests.get(work.id).status is status
-    assert registry.recover() == Recovered()

@@ -1,4 +1,4 @@
-"""Groups and version histories: immutable, versioned, named once."""
+"""Groups: immutable, checked, with their members in order."""
 
 from __future__ import annotations
 
@@ -6,29 +6,30 @@ from dataclasses import replace
 
 import pytest
 
-from stacked.errors import IllegalMove, RecordAbsent, RecordConflict, RecordStale
+from stacked.errors import GroupInvalid, IllegalMove, RecordAbsent, RecordConflict, RecordStale
 from stacked.registry import (
     GROUP,
-    HISTORY,
     GroupMember,
     GroupState,
-    HistoryState,
     ModelState,
     Query,
     Registry,
-    VersionHistory,
     new_id,
 )
-from tests.registry.samples import BASE, adapter, deployed, group, started, stocked
+from tests.registry.samples import (
+    BASE,
+    adapter,
+    artifact,
+    deployed,
+    group,
+    started,
+    stocked,
+)
 
 
 @pytest.fixture(autouse=True)
 def stock(registry: Registry) -> None:
     stocked(registry)
-
-
-def history(name: str = "line") -> VersionHistory:
-    return VersionHistory(id=new_id(HISTORY), display_name=name)
 
 
 def test_group_is_read_as_it_was_created(registry: Registry) -> None:
@@ -112,56 +113,6 @@ def test_names_and_tags_change_and_a_stale_writer_is_refused(registry: Registry)
     assert registry.groups.get(read.id) == changed
 
 
-def test_history_counts_its_versions_and_points_to_the_latest(registry: Registry) -> None:
-    line = registry.histories.create(history())
-    other = registry.histories.create(history("other"))
-    one = registry.groups.create(group(1, version_history_id=line.id))
-    registry.groups.create(group(1, version_history_id=other.id))
-    two = registry.groups.create(group(2, version_history_id=line.id, version_label="second"))
-    assert (one.version, two.version) == (1, 2)
-    assert registry.histories.get(line.id).latest_group_id == two.id
-    assert registry.groups.create(group(1, id=one.id, version_history_id=line.id)).version == 1
-    assert registry.histories.get(line.id).latest_group_id == two.id
-    late = registry.groups.create(group(3))
-    for _ in range(2):
-        assert registry.groups.update(late.id, version_history_id=line.id).version == 3
-    with pytest.raises(RecordConflict, match=line.id):
-        registry.groups.update(late.id, version_history_id=other.id)
-    listed = registry.groups.list(Query(descending=False), version_history_id=line.id).items
-    assert [found.version for found in listed] == [1, 2, 3]
-    back = registry.histories.update(line.id, latest_group_id=one.id)
-    assert back.latest_group_id == one.id
-
-
-def test_history_name_is_taken_until_the_history_is_deleted(registry: Registry) -> None:
-    line = registry.histories.create(history())
-    assert registry.histories.create(line) == line
-    with pytest.raises(RecordConflict, match=line.id):
-        registry.histories.create(history())
-    spare = registry.histories.create(history("spare"))
-    with pytest.raises(RecordConflict, match=line.id):
-        registry.histories.update(spare.id, display_name="line")
-    registry.histories.set_state(line.id, HistoryState.DELETING)
-    registry.histories.set_state(line.id, HistoryState.DELETED)
-    assert registry.histories.create(history()).id != line.id
-    with pytest.raises(RecordConflict, match="is DELETED"):
-        registry.groups.create(group(1, version_history_id=line.id))
-
-
-def test_latest_group_of_a_history_is_one_of_its_own(registry: Registry) -> None:
-    """One that is of no history joins it; one of another does not."""
-    line = registry.histories.create(history())
-    registry.groups.create(group(1, version_history_id=line.id))
-    outside = registry.groups.create(group(1))
-    changed = registry.histories.update(line.id, latest_group_id=outside.id)
-    assert changed.latest_group_id == outside.id
-    joined = registry.groups.get(outside.id)
-    assert (joined.version_history_id, joined.version) == (line.id, 2)
-    other = registry.histories.create(replace(history(), display_name="other"))
-    with pytest.raises(RecordConflict, match=f"is of version history {line.id}"):
-        registry.histories.update(other.id, latest_group_id=outside.id)
-
-
 def test_deleted_group_stays_readable(registry: Registry) -> None:
     id = registry.groups.create(group(1)).id
     with pytest.raises(IllegalMove):
@@ -188,3 +139,28 @@ def test_models_of_a_group_are_listed_with_their_keys(registry: Registry) -> Non
     assert [found.model for found in only] == [registry.models.get(adapter(2).id)]
     with pytest.raises(RecordAbsent):
         registry.groups.list_models(new_id(GROUP))
+
+
+def test_a_group_is_checked_in_the_transaction_that_makes_it(registry: Registry) -> None:
+    with pytest.raises(GroupInvalid, match="not checked"):
+        registry.groups.create(group(1), check=True)
+    registry.models.put_all([adapter(1, base_model_id=BASE)], describe=False)
+    made = registry.groups.create(group(1), check=True)
+    registry.models.set_state(adapter(1).id, ModelState.INACTIVE)
+    assert registry.groups.create(made, check=True) == made, "a repetition is answered"
+    with pytest.raises(RecordConflict, match="INACTIVE"):
+        registry.groups.create(group(1), check=True)
+    assert len(registry.groups.list().items) == 1
+
+
+def test_groups_of_other_kinds_have_no_base(registry: Registry) -> None:
+    made = registry.groups.create(group(1, kind="HOMOGENEOUS", base_model_id=None))
+    assert registry.groups.get(made.id).base_model_id is None
+    assert [row.id for row in registry.groups.list(kind="HOMOGENEOUS").items] == [made.id]
+    registry.groups.attach(artifact(made.id))
+    registry.groups.attach(artifact(made.id))
+    with pytest.raises(RecordConflict, match="do not change"):
+        registry.groups.attach(artifact(made.id, "2"))
+    stacked = registry.groups.create(group(1))
+    with pytest.raises(RecordConflict, match="STACKED"):
+        registry.groups.attach(artifact(stacked.id))

@@ -1,40 +1,27 @@
-"""Models, and ids and times as they are stored."""
+"""Models and their times, as they are stored."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from stacked.core import check_model_id
 from stacked.errors import IllegalMove, RecordAbsent, RecordConflict
 from stacked.registry import (
-    DEPLOYMENT,
-    GROUP,
-    HISTORY,
-    WORK_REQUEST,
     DeploymentState,
+    Model,
     ModelState,
     Registry,
-    new_id,
 )
-from tests.registry.samples import BASE, adapter, deployed, group, started, stocked
-
-
-@pytest.mark.parametrize("kind", [GROUP, HISTORY, DEPLOYMENT, WORK_REQUEST])
-def test_new_id_is_a_fresh_ocid_of_its_kind(kind: str) -> None:
-    ids = {new_id(kind) for _ in range(1000)}
-    assert len(ids) == 1000
-    for id in ids:
-        assert re.fullmatch(rf"ocid1\.{kind}\.oc1\.\.[0-9a-f]{{32,}}", id)
-        assert check_model_id(id) == id
-
-
-def test_new_id_of_another_kind_is_refused() -> None:
-    with pytest.raises(ValueError, match="datascienceproject'"):
-        new_id("datascienceproject")
+from tests.registry.samples import (
+    BASE,
+    adapter,
+    deployed,
+    group,
+    started,
+    stocked,
+)
 
 
 def test_model_is_read_as_it_was_put(registry: Registry) -> None:
@@ -136,3 +123,19 @@ def test_model_that_is_served_cannot_be_deleted(registry: Registry) -> None:
     registry.deployments.set_state(deployment.id, DeploymentState.UPDATING)
     registry.deployments.commit(deployment.id, second.id, 2, started(registry))
     registry.models.set_state(adapter(1).id, ModelState.DELETED)
+
+
+def test_keeping_models_leaves_what_people_said_of_them(registry: Registry) -> None:
+    stocked(registry)
+    id = adapter(1).id
+    said = registry.models.update(id, display_name="mine", tags={"freeform": {"a": "b"}})
+    again = adapter(1, base_model_id=BASE, display_name="declared")
+    (kept,) = registry.models.put_all([again], describe=False)
+    assert (kept.display_name, kept.tags) == ("mine", said.tags)
+    assert kept.base_model_id == BASE
+    registry.models.set_state(id, ModelState.DELETED)
+    assert registry.models.put_all([again], describe=False)[0].state is ModelState.ACTIVE
+    moved = Model(id=BASE, kind="base", digest="sha256:" + "0" * 64, source="/new/place")
+    assert registry.models.put_all([moved], describe=False)[0].source == "/new/place"
+    with pytest.raises(RecordConflict):
+        registry.models.put_all([adapter(1, digest="sha256:" + "f" * 64)], describe=False)
