@@ -12,7 +12,6 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from stacked import errors
@@ -188,7 +187,6 @@ def handle_errors(app: FastAPI) -> None:
     """Every error is answered in the shape of its path."""
     app.exception_handler(StackedError)(_stacked_error)
     app.exception_handler(RequestValidationError)(_validation_error)
-    app.exception_handler(ValidationError)(_validation_error)
     app.exception_handler(HTTPException)(_http_error)
     app.exception_handler(Exception)(_internal_error)
 
@@ -199,7 +197,7 @@ async def _stacked_error(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _validation_error(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestValidationError | ValidationError)
+    assert isinstance(error, RequestValidationError)
     errors = error.errors()
     if errors[0]["type"] == "json_invalid":
         return await _stacked_error(request, BodyInvalid("the body is not valid JSON"))
