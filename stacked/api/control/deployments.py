@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Any, Literal, Self, cast
 
 from fastapi import Depends, Query, Request, Response
-from pydantic import AfterValidator, ConfigDict, Field, model_validator
-from pydantic.alias_generators import to_camel
+from pydantic import AfterValidator, Field
 
 from stacked.api.control.base import (
     CHANGE,
@@ -35,9 +34,15 @@ from stacked.api.control.base import (
     shown,
     success,
 )
+from stacked.api.control.parts import (
+    Environment,
+    InstancePool,
+    Logs,
+    Part,
+    parts_of,
+)
 from stacked.deployment.activation import wanted_group
 from stacked.deployment.deployments import Revision
-from stacked.deployment.settings import MOST_BYTES
 from stacked.errors import ParameterInvalid
 from stacked.registry import DEPLOYMENT, new_id
 from stacked.registry.deployments import DeploymentChanges
@@ -49,8 +54,6 @@ router = resource_router("/modelDeployments", "Deployments")
 
 Sort = Literal["timeCreated", "displayName"]
 
-# Those of the platform's own processes.
-_PLATFORM_PORTS = (24224, 8446, 8447)
 # Where an engine answers; while another one is on its way, the committed one mostly does.
 _RUNS = (DeploymentState.ACTIVE, DeploymentState.NEEDS_ATTENTION, DeploymentState.UPDATING)
 
@@ -66,113 +69,6 @@ class StateQuery(ListQuery):
     model_id: str | None = None
     display_name: str | None = None
     project_id: str | None = None
-
-
-# -- what requests and responses share ----------------------------------------------------
-
-
-def _optional() -> Any:
-    return Field(None, exclude_if=lambda value: value is None)
-
-
-class Part(RequestModel):
-    """A block that is stored and shown as it was given, with what is not declared in it.
-
-    What is null was left out.
-    """
-
-    model_config = ConfigDict(extra="allow")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_nulls(cls, value: Any) -> Any:
-        if not isinstance(value, Mapping):
-            return value
-        return {name: each for name, each in value.items() if each is not None}
-
-    def stored(self) -> Json:
-        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
-
-    def updated(self, given: Part) -> Self:
-        """This block with what is given of another one; what is left out stays."""
-        return self.model_copy(
-            update={name: getattr(given, name) for name in given.model_fields_set}
-        )
-
-
-class Instance(Part):
-    instance_shape_name: str = Field(min_length=1)
-
-
-class Scaling(Part):
-    policy_type: str
-    instance_count: int | None = _optional()
-
-    @model_validator(mode="after")
-    def _one_machine(self) -> Self:
-        if self.policy_type != "FIXED_SIZE":
-            raise ValueError(f"policyType {self.policy_type[:40]!r} is not served; FIXED_SIZE is")
-        if self.instance_count not in (None, 1):
-            raise ValueError(
-                f"instanceCount is {self.instance_count}; this server is one machine, so it is 1"
-            )
-        return self
-
-
-class InstancePool(Part):
-    """What runs it: one machine."""
-
-    infrastructure_type: Literal["INSTANCE_POOL"]
-    instance_configuration: Instance
-    scaling_policy: Scaling | None = _optional()
-
-
-def _free_port(port: int) -> int:
-    if port in _PLATFORM_PORTS:
-        raise ValueError(f"{port} is the platform's own")
-    return port
-
-
-Port = Annotated[int, Field(ge=1024, le=65535), AfterValidator(_free_port)]
-
-
-class Environment(Part):
-    """Its variables are read; ports are this server's own: checked and stored, not bound."""
-
-    environment_configuration_type: Literal["DEFAULT", "OCIR_CONTAINER"]
-    environment_variables: dict[str, str] = Field(default_factory=dict)
-    cmd: list[str] | None = _optional()
-    entrypoint: list[str] | None = _optional()
-    server_port: Port | None = _optional()
-    health_check_port: Port | None = _optional()
-
-    @model_validator(mode="after")
-    def _short_command(self) -> Self:
-        words = [*(self.cmd or ()), *(self.entrypoint or ())]
-        if sum(len(word.encode()) for word in words) >= MOST_BYTES:
-            raise ValueError(f"cmd and entrypoint together are under {MOST_BYTES} bytes")
-        return self
-
-
-class Logs(Part):
-    access: Json | None = _optional()
-    predict: Json | None = _optional()
-
-
-def parts_of(record: Deployment) -> dict[str, Part]:
-    """The blocks of a deployment, by the name they are stored under."""
-    stored = record.configuration
-    pool = {
-        "infrastructureType": "INSTANCE_POOL",
-        "instanceConfiguration": {"instanceShapeName": "LOCAL"},
-        "scalingPolicy": {"policyType": "FIXED_SIZE", "instanceCount": 1},
-    }
-    default = {"environmentConfigurationType": "DEFAULT"}
-    return {
-        "infrastructure": InstancePool.model_validate(stored.get("infrastructure") or pool),
-        "environment": Environment.model_validate(default | (stored.get("environment") or {})),
-        "logs": Logs.model_validate(stored.get("logs") or {}),
-    }
 
 
 # -- requests -----------------------------------------------------------------------------
@@ -247,7 +143,8 @@ class UpdateDeployment(Updated):
         group_id = None
         if details is not None and live:
             group_id = details.group_id()
-            _check_live({name: given.pop(name) for name in given.keys() - {"logs"}}, there)
+            _check_live(given, there)
+            given = {name: part for name, part in given.items() if name == "logs"}
         elif details is not None and details.model_group_configuration_details is not None:
             chosen = details.group_id()
             group_id = None if chosen == wanted_group(record) else chosen
@@ -263,29 +160,15 @@ def _check_live(given: Mapping[str, Part], there: Mapping[str, Part]) -> None:
 
     Raises ParameterInvalid naming what differs.
     """
-    found = [
-        place
-        for name, part in given.items()
-        for place in _differing(part, there[name], f"{name}ConfigurationDetails")
-    ]
+    found: list[str] = []
+    for name in ("infrastructure", "environment"):
+        if name in given:
+            found += there[name].differing(given[name], f"{name}ConfigurationDetails")
     if found:
         raise ParameterInvalid(
             f"LIVE changes the model group alone, and {', '.join(found)} differs too; "
             "use updateType ZDT"
         )
-
-
-def _differing(given: Any, there: Any, place: str) -> Iterator[str]:
-    """The places where what is given is not what is there; what is left out stays."""
-    if isinstance(given, Part) and isinstance(there, Part):
-        for name in given.model_fields_set:
-            value = getattr(there, name, None)
-            yield from _differing(getattr(given, name), value, f"{place}.{to_camel(name)}")
-    elif isinstance(given, Mapping) and isinstance(there, Mapping):
-        for name, value in given.items():
-            yield from _differing(value, there.get(name), f"{place}.{name}")
-    elif given != there and (given or there):
-        yield place
 
 
 # -- responses ----------------------------------------------------------------------------

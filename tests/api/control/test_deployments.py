@@ -387,6 +387,32 @@ async def test_wrong_update_is_refused(plane: Plane, body: Any, code: str, said:
     assert said in error["message"]
 
 
+async def test_blocks_that_are_too_much_together_are_refused_and_leave_the_deployment(
+    plane: Plane,
+) -> None:
+    words = ["x" * 1200]
+    made = await plane.create(plane.machine.group(1), **environment(cmd=words))
+    await plane.machine.deployments.wait()
+    id, before = made.json()["id"], await plane.get(f"/modelDeployments/{made.json()['id']}")
+    body = change_body(None, "ZDT", **environment(entrypoint=words))
+    assert "under 2048 bytes" in (await plane.put(id, body, 400)).json()["message"]
+    assert await plane.get(f"/modelDeployments/{id}") == before
+
+
+async def test_what_a_block_has_under_any_other_name_is_shown_as_it_was_given(
+    plane: Plane,
+) -> None:
+    more = {"stored": 1, "model_fields_set": {"a": None}, "instance_configuration": [], "copy": {}}
+    made = await plane.create(plane.machine.group(1), **pool(**more))
+    await plane.machine.deployments.wait()
+    id = made.json()["id"]
+    await plane.put(id, change_body(None, "ZDT", **pool(**more, stored2=2)))
+    found = await plane.get(f"/modelDeployments/{id}")
+    kept = found["modelDeploymentConfigurationDetails"]["infrastructureConfigurationDetails"]
+    assert kept == {**INFRASTRUCTURE, **more, "stored2": 2}
+    assert len(plane.machine.starts.started) == 1
+
+
 async def test_update_to_an_unknown_group_or_of_an_unknown_deployment(plane: Plane) -> None:
     id = await plane.active(plane.machine.group(1))
     for place, group in ((id, "ocid1.none"), ("ocid1.none", plane.machine.group(2))):
