@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -17,9 +17,7 @@ from stacked.catalogue.bases import CatalogueBases
 from stacked.catalogue.contents import Contents
 from stacked.core import Adapter, Digest, check_digest, model_id_of
 from stacked.errors import (
-    AdapterError,
     ParameterInvalid,
-    RecordAbsent,
     RecordConflict,
 )
 from stacked.registry import (
@@ -187,62 +185,24 @@ class Catalogue:
         with self._replacing(id):
             return self.registry.models.detach(id, part, expect)
 
-    def artifact(self, owner_id: str, part: str = "") -> Artifact:
-        """What is known of a file. An adapter that was not uploaded is packed now.
-
-        Raises RecordAbsent.
-        """
-        try:
-            return self.registry.artifacts.get(owner_id, part)
-        except RecordAbsent:
-            packed = None if part else self._pack(owner_id)
-            if packed is None:
-                raise
-            return packed
-
     def open(self, owner_id: str, part: str = "") -> tuple[Artifact, IO[bytes]]:
         """A file with what is known of it; its bytes stay readable whatever replaces it.
 
-        Raises RecordAbsent, StoreDamaged.
+        An adapter that was not uploaded is packed now. Raises RecordAbsent, StoreDamaged.
         """
-        self.artifact(owner_id, part)
+        if not part:
+            self._pack(owner_id)
         with self._naming:
             artifact = self.registry.artifacts.get(owner_id, part)
             return artifact, self.files.open(artifact.sha256)
 
     # -- groups -----------------------------------------------------------------------------
 
-    def create_group(self, group: GroupRecord) -> GroupRecord:
-        """Record a group whose models were checked to make one of its kind.
-
-        Raises GroupInvalid, RecordAbsent, RecordConflict.
-        """
-        if group.base_model_id is not None:
-            self._settle(group, group.base_model_id)
-        return self.registry.groups.create(group, check=True)
-
     def delete_group(self, id: str, expect: GroupRecord | None = None) -> GroupRecord:
         """Leave the record alone; the group's file goes. Raises RecordConflict while it serves."""
         with self._replacing(id):
             self.registry.groups.set_state(id, GroupState.DELETING, expect=expect)
             return self.registry.groups.set_state(id, GroupState.DELETED)
-
-    def _settle(self, group: GroupRecord, base_id: str) -> None:
-        """Check adapters of older records, which do not say what base they fit, against this one.
-
-        One that does not fit is left as it is: the group's own check then tells.
-        """
-        models = self.registry.models.get_many([member.model_id for member in group.members])
-        unsettled = [m for m in models.values() if m.kind == "adapter" and not m.base_model_id]
-        base = models.get(base_id)
-        if not unsettled or base is None or base.kind != "base":
-            return
-        for model in unsettled:
-            with suppress(AdapterError):
-                self.store.check(check_digest(model.digest), self.bases.modules(base))
-                self.registry.models.put_all(
-                    [replace(model, base_model_id=base_id)], describe=False
-                )
 
     def adapter(self, id: str, base: BaseModules, *, max_rank: int) -> Adapter | None:
         """The content of an adapter, checked to fit an engine's base; None for an unknown id.
@@ -268,21 +228,19 @@ class Catalogue:
         with self._naming:
             return self.files.drop_others(self.registry.artifacts.files())
 
-    def _pack(self, owner_id: str) -> Artifact | None:
-        """The zip of an adapter that came from a source, made once and then kept."""
-        model = self.registry.models.get_many([owner_id]).get(owner_id)
+    def _pack(self, id: str) -> None:
+        """Make the zip of an adapter that came from a source, unless it is there."""
+        model = self.registry.models.get_many([id]).get(id)
         if model is None or model.kind != "adapter" or model.state is ModelState.DELETED:
-            return None
+            return
+        if any(not artifact.part for artifact in self.registry.artifacts.of(id)):
+            return
         adapter = self.store.get(check_digest(model.digest))
         with self.files.receive(adapter.bytes) as incoming:
             pack(adapter.path, incoming)
             incoming.finish()
-            artifact = _artifact(owner_id, "", incoming, "artifact.zip")
-            return self._named(incoming, owner_id, lambda: self._remember(artifact))
-
-    def _remember(self, artifact: Artifact) -> Artifact:
-        self.registry.artifacts.put(artifact)
-        return artifact
+            artifact = _artifact(id, "", incoming, "artifact.zip")
+            self._named(incoming, id, lambda: self.registry.artifacts.put(artifact))
 
     def _named(self, incoming: Incoming, owner_id: str, record: Callable[[], R]) -> R:
         """Give a file its name and record it; the one it replaces goes, or it where refused."""

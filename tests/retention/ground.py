@@ -71,7 +71,7 @@ class Ground:
         group = GroupRecord(
             id=new_id(GROUP), display_name=name, base_model_id=BASE, members=members, **more
         )
-        return self.catalogue.create_group(group)
+        return self.catalogue.registry.groups.create(group, check=True)
 
     def deploy(self, group: GroupRecord) -> Deployment:
         """As an update that has succeeded leaves the records."""

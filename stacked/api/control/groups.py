@@ -357,7 +357,7 @@ def create_model_group(
     caller: Caller,
     response: Response,
 ) -> ModelGroup:
-    record = service.catalogue.create_group(body.group(service, caller))
+    record = service.registry.groups.create(body.group(service, caller), check=True)
     work = finished(service.registry, "MODEL_GROUP_CREATE", "CREATED", _KIND, record)
     return shown(response, record, ModelGroup.of(record), work)
 
