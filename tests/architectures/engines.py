@@ -37,7 +37,7 @@ _OPTIONS = {"max_model_len": 128, "kv_cache_memory_bytes": 64 * 1024**2, "max_lo
 
 
 def prepare(*, serve: bool = True) -> None:
-    """Import vLLM, ready for many engines; without `serve`, for the classes of their models alone."""
+    """Import vLLM, ready for many engines; without `serve`, for what the models' classes say."""
     os.environ.update(ENVIRONMENT)
     from vllm.model_executor.models import registry
 
