@@ -25,7 +25,7 @@ class Calls:
 
     def __init__(self, client: Any, causes: Causes | None = None) -> None:
         """`causes`: where the reason of a death is looked up."""
-        self._client = client
+        self.client = client
         self._causes = causes
         self._part = PART_SECONDS[0]
 
@@ -55,7 +55,7 @@ class Calls:
 
     async def workers(self, method: str, *args: Any, doing: str) -> Sequence[Any]:
         """Run a method of `StagingWorker` in every worker; what each answered."""
-        rpc = self._client.collective_rpc(method, args=args)
+        rpc = self.client.collective_rpc(method, args=args)
         answers: Sequence[Any] = await self.call(rpc, doing)
         return answers
 

@@ -94,12 +94,11 @@ class Engine:
     ) -> None:
         self.plan = plan
         self.args = args
-        self.client = client
         self._numbers = itertools.count(1)
         self._canaries = itertools.count(1)
         self._changing = asyncio.Lock()
-        self._calls = Calls(client, causes)
-        self._stager = Stager(self._calls)
+        self.calls = Calls(client, causes)
+        self._stager = Stager(self.calls)
         self._closed = False
 
     @classmethod
@@ -141,8 +140,8 @@ class Engine:
             await self.adopt(loaded)
             await self.activate(loaded)
         except BaseException:
-            await self._calls.quietly(self.discard(loaded))
-            await self._calls.quietly(self.remove(loaded))
+            await self.calls.quietly(self.discard(loaded))
+            await self.calls.quietly(self.remove(loaded))
             raise
         return loaded
 
@@ -167,14 +166,14 @@ class Engine:
         for each in loaded.values():
             if not await self.activate(each):
                 break
-        await self._calls.workers("stacked_settle", doing="settling the worker's memory")
+        await self.calls.workers("stacked_settle", doing="settling the worker's memory")
         return loaded
 
     async def _load_some(
         self, some: Sequence[Loaded], wanted: Sequence[tuple[int, str, str]]
     ) -> None:
         try:
-            await self._calls.workers("stacked_load", wanted, doing="loading adapters")
+            await self.calls.workers("stacked_load", wanted, doing="loading adapters")
         except EngineLoadFailed as error:
             here = await self.list()  # those before the one that failed stay
             error.digest = next((each.digest for each in some if each.number not in here), None)
@@ -182,7 +181,7 @@ class Engine:
 
     async def adaptable(self) -> Adaptable:
         """Which modules of the base adapters are applied to, as the workers wrapped them."""
-        told = await self._calls.workers("stacked_adaptable", doing="asking what can be adapted")
+        told = await self.calls.workers("stacked_adaptable", doing="asking what can be adapted")
         return together([Adaptable.from_json(each.encode()) for each in told])
 
     async def stage(self, adapter: Adapter) -> Loaded:
@@ -197,7 +196,7 @@ class Engine:
         try:
             await self._stager.read(loaded.number, loaded.name, path, doing=doing)
         except BaseException:
-            await self._calls.quietly(self.discard(loaded))
+            await self.calls.quietly(self.discard(loaded))
             raise
         return loaded
 
@@ -210,11 +209,11 @@ class Engine:
         doing = f"adopting adapter {loaded.digest}"
         async with self._changing:
             try:
-                await self._calls.workers("stacked_adopt", loaded.number, doing=doing)
+                await self.calls.workers("stacked_adopt", loaded.number, doing=doing)
             except EngineLoadFailed:
                 # One worker of several may have taken it; a staged copy stays where it is.
-                await self._calls.quietly(
-                    self._calls.workers("stacked_remove", loaded.number, doing=doing)
+                await self.calls.quietly(
+                    self.calls.workers("stacked_remove", loaded.number, doing=doing)
                 )
                 raise
 
@@ -226,7 +225,7 @@ class Engine:
         doing = f"activating adapter {loaded.digest}"
         async with self._changing:
             while True:
-                states = await self._calls.part("stacked_activate", loaded.number, doing=doing)
+                states = await self.calls.part("stacked_activate", loaded.number, doing=doing)
                 if "more" not in states:
                     return "full" not in states
 
@@ -234,11 +233,11 @@ class Engine:
         """Drop what is staged and not adopted, read or not. Discarding twice is allowed."""
         names = ", ".join(each.digest for each in loaded[:3])
         numbers = [each.number for each in loaded]
-        await self._calls.workers("stacked_discard", *numbers, doing=f"discarding adapters {names}")
+        await self.calls.workers("stacked_discard", *numbers, doing=f"discarding adapters {names}")
 
     async def resident(self) -> Resident:
         """What the engine holds, and where. With several workers: what all of them hold."""
-        told = await self._calls.workers("stacked_resident", doing="asking what is resident")
+        told = await self.calls.workers("stacked_resident", doing="asking what is resident")
         return Resident(
             staged=frozenset[int]().union(*(staged for staged, _, _ in told)),
             host=frozenset[int](told[0][1]).intersection(*(host for _, host, _ in told)),
@@ -256,7 +255,7 @@ class Engine:
             numbers = [*there]
             for at in range(0, len(numbers), _REMOVED_AT_ONCE):
                 some = numbers[at : at + _REMOVED_AT_ONCE]
-                await self._calls.workers(
+                await self.calls.workers(
                     "stacked_remove", *some, doing=f"removing {there[some[0]]}"
                 )
             kept = there.keys() & await self.list() if there else set()
@@ -266,7 +265,7 @@ class Engine:
 
     async def list(self) -> set[int]:
         """The numbers of the adapters that the engine holds in host memory."""
-        return set(await self._calls.call(self.client.list_loras(), "listing adapters"))
+        return set(await self.calls.call(self.client.list_loras(), "listing adapters"))
 
     async def generate(
         self,
@@ -303,7 +302,7 @@ class Engine:
                 sampling["logit_bias"] = {second: _CERTAIN}
         name = f"canary-{next(self._canaries)}"
         doing = f"scoring {loaded.name if loaded else 'the base'}"
-        output = await self._calls.call(self._last(prompt, loaded, name, sampling), doing)
+        output = await self.calls.call(self._last(prompt, loaded, name, sampling), doing)
         rows = [*(output.prompt_logprobs or ()), *(output.outputs[0].logprobs or ())]
         return [_best(row) for row in rows if row]  # nothing comes before a prompt's first token
 
@@ -327,7 +326,7 @@ class Engine:
             async for output in self.client.generate(given, params, request_id, lora_request=lora):
                 yield output
         except EngineDeadError as error:
-            raise self._calls.death() from error
+            raise self.calls.death() from error
         except (TypeError, ValueError) as error:
             raise ParameterInvalid(str(error)) from error
 
@@ -358,7 +357,7 @@ class Engine:
         core: int | None = None
         try:
             with contextlib.suppress(EngineError):
-                told = await self._calls.workers(
+                told = await self.calls.workers(
                     "stacked_take_core", [*CORES], doing="taking a core"
                 )
                 core = told[0]
@@ -368,10 +367,10 @@ class Engine:
         finally:  # cancelled while it was asked, the loop may have taken one all the same
             if core is not None:
                 use_cores(CORES)
-            give = self._calls.workers("stacked_give_core", [*CORES], doing="sharing a core")
+            give = self.calls.workers("stacked_give_core", [*CORES], doing="sharing a core")
             with contextlib.suppress(TimeoutError):  # a silent one hears it when it listens again
                 async with asyncio.timeout(_GIVE_SECONDS):
-                    await self._calls.quietly(give)
+                    await self.calls.quietly(give)
 
     @cached_property
     def chats(self) -> Chats:
@@ -384,6 +383,11 @@ class Engine:
         Raises ChatTemplateInvalid with the template's own reason.
         """
         return chat_text(self.tokenizer(), messages, loaded.chat if loaded else None)
+
+    @property
+    def client(self) -> Any:
+        """vLLM's `AsyncLLM`."""
+        return self.calls.client
 
     def tokenizer(self) -> Any:
         """The base's tokenizer, a transformers object."""
@@ -399,7 +403,7 @@ class Engine:
         if self._closed:
             return
         self._closed = True
-        self._calls.end_of_start()
+        self.calls.end_of_start()
         if "chats" in vars(self):
             await asyncio.to_thread(self.chats.close)
         await asyncio.to_thread(self.client.shutdown)
@@ -429,12 +433,12 @@ class Engine:
         request = LoRARequest(lora_name=f"warm.{number}", lora_int_id=number, lora_path="warm")
         loaded = Loaded(Digest("warm"), request.lora_name, number, request)
         doing = "warming the adapters' memory"
-        await self._calls.workers("stacked_warm", number, request.lora_name, "warm", doing=doing)
+        await self.calls.workers("stacked_warm", number, request.lora_name, "warm", doing=doing)
         for each in (loaded, None, loaded, None):
             await self.canary(each)
         await self.remove(loaded)
-        await self._calls.workers("stacked_settle", doing=doing)
-        self._calls.end_of_start()
+        await self.calls.workers("stacked_settle", doing=doing)
+        self.calls.end_of_start()
 
 
 def _best(row: Mapping[int, Any]) -> float:

@@ -115,7 +115,7 @@ class Lab:
         self.engine = await Engine.start(plan)
         await self.engine.warm()
         self.client = FaultyClient(self.engine.client)
-        self.engine.client = self.client
+        self.engine.calls.client = self.client
         handles = {m.adapter.digest: await self.engine.load(m.adapter) for m in members}
         routing = Routing.of(self.base, members, handles)
         self.live = Live(self.engine, routing, drain_seconds=5.0, check=check_content)
