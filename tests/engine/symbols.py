@@ -237,6 +237,14 @@ TEXTS = (
     Symbols("vllm.v1.metrics.loggers", "", "vllm:lora_requests_info vllm:prefix_cache_hits"),
 )
 
+# What of its log is read while an engine starts, and where it is written.
+LOG_LINES = (
+    ("vllm.v1.engine.core", "Initializing a V1 LLM engine"),
+    ("vllm.v1.worker.cpu_model_runner", "Starting to load model"),
+    ("vllm.v1.worker.gpu_model_runner", "Starting to load model"),
+    ("vllm.v1.core.kv_cache_utils", "KV cache size"),
+)
+
 
 def names(symbols: Iterable[Symbols]) -> Iterator[tuple[str, str]]:
     """Each module with one name in it."""

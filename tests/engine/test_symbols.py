@@ -13,9 +13,10 @@ from types import FunctionType
 
 import pytest
 
+from stacked.engine import creating
 from stacked.engine.support import NEWEST, OLDEST
 from tests.engine.reliance import Taken, Tree, taken
-from tests.engine.symbols import SYMBOLS, TEXTS, names
+from tests.engine.symbols import LOG_LINES, SYMBOLS, TEXTS, names
 
 ROOT = Path(__file__).parents[2] / "stacked"
 
@@ -99,6 +100,11 @@ def test_this_vllm_has_all_of_them(tree: Tree) -> None:
     assert [place for place in names(here) if not tree.has(*place)] == []
     texts = [each for each in TEXTS if each.since <= tree.version <= each.until]
     assert [place for place in names(texts) if not tree.says(*place)] == []
+
+
+def test_every_line_of_the_log_that_is_read_is_listed_and_written_there(tree: Tree) -> None:
+    assert {text for _, text in LOG_LINES} == {text for text, _ in creating.LOG_LINES}
+    assert [place for place in LOG_LINES if not tree.says(*place)] == []
 
 
 # --- the finder ------------------------------------------------------------------------------
