@@ -83,8 +83,9 @@ def _settle(
             after = _SETTLED.get((row["operation"], states.get(item.id)))
             if after is None:
                 continue
+            before = states.pop(item.id)  # once, whatever else names it
             if row["operation"] == _NOT_DONE:
-                DEPLOYMENTS.move(connection, item.id, after, reason=_reason(states[item.id]))
+                DEPLOYMENTS.move(connection, item.id, after, reason=_reason(before))
                 failed.append(item.id)
             else:
                 DEPLOYMENTS.move(connection, item.id, after, reason="")

@@ -111,3 +111,17 @@ def test_recovery_settles_a_deployment_by_what_was_done_to_it(
     assert registry.deployments.get(id).state is DeploymentState[after]
     assert registry.work_requests.get(work.id).status is status
     assert registry.recover() == Recovered()
+
+
+def test_recovery_ends_though_several_pieces_of_work_stop_one_deployment(
+    registry: Registry, made: list[GroupRecord]
+) -> None:
+    id = deployed(registry).id
+    updated(registry, id, made[0], 1)
+    registry.deployments.set_state(id, DeploymentState.UPDATING)
+    on = [Affected("UPDATED", "deployment", id)] * 2
+    for _ in range(2):
+        registry.work_requests.open("MODEL_DEPLOYMENT_DEACTIVATE", on)
+    registry.recover()
+    assert registry.deployments.get(id).state is DeploymentState.INACTIVE
+    assert registry.recover() == Recovered()
