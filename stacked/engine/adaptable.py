@@ -71,7 +71,8 @@ def describe(manager: Any) -> Adaptable:
                 passed_by[part] = reason
             else:
                 modules[part] = shape if whole else None
-    return Adaptable(type(model).__name__, modules, passed_by, _renames(model))
+    prefix = _text_prefix(manager)
+    return Adaptable(type(model).__name__, modules, passed_by, _renames(model), prefix)
 
 
 def together(told: Sequence[Adaptable]) -> Adaptable:
@@ -132,6 +133,16 @@ def _passed_by(name: str, layer: Any, latent: bool) -> str:
     if weight is not None and weight.dim() == 3 and name.endswith(".conv1d"):
         return _CONVOLUTION_REASON
     return ""
+
+
+def _text_prefix(manager: Any) -> str:
+    """Where a multimodal model has its language model, if the loader takes names without that.
+
+    It does from vLLM 0.33 on: those that PEFT writes for the text-only class.
+    """
+    if not hasattr(manager, "_get_text_lora_names") or not getattr(manager, "supports_mm", False):
+        return ""
+    return str(manager.mm_mapping.language_model[0]).rstrip(".") + "."
 
 
 def _renames(model: Any) -> Renames:

@@ -1,6 +1,6 @@
 """vLLM imported and its engine created, which takes 20 to 60 s, and what shows how far it is.
 
-Relies on (vLLM 0.26 to 0.32): the engine's processes are children of `multiprocessing`; what it
+Relies on: the engine's processes are children of `multiprocessing`; what it
 logs while it starts, see `LOG_LINES`. vLLM offers nothing else that tells how far a start is.
 """
 
@@ -15,8 +15,10 @@ from typing import Any
 
 from stacked.engine import preload
 from stacked.engine.causes import Causes, missing_package, sentence
+from stacked.engine.hopper import needs_one_stage, use_one_stage
 from stacked.engine.machine import look
 from stacked.engine.plan import one_process
+from stacked.engine.support import find_build
 from stacked.errors import EngineStartFailed, StackedError
 from stacked.steps import Start
 
@@ -68,9 +70,12 @@ def prepare() -> None:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     os.environ |= _SETTLED
-    if one_process(look().cores):
+    machine, build = look(), find_build()
+    if one_process(machine.cores):
         # The other core is for the process that speaks HTTP; OpenMP's threads wait by spinning.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if build is not None and needs_one_stage(build, machine.gpus):
+        use_one_stage(machine.gpus)
     preload.begin()
 
 

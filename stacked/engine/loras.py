@@ -129,7 +129,10 @@ class VllmLoras:
 
         The checks before a load say it better; this one misses nothing. Raises ValueError.
         """
-        left = [name for name in model.loras if name not in self._manager.modules]
+        left = {*model.loras}.difference(self._manager.modules)
+        names = getattr(self._manager, "_get_text_lora_names", None)
+        if left and names is not None:  # from vLLM 0.33 on, see `adaptable`
+            left.difference_update(*map(names, self._manager.modules))
         if left:
             raise ValueError(f"no layer of the engine takes {', '.join(sorted(left)[:5])}")
 

@@ -15,6 +15,7 @@ from typing import Any
 from stacked.core import Adapter
 from stacked.engine.architectures import cpu_dtype
 from stacked.engine.experts import check_no_experts, is_expert
+from stacked.engine.hopper import needs_one_stage, note
 from stacked.engine.machine import GIB, Machine
 from stacked.engine.options import check_names
 from stacked.engine.speculation import Speculation, check_on_cpu, read_speculation
@@ -81,6 +82,8 @@ def make_plan(
     given.pop("enable_lora", None)
     speculation = read_speculation(given)
     shapes, notes = _without_experts(shapes, adapters, build)
+    if needs_one_stage(build, machine.gpus):
+        notes.append(("LoRA kernel", note()))
     config = _read_config(base)
     dtype, why = _dtype(given, config, machine, build)
     width = _DTYPE_BYTES.get(dtype, 2)

@@ -59,12 +59,20 @@ class Adaptable:
     modules: Mapping[str, Shape | None]
     passed_by: Mapping[str, str] = field(default_factory=dict)
     renames: Renames = field(default_factory=Renames)
+    text_prefix: str = ""
+    """Where the engine has a language model that adapters may name as if it stood alone."""
 
     def name_of(self, module: str) -> str:
         """The engine's name of a module, from that of an adapter or a checkpoint."""
         # Rules may look at the end of a tensor's name, so they are given a whole one.
         end = ".lora_A.weight"
-        return self.renames(module + end).removesuffix(end)
+        name = self.renames(module + end).removesuffix(end)
+        if self.text_prefix and name not in self.modules:
+            inner = name.removeprefix("model.")  # where a bare decoder is mounted
+            for found in (self.text_prefix + name, self.text_prefix + inner):
+                if found in self.modules or found in self.passed_by:
+                    return found
+        return name
 
     def check(self, modules: Collection[str]) -> None:
         """Whether an adapter of these modules would act in all of them. Raises ModuleUnapplied."""

@@ -156,6 +156,15 @@ SYMBOLS = (
     Symbols(
         "vllm.model_executor.models.utils", "WeightsMapper", "get_unstacked_mapper", until=(0, 28)
     ),
+    # Text-only adapters of multimodal models.
+    Symbols(
+        "vllm.lora.model_manager",
+        "LRUCacheLoRAModelManager",
+        "_get_text_lora_names",
+        since=(0, 33),
+    ),
+    Symbols("vllm.lora.model_manager", "LRUCacheLoRAModelManager", "mm_mapping supports_mm"),
+    Symbols("vllm.model_executor.models.module_mapping", "MultiModelKeys", "language_model"),
     # On a CPU.
     Symbols("vllm.platforms", "", "cpu_platform_plugin current_platform"),
     Symbols(
@@ -231,8 +240,8 @@ TEXTS = (
     Symbols(
         "vllm.envs",
         "",
-        "VLLM_ALLOW_RUNTIME_LORA_UPDATING VLLM_ENABLE_RESPONSES_API_STORE VLLM_NO_USAGE_STATS "
-        "VLLM_WORKER_MULTIPROC_METHOD",
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING VLLM_CACHE_ROOT VLLM_ENABLE_RESPONSES_API_STORE "
+        "VLLM_NO_USAGE_STATS VLLM_TUNED_CONFIG_FOLDER VLLM_WORKER_MULTIPROC_METHOD",
     ),
     Symbols("vllm.v1.metrics.loggers", "", "vllm:lora_requests_info vllm:prefix_cache_hits"),
 )

@@ -141,6 +141,28 @@ def test_names_are_mapped_as_vllm_maps_them(renames: Renames, name: str, expecte
     assert Adaptable("X", {}, renames=renames).name_of(name) == expected
 
 
+@pytest.mark.parametrize(
+    ("prefix", "name", "expected"),
+    [
+        ("language_model.", "model.layers.0.q_proj", "language_model.model.layers.0.q_proj"),
+        ("language_model.", "lm_head", "language_model.lm_head"),
+        ("llm.", "model.layers.0.q_proj", "llm.layers.0.q_proj"),
+        ("llm.", "layers.0.q_proj", "llm.layers.0.q_proj"),
+        ("llm.", "llm.layers.0.q_proj", "llm.layers.0.q_proj"),
+        ("llm.", "model.layers.9.q_proj", "model.layers.9.q_proj"),
+        ("", "model.layers.0.q_proj", "model.layers.0.q_proj"),
+    ],
+)
+def test_text_only_names_are_those_of_the_language_model_within(
+    prefix: str, name: str, expected: str
+) -> None:
+    """As `_get_text_lora_names` of vLLM 0.33 has it, the other way round."""
+    inner = ("model.layers.0.q_proj", "lm_head") if prefix == "language_model." else None
+    modules = [prefix + each for each in inner or ("layers.0.q_proj",)]
+    told = Adaptable("X", dict.fromkeys(modules), text_prefix=prefix)
+    assert told.name_of(name) == expected
+
+
 def test_an_answer_survives_being_written_down(whole: Adaptable) -> None:
     told = replace(
         whole,

@@ -1,0 +1,90 @@
+"""On Hopper GPUs before vLLM 0.33: adapters' outputs computed with one pipeline stage.
+
+vLLM's kernel that adds B's product to a layer's output (`lora_expand`) runs with two stages, which
+ptxas before 13.3 compiles wrongly for these GPUs (Triton's issue 9433): outputs of adapters are
+garbled or NaN. From 0.33 on vLLM takes one stage there by itself. Before, its folder of tuned
+configurations is the place to say so. Not run on such a GPU; read in vLLM's sources.
+
+Relies on the names and the form of the files that `get_lora_op_configs` reads, and on its defaults
+(vllm/lora/ops/triton_ops/utils.py, 0.26 to 0.32).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from stacked.engine.machine import Gpu
+from stacked.engine.support import Build
+
+FOLDER = "VLLM_TUNED_CONFIG_FOLDER"
+_HOPPER = re.compile(r"\bG?H(20|100|200|800)\b")
+_MOST_SLICES = 16  # of one layer: q, k and v are three
+
+
+def needs_one_stage(build: Build, gpus: Sequence[Gpu]) -> bool:
+    old = build.device == "cuda" and build.release < (0, 33)
+    return old and any(_HOPPER.search(gpu.name) for gpu in gpus)
+
+
+def note() -> str:
+    """What a person reads about it before the engine starts."""
+    if _users_own():
+        return (
+            f"{FOLDER} is set: on Hopper before vLLM 0.33, its configurations of `expand` must "
+            "have num_stages 1, or adapters answer wrongly"
+        )
+    return "lora_expand in one stage: two are miscompiled on Hopper, vLLM 0.33 knows by itself"
+
+
+def use_one_stage(gpus: Sequence[Gpu]) -> None:
+    """Have vLLM's workers that start from now on do so, unless a user's folder says what to do."""
+    if _users_own():
+        return
+    folder = _folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(_configurations())
+    for name in {re.sub("[ -]", "_", gpu.name) for gpu in gpus}:
+        for added in ("TRUE", "FALSE"):
+            (folder / f"{name}_EXPAND_{added}.json").write_text(text, encoding="utf-8")
+    os.environ[FOLDER] = str(folder)
+
+
+def _folder() -> Path:
+    """Beside what vLLM itself stores about this machine."""
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("VLLM_CACHE_ROOT") or caches / "vllm") / "stacked-one-stage"
+
+
+def _users_own() -> bool:
+    return os.environ.get(FOLDER) not in (None, str(_folder()))
+
+
+def _configurations() -> dict[str, object]:
+    """vLLM's defaults with one stage, by number of slots, slices, rows, rank and width.
+
+    It takes the nearest number for all but the slices, so that one of each is enough.
+    """
+    return {
+        "1": {
+            str(slices): {
+                "1": {
+                    "1": {
+                        "1": {
+                            "block_m": 64,
+                            "block_n": 64 if slices > 1 else 128,
+                            "block_k": 32,
+                            "num_warps": 4,
+                            "num_ctas": 1,
+                            "num_stages": 1,
+                            "max_nreg": None,
+                        }
+                    }
+                }
+            }
+            for slices in range(1, _MOST_SLICES + 1)
+        }
+    }
