@@ -14,10 +14,13 @@ export PYTHONDONTWRITEBYTECODE :=
 export VLLM
 BIN := .venv$(VLLM:%=-%)/bin
 
-.PHONY: help setup tools run test clients bench lock lint format clean distclean
+# The oldest vLLM that every test run must pass on; constraints/ has the versions of its set-up.
+OLDEST := 0.27.1
+
+.PHONY: help setup tools run test test-oldest clients bench lock lint format clean distclean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 	@echo
 	@echo '  make run ARGS="--port 9000"     passes options to `stacked serve`'
 	@echo '  make test ARGS="-k routing"     passes options to pytest'
@@ -37,6 +40,9 @@ run: setup ## serve configs/demo.yaml on 127.0.0.1:8080
 
 test: tools $(if $(VLLM),,lint) ## lint, types and every test, real engine included
 	$(BIN)/pytest $(ARGS)
+
+test-oldest: ## the tests marked `oldest` on the oldest vLLM, with one engine
+	@$(MAKE) --no-print-directory test VLLM=$(OLDEST) ARGS="-m oldest $(ARGS)"
 
 clients: tools ## LangChain, LiteLLM, openai-node, … against the demo; installs them in .cache
 	$(BIN)/pytest -m long tests/clients $(ARGS)

@@ -167,6 +167,7 @@ def texts(live: Server, ids: dict[str, str]) -> dict[str, str]:
     return found
 
 
+@pytest.mark.oldest
 def test_group_is_replaced_renamed_and_rolled_back(
     live: Server, ids: dict[str, str], texts: dict[str, str]
 ) -> None:
@@ -229,6 +230,7 @@ def test_an_update_that_changes_a_template_alone_changes_the_prompts(
         assert prompt(client, "x") == base
 
 
+@pytest.mark.oldest
 def test_no_response_is_lost_or_mixed_under_a_storm_of_updates(
     live: Server, ids: dict[str, str], texts: dict[str, str]
 ) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from stacked.bases import default_data_dir, resolve
+from tests.engine.releases import RELEASE
 from tests.serving import Server, free_port, serving
 
 ROOT = Path(__file__).parents[2]
@@ -35,6 +36,17 @@ def demo(
     (directory / "data").mkdir()
     (directory / "data" / "bases").symlink_to(data_dir / "bases")
     port = free_port()
-    arguments = [str(CONFIG), "--port", str(port), "--data-dir", "data"]
+    arguments = [str(_config(directory)), "--port", str(port), "--data-dir", "data"]
     with serving(*arguments, directory=directory, port=port) as running:
         yield running
+
+
+def _config(directory: Path) -> Path:
+    """The demo's own file; up to vLLM 0.30 without the option that came later."""
+    if RELEASE >= (0, 31):
+        return CONFIG
+    text = CONFIG.read_text(encoding="utf-8").replace("../adapters", str(ROOT / "adapters"))
+    lines = [line for line in text.splitlines() if "tool_strict_level" not in line]
+    path = directory / "demo.yaml"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path

@@ -21,6 +21,8 @@ from tests import tiny
 from tests.engine.releases import RELEASE
 from tests.engine.test_rendering import make_renderer
 
+pytestmark = pytest.mark.oldest
+
 MESSAGES = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "Name a colour."},

@@ -11,6 +11,9 @@ from stacked.engine.chat import AdapterChat, AdapterTemplate
 from stacked.engine.messages import messages_follow_templates
 
 
+pytestmark = pytest.mark.oldest
+
+
 class Messages:
     """The part of vLLM's handler that asks, as it is named there; `probes` counts."""
 

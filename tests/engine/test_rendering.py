@@ -11,6 +11,8 @@ import pytest
 from stacked.engine.rendering import SHORT_CHARACTERS, render_short_prompts_at_once
 from tests import tiny
 
+pytestmark = pytest.mark.oldest
+
 LONG = (tiny._CORPUS * 2)[: SHORT_CHARACTERS + 1]
 
 

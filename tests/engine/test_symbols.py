@@ -18,6 +18,8 @@ from stacked.engine.support import NEWEST, OLDEST
 from tests.engine.reliance import Taken, Tree, taken
 from tests.engine.symbols import LOG_LINES, SYMBOLS, TEXTS, names
 
+pytestmark = pytest.mark.oldest
+
 ROOT = Path(__file__).parents[2] / "stacked"
 
 # Attributes of objects that are not vLLM's though annotated `Any`: our own, and libraries'.
