@@ -42,7 +42,7 @@ test: tools $(if $(VLLM),,lint) ## lint, types and every test, real engine inclu
 	$(BIN)/pytest $(ARGS)
 
 test-oldest: ## the tests marked `oldest` on the oldest vLLM, with one engine
-	@$(MAKE) --no-print-directory test VLLM=$(OLDEST) ARGS="-m oldest $(ARGS)"
+	@$(MAKE) --no-print-directory test VLLM=$(OLDEST) ARGS="-m oldest tests/engine tests/api $(ARGS)"
 
 clients: tools ## LangChain, LiteLLM, openai-node, … against the demo; installs them in .cache
 	$(BIN)/pytest -m long tests/clients $(ARGS)

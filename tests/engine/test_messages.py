@@ -10,7 +10,6 @@ from stacked.chat import ChatTemplates
 from stacked.engine.chat import AdapterChat, AdapterTemplate
 from stacked.engine.messages import messages_follow_templates
 
-
 pytestmark = pytest.mark.oldest
 
 
