@@ -42,4 +42,5 @@ def control_routes(app: FastAPI, service: Service) -> None:
         lambda: service.registry, service.config.server.max_body_bytes
     )
     for resource in _RESOURCES:
-        app.include_router(resource.router)
+        # Not `include_router`, which analyses every signature anew: most of the time of a start.
+        app.router.routes.extend(resource.router.routes)

@@ -170,8 +170,7 @@ def _metadata_routes(kind: str) -> None:
 
 for _kind in ("custom", "defined"):
     _metadata_routes(_kind)
-for _part in (models, groups):
-    router.include_router(_part)
+router.routes.extend([*models.routes, *groups.routes])
 
 
 # -- bytes --------------------------------------------------------------------------------
