@@ -25,6 +25,7 @@ from stacked.core import check_key, check_model_id
 from stacked.errors import ConfigInvalid, StackedError
 
 PredictEndpoint = Literal["/v1/completions", "/v1/chat/completions"]
+UnknownParameters = Literal["refuse", "ignore"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://")
@@ -134,7 +135,7 @@ class ServerConfig(_Frozen):
     """Another path that answers as `/health` does."""
     predict_endpoint: PredictEndpoint | None = None
     """What `/predict` means; None: `messages` in the body means chat, else completions."""
-    unknown_parameters: Literal["refuse", "ignore"] | None = None
+    unknown_parameters: UnknownParameters | None = None
     """What a body's parameters that vLLM does not know are; None: refused on vLLM's own paths,
     ignored on `/predict` and below, whose clients send what other servers take."""
     max_body_bytes: int = Field(default=10 * 1024 * 1024, ge=1024)

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NewType
+from typing import NewType, Protocol
 from urllib.parse import quote, unquote
 
 from stacked.errors import GroupInvalid, KeyInvalid, KeyTooLong
@@ -122,6 +122,17 @@ class Adapter:
     bytes: int
     base: str = ""
     """What the adapter's own config calls its base; told to people, trusted by nobody."""
+
+
+class Handle(Protocol):
+    """What an engine gives for content that it holds. `number` is used once."""
+
+    @property
+    def digest(self) -> Digest: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def number(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,7 @@
     │   └── StoreDamaged           a stored copy no longer matches its digest
     ├── RoutingError               which adapter a request means
     │   ├── KeyTooLong, KeyInvalid
+    │   ├── KeyMissing             no model is named, and nothing is served without a name
     │   ├── KeyUnknown
     │   │   └── KeyRemoved         just removed: old requests finish, new ones are refused
     │   ├── KeyConflict            header and body, or two headers, name different models
@@ -246,6 +247,10 @@ class StoreDamaged(AdapterError):
 
 class RoutingError(StackedError):
     code = "RoutingError"
+
+
+class KeyMissing(RoutingError):
+    code = "KeyMissing"
 
 
 class KeyUnknown(RoutingError):

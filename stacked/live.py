@@ -8,65 +8,25 @@ It must not know wire formats, sources, or where records are kept.
 from __future__ import annotations
 
 import asyncio
-import math
 import time
-from collections.abc import (
-    AsyncIterator,
-    Callable,
-    Coroutine,
-    Iterable,
-    Iterator,
-    Mapping,
-    Sequence,
-)
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-from stacked.core import Adapter, Base, Digest, Member, short
-from stacked.engine.cpu_affinity import yield_to_others
-from stacked.engine.engine import Loaded
-from stacked.errors import (
-    CanaryFailed,
-    EngineError,
-    EngineLoadFailed,
-    EngineSilent,
-    KeyInUse,
-    StackedError,
-    UpdateFailed,
-    UpdateInProgress,
-)
+from stacked import metrics
+from stacked.core import Adapter, Base, Digest, Handle, Member, short
+from stacked.errors import KeyInUse, StackedError, UpdateFailed, UpdateInProgress
 from stacked.groups.leases import Lease, Leases
 from stacked.groups.routing import Route, Routing
 from stacked.groups.swap import SwapPlan, plan_swap
+from stacked.loader import Count, GroupEngine, Loader, is_the_engines
 from stacked.steps import Phase
-from stacked.store.verified import Verified
 
-# Beside the float noise of the base itself: below this, an adapter changes nothing.
-_LEAST_CHANGE = 1e-5
-# Logprobs of the base move by less than this between batches, in bfloat16 too.
-_MOST_DRIFT = 0.1
-# Cleaning up waits this long for one answer; an engine that is slower than that is not asked more.
-_UNDO_SECONDS = 60.0
-# Adapters that are staged together, while they are small.
-_AT_ONCE = 8
-_BYTES_AT_ONCE = 8 * 1024**2
-# Canaries of a start that are asked together, and the base among them.
-_CANARIES_AT_ONCE = 32
+# How long a request that was asked to end has for its last bytes.
+_LAST_WORDS_SECONDS = 10.0
 
-
-class AdapterEngine(Protocol):
-    """What an update needs of an engine; see `stacked.engine.engine.Engine`."""
-
-    async def stage(self, adapter: Adapter) -> Loaded: ...
-    async def adopt(self, loaded: Loaded) -> None: ...
-    async def activate(self, loaded: Loaded) -> bool: ...
-    async def discard(self, *loaded: Loaded) -> None: ...
-    async def load(self, adapter: Adapter) -> Loaded: ...
-    async def remove(self, *loaded: Loaded) -> None: ...
-    async def canary(self, loaded: Loaded | None) -> Sequence[float]: ...
-    def undisturbed(self) -> AbstractAsyncContextManager[None]: ...
+H = TypeVar("H", bound=Handle)
 
 
 class Journal(Protocol):
@@ -82,11 +42,10 @@ class Journal(Protocol):
         """Make the new group what a restart serves."""
 
 
-@dataclass(frozen=True, slots=True)
-class Admission:
+class Admitted(NamedTuple, Generic[H]):
     """What one request was given: its route, and the lease to release when it has ended."""
 
-    route: Route[Loaded]
+    route: Route[H]
     lease: Lease
 
 
@@ -105,41 +64,38 @@ class SwapReport:
     ended: int
     left: tuple[Digest, ...] = ()
 
+    def __str__(self) -> str:
+        return (
+            f"generation {self.generation}: {len(self.loaded)} loaded, {len(self.dropped)} "
+            f"dropped, {self.ended} requests ended at the deadline"
+        )
 
-class Live:
+
+class Live(Generic[H]):
     """The served group over one engine. All changes take turns; reading needs no lock."""
 
     def __init__(
-        self,
-        engine: AdapterEngine,
-        routing: Routing[Loaded],
-        *,
-        drain_seconds: float,
-        check: Callable[[Adapter], None] | None = None,
-        verified: Verified | None = None,
+        self, engine: GroupEngine[H], routing: Routing[H], *, drain_seconds: float
     ) -> None:
-        """`check` refuses an adapter before the engine hears of it; in a thread of its own.
-
-        `verified` remembers which adapters have passed their canary on such an engine.
-        """
-        self.begin(routing)
-        self._check = check
-        self._verified = verified
-        self._checking = ThreadPoolExecutor(1, "stacked-check", initializer=yield_to_others)
-        self.leases = Leases()
+        self.routing, self._group = routing, frozenset(routing.members)
+        self.leases: Leases[H | None] = Leases()
         self._engine = engine
+        self._loader = Loader(engine)
         self._drain_seconds = drain_seconds
         self._changing = asyncio.Lock()
-        # What the engine did not let go of when it was asked to.
-        self._stuck: dict[int, Loaded] = {}
         # What the change that is under way adds or drops: both are needed until it is over.
         self._in_change: frozenset[Digest] = frozenset()
         # Tasks that nobody awaits; asyncio itself keeps only weak references.
         self._background: set[asyncio.Task[None]] = set()
 
-    def begin(self, routing: Routing[Loaded]) -> None:
+    def begin(self, routing: Routing[H]) -> None:
         """Serve this, which is a whole group, from now on."""
-        self.routing, self._group = routing, frozenset(routing.members)
+        self._serve(routing)
+        self._group = frozenset(routing.members)
+
+    def _serve(self, routing: Routing[H]) -> None:
+        self.routing = routing
+        metrics.serving(routing.generation, len(routing.handles))
 
     @property
     def removed(self) -> frozenset[Member]:
@@ -147,17 +103,19 @@ class Live:
         return self._group.difference(self.routing.members)
 
     @property
-    def in_use(self) -> frozenset[Digest]:
-        """Adapters that must stay in the store: routed, leased, in a change, or removed alone.
+    def in_use(self) -> frozenset[str]:
+        """Digests of the base, and of adapters that must stay in the store.
 
-        From any thread. What is in use when it is asked for is in the answer.
+        Those are routed, leased, in a change, removed alone, or in the engine all the same. From
+        any thread; what is in use when it is asked for is in the answer.
         """
         # In this order: what a change moves meanwhile is found where it was or where it goes.
         changing, routing = self._in_change, self.routing
         removed = (member.adapter.digest for member in self.removed)
-        handles = [*self.leases.things(), *self._stuck.values()]
-        held = (each.digest for each in handles if isinstance(each, Loaded))
-        return changing.union(routing.handles, removed, held)
+        handles = [*self.leases.things(), *self._loader.stuck]
+        held = (each.digest for each in handles if each is not None)
+        base = {routing.base.digest} if routing.base is not None else set()
+        return frozenset[str](changing).union(base - {""}, routing.handles, removed, held)
 
     @asynccontextmanager
     async def _change(self, adapters: Iterable[Adapter] = ()) -> AsyncIterator[None]:
@@ -172,7 +130,7 @@ class Live:
 
     # -- requests ---------------------------------------------------------------------------
 
-    def admit(self, names: Mapping[str, str], end: Callable[[], None] | None = None) -> Admission:
+    def admit(self, names: Mapping[str, str], end: Callable[[], None] | None = None) -> Admitted[H]:
         """Resolve the names of a request (place -> key or model id) and lease what they mean.
 
         `end` is called when the drain deadline has passed and the request still runs. Raises
@@ -180,82 +138,53 @@ class Live:
         """
         route = self.routing.resolve_all(names)
         # A route's adapter is what must outlive the request; the base always does.
-        return Admission(route, self.leases.take(route.handle, end))
+        return Admitted(route, self.leases.take(route.handle, end))
+
+    async def drain(self) -> int:
+        """Wait for all requests; how many outlasted the drain time and were ended.
+
+        Nothing may be admitted any more.
+        """
+        if await self.leases.until_all_free(self._drain_seconds):
+            return 0
+        ended = self.leases.end_all()
+        await self.leases.until_all_free(_LAST_WORDS_SECONDS)
+        return ended
 
     # -- one adapter ------------------------------------------------------------------------
 
-    async def add(self, member: Member) -> Route[Loaded]:
+    async def add(self, member: Member) -> Route[H]:
         """Serve one more member. Asking again for what is there is answered with it.
 
-        Raises KeyInUse, EngineLoadFailed.
+        Raises KeyInUse, CanaryFailed, EngineLoadFailed and what else an adapter is refused with.
         """
+        digest = member.adapter.digest
         async with self._change([member.adapter]):
             for other in self.routing.members:
-                same = other.adapter.digest == member.adapter.digest
+                same = other.adapter.digest == digest
                 if member.label in (other.key, other.model_id) and same:
                     return self.routing.resolve(member.label)
                 # A model id means one content; a second key for the same content is fine.
                 if other.model_id == member.model_id and not same:
                     raise KeyInUse(f"model {member.model_id} already has other content; remove it")
-            present = self.routing.handles.get(member.adapter.digest)
-            loaded = present or await self._bring_one(member.adapter)
+            staged: dict[Digest, H] = {}
             try:
-                self.routing = self.routing.with_member(member, loaded)
-            except StackedError:
-                if present is None:
-                    await self._engine.remove(loaded)
+                if digest not in self.routing.handles:
+                    await self._bring_one(member.adapter, staged)
+                handle = {**self.routing.handles, **staged}[digest]
+                self._serve(self.routing.with_member(member, handle))
+            except BaseException:
+                await self._loader.let_go(staged.values())
                 raise
             return self.routing.resolve(member.label)
 
-    async def _bring_one(self, adapter: Adapter) -> Loaded:
-        """Load one adapter and see that it acts; nothing of it is left where it does not."""
-        loaded = await self._engine.load(adapter)
-        try:
-            async with self._engine.undisturbed():
-                base, noise = await self._base_canary()
-                check_canary(loaded.digest, await self._engine.canary(loaded), base, noise=noise)
-        except BaseException:
-            await self._let_go([loaded])
-            raise
-        await self._remember([loaded.digest])
-        return loaded
-
-    async def verify(self, loaded: Iterable[Loaded]) -> Mapping[Digest, StackedError]:
-        """Canaries of adapters that nobody uses yet, many at once: for a start. Why each failed.
-
-        Those that have passed before on such an engine are not asked again. Raises EngineError
-        where the engine itself is at fault.
-        """
-        known = self._verified if self._verified is not None else ()
-        unknown = [each for each in loaded if each.digest not in known]
-        if not unknown:
-            return {}
-        failed: dict[Digest, StackedError] = {}
-        _, noise = await self._base_canary()
-        for at in range(0, len(unknown), _CANARIES_AT_ONCE):
-            some = unknown[at : at + _CANARIES_AT_ONCE]
-            # The base in their midst: in a batch of another size its numbers move a little.
-            base, *answers = await asyncio.gather(
-                *(self._engine.canary(each) for each in (None, *some))
-            )
-            for each, answer in zip(some, answers, strict=True):
-                try:
-                    check_canary(each.digest, answer, base, noise=noise)
-                except StackedError as error:
-                    failed[each.digest] = error
-        await self._remember([each.digest for each in unknown if each.digest not in failed])
-        return failed
-
-    async def _base_canary(self) -> tuple[Sequence[float], float]:
-        """How the base answers, and how far two such answers lie apart."""
-        base = await self._engine.canary(None)
-        return base, _distance(base, await self._engine.canary(None))
-
-    async def _remember(self, digests: Sequence[Digest]) -> None:
-        """Write it down in the thread of the checks: a slow disk must not hold up the loop."""
-        if self._verified is not None:
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._checking, self._verified.add, digests)
+    async def _bring_one(self, adapter: Adapter, staged: dict[Digest, H]) -> None:
+        self._engine.check(adapter)
+        async with self._engine.undisturbed():
+            failed = await self._loader.stage([adapter], staged, _uncounted)
+            failed = failed or {**await self._engine.verify(staged, _uncounted)}
+        for error in failed.values():
+            raise error
 
     async def remove(self, name: str, *, wait_seconds: float | None = None) -> bool:
         """Stop serving a key or model id; free its adapter when the last request has ended.
@@ -266,7 +195,8 @@ class Live:
         wait = self._drain_seconds if wait_seconds is None else wait_seconds
         async with self._change():
             before = self.routing
-            self.routing, gone = before.without(name)
+            after, gone = before.without(name)
+            self._serve(after)
             unused = {m.adapter.digest for m in gone} - self.routing.handles.keys()
             handles = [before.handles[digest] for digest in unused]
             names = _names(gone)
@@ -281,10 +211,10 @@ class Live:
             self.routing = self.routing.settled(names)
         return freed
 
-    async def _remove_when_free(self, handle: Loaded, names: frozenset[str]) -> None:
+    async def _remove_when_free(self, handle: H, names: frozenset[str]) -> None:
         while not await self.leases.until_free(handle, 3600):
             pass
-        await self._let_go([handle])
+        await self._loader.let_go([handle])
         self.routing = self.routing.settled(names)
 
     # -- the whole group --------------------------------------------------------------------
@@ -294,7 +224,9 @@ class Live:
         if self._changing.locked():
             raise UpdateInProgress("another change of the group is under way; try again when done")
 
-    async def update(self, base: Base, members: tuple[Member, ...], journal: Journal) -> SwapReport:
+    async def update(
+        self, base: Base | None, members: tuple[Member, ...], journal: Journal
+    ) -> SwapReport:
         """Replace the members by these, under traffic, all or nothing.
 
         `base` is the one that is served, perhaps under another key: a name loads nothing.
@@ -303,167 +235,80 @@ class Live:
         """
         self.check_free()
         async with self._change(member.adapter for member in members):
-            clock = _Clock(journal)
-            before = self.routing
-            plan = plan_swap(_adapters(before.members), _adapters(members))
-            clock.enter(Phase.PLAN, _told(plan))
-            await self._let_go(self._stuck.values())
-            staged: dict[Digest, Loaded] = {}
             try:
-                async with self._engine.undisturbed():
-                    await self._stage(plan, staged, clock)
-                    await self._verify(plan, staged, clock)
-                after = self._table(base, members, before, staged)
-                clock.enter(Phase.COMMIT, f"generation {after.generation}")
-                # Once begun it is not given up: a commit that may have happened has happened.
-                await asyncio.shield(asyncio.ensure_future(journal.commit(after.generation)))
+                report = await self._update(base, members, _Clock(journal))
             except BaseException:
-                # A failed update leaves nothing in the engine.
-                await self._let_go(staged.values())
+                metrics.swap_ended("failed", {})
                 raise
-            self.begin(after)
-            clock.enter(Phase.SWITCH, f"generation {after.generation} is live")
-            ended = await self._drain(before, plan, clock)
-            left = await self._drop(before, plan, clock)
-            clock.enter(Phase.DONE, f"generation {after.generation} serves alone")
-            return SwapReport(
-                after.generation, tuple(staged), plan.drop, clock.seconds, ended, left
-            )
+            seconds = {phase.value: took for phase, took in report.seconds.items()}
+            metrics.swap_ended("succeeded", seconds)
+            return report
 
-    async def _stage(self, plan: SwapPlan, staged: dict[Digest, Loaded], clock: _Clock) -> None:
-        """Read every new adapter beside the engine's loop; all are tried, so that all are told."""
-        clock.enter(Phase.STAGE, f"{len(plan.load)} adapters")
-        failed: list[str] = []
-        done = 0
-        for batch in _batches(plan.load):
-            async with asyncio.TaskGroup() as tasks:
-                brought = [tasks.create_task(self._bring(each, staged)) for each in batch]
-            errors = {a.digest: task.result() for a, task in zip(batch, brought, strict=True)}
-            for digest, error in errors.items():
-                if error is not None:
-                    clock.journal.refused(digest, error)
-                    failed.append(f"{short(digest)}: {error}")
-            done += len(batch)
-            clock.tell(done / len(plan.load), f"staged {done} of {len(plan.load)}")
-            if any(error is not None and _is_the_engines(error) for error in errors.values()):
-                break
-        if failed:
-            raise UpdateFailed(f"{len(failed)} adapters could not be staged: {'; '.join(failed)}")
-
-    async def _bring(self, adapter: Adapter, staged: dict[Digest, Loaded]) -> StackedError | None:
-        """Bring one adapter into the engine; why that failed."""
+    async def _update(
+        self, base: Base | None, members: tuple[Member, ...], clock: _Clock
+    ) -> SwapReport:
+        before = self.routing
+        plan = plan_swap(_adapters(before.members), _adapters(members))
+        clock.enter(Phase.PLAN, str(plan))
+        clock.refuse(self._loader.check(plan.load), "cannot be served LIVE")
+        await self._loader.let_go(self._loader.stuck)
+        staged: dict[Digest, H] = {}
         try:
-            if self._check is not None:
-                loop = asyncio.get_running_loop()
-                await loop.run_in_executor(self._checking, self._check, adapter)
-            loaded = staged[adapter.digest] = await self._engine.stage(adapter)
-            await self._engine.adopt(loaded)
-            await self._engine.activate(loaded)
-        except StackedError as error:
-            return error
-        return None
+            async with self._engine.undisturbed():
+                await self._bring(plan.load, staged, clock)
+            after = _table(base, members, before, staged)
+            clock.enter(Phase.COMMIT, f"generation {after.generation}")
+            # Once begun it is not given up: a commit that may have happened has happened.
+            await asyncio.shield(asyncio.ensure_future(clock.journal.commit(after.generation)))
+        except BaseException:
+            # A failed update leaves nothing in the engine.
+            await self._loader.let_go(staged.values())
+            raise
+        self.begin(after)
+        clock.enter(Phase.SWITCH, f"generation {after.generation} is live")
+        ended = await self._drain(before, plan, clock)
+        left = await self._drop(before, plan, clock)
+        clock.enter(Phase.DONE, f"generation {after.generation} serves alone")
+        return SwapReport(after.generation, tuple(staged), plan.drop, clock.seconds, ended, left)
 
-    async def _verify(self, plan: SwapPlan, staged: Mapping[Digest, Loaded], clock: _Clock) -> None:
-        """Canaries: each new adapter differs from the base and is finite; the base is unchanged."""
+    async def _bring(
+        self, adapters: Sequence[Adapter], staged: dict[Digest, H], clock: _Clock
+    ) -> None:
+        """All of them, verified, or an error; what is in `staged` then is to be let go of."""
+        clock.enter(Phase.STAGE, f"{len(adapters)} adapters")
+        failed = await self._loader.stage(adapters, staged, clock.counts("staged", len(adapters)))
+        clock.refuse(failed, "could not be staged")
         clock.enter(Phase.VERIFY, f"{len(staged)} canaries")
-        base, noise = await self._base_canary()
-        failed: list[str] = []
-        for at, (digest, loaded) in enumerate(staged.items(), start=1):
-            try:
-                check_canary(digest, await self._engine.canary(loaded), base, noise=noise)
-            except StackedError as error:
-                clock.journal.refused(digest, error)
-                failed.append(f"{short(digest)}: {error}")
-                if _is_the_engines(error):
-                    raise
-            clock.tell(at / len(staged), f"verified {at} of {len(staged)}")
-        again = await self._engine.canary(None)
-        if not _distance(base, again) <= max(_MOST_DRIFT, 4 * noise):  # NaN is drift too
-            raise CanaryFailed("the base answers differently beside the new adapters")
-        if failed:
-            raise UpdateFailed(f"{len(failed)} adapters failed: {'; '.join(failed)}")
-        await self._remember([*staged])
+        counts = clock.counts("verified", len(staged))
+        clock.refuse(await self._engine.verify(staged, counts), "failed")
 
-    def _table(
-        self,
-        base: Base,
-        members: tuple[Member, ...],
-        before: Routing[Loaded],
-        staged: Mapping[Digest, Loaded],
-    ) -> Routing[Loaded]:
-        wanted = {member.adapter.digest for member in members}
-        handles = {digest: h for digest, h in before.handles.items() if digest in wanted} | {
-            **staged
-        }
-        draining = before.draining | _names(before.members) | {before.base.key}
-        return Routing.of(base, members, handles, before.generation + 1, draining)
-
-    async def _drain(self, before: Routing[Loaded], plan: SwapPlan, clock: _Clock) -> int:
+    async def _drain(self, before: Routing[H], plan: SwapPlan, clock: _Clock) -> int:
         """Wait for the old group's requests; how many outlasted the deadline and were ended."""
         clock.enter(Phase.DRAIN, f"{len(plan.drop)} adapters")
+        drained = clock.counts("drained", len(plan.drop))
         deadline = time.monotonic() + self._drain_seconds
         ended = 0
         for at, digest in enumerate(plan.drop, start=1):
             handle = before.handles[digest]
             if not await self.leases.until_free(handle, max(0.0, deadline - time.monotonic())):
                 ended += self.leases.end(handle)
-                await self.leases.until_free(handle, _UNDO_SECONDS)
-            clock.tell(at / len(plan.drop), f"drained {at} of {len(plan.drop)}")
+                await self.leases.until_free(handle, _LAST_WORDS_SECONDS)
+            drained(at)
         return ended
 
-    async def _drop(
-        self, before: Routing[Loaded], plan: SwapPlan, clock: _Clock
-    ) -> tuple[Digest, ...]:
+    async def _drop(self, before: Routing[H], plan: SwapPlan, clock: _Clock) -> tuple[Digest, ...]:
         """Remove what nobody uses. What the engine keeps is told: the new group serves already."""
         clock.enter(Phase.REMOVE, f"{len(plan.drop)} adapters")
         handles = [before.handles[digest] for digest in plan.drop]
         busy = [handle for handle in handles if self.leases.held(handle)]
-        left = {handle.digest: "a request still uses it" for handle in busy}
+        left: dict[Digest, object] = {handle.digest: "a request still uses it" for handle in busy}
         for handle in busy:
             self._later(self._remove_when_free(handle, frozenset()))
-        free = await self._let_go(handle for handle in handles if handle not in busy)
-        left |= {digest: str(error) for digest, error in free.items()}
+        left |= await self._loader.let_go(handle for handle in handles if handle not in busy)
         for digest, reason in left.items():
             clock.tell(0.0, f"{short(digest)} could not be removed: {reason}")
         self.routing = self.routing.settled(self.routing.draining)
         return tuple(left)
-
-    async def _let_go(self, handles: Iterable[Loaded]) -> dict[Digest, StackedError]:
-        """Have the engine forget these, staged or adopted; which it still has, and why.
-
-        All are asked for at once, and one by one where that fails. The next update asks for those
-        again. An engine that is silent is asked no more: there may be hundreds.
-        """
-        loaded = list(handles)
-        last = await self._forget(*loaded) if loaded else None
-        left: dict[Digest, StackedError] = {}
-        for each in loaded:
-            asked = last is None or len(loaded) == 1 or isinstance(last, EngineSilent)
-            error = last if asked else await self._forget(each)
-            if error is None:
-                self._stuck.pop(each.number, None)
-            else:
-                left[each.digest] = last = error
-                self._stuck[each.number] = each
-        return left
-
-    async def _forget(self, *loaded: Loaded) -> StackedError | None:
-        """Why the engine still has some of them; None where it has not."""
-
-        async def ask() -> None:
-            await self._engine.discard(*loaded)
-            await self._engine.remove(*loaded)
-
-        task = asyncio.ensure_future(ask())
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())
-        try:
-            # Shielded: what was asked may still be done when nobody waits for it any more.
-            await asyncio.wait_for(asyncio.shield(task), _UNDO_SECONDS)
-        except TimeoutError:
-            return EngineSilent(f"no answer from the engine in {_UNDO_SECONDS:.0f} s")
-        except StackedError as error:
-            return error
-        return None
 
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -472,79 +317,61 @@ class Live:
 
     def close(self) -> None:
         """Give up waiting for what still drains; the engine is about to go."""
-        self._checking.shutdown(wait=False, cancel_futures=True)
         for task in self._background:
             task.cancel()
 
 
-def check_canary(
-    digest: Digest, answer: Sequence[float], base: Sequence[float], *, noise: float
-) -> None:
-    """Raises CanaryFailed when an adapter's logprobs are not finite or are the base's.
-
-    `noise` is how far the base's own logprobs lie apart when it is asked twice.
-    """
-    if not all(math.isfinite(value) for value in answer):
-        raise CanaryFailed(f"adapter {short(digest)} answers with values that are not finite")
-    if _distance(answer, base) <= max(_LEAST_CHANGE, noise):
-        raise CanaryFailed(
-            f"adapter {short(digest)} changes nothing: it answers as the base does. "
-            "Was it trained, and for this base?"
-        )
-
-
-def _is_the_engines(error: StackedError) -> bool:
-    """Whether the engine itself is at fault: then the next adapter would fare no better."""
-    return isinstance(error, EngineError) and not isinstance(error, EngineLoadFailed)
-
-
-def _distance(one: Sequence[float], other: Sequence[float]) -> float:
-    return max((abs(a - b) for a, b in zip(one, other, strict=True)), default=0.0)
+def _table(
+    base: Base | None, members: tuple[Member, ...], before: Routing[H], staged: Mapping[Digest, H]
+) -> Routing[H]:
+    wanted = {member.adapter.digest for member in members}
+    handles = {digest: h for digest, h in before.handles.items() if digest in wanted} | {**staged}
+    draining = before.draining | _names(before.members)
+    if before.base is not None:
+        draining |= {before.base.key}
+    return Routing.of(base, members, handles, before.generation + 1, draining)
 
 
 def _adapters(members: Sequence[Member]) -> list[Adapter]:
     return list({member.adapter.digest: member.adapter for member in members}.values())
 
 
-def _batches(adapters: Sequence[Adapter]) -> Iterator[list[Adapter]]:
-    """In order, small adapters together: each answer of a busy engine takes a step."""
-    batch: list[Adapter] = []
-    for adapter in adapters:
-        full = (
-            len(batch) >= _AT_ONCE or sum(a.bytes for a in batch) + adapter.bytes > _BYTES_AT_ONCE
-        )
-        if batch and full:
-            yield batch
-            batch = []
-        batch.append(adapter)
-    if batch:
-        yield batch
-
-
 def _names(members: Iterable[Member]) -> frozenset[str]:
     return frozenset(n for m in members for n in (m.key, m.model_id) if n is not None)
 
 
-def _told(plan: SwapPlan) -> str:
-    return f"{len(plan.load)} to load, {len(plan.keep)} to keep, {len(plan.drop)} to drop"
+def _uncounted(count: int) -> None: ...
 
 
 class _Clock:
-    """Which phase an update is in, since when, and telling the journal."""
+    """Which phase an update is in, and since when; its journal hears of it."""
 
     def __init__(self, journal: Journal) -> None:
         self.journal = journal
         self.seconds: dict[Phase, float] = {}
-        self._phase: Phase | None = None
-        self._since = time.monotonic()
+        self._phase = Phase.PLAN
+        self._since: float | None = None
 
     def enter(self, phase: Phase, text: str) -> None:
         now = time.monotonic()
-        if self._phase is not None:
+        if self._since is not None:
             self.seconds[self._phase] = now - self._since
         self._phase, self._since = phase, now
-        self.journal.step(phase, 0.0, text)
+        self.tell(0.0, text)
 
     def tell(self, done: float, text: str) -> None:
-        assert self._phase is not None
         self.journal.step(self._phase, done, text)
+
+    def counts(self, what: str, total: int) -> Count:
+        return lambda count: self.tell(count / total, f"{what} {count} of {total}")
+
+    def refuse(self, failed: Mapping[Digest, StackedError], how: str) -> None:
+        """Raise where adapters have failed, each with its reason, or the engine has."""
+        for digest, error in failed.items():
+            self.journal.refused(digest, error)
+        for error in failed.values():
+            if is_the_engines(error):
+                raise error
+        if failed:
+            reasons = "; ".join(f"{short(digest)}: {error}" for digest, error in failed.items())
+            raise UpdateFailed(f"{len(failed)} adapters {how}: {reasons}")

@@ -9,30 +9,31 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from stacked.catalogue import Catalogue
-from stacked.config import Config, ControlConfig, PredictEndpoint
+from stacked.config import Config, ControlConfig
 from stacked.core import Adapter, Member, ModelId, model_id_of
-from stacked.deployment.activation import NOTHING, Activation, Active
-from stacked.deployment.declared import read_base, read_group
+from stacked.deployment.activation import Activation, Active, Slot, Starter
 from stacked.deployment.deployments import Deployments
-from stacked.deployment.from_file import FileDeployment
+from stacked.deployment.from_file import FileDeployment, read_base, read_group
 from stacked.deployment.ledger import Ledger
-from stacked.deployment.serving import Serving
-from stacked.deployment.starter import Starter, plan, settings_of, start
 from stacked.engine.creating import prepare
-from stacked.engine.engine import Engine, Loaded, Resident
+from stacked.engine.engine import Loaded, Resident
 from stacked.engine.options import check_names
 from stacked.engine.support import require_build
 from stacked.errors import NotAllowed, NotReady
 from stacked.groups.routing import Route, Routing
-from stacked.live import Admission, Live
+from stacked.live import Live
 from stacked.registry import DeployedMember, Deployment, MemberState, Page, Query, Registry
+from stacked.serving import Admission, Scope
+from stacked.serving.settings import settings_of
+from stacked.serving.targets import Target
+from stacked.serving.vllm import Prepared, VllmServing
 from stacked.steps import Heard, Progress, Silent
 from stacked.store import AdapterStore
 
@@ -63,8 +64,7 @@ class Service:
         self._ledger: Ledger | None = None
         self._catalogue: Catalogue | None = None
         self._deployments: Deployments | None = None
-        self._alone: Active | None = None
-        """What is served without records."""
+        self._slot = Slot()
 
     # -- start and stop ---------------------------------------------------------------------
 
@@ -82,7 +82,7 @@ class Service:
             elif self._durable:
                 await self._serve_file(self.config, tell)
             else:
-                self._alone = await self._serve_alone(self.config, tell)
+                self._slot.active = await self._serve_alone(self.config, tell)
         except BaseException as error:
             await self._fail(error)
             raise
@@ -104,14 +104,13 @@ class Service:
     async def _release(self) -> None:
         if self._deployments is not None:
             await self._deployments.close()
-        if self._alone is not None:
-            await self._alone.serving.close()
+        await self._slot.close()
         if self._ledger is not None:
             await asyncio.to_thread(self._ledger.close)
 
     def notice_death(self) -> bool:
         """Whether the engine has died; the service is FAILED from then on."""
-        active = self._active
+        active = self._slot.active
         if self.state is State.SERVING and active is not None and active.serving.dead:
             self.state, self.reason = State.FAILED, "the engine has died"
         return self.state is State.FAILED
@@ -123,13 +122,12 @@ class Service:
     async def _open(self, tell: Progress) -> Deployments:
         """Open the records, and what works on them."""
         config = self.config
-        name, drain = config.group.name, config.server.drain_seconds
-        ledger = await asyncio.to_thread(Ledger, self.data_dir, name, self._store)
+        ledger = await asyncio.to_thread(Ledger, self.data_dir, config.group.name, self._store)
         self._ledger = ledger
         self._catalogue = await asyncio.to_thread(self._open_catalogue, ledger)
-        starter = Starter(ledger, self._catalogue, drain_seconds=drain)
-        activation = Activation(ledger, starter, drain_seconds=drain, tell=tell)
-        self._deployments = Deployments(ledger, activation, config.engine)
+        starter = Starter(ledger, self._catalogue, config.server)
+        activation = Activation(ledger, starter, self._slot, tell)
+        self._deployments = Deployments(ledger, activation, self._slot, config.engine)
         return self._deployments
 
     def _open_catalogue(self, ledger: Ledger) -> Catalogue:
@@ -161,13 +159,13 @@ class Service:
         base = await read_base(config, self.data_dir, self._store.root)
         group = await read_group(config, base, self._store, tell)
         settings = settings_of({"engine": config.engine})
-        prepared = plan(group, base.modules, settings, self._store.root)
+        prepared = Prepared.of(group, base.modules, settings, self._store.root)
 
         async def first() -> int:
             return 1
 
-        drain = config.server.drain_seconds
-        return Active.of("", await start(prepared, first, tell, drain_seconds=drain), prepared)
+        serving = await VllmServing.start(prepared, first, config.server, tell)
+        return Active("", group.name, serving)
 
     async def _serve_file(self, config: Config, tell: Progress) -> None:
         require_build()
@@ -176,73 +174,49 @@ class Service:
         file = FileDeployment(config, base, self.ledger, self.catalogue, self._store)
         found = await file.serve(tell)
         if isinstance(found, Active):
-            deployments.adopt(found)
+            self._slot.active = found
         else:
             await self._resume(deployments, tell, found)
 
     # -- what is served ---------------------------------------------------------------------
 
     @property
-    def _active(self) -> Active | None:
-        return self._deployments.active if self._deployments else self._alone
-
-    @property
     def active(self) -> Active:
         """What answers requests. Raises NotReady or EngineDead when nothing does."""
         if self.state is not State.SERVING:
-            raise NotReady(f"{self.state.value}: {self.reason}")
-        active = self._active
-        if active is None:
-            raise NotReady(self._deployments.reason if self._deployments else NOTHING)
-        active.serving.check_alive()
-        return active
+            raise self._not_ready()
+        return self._slot.get()
 
-    def admit(self, names: Mapping[str, str], end: Callable[[], None] | None = None) -> Admission:
-        """Resolve the names a request gave (place -> key or model id) and lease what they mean.
+    def _not_ready(self) -> NotReady:
+        return NotReady(f"{self.state.value}: {self.reason}")
 
-        No name means the base; `end` is called when the request must end at once. Raises NotReady,
-        EngineDead, KeyUnknown, KeyConflict.
-        """
-        return self.live.admit(names, end)
+    def admit(
+        self, target: Target, scope: Scope, body: bytes, end: Callable[[], None]
+    ) -> Admission:
+        """See `Serving.admit`. Raises NotReady and EngineDead too."""
+        return self.active.serving.admit(target, scope, body, end)
 
     def check_served(self, deployment_id: str) -> None:
         """Raise RecordAbsent where this deployment answers no requests, NotReady where it will."""
-        if self.state is not State.SERVING or self._deployments is None:
-            raise NotReady(f"{self.state.value}: {self.reason}")
-        self._deployments.check_served(deployment_id)
+        self.deployments.check_served(deployment_id)
 
     @property
-    def serving(self) -> Serving:
-        """The engine and the group it serves. Raises NotReady or EngineDead when nothing is."""
-        return self.active.serving
-
-    @property
-    def live(self) -> Live:
-        """What is served. Raises NotReady or EngineDead when nothing is."""
-        return self.serving.live
-
-    @property
-    def routing(self) -> Routing[Loaded]:
+    def routing(self) -> Routing[Any]:
         """The routing table of now. Raises NotReady or EngineDead when nothing is served."""
-        return self.live.routing
+        return self.active.serving.live.routing
 
     @property
-    def engine(self) -> Engine:
-        """The running engine. Raises NotReady or EngineDead."""
-        return self.serving.engine
+    def vllm(self) -> VllmServing:
+        """What serves LoRA adapters. Raises NotReady or EngineDead when nothing is served."""
+        serving = self.active.serving
+        assert isinstance(serving, VllmServing), "there is no other engine"
+        return serving
 
     @property
-    def predict_endpoint(self) -> PredictEndpoint | None:
-        """What `/predict` means where a body does not tell."""
-        return self.active.settings.predict_endpoint or self.config.server.predict_endpoint
-
-    @property
-    def openai_app(self) -> Any:
-        """vLLM's app, also while the server is stopping. Raises NotReady before there is one."""
-        active = self._active
-        if active is None:
-            return self.active  # raises, with the reason
-        return active.serving.openai_app
+    def app(self) -> Any:
+        """See `Serving.app`; also while the server is stopping. Raises NotReady without one."""
+        active = self._slot.active
+        return (active or self.active).serving.app
 
     @property
     def in_use(self) -> frozenset[str]:
@@ -250,9 +224,7 @@ class Service:
 
         From any thread. While the service is STARTING, what it is going to serve is not in it.
         """
-        if self._deployments is not None:
-            return self._deployments.in_use
-        return self._alone.serving.in_use if self._alone is not None else frozenset()
+        return self._slot.in_use
 
     # -- changing what is served ------------------------------------------------------------
 
@@ -260,7 +232,7 @@ class Service:
     def deployments(self) -> Deployments:
         """What can be deployed and changed. Raises NotReady before there are records."""
         if self._deployments is None or self.state is not State.SERVING:
-            raise NotReady(f"{self.state.value}: {self.reason}")
+            raise self._not_ready()
         return self._deployments
 
     async def load(
@@ -271,28 +243,24 @@ class Service:
         `source` must be under the configured roots, or remote where that is allowed. Asking again
         for what is already there is answered with it. Raises AdapterError, KeyInUse, EngineError.
         """
-        active = self._changeable()
-        adapter = await asyncio.to_thread(self._add, source, active)
+        serving = self._changeable()
+        adapter = await asyncio.to_thread(self._add, source, serving)
         member = Member(model_id or model_id_of(adapter.digest), adapter, key)
-        route = await active.serving.live.add(member)
-        active.serving.count()
-        return route
+        return await serving.live.add(member)
 
     async def load_known(self, name: str, key: str | None) -> Route[Loaded] | None:
         """Serve again what `unload` removed of the group, or a model of the catalogue by its id.
 
         None where `name` is neither. Raises AdapterError, RecordConflict, KeyInUse, EngineError.
         """
-        active = self._changeable()
-        live = active.serving.live
+        serving = self._changeable()
+        live, most = serving.live, serving.plan.max_rank
         gone = [m for m in live.removed if name in (m.key, m.model_id) and key in (None, m.key)]
         if not gone and self._catalogue is not None:
-            most, modules = active.serving.plan.max_rank, active.modules
-            find = partial(self._catalogue.adapter, name, modules, max_rank=most)
+            find = partial(self._catalogue.adapter, name, serving.modules, max_rank=most)
             adapter = await asyncio.to_thread(find)
             gone = [Member(ModelId(name), adapter, key)] if adapter else []
         routes = [await live.add(member) for member in gone]
-        active.serving.count()
         return routes[0] if routes else None
 
     async def unload(self, name: str) -> bool:
@@ -300,26 +268,23 @@ class Service:
 
         False when requests still ran after the drain time; see `Live.remove`. Raises KeyUnknown.
         """
-        active = self._changeable()
-        freed = await active.serving.live.remove(name)
-        active.serving.count()
-        return freed
+        return await self._changeable().live.remove(name)
 
-    def _changeable(self) -> Active:
-        active = self.active
-        if not active.settings.runtime_updates:
+    def _changeable(self) -> VllmServing:
+        serving = self.vllm
+        if not serving.settings.runtime_updates:
             raise NotAllowed(
                 "loading and removing adapters one by one is off in this deployment "
                 "(VLLM_ALLOW_RUNTIME_LORA_UPDATING); update its group"
             )
-        return active
+        return serving
 
-    def _add(self, source: str, active: Active) -> Adapter:
+    def _add(self, source: str, serving: VllmServing) -> Adapter:
         server = self.config.server
         return self._store.add(
             source,
-            base=active.modules,
-            max_rank=active.serving.plan.max_rank,
+            base=serving.modules,
+            max_rank=serving.plan.max_rank,
             allowed_roots=[Path(root) for root in server.adapter_roots],
             remote=server.remote_adapters,
             foreign_tokens=server.foreign_tokens,
@@ -331,7 +296,7 @@ class Service:
     def ledger(self) -> Ledger:
         """The records of what is served. Raises NotReady before there are any."""
         if self._ledger is None:
-            raise NotReady(f"{self.state.value}: {self.reason}")
+            raise self._not_ready()
         return self._ledger
 
     @property
@@ -342,7 +307,7 @@ class Service:
     def catalogue(self) -> Catalogue:
         """What can be served. Raises NotReady before there are records."""
         if self._catalogue is None:
-            raise NotReady(f"{self.state.value}: {self.reason}")
+            raise self._not_ready()
         return self._catalogue
 
     @property
@@ -353,7 +318,7 @@ class Service:
     def member_states(self, id: str, query: Query, **filters: Any) -> Page[DeployedMember]:
         """How the members of a deployment's committed group are: as recorded, unless removed."""
         page = self.registry.deployments.list_members(id, query, **filters)
-        active = self._active
+        active = self._slot.active
         if active is None or active.deployment_id != id:
             return page
         gone = {(member.model_id, member.key) for member in active.serving.live.removed}
@@ -362,8 +327,8 @@ class Service:
 
     async def status(self) -> dict[str, Any]:
         """Everything at a glance, ready for JSON. What is resident is what the engine says."""
-        live = self.live
-        resident = await self.engine.resident()
+        live = self.vllm.live
+        resident = await self.vllm.engine.resident()
         deployment = await asyncio.to_thread(self.registry.deployments.get, self.deployment_id)
         group_id = deployment.group_id
         group = await asyncio.to_thread(self.registry.groups.get, group_id) if group_id else None
@@ -387,7 +352,7 @@ def _removed(row: DeployedMember) -> DeployedMember:
     return replace(row, state=MemberState.FAILED, reason=reason)
 
 
-def _member_status(member: Member, live: Live, resident: Resident) -> dict[str, Any]:
+def _member_status(member: Member, live: Live[Loaded], resident: Resident) -> dict[str, Any]:
     handle = live.routing.handles[member.adapter.digest]
     return {
         "modelId": member.model_id,

@@ -80,10 +80,10 @@ class Stack:
         KeyUnknown, ParameterInvalid, EngineDead.
         """
         given = [prompts] if isinstance(prompts, str) else list(prompts)
-        admission = self.service.admit({} if key is None else {"key": key})
-        route = admission.route
-        with admission.lease:
-            outputs = await self.service.engine.generate(
+        serving = self.service.vllm
+        route, lease = serving.live.admit({} if key is None else {"key": key})
+        with lease:
+            outputs = await serving.engine.generate(
                 given,
                 route.handle,
                 request_id=f"stack-{next(self._numbers)}",
@@ -105,12 +105,13 @@ class Stack:
         self, key: str | None, prompt: str | Sequence[int], **sampling: Any
     ) -> AsyncIterator[str]:
         """Like `generate` for one prompt, yielding each new piece of text."""
-        admission = self.service.admit({} if key is None else {"key": key})
-        with admission.lease:
+        serving = self.service.vllm
+        route, lease = serving.live.admit({} if key is None else {"key": key})
+        with lease:
             sent = 0
-            async for output in self.service.engine.stream(
+            async for output in serving.engine.stream(
                 prompt,
-                admission.route.handle,
+                route.handle,
                 request_id=f"stack-{next(self._numbers)}",
                 sampling=sampling,
             ):
@@ -124,8 +125,9 @@ class Stack:
 
         Raises KeyUnknown, ChatTemplateInvalid.
         """
-        route = self.service.routing.resolve_all({} if key is None else {"key": key})
-        return self.service.engine.chat_prompt(messages, route.handle)
+        serving = self.service.vllm
+        route = serving.live.routing.resolve_all({} if key is None else {"key": key})
+        return serving.engine.chat_prompt(messages, route.handle)
 
 
 class SyncStack:

@@ -6,17 +6,17 @@ The real engine has its own tests; this double replaces none of them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from stacked import live as live_module
+from stacked import loader
 from stacked.core import Adapter, Digest, Member
-from stacked.engine.engine import Loaded
+from stacked.engine.engine import Loaded, Resident
 from stacked.errors import (
     CanaryFailed,
     EngineError,
@@ -24,15 +24,14 @@ from stacked.errors import (
     EngineSilent,
     KeyRemoved,
     KeyUnknown,
+    RankRefused,
     StackedError,
-    StoreDamaged,
     UpdateFailed,
     UpdateInProgress,
 )
 from stacked.groups.routing import Routing
 from stacked.live import Live
 from stacked.steps import Phase
-from stacked.store.verified import Verified
 from tests.groups.test_routing import BASE, adapter, member
 from tests.waiting import until_async
 
@@ -46,7 +45,12 @@ class FakeEngine:
         self.calls: list[str] = []
         self.fails: dict[str, StackedError] = {}
         self.gate: asyncio.Event | None = None
-        self.canaries: dict[Digest | None, Sequence[float]] = {}
+        self.refuses: dict[Digest, StackedError] = {}
+        """By digest, what `check` raises for it."""
+        self.wrong: dict[Digest, StackedError] = {}
+        """By digest, what `verify` finds."""
+        self.dead = False
+        self.closed = False
         self._number = 0
 
     def handle(self, digest: Digest) -> Loaded:
@@ -88,11 +92,23 @@ class FakeEngine:
         for each in loaded:
             self.held.pop(each.number, None)
 
-    async def canary(self, loaded: Loaded | None) -> Sequence[float]:
-        self._enter("canary")
-        digest = loaded.digest if loaded else None
-        default = [-1.0, -2.0] if loaded is None else [-3.0, -4.0]
-        return self.canaries.get(digest, default)
+    def check(self, one: Adapter) -> None:
+        if one.digest in self.refuses:
+            raise self.refuses[one.digest]
+
+    async def verify(
+        self, staged: Mapping[Digest, Loaded], done: Callable[[int], None]
+    ) -> Mapping[Digest, StackedError]:
+        self._enter("verify")
+        for at in range(len(staged)):
+            done(at + 1)
+        return {digest: error for digest, error in self.wrong.items() if digest in staged}
+
+    async def resident(self) -> Resident:
+        return Resident(frozenset(), frozenset(self.held), ())
+
+    async def close(self) -> None:
+        self.closed = True
 
     @asynccontextmanager
     async def undisturbed(self) -> AsyncIterator[None]:
@@ -283,7 +299,7 @@ async def test_request_past_the_deadline_is_ended(engine: FakeEngine) -> None:
     assert digest(1) not in engine.held.values()
 
 
-@pytest.mark.parametrize("call", ["stage", "adopt", "activate", "canary"])
+@pytest.mark.parametrize("call", ["stage", "adopt", "activate", "verify"])
 async def test_failure_before_the_switch_leaves_the_old_group_and_nothing_else(
     engine: FakeEngine, call: str
 ) -> None:
@@ -298,7 +314,7 @@ async def test_failure_before_the_switch_leaves_the_old_group_and_nothing_else(
     assert engine.held == held
     assert not engine.staged
     assert not notes.committed
-    if call != "canary":  # the base's own canary blames nobody
+    if call != "verify":  # what the engine says of itself blames nobody
         assert notes.blamed == [digest(2), digest(3)]
     engine.fails.clear()
     await live.update(BASE, (member("a", 2),), Notes())
@@ -314,32 +330,29 @@ async def test_failed_commit_leaves_the_old_group(engine: FakeEngine) -> None:
     assert engine.held == held
 
 
-@pytest.mark.parametrize(
-    ("answer", "said"),
-    [([-1.0, -2.0], "changes nothing"), ([float("nan"), -2.0], "not finite")],
-)
-async def test_canary_refuses_adapters_that_do_nothing_or_answer_with_nan(
-    engine: FakeEngine, answer: list[float], said: str
-) -> None:
+async def test_adapters_that_do_not_answer_as_they_must_end_the_update(engine: FakeEngine) -> None:
     live = await serving(engine, member("a", 1))
-    engine.canaries[digest(2)] = answer
+    engine.wrong[digest(2)] = CanaryFailed("it changes nothing")
     notes = Notes()
-    with pytest.raises(UpdateFailed, match=said):
+    with pytest.raises(UpdateFailed, match="changes nothing"):
         await live.update(BASE, (member("a", 2), member("b", 3)), notes)
     assert notes.blamed == [digest(2)]
+    assert list(engine.held.values()) == [digest(1)]
 
 
-async def test_base_that_changes_beside_new_adapters_stops_the_update(engine: FakeEngine) -> None:
+async def test_what_the_engine_cannot_hold_is_refused_before_anything_is_staged(
+    engine: FakeEngine,
+) -> None:
     live = await serving(engine, member("a", 1))
-    answers = iter([[-1.0], [-1.0], [-5.0], [-2.0]])
-
-    async def canary(loaded: Loaded | None) -> Sequence[float]:
-        return next(answers)
-
-    engine.canary = canary  # type: ignore[method-assign]
-    with pytest.raises(CanaryFailed, match="base"):
-        await live.update(BASE, (member("a", 2),), Notes())
-    assert live.routing.generation == 1
+    engine.refuses = {digest(at): RankRefused(f"{at}") for at in (3, 4)}
+    notes = Notes()
+    with pytest.raises(UpdateFailed, match="2 adapters cannot be served LIVE"):
+        await live.update(BASE, (member("b", 2), member("c", 3), member("d", 4)), notes)
+    assert notes.blamed == [digest(3), digest(4)]
+    assert engine.calls == []
+    with pytest.raises(RankRefused):
+        await live.add(member("d", 4))
+    assert engine.calls == []
 
 
 async def test_one_change_at_a_time(engine: FakeEngine) -> None:
@@ -372,7 +385,7 @@ async def test_what_the_engine_kept_goes_with_the_next_update(engine: FakeEngine
     assert list(engine.held.values()) == [digest(2)]
 
 
-@pytest.mark.parametrize("call", ["stage", "canary"])
+@pytest.mark.parametrize("call", ["stage", "verify"])
 async def test_engine_at_fault_is_not_asked_for_every_other_adapter(
     engine: FakeEngine, call: str
 ) -> None:
@@ -412,7 +425,7 @@ async def test_small_adapters_are_staged_together_and_large_ones_alone(engine: F
 async def test_silent_engine_is_not_waited_for_once_per_adapter(
     engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(live_module, "_UNDO_SECONDS", 0.05)
+    monkeypatch.setattr(loader, "_UNDO_SECONDS", 0.05)
     live = await serving(engine, *(member(f"k{at}", at) for at in range(1, 9)))
     asked: list[int] = []
     answering = asyncio.Event()
@@ -454,7 +467,7 @@ async def test_adapter_of_a_request_that_cannot_be_ended_is_removed_when_it_ends
     live = await serving(engine, member("a", 1), drain=0)
     lease = live.admit({"key": "a"}).lease
     with monkeypatch.context() as patch:
-        patch.setattr(live_module, "_UNDO_SECONDS", 0)
+        patch.setattr(live_module, "_LAST_WORDS_SECONDS", 0)
         report = await live.update(BASE, (member("a", 2),), Notes())
     assert report.left == (digest(1),)
     assert digest(1) in engine.held.values()
@@ -462,33 +475,18 @@ async def test_adapter_of_a_request_that_cannot_be_ended_is_removed_when_it_ends
     await until_async(lambda: list(engine.held.values()) == [digest(2)])
 
 
-async def test_adapter_whose_files_have_changed_is_not_staged(engine: FakeEngine) -> None:
-    before = Routing[Loaded].of(BASE, (), {})
-
-    def check(one: Adapter) -> None:
-        if one.digest == digest(2):
-            raise StoreDamaged("it has other content now")
-
-    live, notes = Live(engine, before, drain_seconds=5, check=check), Notes()
-    with pytest.raises(UpdateFailed, match="other content"):
-        await live.update(BASE, (member("a", 1), member("b", 2)), notes)
-    assert notes.blamed == [digest(2)]
-    assert live.routing is before
-    assert not engine.held
-
-
 # -- every way in -------------------------------------------------------------------------------
 
 
 async def test_an_adapter_that_is_added_alone_must_pass_its_canary(engine: FakeEngine) -> None:
     live = await serving(engine, member("a", 1))
-    engine.canaries[digest(2)] = [-1.0, -2.0]  # the base's
+    engine.wrong[digest(2)] = CanaryFailed("it changes nothing")
     with pytest.raises(CanaryFailed, match="changes nothing"):
         await live.add(member("b", 2))
     assert sorted(engine.held.values()) == [digest(1)]
     with pytest.raises(KeyUnknown):
         live.routing.resolve("b")
-    engine.canaries.clear()
+    engine.wrong.clear()
     assert (await live.add(member("b", 2))).digest == digest(2)
 
 
@@ -496,41 +494,3 @@ async def test_a_second_key_for_what_is_served_asks_nothing(engine: FakeEngine) 
     live = await serving(engine, member("a", 1))
     await live.add(member("b", 1))
     assert engine.calls == []
-
-
-async def test_a_start_is_told_which_adapters_answer_as_the_base(engine: FakeEngine) -> None:
-    live = await serving(engine)
-    loaded = [engine.handle(digest(number)) for number in range(1, 71)]
-    engine.canaries[digest(5)] = [-1.0, -2.0]
-    engine.canaries[digest(70)] = [float("nan")] * 2
-    failed = await live.verify(loaded)
-    assert {each: type(error) for each, error in failed.items()} == {
-        digest(5): CanaryFailed,
-        digest(70): CanaryFailed,
-    }
-
-
-async def test_an_adapter_that_passed_is_not_asked_again_at_the_next_start(
-    engine: FakeEngine, tmp_path: Path
-) -> None:
-    def live() -> Live:
-        file = tmp_path / "verified"
-        return Live(engine, Routing.of(BASE, (), {}), drain_seconds=5, verified=Verified(file))
-
-    one, bad = engine.handle(digest(1)), engine.handle(digest(2))
-    engine.canaries[digest(2)] = [-1.0, -2.0]
-    await live().verify([one, bad])
-    engine.calls.clear()
-    assert list(await live().verify([one])) == []
-    assert engine.calls == []
-    assert list(await live().verify([one, bad])) == [digest(2)]
-    assert len(engine.calls) == 4  # the base twice, and once beside the one that failed
-
-
-async def test_what_an_update_verified_is_remembered(engine: FakeEngine, tmp_path: Path) -> None:
-    verified = Verified(tmp_path / "verified")
-    live = Live(engine, Routing.of(BASE, (), {}), drain_seconds=5, verified=verified)
-    await live.update(BASE, (member("a", 1),), Notes())
-    await live.add(member("b", 2))
-    assert digest(1) in verified
-    assert digest(2) in verified

@@ -5,7 +5,6 @@ Engines are doubles; records, stores and bases are real.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,7 @@ from stacked.config import (
     MemberConfig,
     ServerConfig,
 )
-from stacked.core import ModelGroup
 from stacked.deployment.deployments import Revision
-from stacked.deployment.serving import Known, Serving
 from stacked.engine.plan import EnginePlan
 from stacked.errors import (
     EngineStartFailed,
@@ -32,12 +29,11 @@ from stacked.errors import (
     RecordConflict,
     SourceNotFound,
 )
-from stacked.groups.routing import Routing
-from stacked.live import Live
 from stacked.registry import DEPLOYMENT, MODEL, Deployment, Model, ModelState, Query, new_id
 from stacked.service import Service, State
+from stacked.serving.vllm import Commit, Prepared, VllmServing
 from stacked.steps import Progress
-from tests.deployments.machine import FakeServing, YieldingEngine
+from tests.deployments.machine import engine_of, served
 from tests.store.small import write_adapter, write_base
 
 
@@ -49,28 +45,18 @@ class Engines:
         self.fails: EngineStartFailed | None = None
 
     async def start(
-        self,
-        group: ModelGroup,
-        plan: EnginePlan,
-        known: Known,
-        commit: Callable[[], Awaitable[int]],
-        *,
-        drain_seconds: float,
-        progress: Progress,
-    ) -> Any:
-        self.plans.append(plan)
+        self, prepared: Prepared, commit: Commit, server: ServerConfig, tell: Progress
+    ) -> VllmServing:
+        self.plans.append(prepared.plan)
         if self.fails is not None:
             raise self.fails
-        engine = YieldingEngine()
-        handles = {digest: await engine.load(one) for digest, one in group.adapters().items()}
-        routing = Routing.of(group.base, group.members, handles, await commit())
-        return FakeServing(Live(engine, routing, drain_seconds=1), engine)
+        return await served(prepared, commit, 1)
 
 
 @pytest.fixture
 def engines(monkeypatch: pytest.MonkeyPatch) -> Engines:
     made = Engines()
-    monkeypatch.setattr(Serving, "start", made.start)
+    monkeypatch.setattr(VllmServing, "start", made.start)
     return made
 
 
@@ -126,7 +112,7 @@ async def test_server_without_a_file_has_nothing_and_says_what_to_do(place: Plac
     try:
         assert service.state is State.SERVING
         with pytest.raises(NotReady, match="nothing is deployed here; create"):
-            service.admit({})
+            _ = service.active
         assert service.registry.deployments.list().items == ()
         assert not service.notice_death()
     finally:
@@ -139,7 +125,7 @@ async def test_file_is_served_and_the_same_file_registers_nothing_twice(place: P
     for _ in range(2):
         service = await place.start(config)
         assert keys(service) == ["base", "a", "b"]
-        ids.append(service.deployment_id)
+        ids.append(service.active.deployment_id)
         service.check_served(ids[-1])
         assert state(service, ids[-1]) == "ACTIVE"
         assert service.routing.generation == 1
@@ -153,8 +139,8 @@ async def test_what_a_file_served_is_served_again_without_the_file(place: Place)
     await first.close()
     service = await place.start(ControlConfig())
     try:
-        assert (keys(service), service.deployment_id) == (["base", "a"], id)
-        assert service.serving.live.routing.generation == 1
+        assert (keys(service), service.active.deployment_id) == (["base", "a"], id)
+        assert service.routing.generation == 1
     finally:
         await service.close()
 
@@ -167,7 +153,7 @@ async def test_update_of_a_files_deployment_is_served_until_the_file_changes(
     await service.close()
     service = await place.start(place.config("b", max_loras=2))
     environment = {"environmentVariables": {"PARAMS": "--max-loras 5"}}
-    await service.deployments.update(service.deployment_id, Revision(declared, environment))
+    await service.deployments.update(service.active.deployment_id, Revision(declared, environment))
     await service.deployments.wait()
     assert (keys(service), engines.plans[-1].slots) == (["base", "a"], 5)
     await service.close()
@@ -193,10 +179,10 @@ async def test_deployment_that_was_made_over_http_is_served_again_until_the_file
     made = await create(service, group_a)
     await service.close()
     service = await place.start(place.config("a"))
-    assert (service.deployment_id, state(service, of_file)) == (made, "INACTIVE")
+    assert (service.active.deployment_id, state(service, of_file)) == (made, "INACTIVE")
     await service.close()
     service = await place.start(place.config("b"))
-    assert (service.deployment_id, keys(service)) == (of_file, ["base", "b"])
+    assert (service.active.deployment_id, keys(service)) == (of_file, ["base", "b"])
     assert state(service, made) == "INACTIVE"
     assert "configuration file" in service.registry.deployments.get(made).reason
     await service.close()
@@ -206,17 +192,17 @@ async def test_file_whose_deployment_was_deactivated_or_deleted_is_served_when_a
     place: Place,
 ) -> None:
     service = await place.start(place.config("a"))
-    id = service.deployment_id
+    id = service.active.deployment_id
     await service.deployments.deactivate(id)
     await service.close()
     service = await place.start(place.config("a"))
-    assert (service.deployment_id, state(service, id)) == (id, "ACTIVE")
+    assert (service.active.deployment_id, state(service, id)) == (id, "ACTIVE")
     await service.deployments.delete(id)
     await service.deployments.wait()
     await service.close()
     service = await place.start(place.config("a"))
     assert state(service, id) == "DELETED"
-    assert service.deployment_id != id
+    assert service.active.deployment_id != id
     await service.close()
 
 
@@ -231,7 +217,7 @@ async def test_engine_that_does_not_come_again_leaves_the_control_plane(
     try:
         assert state(service, id) == "FAILED"
         with pytest.raises(NotReady, match="no memory"):
-            service.admit({})
+            _ = service.active
     finally:
         await service.close()
     engines.fails = None
@@ -277,8 +263,7 @@ async def test_dead_engine_is_noticed_whoever_made_its_deployment(place: Place) 
     await service.deployments.wait()
     assert not service.notice_death()
     await create(service, group)
-    active = service.active
-    active.serving.dead = True  # type: ignore[misc]
+    engine_of(service.active.serving).dead = True
     assert service.notice_death()
     assert service.state is State.FAILED
     await service.close()
@@ -286,9 +271,8 @@ async def test_dead_engine_is_noticed_whoever_made_its_deployment(place: Place) 
 
 async def test_loading_alone_can_be_off_in_a_deployment(place: Place) -> None:
     service = await place.start(place.config("a"))
-    active = service.active
-    off = replace(active, settings=replace(active.settings, runtime_updates=False))
-    service.deployments.adopt(off)
+    serving = service.vllm
+    serving.settings = replace(serving.settings, runtime_updates=False)
     with pytest.raises(Exception, match="VLLM_ALLOW_RUNTIME_LORA_UPDATING"):
         await service.load(str(place.directory / "b"), key="b", model_id=None)
     await service.close()
@@ -296,7 +280,7 @@ async def test_loading_alone_can_be_off_in_a_deployment(place: Place) -> None:
 
 def told(service: Service) -> dict[str | None, tuple[str, str]]:
     """The states of the deployment's members by key, with their reasons."""
-    rows = service.member_states(service.deployment_id, Query()).items
+    rows = service.member_states(service.active.deployment_id, Query()).items
     return {row.key: (row.state.value, row.reason) for row in rows}
 
 
@@ -345,8 +329,7 @@ async def test_model_of_the_catalogue_is_loaded_by_its_id(place: Place) -> None:
     empty = service.registry.models.put(Model(id=new_id(MODEL), display_name="empty"))
     with pytest.raises(RecordConflict, match="no artifact"):
         await service.load_known(empty.id, None)
-    large = service.active.serving
-    large.plan.max_rank = 1  # type: ignore[misc]
+    service.vllm.plan = replace(service.vllm.plan, max_rank=1)
     service.registry.models.set_state(other.id, ModelState.ACTIVE)
     with pytest.raises(RankRefused):
         await service.load_known(other.id, None)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from stacked.deployment.settings import read_settings
 from stacked.errors import ConfigInvalid
+from stacked.serving.settings import read_settings
 
 OCID = "ocid1.datasciencemodel.oc1..base"
 

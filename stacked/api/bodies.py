@@ -1,17 +1,10 @@
-"""A request's body: read once within a limit, parsed once, and given on unchanged where possible.
-
-It must not know what a body means.
-"""
+"""A request's body: read once within a limit, decoded, and how its request can be ended."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import zlib
-from collections.abc import Mapping
-from typing import Any
 
-from pydantic_core import from_json
 from starlette.types import Message, Receive
 
 from stacked.errors import BodyInvalid, BodyTooLarge, EncodingUnsupported
@@ -83,29 +76,6 @@ def _inflate(body: bytes, window: int, limit: int) -> bytes:
     raise zlib.error("too many members")
 
 
-def parse_object(body: bytes) -> dict[str, Any]:
-    """The body as a JSON object. Raises BodyInvalid with the place of the fault."""
-    try:
-        tree = from_json(body, allow_inf_nan=False)
-    except ValueError as error:
-        raise BodyInvalid(f"the body is not valid JSON: {error}") from error
-    if not isinstance(tree, dict):
-        raise BodyInvalid('the body must be a JSON object, such as {"prompt": "…"}')
-    return tree
-
-
-def with_fields(body: bytes, tree: Mapping[str, Any], fields: Mapping[str, Any]) -> bytes:
-    """The body with `fields` set. What is absent is spliced in, so that the rest stays as sent."""
-    wanted = {name: value for name, value in fields.items() if tree.get(name) != value}
-    if not wanted:
-        return body
-    if any(name in tree for name in wanted):
-        return json.dumps({**tree, **wanted}, ensure_ascii=False).encode()
-    head = json.dumps(wanted, ensure_ascii=False).encode()[1:-1]
-    start = body.index(b"{") + 1
-    return b"".join((body[:start], head, b"," if tree else b"", body[start:]))
-
-
 class Cut:
     """A way to end one request from outside: its app is told that the client has left.
 
@@ -133,20 +103,6 @@ class Cut:
             return message.result() if message.done() else {"type": "http.disconnect"}
         finally:
             message.cancel()
-
-
-def replay(body: bytes, then: Receive) -> Receive:
-    """A `receive` that gives a body that was read, and then what `then` gives."""
-    sent = False
-
-    async def receive() -> Message:
-        nonlocal sent
-        if sent:
-            return await then()
-        sent = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return receive
 
 
 def _too_large(limit: int) -> BodyTooLarge:

@@ -15,9 +15,9 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from stacked import errors
-from stacked.api.targets import is_control, is_plain
 from stacked.config import said_of
 from stacked.errors import BodyInvalid, ParameterInvalid, StackedError
+from stacked.serving.targets import is_control, is_plain
 
 # The nearest class up the tree decides.
 STATUS: dict[type[errors.StackedError], int] = {
@@ -34,6 +34,7 @@ STATUS: dict[type[errors.StackedError], int] = {
     errors.AdapterAbsent: 404,
     errors.StoreDamaged: 500,
     errors.RoutingError: 400,
+    errors.KeyMissing: 400,
     errors.KeyUnknown: 404,
     errors.DrainExpired: 409,
     errors.KeyInUse: 409,

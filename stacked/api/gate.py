@@ -14,13 +14,14 @@ from pathlib import Path
 
 from starlette.types import Message, Receive, Scope
 
-from stacked.api.bodies import read_body, replay
+from stacked.api.bodies import read_body
 from stacked.api.keyring import KeyRing
 from stacked.api.signatures import Headers, check_digest, verify
-from stacked.api.targets import is_open, model_target
 from stacked.config import ControlConfig, ServerConfig, is_loopback
 from stacked.errors import ConfigInvalid, NotAllowed
 from stacked.keys import Principal, keys_dir
+from stacked.serving.bodies import replay
+from stacked.serving.targets import is_open, model_target
 
 # What a platform asks to learn whether this process lives; it tells nothing about models.
 _HEALTH = frozenset({"/health", "/ping"})

@@ -18,9 +18,9 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse
 
 from stacked.api.control.base import Json
-from stacked.api.targets import is_open, is_plain, model_target
 from stacked.errors import EngineDead, NotReady
 from stacked.service import Service
+from stacked.serving.targets import is_open, is_plain, model_target
 
 _SCHEMAS = "#/components/schemas/"
 _TEXT: Json = {"type": "string"}
@@ -74,7 +74,7 @@ def openapi_routes(app: FastAPI, service: Service) -> None:
         """This document."""
         own[:] = own or [of_server(app)]
         try:
-            engine = service.openai_app.openapi()
+            engine = service.app.openapi()
         except (NotReady, EngineDead):
             return own[0]
         return with_engine(own[0], engine)

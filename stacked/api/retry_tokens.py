@@ -17,11 +17,12 @@ from datetime import UTC, datetime
 from fastapi import Request, Response
 from starlette.types import Message, Receive
 
-from stacked.api.bodies import ClientGone, read_body, replay
+from stacked.api.bodies import ClientGone, read_body
 from stacked.api.gate import is_upload, principal_of
 from stacked.errors import InvalidatedRetryToken, ParameterInvalid
 from stacked.registry import Registry
 from stacked.registry.retry_tokens import FirstCall, RetryToken, StoredAnswer
+from stacked.serving.bodies import replay
 
 Handle = Callable[[Request], Awaitable[Response]]
 

@@ -131,7 +131,7 @@ async def model_health(name: Name, service: Served) -> ModelHealth:
 async def show_served_model(name: Name, service: Served) -> dict[str, Any]:
     """One served model by key or id, as OpenAI's."""
     label = service.routing.resolve(name).label
-    found = await model_card(service.openai_app, label)
+    found = await model_card(service.app, label)
     if found is None:  # it went between the two
         raise KeyUnknown(f"no model is served under {name[:255]!r}")
     return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from stacked.engine.engine import Loaded
 from stacked.errors import StackedError
 from stacked.groups.routing import Routing
 from stacked.live import Live
+from stacked.loader import Count
 from stacked.steps import Phase
 
 _BASE = Base(ModelId("ocid1.datasciencemodel.oc1..base"), "base", "base")
@@ -27,7 +28,7 @@ _AFTER_SECONDS = 0.001
 
 
 class Staged:
-    """An engine that has everything already; see `stacked.live.AdapterEngine`."""
+    """An engine that has everything already; see `stacked.loader.GroupEngine`."""
 
     def __init__(self) -> None:
         self._numbers = itertools.count(1)
@@ -36,6 +37,8 @@ class Staged:
         number = next(self._numbers)
         request: Any = None  # vLLM's part of a handle, which nothing here looks at
         return Loaded(digest=digest, name=f"{digest}.{number}", number=number, request=request)
+
+    def check(self, adapter: Adapter) -> None: ...
 
     async def stage(self, adapter: Adapter) -> Loaded:
         await asyncio.sleep(0)
@@ -51,15 +54,14 @@ class Staged:
     async def discard(self, *loaded: Loaded) -> None:
         await asyncio.sleep(0)
 
-    async def load(self, adapter: Adapter) -> Loaded:
-        return await self.stage(adapter)
-
     async def remove(self, *loaded: Loaded) -> None:
         await asyncio.sleep(0)
 
-    async def canary(self, loaded: Loaded | None) -> Sequence[float]:
+    async def verify(
+        self, staged: Mapping[Digest, Loaded], done: Count
+    ) -> Mapping[Digest, StackedError]:
         await asyncio.sleep(0)
-        return (0.0,) if loaded is None else (-1.0,)
+        return {}
 
     def undisturbed(self) -> AbstractAsyncContextManager[None]:
         return nullcontext()
@@ -119,7 +121,7 @@ async def _measure(count: int, repeats: int) -> list[tuple[float, float]]:
 class _Asking:
     """A request after the other: admitted, and over at once."""
 
-    def __init__(self, live: Live) -> None:
+    def __init__(self, live: Live[Loaded]) -> None:
         self._live = live
         self._at: list[float] = []
 

@@ -1,6 +1,6 @@
 """The one active serving of this machine: brought up, replaced, put down, and what is undone.
 
-It owns which engine requests go to, or why there is none. It must not know what may be asked when.
+It owns which engine requests go to, or why there is none.
 """
 
 from __future__ import annotations
@@ -9,21 +9,22 @@ import asyncio
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
-from stacked.core import ModelGroup
+from stacked.catalogue import Catalogue
+from stacked.config import ServerConfig
 from stacked.deployment.changes import Change
 from stacked.deployment.journal import WorkProgress
 from stacked.deployment.ledger import Ledger
-from stacked.deployment.serving import Serving
-from stacked.deployment.settings import ServingSettings
-from stacked.deployment.starter import Prepared, Starts
-from stacked.errors import StackedError
+from stacked.engine.headroom import Room, room_beside
+from stacked.engine.machine import look
+from stacked.errors import ConfigInvalid, NotReady, StackedError
 from stacked.registry import Deployment, DeploymentState, MemberState, WorkRequest
+from stacked.serving import Serving
+from stacked.serving.settings import base_key, settings_of
+from stacked.serving.vllm import Commit, Prepared, VllmServing
 from stacked.steps import Heard, Progress, Start, Step, Stop
-from stacked.store import BaseModules
 
 logger = logging.getLogger("stacked.deployment.activation")
 
@@ -40,56 +41,107 @@ _ACTIVE, _INACTIVE, _FAILED = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Active:
-    """The deployment that answers requests, and what answers them."""
+class Active(NamedTuple):
+    """The deployment that answers requests, the name of its group, and what answers them."""
 
     deployment_id: str
     name: str
-    """Its group's."""
     serving: Serving
-    settings: ServingSettings
-    modules: BaseModules
-    """What an adapter that is loaded alone is checked against."""
-
-    @classmethod
-    def of(cls, deployment_id: str, serving: Serving, prepared: Prepared) -> Active:
-        """What was prepared, now running."""
-        name, settings = prepared.group.name, prepared.settings
-        return cls(deployment_id, name, serving, settings, prepared.modules)
 
 
-class Activation:
-    """What answers requests, and the one place where that is changed."""
+class Slot:
+    """The place for what answers requests on this machine, which is one deployment at a time."""
 
-    def __init__(
-        self, ledger: Ledger, starts: Starts, *, drain_seconds: float, tell: Progress
-    ) -> None:
+    def __init__(self) -> None:
         self.active: Active | None = None
         self.reason = NOTHING
         """Why nothing answers, when nothing does."""
-        self._ledger = ledger
-        self._registry = ledger.registry
-        self._starts = starts
-        self._drain_seconds = drain_seconds
-        self._tell = tell
-        # What is being started or ended beside what is active.
+        # What is being started or ended besides what is active.
         self._in_change: frozenset[str] = frozenset()
 
     @property
     def in_use(self) -> frozenset[str]:
         """Digests of bases and adapters that must stay in their stores. From any thread."""
         changing, active = self._in_change, self.active  # in this order: see `Live.in_use`
-        return changing | active.serving.in_use if active is not None else changing
+        return changing | active.serving.live.in_use if active is not None else changing
 
     @contextmanager
-    def _needs(self, digests: Iterable[str]) -> Iterator[None]:
+    def needs(self, digests: Iterable[str]) -> Iterator[None]:
+        """Have these in use within the block, whatever is active."""
         before = self._in_change
         self._in_change = before.union(digests)
         try:
             yield
         finally:
             self._in_change = before
+
+    def get(self) -> Active:
+        """What answers requests. Raises NotReady and EngineDead when nothing does."""
+        if self.active is None:
+            raise NotReady(self.reason)
+        self.active.serving.check_alive()
+        return self.active
+
+    async def close(self) -> None:
+        """End what is active."""
+        if self.active is not None:
+            await self.active.serving.close()
+
+
+class Starts(Protocol):
+    """What a deployment needs to be started; see `Starter`."""
+
+    async def prepare(self, group_id: str, configuration: Json) -> Prepared: ...
+    async def start(self, prepared: Prepared, commit: Commit, tell: Progress) -> Serving: ...
+    def room(self, running: Serving, coming: Prepared) -> Room: ...
+
+
+class Starter:
+    """Starts vLLM for the groups of one ledger."""
+
+    def __init__(self, ledger: Ledger, catalogue: Catalogue, server: ServerConfig) -> None:
+        self._ledger = ledger
+        self._catalogue = catalogue
+        self._server = server
+
+    async def prepare(self, group_id: str, configuration: Json) -> Prepared:
+        """Read the group and its base from disk, and plan. Starts nothing.
+
+        Raises RecordAbsent, AdapterAbsent, BaseNotFound, ConfigInvalid, GroupImpossible.
+        """
+        return await asyncio.to_thread(self._prepare, group_id, configuration)
+
+    def _prepare(self, group_id: str, configuration: Json) -> Prepared:
+        settings = settings_of(configuration)
+        record = self._ledger.registry.groups.get(group_id)
+        base_id = record.base_model_id
+        if base_id is None:
+            raise ConfigInvalid(f"group {group_id} has no base")
+        entry = next(member for member in record.members if member.model_id == base_id)
+        base = self._catalogue.bases.base(base_id, base_key(base_id, entry.key, settings))
+        modules = self._catalogue.bases.modules(self._ledger.registry.models.get(base_id))
+        wanted = self._ledger.wanted(group_id, base)
+        return Prepared.of(wanted, modules, settings, self._catalogue.store.root)
+
+    async def start(self, prepared: Prepared, commit: Commit, tell: Progress) -> Serving:
+        """See `VllmServing.start`."""
+        return await VllmServing.start(prepared, commit, self._server, tell)
+
+    def room(self, running: Serving, coming: Prepared) -> Room:
+        """Whether the one that comes may start while the other runs."""
+        assert isinstance(running, VllmServing), "vLLM alone is started here"
+        return room_beside(running.plan, coming.plan, look())
+
+
+class Activation:
+    """Changes what is in the slot, and the records of that."""
+
+    def __init__(self, ledger: Ledger, starts: Starts, slot: Slot, tell: Progress) -> None:
+        self._ledger = ledger
+        self._registry = ledger.registry
+        self._starts = starts
+        self._slot = slot
+        self._tell = tell
 
     # -- starting and stopping --------------------------------------------------------------
 
@@ -104,17 +156,25 @@ class Activation:
     ) -> str:
         """Start an engine for the group, commit, and let requests go to it."""
         tell = self._progress(change)
-        tell.step(Start.READ)
-        prepared = await self._starts.prepare(group_id, {**record.configuration, **parts})
-        for note in prepared.settings.notes:
-            tell.note(note)
+        prepared = await self._prepare(group_id, {**record.configuration, **parts}, tell)
         commit = partial(self._commit, change, group_id, parts)
         if again:
             commit = partial(self._stands, record)
-        with self._needs(_digests(prepared.group)):
+        return await self._start(record.id, prepared, commit, tell)
+
+    async def _prepare(self, group_id: str, configuration: Json, tell: Progress) -> Prepared:
+        tell.step(Start.READ)
+        prepared = await self._starts.prepare(group_id, configuration)
+        for note in prepared.settings.notes:
+            tell.note(note)
+        return prepared
+
+    async def _start(self, id: str, prepared: Prepared, commit: Commit, tell: Progress) -> str:
+        group = prepared.group
+        with self._slot.needs({group.base.digest, *group.adapters()}):
             serving = await self._starts.start(prepared, commit, tell)
-            self.active = Active.of(record.id, serving, prepared)
-        return f"group {group_id} is served, generation {serving.live.routing.generation}"
+            self._slot.active = Active(id, group.name, serving)
+        return f"group {group.name!r} is served, generation {serving.live.routing.generation}"
 
     async def _commit(self, change: Change, group_id: str, parts: Json) -> int:
         """Make the group what a restart serves. Once begun it is not given up."""
@@ -137,9 +197,9 @@ class Activation:
         return record.generation
 
     async def put_down(self, work: WorkRequest, record: Deployment, after: DeploymentState) -> str:
-        active = self.active
+        active = self._slot.active
         if active is not None and active.deployment_id == record.id:
-            self.active, self.reason = None, NOTHING
+            self._slot.active, self._slot.reason = None, NOTHING
             tell = WorkProgress(self._ledger, work.id, self._tell)
             await self._retire(active, tell, Stop.RETIRE)
         await self._write_state(record.id, after)
@@ -149,8 +209,8 @@ class Activation:
         """Let requests finish and end the engine. What goes wrong is logged: nobody is served."""
         tell.step(step, 0.0, "requests may finish")
         try:
-            with self._needs(active.serving.in_use):
-                ended = await active.serving.drain(self._drain_seconds)
+            with self._slot.needs(active.serving.live.in_use):
+                ended = await active.serving.live.drain()
             if ended:
                 tell.note(f"{ended} requests outlasted the drain time and were ended")
             tell.step(step, 0.9, "stopping it")
@@ -168,7 +228,7 @@ class Activation:
         """Written down, and what a request is told while there is nothing to answer it."""
 
         def hear(text: str) -> None:
-            self.reason = f"deployment {change.deployment_id} is starting: {text}"
+            self._slot.reason = f"deployment {change.deployment_id} is starting: {text}"
 
         return WorkProgress(self._ledger, change.work_id, Heard(self._tell, hear))
 
@@ -179,51 +239,48 @@ class Activation:
     ) -> str:
         """Another engine beside the one that serves where memory allows it, else after it."""
         tell = self._progress(change)
-        coming = await self._starts.prepare(group_id, {**record.configuration, **parts})
+        coming = await self._prepare(group_id, {**record.configuration, **parts}, tell)
         room = self._starts.room(old.serving, coming)
         tell.note(room.text)
         if not room.beside:
-            self.active, self.reason = None, f"deployment {record.id} is being replaced"
+            self._slot.active, self._slot.reason = None, f"deployment {record.id} is being replaced"
             await self._retire(old, tell, Start.MAKE_ROOM)
-        told = await self.bring_up(change, record, group_id, parts)
+        commit = partial(self._commit, change, group_id, parts)
+        done = await self._start(record.id, coming, commit, tell)
         if room.beside:
             await self._retire(old, tell, Start.RETIRE)
-        return told
+        return done
 
     # -- undoing ----------------------------------------------------------------------------
 
     async def not_created(self, id: str, group_id: str, reason: str) -> None:
-        self.reason = NOTHING
+        self._slot.reason = NOTHING
         states = partial(self._ledger.member_states, group_id, MemberState.FAILED, reason)
         members = await self._ledger.with_retry(states)
         await self._ledger.with_retry(self._registry.deployments.put_members, id, group_id, members)
         await self._write_state(id, _FAILED, reason)
 
     async def back_to(self, id: str, state: DeploymentState, reason: str) -> None:
-        self.reason = NOTHING if state is _INACTIVE else f"deployment {id} failed: {reason}"
+        self._slot.reason = NOTHING if state is _INACTIVE else f"deployment {id} failed: {reason}"
         await self._write_state(id, state, reason)
 
     async def stays(self, record: Deployment, group_id: str, reason: str) -> None:
-        told = f"the update to {group_id} failed: {reason}"
-        await self._write_state(record.id, _ACTIVE, told)
+        reason = f"the update to {group_id} failed: {reason}"
+        await self._write_state(record.id, _ACTIVE, reason)
 
     async def restore(self, change: Change, record: Deployment, group_id: str, reason: str) -> None:
         """The old engine serves on, or is started again where it had to make room."""
-        if self.active is not None:
+        if self._slot.active is not None:
             await self.stays(record, group_id, reason)
             return
         tell = self._progress(change)
         tell.note(f"starting again what was served before, since the update failed: {reason}")
         try:
-            prepared = await self._starts.prepare(wanted_group(record), record.configuration)
-            with self._needs(_digests(prepared.group)):
-                serving = await self._starts.start(
-                    prepared, partial(self._generation, record), tell
-                )
-                self.active = Active.of(record.id, serving, prepared)
+            prepared = await self._prepare(wanted_group(record), record.configuration, tell)
+            await self._start(record.id, prepared, partial(self._generation, record), tell)
         except StackedError as error:
-            told = f"{reason}; and what was served before did not start again: {error}"
-            await self.back_to(record.id, _FAILED, told)
+            reason = f"{reason}; and what was served before did not start again: {error}"
+            await self.back_to(record.id, _FAILED, reason)
             return
         await self.stays(record, group_id, reason)
 
@@ -234,7 +291,3 @@ class Activation:
 def wanted_group(record: Deployment) -> str:
     """The group that a deployment serves, or was to serve."""
     return record.group_id or str(record.configuration["group"])
-
-
-def _digests(group: ModelGroup) -> frozenset[str]:
-    return frozenset(group.adapters()) | {group.base.digest}

@@ -12,16 +12,14 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from stacked.deployment.activation import Activation, Active, wanted_group
+from stacked.deployment.activation import Activation, Active, Slot, wanted_group
 from stacked.deployment.changes import Change, Changes
 from stacked.deployment.journal import UpdateJournal
 from stacked.deployment.ledger import Ledger
-from stacked.deployment.settings import read_settings
-from stacked.deployment.starter import base_key, check_base_key, settings_of
-from stacked.deployment.updates import update_live
 from stacked.errors import NotReady, RecordAbsent, RecordConflict
 from stacked.registry import Deployment, DeploymentState, WorkRequest
 from stacked.registry.deployments import DeploymentChanges
+from stacked.serving.settings import base_key, check_base_key, read_settings, settings_of
 
 logger = logging.getLogger("stacked.deployment.deployments")
 
@@ -53,34 +51,18 @@ class Revision:
 
 
 class Deployments:
-    """What is served, and the one place that changes it. `await close()` ends everything.
+    """What is served, and the one place that changes it. `await close()` ends what it does.
 
     `defaults` are engine options for what a deployment's environment leaves open.
     """
 
-    def __init__(self, ledger: Ledger, activation: Activation, defaults: Json) -> None:
+    def __init__(self, ledger: Ledger, activation: Activation, slot: Slot, defaults: Json) -> None:
         self._ledger = ledger
         self._registry = ledger.registry
         self._activation = activation
+        self._slot = slot
         self._defaults = defaults
         self._changes = Changes(ledger)
-
-    # -- what is served ---------------------------------------------------------------------
-
-    @property
-    def active(self) -> Active | None:
-        """The deployment that answers requests, if one does."""
-        return self._activation.active
-
-    @property
-    def in_use(self) -> frozenset[str]:
-        """See `Activation.in_use`."""
-        return self._activation.in_use
-
-    @property
-    def reason(self) -> str:
-        """Why nothing answers, when nothing does."""
-        return self._activation.reason
 
     @property
     def running(self) -> Change | None:
@@ -89,26 +71,20 @@ class Deployments:
 
     def check_served(self, id: str) -> None:
         """Raise RecordAbsent where this deployment answers no requests, NotReady where it will."""
-        if self.active is not None and self.active.deployment_id == id:
+        active, change = self._slot.active, self.running
+        if active is not None and active.deployment_id == id:
             return
-        change = self.running
-        if change is not None and change.deployment_id == id and self.active is None:
-            raise NotReady(self.reason)
+        if change is not None and change.deployment_id == id and active is None:
+            raise NotReady(self._slot.reason)
         raise RecordAbsent(f"deployment {id} is not active here")
-
-    def adopt(self, active: Active) -> None:
-        """Serve what was started elsewhere: the deployment of a configuration file."""
-        self._activation.active = active
 
     async def wait(self) -> None:
         """Until the change that is under way has ended, however it ends."""
         await self._changes.wait()
 
     async def close(self) -> None:
-        """Give up what runs, and stop the engine. Closing twice is allowed."""
+        """Give up the change that is under way. Closing twice is allowed."""
         await self._changes.close()
-        if self.active is not None:
-            await self.active.serving.close()
 
     # -- what may be asked ------------------------------------------------------------------
 
@@ -204,7 +180,7 @@ class Deployments:
         """Serve again what was served when the process before this one ended; in the background."""
         async with self._changes.beginning():
             group_id = wanted_group(record)
-            self._activation.reason = f"deployment {record.id} is starting again"
+            self._slot.reason = f"deployment {record.id} is starting again"
             await self._enter(record, DeploymentState.UPDATING, "starting again", None)
             work = await self._open(_UPDATE, "UPDATED", record, group_id)
             change = Change(work, record.id, "the server has started again; deactivate it instead")
@@ -215,7 +191,7 @@ class Deployments:
 
     def _check_alone(self, id: str) -> None:
         """One deployment serves at a time on one machine."""
-        active, change = self.active, self.running
+        active, change = self._slot.active, self.running
         if active is not None and active.deployment_id != id:
             raise RecordConflict(
                 f"deployment {active.deployment_id} is active, and this machine serves one at a "
@@ -315,7 +291,8 @@ class Deployments:
         active = self._served(record)
         active.serving.live.check_free()
         group_id = revision.group_id or wanted_group(record)
-        base = active.serving.base
+        base = active.serving.live.routing.base
+        assert base is not None, "a STACKED group has a base"
         base = replace(base, key=base_key(base.model_id, None, settings_of(record.configuration)))
         wanted = await self._ledger.do(self._ledger.wanted, group_id, base)
         await self._described(record, revision, expect)
@@ -326,10 +303,10 @@ class Deployments:
         journal = UpdateJournal(self._ledger, work.id, record, group_id, wanted, settle)
 
         async def act() -> str:
-            told = await update_live(active.serving, wanted, journal)
-            self._activation.active = replace(active, name=wanted.name)
+            report = await active.serving.live.update(wanted.base, wanted.members, journal)
+            self._slot.active = active._replace(name=wanted.name)
             await journal.tell_members()
-            return told
+            return str(report)
 
         async def undo(reason: str) -> None:
             await journal.tell_members()
@@ -354,7 +331,7 @@ class Deployments:
         return work
 
     def _served(self, record: Deployment) -> Active:
-        active = self.active
+        active = self._slot.active
         if active is None or active.deployment_id != record.id:
             raise NotReady(f"deployment {record.id} is {record.state.value}, and nothing serves it")
         active.serving.check_alive()

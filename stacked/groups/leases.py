@@ -10,6 +10,9 @@ import asyncio
 import time
 from collections.abc import Callable, Hashable
 from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+Thing = TypeVar("Thing")
 
 
 class Lease:
@@ -18,9 +21,9 @@ class Lease:
     __slots__ = ("_leases", "_thing", "end")
 
     def __init__(
-        self, leases: Leases, thing: Hashable, end: Callable[[], None] | None = None
+        self, leases: Leases[Any], thing: Hashable, end: Callable[[], None] | None = None
     ) -> None:
-        self._leases: Leases | None = leases
+        self._leases: Leases[Any] | None = leases
         self._thing = thing
         self.end = end
 
@@ -41,30 +44,30 @@ class Lease:
         self.release()
 
 
-class Leases:
+class Leases(Generic[Thing]):
     """Which leases each thing has, and who waits for it to have none."""
 
     def __init__(self) -> None:
-        self._held: dict[Hashable, set[Lease]] = {}
-        self._waiting: dict[Hashable, list[asyncio.Future[None]]] = {}
+        self._held: dict[Thing, set[Lease]] = {}
+        self._waiting: dict[Thing, list[asyncio.Future[None]]] = {}
 
-    def take(self, thing: Hashable, end: Callable[[], None] | None = None) -> Lease:
+    def take(self, thing: Thing, end: Callable[[], None] | None = None) -> Lease:
         """A lease on `thing`. `end` asks its holder to finish at once; see `end`."""
         lease = Lease(self, thing, end)
         self._held.setdefault(thing, set()).add(lease)
         return lease
 
-    def held(self, thing: Hashable) -> int:
+    def held(self, thing: Thing) -> int:
         return len(self._held.get(thing, ()))
 
-    def things(self) -> list[Hashable]:
+    def things(self) -> list[Thing]:
         """What is held now. From any thread."""
         return list(self._held)
 
     def total(self) -> int:
         return sum(map(len, self._held.values()))
 
-    def end(self, thing: Hashable) -> int:
+    def end(self, thing: Thing) -> int:
         """Ask every holder of `thing` to finish at once; how many were asked."""
         asked = [lease for lease in self._held.get(thing, ()) if lease.end is not None]
         for lease in asked:
@@ -72,7 +75,7 @@ class Leases:
             lease.end()
         return len(asked)
 
-    async def until_free(self, thing: Hashable, seconds: float) -> bool:
+    async def until_free(self, thing: Thing, seconds: float) -> bool:
         """Wait until nothing holds `thing`; False when that took longer than `seconds`."""
         if not self.held(thing):
             return True
@@ -101,7 +104,7 @@ class Leases:
         """Ask every holder of anything to finish at once; how many were asked."""
         return sum(self.end(thing) for thing in list(self._held))
 
-    def _returned(self, thing: Hashable, lease: Lease) -> None:
+    def _returned(self, thing: Thing, lease: Lease) -> None:
         held = self._held[thing]
         held.discard(lease)
         if held:

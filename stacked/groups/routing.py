@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Generic, NamedTuple, TypeVar
 
-from stacked.core import MAX_KEY_LENGTH, Base, Digest, Member, ModelId, check_key
-from stacked.errors import KeyConflict, KeyInUse, KeyRemoved, KeyUnknown
+from stacked.core import MAX_KEY_LENGTH, Base, Digest, Member, ModelId, check_key, short
+from stacked.errors import KeyConflict, KeyInUse, KeyMissing, KeyRemoved, KeyUnknown
 
-Handle = TypeVar("Handle")
+H = TypeVar("H")
 
 
-class Route(NamedTuple, Generic[Handle]):
+class Route(NamedTuple, Generic[H]):
     """Where one name leads. `handle` is the engine's adapter; None means the base.
 
     A tuple, because a table of 500 is made between two requests.
@@ -28,31 +28,37 @@ class Route(NamedTuple, Generic[Handle]):
     key: str | None
     model_id: ModelId
     digest: Digest | None
-    handle: Handle | None
+    handle: H | None
     generation: int
+
+    @property
+    def labels(self) -> tuple[str, str]:
+        """How metrics call the key that was used, and the content it got."""
+        return self.label, short(self.digest) if self.digest else "base"
 
 
 @dataclass(frozen=True, slots=True)
-class Routing(Generic[Handle]):
+class Routing(Generic[H]):
     """One generation of the routing table. Build with `of`; change by `with_…`, which copy."""
 
-    base: Base
+    base: Base | None
+    """What a request without a name means; None where it means nothing."""
     members: tuple[Member, ...]
-    handles: Mapping[Digest, Handle]
+    handles: Mapping[Digest, H]
     generation: int = 1
     draining: frozenset[str] = frozenset()
-    _names: Mapping[str, Route[Handle]] = field(default_factory=dict, repr=False)
+    _names: Mapping[str, Route[H]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(
         cls,
-        base: Base,
+        base: Base | None,
         members: tuple[Member, ...],
-        handles: Mapping[Digest, Handle],
+        handles: Mapping[Digest, H],
         generation: int = 1,
         draining: frozenset[str] = frozenset(),
-    ) -> Routing[Handle]:
-        names: dict[str, Route[Handle]] = {}
+    ) -> Routing[H]:
+        names: dict[str, Route[H]] = {}
         for member in members:
             digest = member.adapter.digest
             route = Route(
@@ -67,8 +73,9 @@ class Routing(Generic[Handle]):
                 names[member.key] = route
             # A model under two keys keeps its first label when it is asked for by id.
             names.setdefault(member.model_id, route)
-        to_base: Route[Handle] = Route(base.key, base.key, base.model_id, None, None, generation)
-        names[base.key] = names[base.model_id] = to_base
+        if base is not None:
+            to_base: Route[H] = Route(base.key, base.key, base.model_id, None, None, generation)
+            names[base.key] = names[base.model_id] = to_base
         return cls(
             base=base,
             members=members,
@@ -78,13 +85,18 @@ class Routing(Generic[Handle]):
             _names=MappingProxyType(names),
         )
 
-    def resolve(self, name: str | None) -> Route[Handle]:
+    def resolve(self, name: str | None) -> Route[H]:
         """The route of an inference key or model id; None is the base.
 
-        Raises KeyUnknown (KeyRemoved while old requests finish), KeyTooLong or KeyInvalid: never
-        the base for an unknown name.
+        Raises KeyMissing for None without a base, KeyUnknown (KeyRemoved while old requests
+        finish), KeyTooLong or KeyInvalid: never the base for an unknown name.
         """
         if name is None:
+            if self.base is None:
+                raise KeyMissing(
+                    "the request names no model, and there is no base that is meant then; send an "
+                    "inference key (GET /v1/models lists them)"
+                )
             return self._names[self.base.key]
         route = self._names.get(name)
         if route is not None:
@@ -97,7 +109,7 @@ class Routing(Generic[Handle]):
             f"no model is served under {name[:255]!r}; GET /v1/models lists the inference keys"
         )
 
-    def resolve_all(self, names: Mapping[str, str]) -> Route[Handle]:
+    def resolve_all(self, names: Mapping[str, str]) -> Route[H]:
         """The one route that every named place of a request leads to: place -> name.
 
         Raises KeyConflict when two places name different models, and what `resolve` raises.
@@ -112,13 +124,14 @@ class Routing(Generic[Handle]):
         # A key says more than an id: two keys of one model are one model, told by the key used.
         return max(routes.values(), key=lambda route: route.key is not None)
 
-    def __iter__(self) -> Iterator[Route[Handle]]:
+    def __iter__(self) -> Iterator[Route[H]]:
         """Every distinct served model once per name that people use: the base, then members."""
-        yield self._names[self.base.key]
+        if self.base is not None:
+            yield self._names[self.base.key]
         for member in self.members:
             yield self._names[member.label]
 
-    def with_member(self, member: Member, handle: Handle) -> Routing[Handle]:
+    def with_member(self, member: Member, handle: H) -> Routing[H]:
         """The next generation, with one more member. Raises KeyInUse when its name is taken."""
         for name in (member.key, None if member.key else member.model_id):
             if name is not None and name in self._names:
@@ -132,7 +145,7 @@ class Routing(Generic[Handle]):
             self.draining,
         )
 
-    def without(self, name: str) -> tuple[Routing[Handle], tuple[Member, ...]]:
+    def without(self, name: str) -> tuple[Routing[H], tuple[Member, ...]]:
         """The next generation without the members that `name` (a key or model id) means.
 
         A model id removes the model under all of its keys; a key removes that key alone. The
@@ -151,7 +164,7 @@ class Routing(Generic[Handle]):
             gone,
         )
 
-    def settled(self, names: frozenset[str]) -> Routing[Handle]:
+    def settled(self, names: frozenset[str]) -> Routing[H]:
         """The same generation, its `names` no longer draining but unknown."""
         return Routing.of(
             self.base, self.members, self.handles, self.generation, self.draining - names

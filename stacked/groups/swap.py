@@ -19,6 +19,9 @@ class SwapPlan:
     keep: tuple[Digest, ...]
     drop: tuple[Digest, ...]
 
+    def __str__(self) -> str:
+        return f"{len(self.load)} to load, {len(self.keep)} to keep, {len(self.drop)} to drop"
+
 
 @dataclass(frozen=True, slots=True)
 class Difference:

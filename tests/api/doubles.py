@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -24,6 +25,8 @@ from stacked.engine.openai import selected
 from stacked.errors import KeyUnknown
 from stacked.groups.routing import Route
 from stacked.service import Service
+from stacked.serving.door import Call, Door
+from stacked.serving.targets import Target
 
 KEYS = {"a": "a", "meta-llama/L (1)": "meta-llama/L (1)", "größe": "größe", "base": "base"}
 
@@ -32,19 +35,20 @@ class Double:
     """A service whose models are names alone; it keeps what each request was admitted by."""
 
     def __init__(self, app: Any, **server: Any) -> None:
-        self.openai_app = app
+        self.app = app
         self.config = SimpleNamespace(server=ServerConfig(**server))
-        self.predict_endpoint = None
         self.names: dict[str, str] = {}
+        self.door = Door(app, unknown_parameters=self.config.server.unknown_parameters)
 
-    def admit(self, names: dict[str, str], end: Callable[[], None]) -> Any:
-        self.names = dict(names)
-        for name in names.values():
+    def admit(self, target: Target, scope: Any, body: bytes, end: Callable[[], None]) -> Any:
+        call = Call.read(target, scope, body)
+        self.names = call.names
+        for name in self.names.values():
             if name not in KEYS:
                 raise KeyUnknown(f"{name!r} is not here")
-        key = next(iter(names.values()), "base")
+        key = next(iter(self.names.values()), "base")
         route = Route(key, key, ModelId("ocid1.x.y.z"), None, None, 1)
-        return SimpleNamespace(route=route, lease=nullcontext())
+        return route, nullcontext(), partial(self.door.answer, call, route)
 
 
 class Asked(BaseModel):

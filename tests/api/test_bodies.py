@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stacked.api.bodies import ClientGone, Cut, parse_object, read_body, replay, with_fields
+from stacked.api.bodies import ClientGone, Cut, read_body
 from stacked.errors import BodyInvalid, BodyTooLarge
+from stacked.serving.bodies import parse_object, replay, with_fields
 
 
 def receiving(*messages: dict[str, Any]) -> Any:

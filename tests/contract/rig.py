@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 from unittest.mock import patch
 
 import httpx
@@ -22,14 +22,14 @@ from stacked.api.gateway import Gateway
 from stacked.api.routes import create_routes
 from stacked.catalogue import Catalogue
 from stacked.config import ControlConfig, ServerConfig
+from stacked.deployment.activation import Starter
 from stacked.deployment.ledger import Ledger
-from stacked.deployment.serving import Serving
-from stacked.deployment.starter import Commit, Prepared, base_key, settings_of
 from stacked.service import Service
+from stacked.serving.vllm import Commit, Prepared, VllmServing
 from stacked.steps import Progress
 from tests.api.control.plane import packed, stacked_body
 from tests.api.doors import served
-from tests.deployments.machine import FakeServing, FakeStarts
+from tests.deployments.machine import FakeStarts
 from tests.store.small import write_base
 from tests.waiting import until
 
@@ -39,30 +39,17 @@ PREFIX = "/20190101"
 class Starts(FakeStarts):
     """Engines that are doubles, for groups and bases that are real."""
 
-    def __init__(self, ledger: Ledger, catalogue: Catalogue, *, drain_seconds: float) -> None:
+    def __init__(self, ledger: Ledger, catalogue: Catalogue, server: ServerConfig) -> None:
         super().__init__(ledger)
-        self._records = ledger
-        self._catalogue = catalogue
+        self._starter = Starter(ledger, catalogue, server)
 
     async def prepare(self, group_id: str, configuration: Mapping[str, Any]) -> Prepared:
-        settings = settings_of(configuration)
-        record = self._records.registry.groups.get(group_id)
-        id = str(record.base_model_id)
-        entry = next(member for member in record.members if member.model_id == id)
-        base = self._catalogue.bases.base(id, base_key(id, entry.key, settings))
-        modules = self._catalogue.bases.modules(self._records.registry.models.get(id))
-        group = self._records.wanted(group_id, base)
-        return Prepared(group, modules, settings, cast("Any", None), cast("Any", None))
+        return await self._starter.prepare(group_id, configuration)
 
-    async def start(self, prepared: Prepared, commit: Commit, tell: Progress) -> Serving:
-        serving = cast(FakeServing, await super().start(prepared, commit, tell))
-        serving.engine.resident = _nothing_resident  # type: ignore[attr-defined]
-        serving.openai_app = app_of_no_models()  # type: ignore[attr-defined]
-        return cast(Serving, serving)
-
-
-async def _nothing_resident() -> Any:
-    return SimpleNamespace(host=frozenset(), slots=frozenset())
+    async def start(self, prepared: Prepared, commit: Commit, tell: Progress) -> VllmServing:
+        serving = await super().start(prepared, commit, tell)
+        serving.use(app_of_no_models())
+        return serving
 
 
 def app_of_no_models() -> SimpleNamespace:

@@ -85,7 +85,8 @@ def test_aqua_creates_updates_and_deletes_a_stacked_deployment(server: Rig, tmp_
             path = f"/modelDeployments/{replay.ids['modeldeployment1']}/models/modelState"
             rows = server.ask("GET", path)
             served.append({row["inferenceKey"]: row["state"] for row in rows})
-            engines.append(server.service._active and server.service.serving)
+            active = server.service._slot.active
+            engines.append(active and active.serving)
     one = {"tiny": "SUCCESS", "a": "SUCCESS"}
     two = {"renamed": "SUCCESS", "a": "SUCCESS", "b": "SUCCESS"}
     created, live, described, idle, again = served

@@ -15,10 +15,10 @@ from starlette.testclient import TestClient
 
 from stacked.api.openapi import of_server, with_engine
 from stacked.api.routes import create_routes
-from stacked.api.targets import inner_path, is_open, model_target
 from stacked.config import AuthConfig, ControlConfig, OciAuth, ServerConfig
 from stacked.errors import NotReady
 from stacked.service import Service
+from stacked.serving.targets import inner_path, is_open, model_target
 
 PREFIX = "/20190101"
 RESOURCES = (
@@ -43,7 +43,7 @@ class Double:
         self.config = ControlConfig(server=ServerConfig(**server))
 
     @property
-    def openai_app(self) -> Any:
+    def app(self) -> Any:
         raise NotReady("nothing is deployed here")
 
 

@@ -6,16 +6,15 @@ It must not know how the deployment under test does what it does.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from stacked.core import Adapter, Base, Digest
-from stacked.deployment.activation import Activation
+from stacked.config import ServerConfig
+from stacked.core import Adapter, Base, Digest, ModelGroup
+from stacked.deployment.activation import Activation, Slot
 from stacked.deployment.deployments import Deployments
 from stacked.deployment.ledger import Ledger
-from stacked.deployment.serving import Serving
-from stacked.deployment.starter import Commit, Prepared, base_key, settings_of
 from stacked.engine.engine import Loaded
 from stacked.engine.headroom import Room
 from stacked.errors import StackedError
@@ -31,6 +30,9 @@ from stacked.registry import (
     WorkRequest,
     new_id,
 )
+from stacked.serving import Serving
+from stacked.serving.settings import ServingSettings, base_key, settings_of
+from stacked.serving.vllm import Commit, Prepared, VllmServing
 from stacked.steps import Progress, Silent, Start
 from stacked.store import AdapterStore
 from tests.groups.test_routing import adapter
@@ -55,9 +57,11 @@ class YieldingEngine(FakeEngine):
         await _turns()
         await super().adopt(loaded)
 
-    async def canary(self, loaded: Loaded | None) -> Sequence[float]:
+    async def verify(
+        self, staged: Mapping[Digest, Loaded], done: Callable[[int], None]
+    ) -> Mapping[Digest, StackedError]:
         await _turns()
-        return await super().canary(loaded)
+        return await super().verify(staged, done)
 
 
 async def _turns() -> None:
@@ -65,35 +69,23 @@ async def _turns() -> None:
         await asyncio.sleep(0)
 
 
-class FakeServing:
-    """A serving whose engine is a double; whether it was closed, and what it serves."""
+async def served(prepared: Prepared, commit: Commit, drain_seconds: float) -> VllmServing:
+    """What serves a group, over an engine that is a double."""
+    engine, group = YieldingEngine(), prepared.group
+    handles = {digest: await engine.load(one) for digest, one in group.adapters().items()}
+    routing = Routing.of(group.base, group.members, handles, await commit())
+    live = Live(engine, routing, drain_seconds=drain_seconds)
+    return VllmServing(prepared, cast("Any", engine), live, ServerConfig())
 
-    def __init__(self, live: Live, engine: FakeEngine) -> None:
-        self.live = live
-        self.engine = engine
-        self.plan = type("Plan", (), {"max_rank": 64})()
-        self.dead = False
-        self.closed = False
 
-    @property
-    def base(self) -> Base:
-        return self.live.routing.base
+def engine_of(serving: Serving) -> YieldingEngine:
+    return cast(YieldingEngine, cast(VllmServing, serving).engine)
 
-    @property
-    def in_use(self) -> frozenset[str]:
-        return self.live.in_use | {self.base.digest}
 
-    def check_alive(self) -> None: ...
-
-    def count(self) -> None: ...
-
-    async def drain(self, seconds: float) -> int:
-        if await self.live.leases.until_all_free(seconds):
-            return 0
-        return self.live.leases.end_all()
-
-    async def close(self) -> None:
-        self.closed = True
+def prepared_of(group: ModelGroup, settings: ServingSettings) -> Prepared:
+    """What is prepared for a double, which needs no plan."""
+    nothing = cast("Any", None)
+    return Prepared(group, settings, nothing, nothing, nothing, nothing)
 
 
 class FakeStarts:
@@ -104,7 +96,7 @@ class FakeStarts:
         self.gate: asyncio.Event | None = None
         self.fails: list[StackedError | None] = []
         self.beside = True
-        self.started: list[FakeServing] = []
+        self.started: list[VllmServing] = []
         self.configurations: list[Mapping[str, Any]] = []
 
     async def prepare(self, group_id: str, configuration: Mapping[str, Any]) -> Prepared:
@@ -112,24 +104,18 @@ class FakeStarts:
         base = Base(cast("Any", BASE), key, "/base", "sha256:b")
         group = self._ledger.wanted(group_id, base)
         self.configurations.append(configuration)
-        nothing = cast("Any", None)
-        return Prepared(group, nothing, settings_of(configuration), nothing, nothing)
+        return prepared_of(group, settings_of(configuration))
 
-    async def start(self, prepared: Prepared, commit: Commit, tell: Progress) -> Serving:
+    async def start(self, prepared: Prepared, commit: Commit, tell: Progress) -> VllmServing:
         tell.step(Start.IMPORT)
         if self.gate is not None:
             await self.gate.wait()
         tell.step(Start.CREATE)
         if self.fails and (error := self.fails.pop(0)) is not None:
             raise error
-        engine = YieldingEngine()
-        group = prepared.group
-        handles = {digest: await engine.load(one) for digest, one in group.adapters().items()}
-        generation = await commit()
-        routing = Routing.of(group.base, group.members, handles, generation)
-        serving = FakeServing(Live(engine, routing, drain_seconds=5), engine)
+        serving = await served(prepared, commit, 0.5)
         self.started.append(serving)
-        return cast(Serving, serving)
+        return serving
 
     def room(self, running: Serving, coming: Prepared) -> Room:
         return Room(self.beside, "beside the old one" if self.beside else "after the old one")
@@ -160,17 +146,18 @@ class Machine:
         self.ledger = Ledger(self.directory, "tests", store)
         self.registry = self.ledger.registry
         self.starts = FakeStarts(self.ledger)
-        activation = Activation(self.ledger, self.starts, drain_seconds=0.5, tell=Silent())
-        self.deployments = Deployments(self.ledger, activation, {"max_loras": 4})
+        self.slot = Slot()
+        activation = Activation(self.ledger, self.starts, self.slot, Silent())
+        self.deployments = Deployments(self.ledger, activation, self.slot, {"max_loras": 4})
 
     async def again(self) -> None:
         """The process is gone, nothing more was written, and another one starts."""
-        await self.deployments.close()
-        self.ledger.close()
+        await self.close()
         self._open()
 
     async def close(self) -> None:
         await self.deployments.close()
+        await self.slot.close()
         self.ledger.close()
 
     def group(self, *numbers: int, base_key: str | None = "base", **more: Any) -> str:
@@ -222,9 +209,9 @@ class Machine:
 
     def closed(self, number: int) -> bool:
         """Whether the engine that was started as the nth has been stopped."""
-        return self.starts.started[number].closed
+        return engine_of(self.starts.started[number]).closed
 
     def serves(self) -> list[str]:
         """The keys that requests reach now."""
-        active = self.deployments.active
+        active = self.slot.active
         return [] if active is None else [str(m.key) for m in active.serving.live.routing.members]

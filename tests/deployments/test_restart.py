@@ -6,7 +6,7 @@ import asyncio
 
 from stacked.deployment.deployments import Revision
 from stacked.registry import Deployment
-from tests.deployments.machine import Machine
+from tests.deployments.machine import Machine, engine_of
 from tests.waiting import until_async as until
 
 
@@ -64,14 +64,14 @@ async def test_what_was_being_stopped_is_stopped(machine: Machine) -> None:
     id = await machine.active(1)
     machine.starts.started[0].live.admit({"key": "k1"})
     work = await machine.deployments.deactivate(id)
-    await until(lambda: machine.deployments.active is None)
+    await until(lambda: machine.slot.active is None)
     await machine.again()
     assert (machine.state(id), status(machine, work.id)) == ("INACTIVE", "SUCCEEDED")
     work = await machine.deployments.activate(id)
     await machine.end(work)
     machine.starts.started[0].live.admit({"key": "k1"})
     work = await machine.deployments.delete(id)
-    await until(lambda: machine.deployments.active is None)
+    await until(lambda: machine.slot.active is None)
     await machine.again()
     assert (machine.state(id), status(machine, work.id)) == ("DELETED", "SUCCEEDED")
     assert await resumed(machine) is None
@@ -101,7 +101,7 @@ async def test_update_that_was_past_its_commit_is_served(machine: Machine) -> No
     await until(lambda: machine.serves() == ["k2"])
     engines = machine.starts.started
     await machine.again()
-    assert [engine.closed for engine in engines] == [True, True]
+    assert [engine_of(one).closed for one in engines] == [True, True]
     assert status(machine, work.id) == "SUCCEEDED"
     await resumed(machine)
     assert machine.serves() == ["k2"]

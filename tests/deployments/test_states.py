@@ -118,7 +118,7 @@ async def test_deactivated_deployment_lets_requests_finish_and_comes_back(
     old = machine.starts.started[0]
     lease = old.live.admit({"key": "k1"}).lease
     work = await machine.deployments.deactivate(id)
-    await until(lambda: machine.deployments.active is None)
+    await until(lambda: machine.slot.active is None)
     assert not machine.closed(0)
     with pytest.raises(RecordConflict, match="is stopped"):
         await machine.deployments.cancel(work.id)
@@ -137,12 +137,16 @@ async def test_deactivated_deployment_lets_requests_finish_and_comes_back(
 async def test_request_that_outlasts_the_drain_time_is_ended(machine: Machine) -> None:
     id = await machine.active(1)
     asked: list[str] = []
-    admission = machine.starts.started[0].live.admit({}, lambda: asked.append("base"))
+
+    def end() -> None:
+        asked.append("base")
+        admission.lease.release()
+
+    admission = machine.starts.started[0].live.admit({}, end)
     work = await machine.deployments.deactivate(id)
     assert await machine.end(work) == "SUCCEEDED"
     assert asked == ["base"]
     assert "1 requests outlasted" in machine.logs(work)
-    admission.lease.release()
 
 
 @pytest.mark.parametrize("wish", ["cancel", "fail"])

@@ -16,7 +16,7 @@ from stacked.errors import (
     RecordConflict,
 )
 from stacked.steps import Phase, Start
-from tests.deployments.machine import BASE, Machine
+from tests.deployments.machine import BASE, Machine, engine_of
 from tests.groups.test_routing import adapter
 from tests.waiting import until_async as until
 
@@ -71,17 +71,18 @@ async def test_an_environment_that_names_the_base_otherwise_is_refused(machine: 
 
 def base_keys(machine: Machine, id: str) -> tuple[str, list[str | None]]:
     """What the base is called by requests, and by the rows of its model states."""
-    active = machine.deployments.active
+    active = machine.slot.active
     assert active is not None
     rows = machine.registry.deployments.list_members(id).items
-    return active.serving.base.key, [one.key for one in rows if one.model_id == BASE]
+    label = active.serving.live.routing.resolve(None).label
+    return label, [one.key for one in rows if one.model_id == BASE]
 
 
 async def test_failed_live_update_tells_each_model_and_the_old_group_serves(
     machine: Machine,
 ) -> None:
     id = await machine.active(1)
-    machine.starts.started[0].engine.fails["adopt"] = EngineLoadFailed("broken")
+    engine_of(machine.starts.started[0]).fails["adopt"] = EngineLoadFailed("broken")
     work = await machine.deployments.update(id, Revision(machine.group(2), live=True))
     assert await machine.end(work) == "FAILED"
     assert machine.errors(work) == ["EngineLoadFailed", "UpdateFailed"]
@@ -92,7 +93,7 @@ async def test_failed_live_update_tells_each_model_and_the_old_group_serves(
 
 async def test_live_update_can_be_canceled_before_its_switch(machine: Machine) -> None:
     id = await machine.active(1)
-    engine = machine.starts.started[0].engine
+    engine = engine_of(machine.starts.started[0])
     held = dict(engine.held)
     engine.gate = asyncio.Event()
     work = await machine.deployments.update(id, Revision(machine.group(2), live=True))
@@ -140,7 +141,7 @@ async def test_cancel_that_meets_the_commit_is_refused_and_the_commit_stands(
         assert (found.group_id == group) == (status == "SUCCEEDED")
         wanted = [str(m.key) for m in machine.registry.groups.get(str(found.group_id)).members[1:]]
         assert machine.serves() == wanted
-        active = machine.deployments.active
+        active = machine.slot.active
         assert active is not None
         assert active.serving.live.routing.generation == found.generation
     assert outcomes == {"CANCELED", "SUCCEEDED"}
@@ -157,17 +158,17 @@ async def test_another_engine_starts_beside_the_one_that_serves(machine: Machine
     assert machine.state(id) == "UPDATING"
     assert machine.serves() == ["k1"]
     both = {"sha256:b", adapter(1).digest, adapter(2).digest}
-    assert machine.deployments.in_use >= both
+    assert machine.slot.in_use >= both
     machine.starts.gate.set()
     await until(lambda: machine.serves() == ["k2"])
     assert not machine.closed(0)  # a request of it runs
-    assert machine.deployments.in_use >= both
+    assert machine.slot.in_use >= both
     with pytest.raises(RecordConflict, match="serves already"):
         await machine.deployments.cancel(work.id)
     lease.release()
     assert await machine.end(work) == "SUCCEEDED"
     assert machine.closed(0)
-    assert machine.deployments.in_use == both - {adapter(1).digest}
+    assert machine.slot.in_use == both - {adapter(1).digest}
     assert "beside the old one" in machine.logs(work)
     found = machine.registry.deployments.get(id)
     assert (found.state.value, found.group_id, found.generation) == ("ACTIVE", group, 2)
@@ -247,7 +248,7 @@ async def test_what_served_before_serves_when_the_new_engine_does_not_come(
     assert found.configuration == before.configuration
     assert ("no memory" if wish == "fail" else "it was canceled") in found.reason
     machine.deployments.check_served(id)
-    active = machine.deployments.active
+    active = machine.slot.active
     assert active is not None
     assert active.serving.live.routing.generation == found.generation == 1
 

@@ -18,8 +18,6 @@ import pytest
 from pydantic import BaseModel
 from starlette.routing import WebSocketRoute
 
-from stacked.api.names import MODEL_HEADERS, NESTED_REQUESTS
-from stacked.api.targets import is_open, model_target
 from stacked.engine.parameters import (
     INFORMATIVE,
     READ_AT,
@@ -29,6 +27,8 @@ from stacked.engine.parameters import (
     known_parameters,
 )
 from stacked.engine.support import app_builders, serve_parser
+from stacked.serving.names import MODEL_HEADERS, NESTED_REQUESTS
+from stacked.serving.targets import is_open, model_target
 from tests.engine.releases import RELEASE, since
 
 TASKS = ("generate", "render", "realtime", "transcription")

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from stacked.core import Adapter, Base, Digest, Member, ModelGroup, ModelId, model_id_of
+from stacked.engine.adaptable import Asking
+from stacked.engine.checked import CheckedEngine
 from stacked.engine.engine import Engine, Loaded
 from stacked.engine.machine import look
 from stacked.engine.plan import make_plan
@@ -24,7 +26,7 @@ from stacked.groups.routing import Routing
 from stacked.live import Live, SwapReport
 from stacked.steps import Phase, sentence
 from stacked.store import AdapterStore, BaseModules
-from stacked.store.content import check_content
+from stacked.store.verified import Verified
 from tests import tiny
 from tests.live.faults import FaultyClient
 
@@ -118,7 +120,10 @@ class Lab:
         self.engine.calls.client = self.client
         handles = {m.adapter.digest: await self.engine.load(m.adapter) for m in members}
         routing = Routing.of(self.base, members, handles)
-        self.live = Live(self.engine, routing, drain_seconds=5.0, check=check_content)
+        asking = Asking(Path(self.base.path), plan.options, self.root / "engine")
+        asking.learn(await self.engine.adaptable())
+        verified = Verified(self.root / "engine" / "verified")
+        self.live = Live(CheckedEngine(self.engine, asking, verified), routing, drain_seconds=5.0)
 
     def close(self) -> None:
         self.client.release()

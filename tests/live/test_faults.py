@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from stacked import live as live_module
+from stacked import loader
 from stacked.core import Adapter
 from stacked.engine import calls
 from stacked.errors import AdapterError, RegistryUnusable, StackedError, StoreUnusable
@@ -206,7 +206,7 @@ MODES = ["raises", "lost", "unanswered", "stuck"]
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calls, "CALL_SECONDS", 0.6)
-    monkeypatch.setattr(live_module, "_UNDO_SECONDS", 0.4)
+    monkeypatch.setattr(loader, "_UNDO_SECONDS", 0.4)
 
 
 def broken(lab: Lab, phase: str, point: str, skip: int, mode: str) -> Fault:

@@ -19,7 +19,7 @@ from stacked.deployment.deployments import Revision
 from stacked.errors import StackedError
 from stacked.registry import WorkStatus
 from stacked.steps import Phase
-from tests.deployments.machine import Machine, YieldingEngine
+from tests.deployments.machine import Machine, YieldingEngine, engine_of
 from tests.waiting import until_async
 
 
@@ -65,7 +65,7 @@ def full_at(call: str, engine: YieldingEngine, disk: Disk) -> Iterator[None]:
     ("phase", "call", "serves"),
     [
         (Phase.STAGE, "stage", "k1"),
-        (Phase.VERIFY, "canary", "k1"),
+        (Phase.VERIFY, "verify", "k1"),
         (Phase.REMOVE, "remove", "k2"),
     ],
 )
@@ -75,7 +75,7 @@ async def test_full_disk_leaves_one_whole_group_and_nothing_in_progress(
     id = await machine.active(1)
     disk = Disk()
     disk.watch(machine)
-    engine = machine.starts.started[0].engine
+    engine = engine_of(machine.starts.started[0])
     with full_at(call, engine, disk):
         with contextlib.suppress(StackedError):
             await machine.deployments.update(id, Revision(machine.group(2), live=True))

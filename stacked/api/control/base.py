@@ -37,11 +37,10 @@ from pydantic import (
 from pydantic.alias_generators import to_camel, to_snake
 from starlette.types import Receive, Scope
 
-from stacked.api.bodies import parse_object, read_body, replay
+from stacked.api.bodies import read_body
 from stacked.api.gate import principal_of
 from stacked.api.retry_tokens import HEADER as RETRY_TOKEN
 from stacked.api.retry_tokens import RetryTokens
-from stacked.api.targets import PREFIX
 from stacked.config import is_loopback
 from stacked.errors import NotAllowed, RecordStale
 from stacked.registry import Registry
@@ -49,6 +48,8 @@ from stacked.registry.paging import MAX_LIMIT
 from stacked.registry.records import Affected, Page, Record, WorkRequest
 from stacked.registry.records import Query as Reading
 from stacked.service import Service
+from stacked.serving.bodies import parse_object, replay
+from stacked.serving.targets import PREFIX
 
 R = TypeVar("R", bound=Record)
 M = TypeVar("M", bound="ResponseModel")

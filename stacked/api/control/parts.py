@@ -11,9 +11,9 @@ from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_v
 
 from stacked.api.control.base import Json, RequestModel
 from stacked.api.errors import fault_of
-from stacked.deployment.settings import MOST_BYTES
 from stacked.errors import ParameterInvalid
 from stacked.registry.records import Deployment
+from stacked.serving.settings import MOST_BYTES
 
 # Those of the platform's own processes.
 _PLATFORM_PORTS = (24224, 8446, 8447)

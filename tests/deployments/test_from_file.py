@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from stacked.config import Config, parse
-from stacked.deployment.declared import read_base, read_group
+from stacked.deployment.from_file import read_base, read_group
 from stacked.errors import TokensDiffer
 from stacked.steps import Silent
 from stacked.store import AdapterStore

@@ -5,29 +5,38 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from stacked.config import ServerConfig
 from stacked.core import Adapter, Base, Digest, Member, ModelGroup, ModelId, model_id_of
-from stacked.deployment import serving
-from stacked.deployment.serving import Known, Serving
+from stacked.engine.adaptable import Asking
 from stacked.engine.engine import Engine, Loaded
 from stacked.errors import (
     CanaryFailed,
     EngineDead,
     EngineStartFailed,
     ModuleUnapplied,
+    StackedError,
     StoreDamaged,
+    UpdateFailed,
 )
-from stacked.steps import Silent
+from stacked.serving import vllm
+from stacked.serving.settings import settings_of
+from stacked.serving.vllm import Prepared, VllmServing
+from stacked.steps import Phase, Silent
 from stacked.store import AdapterStore, BaseModules
 from stacked.store.adaptable import Adaptable
+from stacked.store.verified import Verified
 from tests.store.small import LINEAR, lora_weights, write_adapter, write_base
 
-ADAPTERS = [Adapter(Digest(f"sha256:{0:064x}"), Path("/gone"), 8, (), 0)]
+ADAPTER = Adapter(Digest(f"sha256:{0:064x}"), Path("/gone"), 8, (), 0)
+BASE = Base(ModelId("ocid1.base"), "base", "/base")
 
 
 class Started(Engine):
@@ -42,9 +51,10 @@ class Started(Engine):
 
 def start(monkeypatch: pytest.MonkeyPatch, starting: Any, check: Any) -> Any:
     monkeypatch.setattr(Engine, "start", lambda plan, progress: starting())
-    monkeypatch.setattr(serving, "check_content", check)
-    plan: Any = None
-    return serving._start_engine_and_check(plan, ADAPTERS, Silent())
+    monkeypatch.setattr(vllm, "check_content", check)
+    group = ModelGroup("g", BASE, (Member(model_id_of(ADAPTER.digest), ADAPTER, "a"),))
+    prepared: Any = SimpleNamespace(plan=None, group=group)
+    return vllm._start_engine(prepared, Silent())
 
 
 async def test_damaged_files_end_a_start_that_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +101,7 @@ async def test_an_engine_that_does_not_start_is_told_after_the_check(
 
     with pytest.raises(EngineStartFailed, match="no room"):
         await start(monkeypatch, starting, checked.append)
-    assert checked == ADAPTERS
+    assert checked == [ADAPTER]
 
 
 async def test_a_cancelled_start_is_cancelled_in_its_engine_too(
@@ -137,17 +147,13 @@ async def test_an_engine_that_dies_while_it_starts_is_a_failed_start_and_no_dead
     async def starting(*given: Any) -> Engine:
         return engine
 
-    async def app(*given: Any) -> None: ...
-
     async def commit() -> int:
         raise AssertionError("nothing is committed")
 
-    monkeypatch.setattr(serving, "_start_engine_and_check", starting)
-    monkeypatch.setattr(serving.Serving, "_open_app", app)
-    group = ModelGroup("tiny", Base(ModelId("ocid1.test.base"), "base", "/base"), ())
-    plan: Any = None
+    monkeypatch.setattr(vllm, "_start_engine", starting)
+    prepared = known.prepared(ModelGroup("tiny", BASE, ()))
     with pytest.raises(EngineStartFailed, match="has died: no such kernel"):
-        await serving.Serving.start(group, plan, known, commit, drain_seconds=1, progress=Silent())
+        await VllmServing.start(prepared, commit, ServerConfig(), Silent())
     assert engine.closed == 1
 
 
@@ -159,11 +165,14 @@ class Warm(Started):
 
     def __init__(self, canaries: Mapping[str, Sequence[float]] | None = None) -> None:
         super().__init__()
-        self.plan: Any = None
+        self.plan: Any = SimpleNamespace(max_rank=64)
         self.canaries = canaries or {}
         self.loaded: list[Digest] = []
 
     async def warm(self) -> None: ...
+
+    def undisturbed(self) -> AbstractAsyncContextManager[None]:
+        return nullcontext()
 
     async def adaptable(self) -> Adaptable:
         modules = {f"model.layers.{at}.self_attn.q_proj": None for at in range(2)}
@@ -179,14 +188,26 @@ class Warm(Started):
         return own or [-1.0, -2.0]
 
 
+@dataclass(frozen=True)
+class Known:
+    """What is known of an engine before it starts."""
+
+    asking: Asking
+    verified: Verified
+
+    def prepared(self, group: ModelGroup) -> Prepared:
+        plan: Any = SimpleNamespace(text=lambda: "a plan", max_rank=64)
+        nothing: Any = None
+        return Prepared(group, settings_of({}), plan, nothing, self.asking, self.verified)
+
+
 @pytest.fixture
 def known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Known:
-    async def opened(self: Serving) -> None: ...
+    async def opened(self: VllmServing) -> None: ...
 
-    monkeypatch.setattr(Serving, "_open_app", opened)
-    base = Base(ModelId("ocid1.base"), "base", str(write_base(tmp_path / "base")))
-    plan: Any = SimpleNamespace(options={"dtype": "float32"})
-    return Known.of(base, plan, tmp_path / "store")
+    monkeypatch.setattr(VllmServing, "_open_app", opened)
+    asking = Asking(write_base(tmp_path / "base"), {"dtype": "float32"}, tmp_path / "store")
+    return Known(asking, Verified(tmp_path / "store" / "v"))
 
 
 def group_of(tmp_path: Path, *names: str) -> ModelGroup:
@@ -200,12 +221,12 @@ def group_of(tmp_path: Path, *names: str) -> ModelGroup:
         source = write_adapter(tmp_path / f"source-{name}", weights, target_modules=targets)
         adapter = store.add(str(source), base=base)
         members.append(Member(model_id_of(adapter.digest), adapter, name))
-    return ModelGroup("g", Base(ModelId("ocid1.base"), "base", "/base"), tuple(members))
+    return ModelGroup("g", BASE, tuple(members))
 
 
 async def started(
     group: ModelGroup, engine: Engine, known: Known, monkeypatch: pytest.MonkeyPatch
-) -> Serving:
+) -> VllmServing:
     async def starting(plan: Any, progress: Any) -> Engine:
         return engine
 
@@ -213,8 +234,7 @@ async def started(
         return 7
 
     monkeypatch.setattr(Engine, "start", starting)
-    nothing: Any = None
-    return await Serving.start(group, nothing, known, commit, drain_seconds=1, progress=Silent())
+    return await VllmServing.start(known.prepared(group), commit, ServerConfig(), Silent())
 
 
 async def test_a_member_that_would_act_in_part_fails_the_start_by_its_key(
@@ -253,14 +273,24 @@ async def test_a_group_that_acts_in_whole_is_served_and_remembered(
     await made.close()
 
 
+class Journal:
+    """Of an update that nobody follows."""
+
+    def step(self, step: Phase, done: float, detail: str) -> None: ...
+
+    def refused(self, adapter: Digest, error: StackedError) -> None: ...
+
+    async def commit(self, generation: int) -> None: ...
+
+
 async def test_an_update_is_checked_against_the_running_engine(
     tmp_path: Path, known: Known, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served, other = group_of(tmp_path, "one", "all").members
-    group = ModelGroup("g", Base(ModelId("ocid1.base"), "base", "/base"), (served,))
+    group = ModelGroup("g", BASE, (served,))
     made = await started(group, Warm(), known, monkeypatch)
-    assert made.live._check is not None
-    made.live._check(served.adapter)
-    with pytest.raises(ModuleUnapplied, match="down_proj"):
-        made.live._check(other.adapter)
+    report = await made.live.update(BASE, (served,), Journal())
+    assert report.generation == 8
+    with pytest.raises(UpdateFailed, match="down_proj"):
+        await made.live.update(BASE, (other,), Journal())
     await made.close()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stacked.api.targets import (
+from stacked.serving.targets import (
     Inner,
     Target,
     app_path,

@@ -144,15 +144,6 @@ def is_card(path: str) -> bool:
     return _CARD.fullmatch(path) is not None
 
 
-def predict_path(tree: dict[str, object], configured: str | None) -> str:
-    """What `/predict` means for this body: `messages` is chat, `prompt` is completions."""
-    if "messages" in tree:
-        return "/v1/chat/completions"
-    if "prompt" in tree or configured is None:
-        return "/v1/completions"
-    return configured
-
-
 def is_plain(path: str) -> bool:
     """Whose error shape a path has that runs no model."""
     return path != "/v1" and not path.startswith("/v1/")

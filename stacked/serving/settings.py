@@ -1,13 +1,12 @@
 """How a deployed group is to be served: what its environment says, over this server's defaults.
 
-The variables are those of the STACKED contract, as in `container.py`. It must not know the engine,
-records or wire formats.
+The variables are those of the STACKED contract, as in `container.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast, get_args
 
 from stacked.config import PredictEndpoint
@@ -15,6 +14,8 @@ from stacked.container import boolean, served_names, tensor_parallel
 from stacked.errors import ConfigInvalid
 from stacked.steps import Silent
 from stacked.vllm_flags import read_flags
+
+DEFAULT_BASE_KEY = "base"
 
 # What the platform allows: all names and values together.
 MOST_BYTES = 2048
@@ -112,3 +113,34 @@ def _predict_endpoint(environ: Mapping[str, str]) -> PredictEndpoint | None:
             f"{' or '.join(get_args(PredictEndpoint))}, got {endpoint[:80]!r}"
         )
     return cast("PredictEndpoint", endpoint) if endpoint else None
+
+
+def settings_of(configuration: Mapping[str, Any]) -> ServingSettings:
+    """The settings in a deployment's configuration. Raises ConfigInvalid."""
+    environment = configuration.get("environment") or {}
+    variables = environment.get("environmentVariables") or {}
+    found = read_settings(variables, configuration.get("engine") or {})
+    return replace(found, base_key=found.base_key or configuration.get("base_key") or "")
+
+
+def base_key(base_id: str, given: str | None, settings: ServingSettings) -> str:
+    """How a group's base is called: as the group says, else as the deployment does.
+
+    A LIVE update may have renamed it since `--served-model-name` was written. Raises ConfigInvalid
+    where that names another base.
+    """
+    if settings.base_id and settings.base_id != base_id:
+        raise ConfigInvalid(
+            f"PARAMS: --served-model-name names model {settings.base_id}, and the base of the "
+            f"group is {base_id}"
+        )
+    return given or settings.base_key or DEFAULT_BASE_KEY
+
+
+def check_base_key(given: str | None, settings: ServingSettings) -> None:
+    """Refuse an environment that is written for a base of another key. Raises ConfigInvalid."""
+    if given and settings.base_key and settings.base_key != given:
+        raise ConfigInvalid(
+            f"PARAMS: --served-model-name calls the base {settings.base_key!r}, and the group "
+            f"calls it {given!r}; it has one inference key"
+        )

@@ -1,0 +1,141 @@
+"""The engine of a served group: an `Engine` whose adapters are checked on every way in.
+
+Before an adapter is read: its rank, its files, and that the base has all of its modules. Before a
+request reaches it: its canary.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from stacked.core import Adapter, Digest, short
+from stacked.engine.adaptable import Asking
+from stacked.engine.cpu_affinity import Pauses, yield_to_others
+from stacked.engine.engine import Engine, Loaded
+from stacked.errors import CanaryFailed, EngineError, EngineLoadFailed, RankRefused, StackedError
+from stacked.store.content import check_content, modules_of
+from stacked.store.verified import Verified
+
+# Above the float noise of the base itself: below this, an adapter changes nothing.
+_LEAST_CHANGE = 1e-5
+# Logprobs of the base move by less than this between batches, in bfloat16 too.
+_MOST_DRIFT = 0.1
+# Canaries of a start that are asked together, and the base among them.
+_CANARIES_AT_ONCE = 32
+
+
+class CheckedEngine:
+    """vLLM's `stacked.live.GroupEngine`."""
+
+    def __init__(self, engine: Engine, asking: Asking, verified: Verified) -> None:
+        """`verified` remembers which adapters have passed their canary on such an engine."""
+        self._engine = engine
+        self._asking = asking
+        self._verified = verified
+        self._checking = ThreadPoolExecutor(1, "stacked-check", initializer=yield_to_others)
+        self.adopt, self.activate = engine.adopt, engine.activate
+        self.discard, self.remove = engine.discard, engine.remove
+        self.undisturbed = engine.undisturbed
+
+    def check(self, adapter: Adapter) -> None:
+        """An engine's rank is set when it starts. Raises RankRefused."""
+        most = self._engine.plan.max_rank
+        if adapter.rank > most:
+            raise RankRefused(
+                f"adapter {short(adapter.digest)} has rank {adapter.rank}, and this engine takes "
+                f"{most}; set engine.max_lora_rank and restart, or update with updateType ZDT"
+            )
+
+    async def stage(self, adapter: Adapter) -> Loaded:
+        """See `Engine.stage`. Raises StoreDamaged and ModuleUnapplied too."""
+        await self._in_thread(self._check_content, adapter)
+        return await self._engine.stage(adapter)
+
+    def _check_content(self, adapter: Adapter) -> None:
+        check_content(adapter, Pauses())
+        self._asking.ask().check(modules_of(adapter))
+
+    async def verify(
+        self, staged: Mapping[Digest, Loaded], done: Callable[[int], None]
+    ) -> Mapping[Digest, StackedError]:
+        """Canaries of adapters beside requests, one at a time. Raises CanaryFailed for the base."""
+        base, noise = await self._base_canary()
+        failed: dict[Digest, StackedError] = {}
+        for at, (digest, loaded) in enumerate(staged.items(), start=1):
+            try:
+                check_canary(digest, await self._engine.canary(loaded), base, noise=noise)
+            except EngineLoadFailed as error:
+                failed[digest] = error
+            except EngineError as error:  # the next one would not be answered either
+                return {**failed, digest: error}
+            except StackedError as error:
+                failed[digest] = error
+            done(at)
+        again = await self._engine.canary(None)
+        if not _distance(base, again) <= max(_MOST_DRIFT, 4 * noise):  # NaN is drift too
+            raise CanaryFailed("the base answers differently with the new adapters loaded")
+        await self._remember(staged.keys() - failed)
+        return failed
+
+    async def verify_at_start(self, loaded: Iterable[Loaded]) -> Mapping[Digest, StackedError]:
+        """Canaries many at once, while nobody waits; those that passed before are not asked again.
+
+        Raises EngineError where the engine itself is at fault.
+        """
+        unknown = [each for each in loaded if each.digest not in self._verified]
+        if not unknown:
+            return {}
+        failed: dict[Digest, StackedError] = {}
+        _, noise = await self._base_canary()
+        for at in range(0, len(unknown), _CANARIES_AT_ONCE):
+            some = unknown[at : at + _CANARIES_AT_ONCE]
+            # The base in their midst: in a batch of another size its numbers move a little.
+            base, *answers = await asyncio.gather(
+                *(self._engine.canary(each) for each in (None, *some))
+            )
+            for each, answer in zip(some, answers, strict=True):
+                try:
+                    check_canary(each.digest, answer, base, noise=noise)
+                except CanaryFailed as error:
+                    failed[each.digest] = error
+        await self._remember({each.digest for each in unknown} - failed.keys())
+        return failed
+
+    def close(self) -> None:
+        """Give up the checks that wait. Closing twice is allowed."""
+        self._checking.shutdown(wait=False, cancel_futures=True)
+
+    async def _base_canary(self) -> tuple[Sequence[float], float]:
+        """How the base answers, and how far two such answers lie apart."""
+        base = await self._engine.canary(None)
+        return base, _distance(base, await self._engine.canary(None))
+
+    async def _remember(self, digests: set[Digest]) -> None:
+        await self._in_thread(self._verified.add, digests)
+
+    async def _in_thread(self, call: Callable[..., None], given: object) -> None:
+        """In the thread of the checks: a slow disk must not hold up the loop."""
+        await asyncio.get_running_loop().run_in_executor(self._checking, call, given)
+
+
+def check_canary(
+    digest: Digest, answer: Sequence[float], base: Sequence[float], *, noise: float
+) -> None:
+    """Raises CanaryFailed when an adapter's logprobs are not finite or are the base's.
+
+    `noise` is how far the base's own logprobs lie apart when it is asked twice.
+    """
+    if not all(math.isfinite(value) for value in answer):
+        raise CanaryFailed(f"adapter {short(digest)} answers with values that are not finite")
+    if _distance(answer, base) <= max(_LEAST_CHANGE, noise):
+        raise CanaryFailed(
+            f"adapter {short(digest)} changes nothing: it answers as the base does. "
+            "Was it trained, and for this base?"
+        )
+
+
+def _distance(one: Sequence[float], other: Sequence[float]) -> float:
+    return max((abs(a - b) for a, b in zip(one, other, strict=True)), default=0.0)

@@ -1,0 +1,172 @@
+"""Adapters on their way into one engine and out of it: checked, staged, verified, let go of.
+
+It must not know keys, requests or which group is served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Generic, Protocol, TypeVar
+
+from stacked.core import Adapter, Digest, Handle
+from stacked.errors import EngineError, EngineLoadFailed, EngineSilent, StackedError
+
+# Cleaning up waits this long for one answer; an engine that is slower than that is not asked more.
+_UNDO_SECONDS = 60.0
+# Adapters that are staged together, while they are small.
+_AT_ONCE = 8
+_BYTES_AT_ONCE = 8 * 1024**2
+
+H = TypeVar("H", bound=Handle)
+
+Count = Callable[[int], None]
+"""Called with how many of something are done."""
+
+
+class GroupEngine(Protocol[H]):
+    """What a change of the group needs of an engine. vLLM's is `engine.checked.CheckedEngine`."""
+
+    def check(self, adapter: Adapter) -> None:
+        """Refuse what this engine cannot hold, before it is read."""
+
+    async def stage(self, adapter: Adapter) -> H:
+        """Read an adapter while others are served; no request can use it yet."""
+
+    async def adopt(self, handle: H, /) -> None:
+        """From now on requests may use it."""
+
+    async def activate(self, handle: H, /) -> bool:
+        """Have it where it computes, if there is room."""
+
+    async def verify(
+        self, staged: Mapping[Digest, H], done: Count
+    ) -> Mapping[Digest, StackedError]:
+        """Which of these do not answer as they must, and why.
+
+        Raises CanaryFailed where what served before is answered differently.
+        """
+
+    async def discard(self, *handles: H) -> None:
+        """Forget what was staged and not adopted. Twice is allowed, as for `remove`."""
+
+    async def remove(self, *handles: H) -> None:
+        """Forget what was adopted."""
+
+    def undisturbed(self) -> AbstractAsyncContextManager[None]:
+        """While new content is brought in, requests are delayed as little as possible."""
+
+
+class Loader(Generic[H]):
+    """What one engine is asked to take and to let go of."""
+
+    def __init__(self, engine: GroupEngine[H]) -> None:
+        self._engine = engine
+        self._stuck: dict[int, H] = {}
+
+    @property
+    def stuck(self) -> list[H]:
+        """What the engine did not let go of when it was asked to. From any thread."""
+        return list(self._stuck.values())
+
+    def check(self, adapters: Iterable[Adapter]) -> dict[Digest, StackedError]:
+        """Which of these the engine cannot hold, and why; reads none of them."""
+        failed: dict[Digest, StackedError] = {}
+        for adapter in adapters:
+            try:
+                self._engine.check(adapter)
+            except StackedError as error:
+                failed[adapter.digest] = error
+        return failed
+
+    async def stage(
+        self, adapters: Sequence[Adapter], staged: dict[Digest, H], done: Count
+    ) -> dict[Digest, StackedError]:
+        """Bring these in. Which failed, and why: all are tried while the engine itself is well.
+
+        Whatever the engine has of them is in `staged`, also after an error or a cancellation.
+        """
+        failed: dict[Digest, StackedError] = {}
+        count = 0
+        for batch in _batches(adapters):
+            async with asyncio.TaskGroup() as tasks:
+                brought = [tasks.create_task(self._bring(each, staged)) for each in batch]
+            for adapter, task in zip(batch, brought, strict=True):
+                if error := task.result():
+                    failed[adapter.digest] = error
+            count += len(batch)
+            done(count)
+            if any(map(is_the_engines, failed.values())):
+                break
+        return failed
+
+    async def _bring(self, adapter: Adapter, staged: dict[Digest, H]) -> StackedError | None:
+        try:
+            handle = staged[adapter.digest] = await self._engine.stage(adapter)
+            await self._engine.adopt(handle)
+            await self._engine.activate(handle)
+        except StackedError as error:
+            return error
+        return None
+
+    async def let_go(self, handles: Iterable[H]) -> dict[Digest, StackedError]:
+        """Have the engine forget these, staged or adopted; which it still has, and why.
+
+        All are asked for at once, and one by one where that fails. An engine that is silent is
+        asked no more: there may be hundreds.
+        """
+        loaded = {handle.number: handle for handle in handles}
+        left: dict[int, StackedError] = {}
+        pending = [[*loaded]] if loaded else []
+        while pending:
+            some = pending.pop(0)
+            try:
+                await self._forget(*(loaded[number] for number in some))
+            except EngineSilent as error:
+                left |= dict.fromkeys([*some, *itertools.chain(*pending)], error)
+                break
+            except StackedError as error:
+                if len(some) > 1:
+                    pending = [[number] for number in some]
+                else:
+                    left[some[0]] = error
+        for number, handle in loaded.items():
+            self._stuck.pop(number, None)
+            if number in left:
+                self._stuck[number] = handle
+        return {loaded[number].digest: error for number, error in left.items()}
+
+    async def _forget(self, *handles: H) -> None:
+        """Raises EngineSilent, and StackedError where the engine has them still."""
+
+        async def ask() -> None:
+            await self._engine.discard(*handles)
+            await self._engine.remove(*handles)
+
+        task = asyncio.ensure_future(ask())
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        try:
+            # Shielded: what was asked may still be done when nobody waits for it any more.
+            await asyncio.wait_for(asyncio.shield(task), _UNDO_SECONDS)
+        except TimeoutError as error:
+            raise EngineSilent(f"no answer from the engine in {_UNDO_SECONDS:.0f} s") from error
+
+
+def is_the_engines(error: StackedError) -> bool:
+    """Whether the engine itself is at fault: then the next adapter would fare no better."""
+    return isinstance(error, EngineError) and not isinstance(error, EngineLoadFailed)
+
+
+def _batches(adapters: Sequence[Adapter]) -> Iterator[list[Adapter]]:
+    """In order, small adapters together: each answer of a busy engine takes a step."""
+    batch: list[Adapter] = []
+    for adapter in adapters:
+        size = sum(each.bytes for each in batch) + adapter.bytes
+        if batch and (len(batch) >= _AT_ONCE or size > _BYTES_AT_ONCE):
+            yield batch
+            batch = []
+        batch.append(adapter)
+    if batch:
+        yield batch

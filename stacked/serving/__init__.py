@@ -1,0 +1,56 @@
+"""What serves one deployment: an engine with its live group, and how requests reach it.
+
+`Serving` is all that the rest of the product needs of one; vLLM's is `vllm.VllmServing`. It must
+not know FastAPI, records or where a group came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, NamedTuple, Protocol
+
+from stacked.groups.leases import Lease
+from stacked.groups.routing import Route
+from stacked.live import Live
+from stacked.serving.targets import Target
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+class Admission(NamedTuple):
+    """What one request was given when it came in; nothing is looked up for it afterwards."""
+
+    route: Route[Any]
+    lease: Lease
+    """To be released when it has ended."""
+    answer: Callable[[Receive, Send], Awaitable[None]]
+    """Has the model answer. `receive` is what follows the request's body."""
+
+
+class Serving(Protocol):
+    """A running engine and its live group. `await close()` ends it."""
+
+    live: Live[Any]
+    app: Any
+    """The ASGI app of what runs no model: lists, metrics, pages."""
+
+    @property
+    def dead(self) -> bool:
+        """Whether the engine is gone."""
+
+    def check_alive(self) -> None:
+        """Raises EngineDead."""
+
+    def admit(
+        self, target: Target, scope: Scope, body: bytes, end: Callable[[], None]
+    ) -> Admission:
+        """Find the model that a request means, and lease it. `end` asks the request to end at once.
+
+        Synchronous: nothing comes between the look into the routing table and the lease. Raises
+        RoutingError, RequestError.
+        """
+
+    async def close(self) -> None: ...

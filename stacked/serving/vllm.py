@@ -1,0 +1,233 @@
+"""vLLM's serving: an engine, its live group and vLLM's app over both, from start to close.
+
+It owns the order of a start (engine, app, adapters, commit) and of an end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from stacked.config import ServerConfig
+from stacked.core import Adapter, Digest, ModelGroup
+from stacked.engine.adaptable import Asking
+from stacked.engine.checked import CheckedEngine
+from stacked.engine.engine import Engine, Loaded
+from stacked.engine.machine import look
+from stacked.engine.openai import Served, build_openai_app
+from stacked.engine.plan import EnginePlan, make_plan
+from stacked.engine.support import require_build
+from stacked.errors import EngineDead, EngineLoadFailed, EngineStartFailed, StackedError
+from stacked.groups.routing import Routing
+from stacked.live import Live
+from stacked.serving import Admission, Scope
+from stacked.serving.door import Call, Door
+from stacked.serving.settings import ServingSettings
+from stacked.serving.targets import Target
+from stacked.steps import Counted, Progress, Start
+from stacked.store import BaseModules
+from stacked.store.content import check_content, modules_of
+from stacked.store.verified import Verified
+
+Commit = Callable[[], Awaitable[int]]
+"""Makes a group durable; its generation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """All that is decided before an engine is started, and what is known of such an engine."""
+
+    group: ModelGroup
+    settings: ServingSettings
+    plan: EnginePlan
+    modules: BaseModules
+    """What adapters are checked against that are loaded later."""
+    asking: Asking
+    """Which modules of the base adapters are applied to."""
+    verified: Verified
+    """Which adapters have answered as they should."""
+
+    @classmethod
+    def of(
+        cls, group: ModelGroup, modules: BaseModules, settings: ServingSettings, store: Path
+    ) -> Prepared:
+        """Plan the engine of a group; `store` is the store's directory. Raises GroupImpossible."""
+        base = Path(group.base.path)
+        plan = make_plan(
+            base=base,
+            shapes=modules.modules,
+            served_names=(group.base.key, group.base.model_id),
+            adapters=list(group.adapters().values()),
+            options=settings.engine,
+            machine=look(),
+            build=require_build(),
+        )
+        asking = Asking(base, plan.options, store / "engine")
+        facts = [group.base.digest, str(plan.options.get("dtype")), asking.name]
+        scope = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:32]
+        verified = Verified(store / "engine" / f"{scope}.verified")
+        return cls(group, settings, plan, replace(modules, engine=asking), asking, verified)
+
+
+class VllmServing:
+    """A running vLLM with its live group; see `stacked.serving.Serving`."""
+
+    def __init__(
+        self, prepared: Prepared, engine: Engine, live: Live[Loaded], server: ServerConfig
+    ) -> None:
+        self.plan = prepared.plan
+        self.settings = prepared.settings
+        self.modules = prepared.modules
+        self.engine = engine
+        self.live = live
+        self.app: Any = None
+        self._server = server
+        self._open = contextlib.AsyncExitStack()
+
+    @classmethod
+    async def start(
+        cls, prepared: Prepared, commit: Commit, server: ServerConfig, tell: Progress
+    ) -> VllmServing:
+        """Show the plan, start the engine and load the group; 20 to 60 s.
+
+        `commit` is called last, when nothing can fail any more. Raises what that raises,
+        EngineOptionInvalid, EngineStartFailed, EngineLoadFailed, StoreDamaged, ModuleUnapplied,
+        CanaryFailed; what was started is stopped then, as it is when this is cancelled.
+        """
+        tell.note(prepared.plan.text())
+        group = prepared.group
+        engine = await _start_engine(prepared, tell)
+        checked = CheckedEngine(engine, prepared.asking, prepared.verified)
+        nobody = Routing[Loaded].of(group.base, (), {}, 0)
+        serving = cls(
+            prepared, engine, Live(checked, nobody, drain_seconds=server.drain_seconds), server
+        )
+        serving._open.callback(checked.close)
+        try:
+            tell.step(Start.WARM)
+            # The one computes in the engine's process, the other imports in this one.
+            await asyncio.gather(engine.warm(), serving._open_app())
+            prepared.asking.learn(await engine.adaptable())
+            await asyncio.to_thread(_check_all_applied, group, prepared.asking)
+            handles = await _load_all(engine, group, tell)
+            tell.step(Start.VERIFY)
+            failed = await checked.verify_at_start(reversed([*handles.values()]))
+            _raise_first(group, failed)
+            generation = await commit()
+        except EngineDead as error:
+            await serving.close()
+            # Another start would end like this one.
+            raise EngineStartFailed(str(error)) from error
+        except BaseException:
+            await serving.close()
+            raise
+        serving.live.begin(Routing.of(group.base, group.members, handles, generation))
+        return serving
+
+    async def _open_app(self) -> None:
+        app = await build_openai_app(self.engine, self._rows)
+        # vLLM's app has a lifespan of its own, which no server runs as it is not the outermost.
+        await self._open.enter_async_context(app.router.lifespan_context(app))
+        self.use(app)
+
+    def use(self, app: Any) -> None:
+        """Have this app answer, which is vLLM's or one of its form."""
+        predict = self.settings.predict_endpoint or self._server.predict_endpoint
+        unknown = self._server.unknown_parameters
+        self.app = app
+        self._door = Door(app, predict=predict, unknown_parameters=unknown)
+
+    @property
+    def dead(self) -> bool:
+        """Whether the engine's process has died."""
+        return self.engine.dead
+
+    def check_alive(self) -> None:
+        """Raises EngineDead."""
+        if self.engine.dead:
+            raise EngineDead("the engine has died; its log says why. Restart the server")
+
+    def admit(
+        self, target: Target, scope: Scope, body: bytes, end: Callable[[], None]
+    ) -> Admission:
+        """See `Serving.admit`."""
+        call = Call.read(target, scope, body)
+        route, lease = self.live.admit(call.names, end)
+        return Admission(route, lease, partial(self._door.answer, call, route))
+
+    def _rows(self) -> list[Served]:
+        """The base, then the members, as `/v1/models` lists them."""
+        routing = self.live.routing
+        base = routing.base
+        assert base is not None, "vLLM serves adapters of a base"
+        root = base.path.rpartition("/")[2]
+        rows = [Served(base.key, root, None, {"model_id": base.model_id})]
+        for member in routing.members:
+            adapter = member.adapter
+            more = {"model_id": member.model_id, "digest": adapter.digest, "rank": adapter.rank}
+            rows.append(Served(member.label, adapter.digest, base.key, more))
+        return rows
+
+    async def close(self) -> None:
+        """Stop the engine and whatever still runs on it. Closing twice is allowed."""
+        self.live.close()
+        try:
+            await self._open.aclose()
+        finally:
+            await self.engine.close()
+
+
+async def _start_engine(prepared: Prepared, tell: Progress) -> Engine:
+    """Start an engine, and meanwhile check that the adapters' files are still what they were."""
+    starting = asyncio.ensure_future(Engine.start(prepared.plan, progress=tell))
+    try:
+        await asyncio.to_thread(_check_all, prepared.group.adapters().values())
+        return await starting
+    except BaseException:
+        starting.cancel()
+        for ended in await asyncio.gather(starting, return_exceptions=True):
+            if isinstance(ended, Engine):
+                await ended.close()
+        raise
+
+
+def _check_all(adapters: Iterable[Adapter]) -> None:
+    for adapter in adapters:
+        check_content(adapter)
+
+
+async def _load_all(engine: Engine, group: ModelGroup, tell: Progress) -> Mapping[Digest, Loaded]:
+    adapters = list(group.adapters().values())
+    try:
+        return await engine.load_all(adapters, Counted(tell, Start.LOAD, len(adapters)))
+    except EngineLoadFailed as error:
+        _raise_first(group, {Digest(error.digest): error} if error.digest else {})
+        raise
+
+
+def _check_all_applied(group: ModelGroup, asking: Asking) -> None:
+    """Whether the engine applies all of each adapter. Raises ModuleUnapplied, the member named."""
+    adaptable = asking.ask()
+    passed: set[frozenset[str]] = set()  # members of a group mostly have the same modules
+    for digest, adapter in group.adapters().items():
+        modules = frozenset(modules_of(adapter))
+        if modules not in passed:
+            try:
+                adaptable.check(modules)
+            except StackedError as error:
+                _raise_first(group, {digest: error})
+        passed.add(modules)
+
+
+def _raise_first(group: ModelGroup, failed: Mapping[Digest, StackedError]) -> None:
+    """Raise the first of these errors with the names of its members before the sentence."""
+    for digest, error in failed.items():
+        names = ", ".join(m.label for m in group if m.adapter.digest == digest)
+        more = f" ({len(failed) - 1} more failed)" if len(failed) > 1 else ""
+        raise type(error)(f"{names}: {error}{more}") from error
