@@ -5,11 +5,8 @@ from __future__ import annotations
 import base64
 import itertools
 import json
-import statistics
-import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -153,26 +150,15 @@ def test_nonsense_as_token_sort_or_limit_is_refused(registry: Registry) -> None:
             registry.models.list(Query(limit=limit))
 
 
-def test_10_000_rows_are_listed_filtered_and_paged(tmp_path: Path) -> None:
-    with Registry(tmp_path / "registry.db") as registry:
-        begin = time.perf_counter()
-        registry.models.put_all([model(at, f"m{at % 100}", at) for at in range(10_000)])
-        written = time.perf_counter() - begin
-        seconds: dict[str, list[float]] = {"first page": [], "filtered page": [], "deep page": []}
-        page, seen = None, 0
-        while True:
-            begin = time.perf_counter()
-            found = registry.models.list(Query("display_name", False, 100, page))
-            seconds["deep page" if page else "first page"].append(time.perf_counter() - begin)
-            seen += len(found.items)
-            page = found.next
-            if page is None:
-                break
-        assert seen == 10_000
-        for at in range(100):
-            begin = time.perf_counter()
-            filtered = registry.models.list(display_name=f"m{at}")
-            seconds["filtered page"].append(time.perf_counter() - begin)
-            assert len(filtered.items) == 100
-    told = ", ".join(f"{k} {statistics.median(v) * 1000:.1f} ms" for k, v in seconds.items())
-    print(f"10,000 rows: put in one transaction {written:.2f} s; medians: {told}")
+def test_10_000_rows_are_listed_filtered_and_paged(registry: Registry) -> None:
+    registry.models.put_all([model(at, f"m{at % 100}", at) for at in range(10_000)])
+    seen: set[str] = set()
+    query = Query("display_name", False, 1000)
+    while True:
+        found = registry.models.list(query)
+        seen |= {item.id for item in found.items}
+        if found.next is None:
+            break
+        query = replace(query, page=found.next)
+    assert len(seen) == 10_000
+    assert len(registry.models.list(display_name="m7").items) == 100
