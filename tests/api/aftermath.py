@@ -72,7 +72,7 @@ def check_store(data: Path) -> None:
     """No temporary directory, and every adapter is what its digest says."""
     assert os.listdir(data / "store" / "staging") == []
     store = AdapterStore(data / "store")
-    digests = store._digests()
+    digests = store._shelf.digests()
     assert digests
     for digest in digests:
         store.verify(digest)
