@@ -1,4 +1,4 @@
-"""Measurements on this machine: throughput, serving, LIVE updates, start, each beside its like.
+"""Measurements on this machine: throughput, serving, LIVE updates, start, each against a baseline.
 
 Engines and servers run as processes of a benchmark's own; it must not reach into the service.
 """

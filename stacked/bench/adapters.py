@@ -68,7 +68,7 @@ def _shapes(modules: BaseModules, targets: Sequence[str]) -> dict[str, tuple[int
     }
     if not found:
         raise BaseNotFound(
-            f"{modules} has no modules called {', '.join(targets)} whose shape can be told; "
+            f"{modules} has no modules called {', '.join(targets)} whose shape is known; "
             "name adapters of your own instead"
         )
     return found

@@ -51,7 +51,7 @@ class Got:
 
 
 def body(key: str, prompt: str, max_tokens: int) -> dict[str, Any]:
-    """Exactly `max_tokens` greedy tokens, told as ids: a text can hide a different token."""
+    """Exactly `max_tokens` greedy tokens, as ids: a text can hide a different token."""
     return {
         "model": key,
         "prompt": prompt,

@@ -39,7 +39,7 @@ class BaseWeights:
 
     @classmethod
     def of(cls, modules: BaseModules) -> BaseWeights | None:
-        """None where a shape cannot be told, as of a quantised base."""
+        """None where a shape is unknown, as for a quantised base."""
         head = layers = 0
         for name, shape in modules.modules.items():
             if name in modules.embeddings or not modules.in_language_model(name):

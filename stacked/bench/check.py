@@ -140,5 +140,5 @@ def _refusal(refusal: Refusal, versions: Sequence[Version]) -> Violation | None:
     if refusal.code in _ABSENT and any(refusal.key not in v.keys for v in possible):
         return None
     served = ", ".join(str(v.generation) for v in possible)
-    told = f"{refusal.key!r} got {refusal.code} ({refusal.message}) while {served} served"
-    return Violation("error", told)
+    message = f"{refusal.key!r} got {refusal.code} ({refusal.message}) while {served} served"
+    return Violation("error", message)

@@ -1,4 +1,4 @@
-"""One engine in a process of its own, which runs batches that it is told of on stdin.
+"""One engine in a process of its own, which runs the batches that it reads from stdin.
 
 A line of JSON in, a line of JSON out.
 """

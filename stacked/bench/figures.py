@@ -11,7 +11,7 @@ from math import ceil
 from statistics import median
 
 IDLE_SECONDS = 1.5
-"""What an engine that has just worked is left before another is measured beside it.
+"""What an engine that has just worked is left before another is measured.
 
 vLLM's worker spins for a second after its last step, on the same core as every other's.
 """
@@ -35,10 +35,10 @@ class Spread:
 
     def text(self, digits: int = 2) -> str:
         """`1.20 (1.10 to 1.31)`; one measurement has no spread."""
-        told = f"{self.median:.{digits}f}"
+        median = f"{self.median:.{digits}f}"
         if self.count == 1:
-            return told
-        return f"{told} ({self.least:.{digits}f} to {self.most:.{digits}f})"
+            return median
+        return f"{median} ({self.least:.{digits}f} to {self.most:.{digits}f})"
 
     def tree(self) -> dict[str, float | int]:
         return {
@@ -50,7 +50,7 @@ class Spread:
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """Each measurement over the one that was made beside it, in the order they were made.
+    """Each measurement over its neighbour in time, in the order they were made.
 
     Neighbours in time share the machine's mood; medians of different hours do not. Raises
     ValueError where they are not as many.

@@ -28,7 +28,7 @@ _HEADER = (
 
 
 def gaps_result(
-    told: Mapping[str, Any],
+    summary: Mapping[str, Any],
     settings: Mapping[str, Any],
     each: Sequence[Mapping[str, Any]],
     read: Mapping[str, float | int],
@@ -55,7 +55,7 @@ def gaps_result(
         )
     data = {
         "benchmark": "swap --gaps",
-        "subject": dict(told),
+        "subject": dict(summary),
         "settings": dict(settings),
         "read_the_same_bytes": dict(read),
         "switch_of_a_staged_group": dict(switch),
@@ -113,7 +113,7 @@ def _notes(
             for name in ("door_steady", "door_at_switch")
         )
         notes.append(
-            "A request that needs no engine, beside the streams: "
+            "A request that needs no engine, during the streams: "
             f"{steady['median']:.1f} ms (p99 {steady['p99']:.1f}, worst {steady['worst']:.1f}) in "
             f"the steady window; worst {switch['worst']:.1f} ms within 50 ms of the switch."
         )

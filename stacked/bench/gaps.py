@@ -1,6 +1,6 @@
 """`stacked bench swap --gaps`: how long tokens wait while adapters are loaded.
 
-Our LIVE update and vLLM's own endpoint load the same files beside the same streams.
+Our LIVE update and vLLM's own endpoint load the same files under the same streams.
 """
 
 from __future__ import annotations
@@ -93,9 +93,9 @@ def run_gaps(subject: Subject, settings: Settings, directory: Path, tell: Tellin
                 row = _measure(subject, settings, url, loader, side == OURS)
                 each.append({"side": side, "repeat": number, **row})
     read = read_seconds(subject.adapters[1:])
-    told = subject.told() | {"options": subject.options()}
+    summary = subject.summary() | {"options": subject.options()}
     switch = measure_switch(MAX_MEMBERS, _SWITCHES)
-    return gaps_result(told, asdict(settings), each, read, switch)
+    return gaps_result(summary, asdict(settings), each, read, switch)
 
 
 @contextmanager
@@ -118,7 +118,7 @@ def _loader(subject: Subject, side: str, directory: Path) -> Iterator[tuple[str,
 def _measure(
     subject: Subject, settings: Settings, url: str, loader: Loader, has_door: bool
 ) -> dict[str, Any]:
-    """One load under streams alone, then one with other requests beside them."""
+    """One load under streams alone, then one with other requests too."""
     tokens = min(_STREAM_TOKENS, int(subject.engine.get("max_model_len", 1024)) - 64)
     with (
         Streams(url, loader.streamed, settings.streams, tokens) as streams,

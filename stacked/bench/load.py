@@ -1,4 +1,4 @@
-"""vLLM's serving benchmark as the load generator: one process of it, told of load after load.
+"""vLLM's serving benchmark as the load generator: one process, given load after load.
 
 It is imported once, before anything is measured, and it is not changed.
 """
@@ -77,12 +77,12 @@ def words(
     lengths: Lengths,
     seed: int = 0,
 ) -> list[str]:
-    """What `vllm bench serve` is told. The same seed asks the same."""
+    """The arguments of `vllm bench serve`. The same seed sends the same requests."""
     said = ["--base-url", url, "--backend", "openai", "--endpoint", "/v1/completions"]
     said += ["--model", "base", "--tokenizer", str(tokenizer), "--dataset-name", "random"]
     said += ["--random-input-len", str(lengths.prompt), "--random-output-len", str(lengths.output)]
     said += ["--num-prompts", str(load.requests), "--seed", str(seed), "--temperature", "0"]
-    # Detailed, so that errors are told.
+    # Detailed, so that errors are reported.
     said += ["--save-detailed", "--disable-tqdm", "--percentile-metrics", "ttft,tpot,itl"]
     if keys:
         said += ["--lora-modules", *keys, "--lora-assignment", "round-robin"]
@@ -127,12 +127,12 @@ def run_load(talk: Talk, said: Sequence[str], load: Load) -> dict[str, Any]:
     return checked(talk.ask({"words": list(said)}), load)
 
 
-def checked(told: Mapping[str, Any], load: Load) -> dict[str, Any]:
+def checked(result: Mapping[str, Any], load: Load) -> dict[str, Any]:
     """Only whole runs count: ParameterInvalid where a request failed."""
-    if told.get("completed") != load.requests:
+    if result.get("completed") != load.requests:
         raise ParameterInvalid(
-            f"{load.requests - int(told.get('completed', 0))} of {load.requests} requests failed "
+            f"{load.requests - int(result.get('completed', 0))} of {load.requests} requests failed "
             f"under {load.name}, and such a run is no measurement. "
-            f"The first: {told.get('first_error') or 'it does not say'}"
+            f"The first: {result.get('first_error') or 'it does not say'}"
         )
-    return {name: float(told[name]) for name in FIGURES}
+    return {name: float(result[name]) for name in FIGURES}

@@ -1,4 +1,4 @@
-"""`stacked bench offline`: the throughput of the engine alone, each row beside LoRA switched off.
+"""`stacked bench offline`: the throughput of the engine alone, each row against LoRA switched off.
 
 Engines run as processes of their own.
 """
@@ -71,11 +71,11 @@ class Measured:
 
 
 def run_offline(subject: Subject, settings: Settings, directory: Path, tell: Telling) -> Result:
-    """Measure every row, and LoRA off beside it. Raises EngineStartFailed."""
+    """Measure every row, and LoRA off next to it. Raises EngineStartFailed."""
     bound = bound_of(subject, settings, tell)
     run = _together if settings.together else _apart
     measured = list(run(subject, settings, directory, tell))
-    return offline_result(subject.told(), settings, measured, bound)
+    return offline_result(subject.summary(), settings, measured, bound)
 
 
 def bound_of(subject: Subject, settings: Settings, tell: Telling) -> Bound | None:
@@ -84,7 +84,7 @@ def bound_of(subject: Subject, settings: Settings, tell: Telling) -> Bound | Non
     try:
         base = BaseWeights.of(BaseModules.read(subject.base))
         if base is None:
-            tell.note("no ceiling: the shapes of this base's weights cannot be told")
+            tell.note("no ceiling: the shapes of this base's weights are unknown")
             return None
         ceilings = measured_ceilings(dtype_of(subject.base, subject.options().get("dtype")))
     except StackedError as error:
@@ -178,8 +178,8 @@ def batch_message(settings: Settings, side: str, row: Row, number: int) -> dict[
 
 
 def _measure(engine: Talk, settings: Settings, side: str, row: Row, number: int) -> Measured:
-    told = engine.ask(batch_message(settings, side, row, number))
-    return Measured(round=number, side=side, row=row.name, **told)
+    reply = engine.ask(batch_message(settings, side, row, number))
+    return Measured(round=number, side=side, row=row.name, **reply)
 
 
 def row_ratios(measured: Sequence[Measured], side: str, row: str) -> list[float]:
@@ -193,7 +193,7 @@ def row_ratios(measured: Sequence[Measured], side: str, row: str) -> list[float]
 
 
 def offline_result(
-    told: Mapping[str, Any],
+    summary: Mapping[str, Any],
     settings: Settings,
     measured: Sequence[Measured],
     bound: Bound | None = None,
@@ -214,7 +214,7 @@ def offline_result(
             shares.append(Bar(label, SIDES[side], figures["ratio"]))
     data = {
         "benchmark": "offline",
-        "subject": dict(told),
+        "subject": dict(summary),
         "settings": asdict(settings),
         **({"bound": asdict(bound)} if bound else {}),
         "rows": listed,

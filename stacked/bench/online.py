@@ -1,6 +1,6 @@
-"""`stacked bench online`: our server against a rival, under the same load, turn about.
+"""`stacked bench online`: our server against a baseline, under the same load, interleaved.
 
-The rival is vLLM's own server, or ours again with another setting of the engine.
+The baseline is vLLM's own server, or ours with another engine setting.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ class Settings:
     against: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def rival(self) -> str | None:
+    def baseline(self) -> str | None:
         return OTHER if self.against else PEER if self.peer else None
 
     @property
     def sides(self) -> tuple[str, ...]:
-        return (OURS, self.rival) if self.rival else (OURS,)
+        return (OURS, self.baseline) if self.baseline else (OURS,)
 
     def name(self, side: str) -> str:
         """What a table calls a side."""
@@ -67,12 +67,12 @@ class Measured:
 def run_online(subject: Subject, settings: Settings, directory: Path, tell: Telling) -> Result:
     """Load the servers in turn. Raises EngineStartFailed, ParameterInvalid."""
     if settings.peer and settings.against:
-        raise ParameterInvalid("one rival at a time: vLLM's server, or other engine options")
+        raise ParameterInvalid("one baseline at a time: vLLM's server, or other engine options")
     tell.begin("Starting the load generator")
     with generator(directory) as talk:
         run = _together if settings.together else _apart
         measured = list(run(subject, settings, directory, talk, tell))
-    return online_result(subject.told() | {"options": subject.options()}, settings, measured)
+    return online_result(subject.summary() | {"options": subject.options()}, settings, measured)
 
 
 def _apart(
@@ -157,18 +157,18 @@ def _one(
 
 
 def online_result(
-    told: Mapping[str, Any], settings: Settings, measured: Sequence[Measured]
+    summary: Mapping[str, Any], settings: Settings, measured: Sequence[Measured]
 ) -> Result:
     """Medians of each load on each side, and ours over theirs within each round."""
     rows, listed, charts = [], [], []
     for load in settings.loads:
         for side in settings.sides:
             spreads = {name: Spread.of(_values(measured, side, load, name)) for name in FIGURES}
-            shares = _shares(measured, load, settings.rival) if side == OURS else {}
+            shares = _shares(measured, load, settings.baseline) if side == OURS else {}
             rows.append([load.name, settings.name(side), *_cells(spreads), *_share_cells(shares)])
-            told_shares = {f"{name}_ratio": spread.tree() for name, spread in shares.items()}
+            ratios = {f"{name}_ratio": spread.tree() for name, spread in shares.items()}
             figures = {name: spread.tree() for name, spread in spreads.items()}
-            listed.append({"load": load.name, "side": side, **figures, **told_shares})
+            listed.append({"load": load.name, "side": side, **figures, **ratios})
     for name, title, unit in _CHARTS:
         bars = [
             Bar(load.name, settings.name(side), Spread.of(_values(measured, side, load, name)))
@@ -178,7 +178,7 @@ def online_result(
         charts.append(Chart(title, unit, bars))
     data = {
         "benchmark": "online",
-        "subject": dict(told),
+        "subject": dict(summary),
         "settings": asdict(settings),
         "rows": listed,
         "each": [asdict(each) for each in measured],
@@ -217,12 +217,12 @@ def _values(measured: Sequence[Measured], side: str, load: Load, name: str) -> l
     return [each.figures[name] for each in sorted(mine, key=lambda each: each.round)]
 
 
-def _shares(measured: Sequence[Measured], load: Load, rival: str | None) -> dict[str, Spread]:
-    if rival is None:
+def _shares(measured: Sequence[Measured], load: Load, baseline: str | None) -> dict[str, Spread]:
+    if baseline is None:
         return {}
     return {
         name: Spread.of(
-            ratios(_values(measured, OURS, load, name), _values(measured, rival, load, name))
+            ratios(_values(measured, OURS, load, name), _values(measured, baseline, load, name))
         )
         for name in FIGURES
     }

@@ -96,7 +96,7 @@ def markdown(result: Result, around: Mapping[str, Any]) -> str:
     """The table as Markdown, under its circumstances."""
     machine, versions = around["machine"], around["versions"]
     gpus = "".join(f", {name}" for name in machine["gpus"])
-    told = [
+    lines = [
         f"# {result.name}",
         "",
         f"    {around['command']}",
@@ -110,7 +110,7 @@ def markdown(result: Result, around: Mapping[str, Any]) -> str:
         *_table(result.header, result.rows),
         *(line for note in result.notes for line in ("", note)),
     ]
-    return "\n".join(told) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def write_markdown(result: Result, around: Mapping[str, Any], path: Path) -> None:

@@ -93,7 +93,7 @@ def build_shape(name: str, directory: Path) -> Path:
 
 
 def shape_options(name: str) -> dict[str, Any]:
-    """What vLLM must be told to serve it."""
+    """The options with which vLLM serves it."""
     return {} if SHAPES[name].drawn else {"load_format": "dummy"}
 
 
@@ -142,10 +142,10 @@ def _write_hollow(tensors: Mapping[str, tuple[int, ...]], path: Path) -> None:
     for name, size in tensors.items():
         begin, end = end, end + 2 * prod(size)
         header[name] = {"dtype": "BF16", "shape": size, "data_offsets": [begin, end]}
-    told = json.dumps(header).encode()
+    encoded = json.dumps(header).encode()
     with path.open("wb") as file:
-        file.write(len(told).to_bytes(8, "little") + told)
-        file.truncate(8 + len(told) + end)
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        file.truncate(8 + len(encoded) + end)
 
 
 def _write_tokenizer(directory: Path, longest: int) -> None:

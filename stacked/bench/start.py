@@ -78,7 +78,7 @@ def run_start(subject: Subject, settings: Settings, directory: Path, tell: Telli
             healthy, first = time_start(part, side, place / state, place / "data")
             measured.append(Measured(number, side, group, state, healthy, first))
         shutil.rmtree(place)
-    return start_result(own.told() | {"options": own.options()}, settings, measured)
+    return start_result(own.summary() | {"options": own.options()}, settings, measured)
 
 
 def forget(subject: Subject) -> bool:
@@ -150,7 +150,7 @@ def groups_of(text: str) -> list[int]:
 
 
 def start_result(
-    told: Mapping[str, Any], settings: Settings, measured: Sequence[Measured]
+    summary: Mapping[str, Any], settings: Settings, measured: Sequence[Measured]
 ) -> Result:
     """Medians, our ratio to vLLM's server, and each group's ratio to the smallest of its side."""
     rows, listed, bars = [], [], []
@@ -175,7 +175,7 @@ def start_result(
                 bars.append(Bar(label, SIDES[side], spreads["first_token_seconds"]))
     data = {
         "benchmark": "start",
-        "subject": dict(told),
+        "subject": dict(summary),
         "settings": asdict(settings),
         "rows": listed,
         "each": [asdict(each) for each in measured],

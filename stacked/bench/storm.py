@@ -167,8 +167,8 @@ def _look_back(seen: Seen, settings: Settings, url: str, client: Client) -> None
     if client.status()["generation"] != seen.versions[-1].generation:
         seen.failures.append(Violation("update", "the server counts other generations"))
     if seen.traffic.whole < settings.responses:
-        told = f"{seen.traffic.whole} whole answers, and {settings.responses} were asked for"
-        seen.failures.append(Violation("error", told))
+        message = f"{seen.traffic.whole} whole answers, and {settings.responses} were asked for"
+        seen.failures.append(Violation("error", message))
     seen.prefix_hits = int(counted(url, "vllm:prefix_cache_hits_total"))
 
 

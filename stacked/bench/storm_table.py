@@ -30,5 +30,5 @@ def rows_of(figures: Mapping[str, Any]) -> list[list[str]]:
 
 
 def violations_of(figures: Mapping[str, Any]) -> Sequence[str]:
-    """The first of them, told in words."""
+    """The first of them, in words."""
     return list(figures.get("first_violations", ()))

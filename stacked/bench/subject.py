@@ -50,7 +50,7 @@ class Subject:
         return {f"a{at}": path for at, path in enumerate(self.adapters)}
 
     def listed(self) -> list[dict[str, Any]]:
-        """The adapters as an engine child is told of them."""
+        """The adapters, as an engine child reads them."""
         return [
             {"path": str(path), "rank": rank_of(path), "bytes": size_of(path)}
             for path in self.adapters
@@ -73,7 +73,7 @@ class Subject:
         )
         return {name: value for name, value in plan.options.items() if name != "enable_lora"}
 
-    def told(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """As it stands in the figures; no path of this machine."""
         return {
             "base": self.base.name,

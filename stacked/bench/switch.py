@@ -88,7 +88,7 @@ class Times:
 
 
 def measure_switch(count: int, repeats: int) -> dict[str, Any]:
-    """Milliseconds of the switch of `count` adapters, all new, and what a request beside it waits.
+    """Milliseconds of the switch of `count` new adapters, and how long a request waits meanwhile.
 
     `waited`: the longest time for which no request could be admitted, from building the new table
     to just after the switch.

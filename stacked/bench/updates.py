@@ -94,7 +94,7 @@ class Updater:
         return Update(self.generation, asked, switched, ended, phases_of(logs), begins_of(logs))
 
     def _until_switched(self, work: str) -> float:
-        """When this client was told that the switch had happened, or that it never will."""
+        """When this client learned that the switch had happened, or that it never will."""
         began = time.monotonic()
         while True:
             steps = {each.get("step") for each in self.client.work_logs(work)}

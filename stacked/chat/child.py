@@ -37,7 +37,7 @@ LONGEST = 32 * 1024 * 1024
 # assignment in it, in the server's own process. The largest templates of known models need 100,000.
 MOST_WALKS = 1_000_000
 
-# What templates raise, on purpose or not. Anything else ends the process, which is told as well.
+# What templates raise, on purpose or not. Anything else ends the process, which is reported too.
 _FAULTS = (
     jinja2.TemplateError,
     ArithmeticError,
@@ -140,7 +140,7 @@ def rendered(template: jinja2.Template, values: dict[str, Any]) -> str:
 
 
 def looked_at(text: str, template: jinja2.Template) -> dict[str, Any]:
-    """The variables that it reads, and how it fares with two plain chats (None: well)."""
+    """The variables that it reads, and what goes wrong with two plain chats (None: nothing)."""
     tree = ENVIRONMENT.parse(text)
     nodes = sum(1 for _ in _nodes(tree))
     walked = (jinja2.nodes.Macro, jinja2.nodes.Assign, jinja2.nodes.For)
@@ -165,11 +165,11 @@ def _probed(template: jinja2.Template, messages: list[dict[str, str]]) -> str | 
     try:
         rendered(template, {"messages": messages, "add_generation_prompt": True})
     except _FAULTS as error:
-        return _told(error)
+        return _reason(error)
     return None
 
 
-def _told(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     line = getattr(error, "lineno", None)
     text = str(error)[:500] or type(error).__name__
     return f"line {line}: {text}" if line else text
@@ -193,13 +193,13 @@ def main() -> None:
         # Its default action ends the process even inside one long operation, where no handler runs.
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
-            told = json.dumps(answer(json.loads(line)))
+            reply = json.dumps(answer(json.loads(line)))
         except MemoryError:
-            told = json.dumps({"error": f"the template needs more than {MEMORY >> 20} MiB"})
+            reply = json.dumps({"error": f"the template needs more than {MEMORY >> 20} MiB"})
         except (_OutOfBounds, *_FAULTS) as error:
-            told = json.dumps({"error": _told(error)})
+            reply = json.dumps({"error": _reason(error)})
         signal.setitimer(signal.ITIMER_PROF, 0)
-        sys.stdout.write(told + "\n")
+        sys.stdout.write(reply + "\n")
         sys.stdout.flush()
 
 

@@ -23,7 +23,7 @@ from typing import Any
 from stacked.errors import ChatTemplateInvalid
 
 _SCRIPT = Path(__file__).with_name("child.py")
-# Beside the bound on processor time: a machine that has none to spare.
+# In addition to the bound on processor time, for a machine that has none to spare.
 _WAIT_SECONDS = 30.0
 _CHUNK = 1 << 16
 # What Python and Jinja need; nothing else of the environment is for a template's process.
@@ -51,8 +51,8 @@ class Sandbox:
 
     def look(self, template: str) -> Look:
         """Raises ChatTemplateInvalid where it cannot be parsed or does not keep the bounds."""
-        told = self._ask({"template": template})
-        return Look(frozenset(told["variables"]), told["plain"], told["late_system"])
+        reply = self._ask({"template": template})
+        return Look(frozenset(reply["variables"]), reply["plain"], reply["late_system"])
 
     def render(self, template: str, values: Mapping[str, Any]) -> str:
         """Raises ChatTemplateInvalid with the template's own reason, or which bound it broke."""
@@ -79,13 +79,13 @@ class Sandbox:
         with self._turn:
             process = self._running()
             try:
-                told = _exchange(process, line)
+                reply = _exchange(process, line)
             except BaseException:
                 self._end()
                 raise
-        if (reason := told.get("error")) is not None:
+        if (reason := reply.get("error")) is not None:
             raise ChatTemplateInvalid(str(reason))
-        return told
+        return reply
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
@@ -140,8 +140,8 @@ def _exchange(process: subprocess.Popen[bytes], line: bytes) -> dict[str, Any]:
             if not part:
                 raise ChatTemplateInvalid(_ending(process))
             parts.append(part)
-    told: dict[str, Any] = json.loads(b"".join(parts))
-    return told
+    reply: dict[str, Any] = json.loads(b"".join(parts))
+    return reply
 
 
 def _ending(process: subprocess.Popen[bytes]) -> str:

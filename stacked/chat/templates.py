@@ -1,4 +1,4 @@
-"""The chat templates of an adapter, read from what trainers write beside it, in one spelling."""
+"""The chat templates of an adapter, read from the files next to it, in one spelling."""
 
 from __future__ import annotations
 

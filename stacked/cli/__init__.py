@@ -188,7 +188,7 @@ def check(
     """
     from stacked.bases import resolve
     from stacked.store import AdapterStore
-    from stacked.store.extras import told_chat
+    from stacked.store.extras import chat_summary
     from stacked.terminal import err, out, size, table
 
     directory = _data_dir(data_dir)
@@ -202,7 +202,7 @@ def check(
         "parameters": f"{report.parameters:,} ({', '.join(report.dtypes)})",
         "size": size(report.bytes),
         "made for": report.base or "its config does not say",
-        "template": told_chat(report.chat, modules.directory),
+        "template": chat_summary(report.chat, modules.directory),
     }
     out.print(table(None, [[name, value] for name, value in rows.items()]))
     for warning in report.warnings:

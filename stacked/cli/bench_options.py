@@ -52,7 +52,7 @@ Peer = Annotated[
     str | None,
     typer.Option(
         metavar="vllm",
-        help="Measure vLLM's own beside it.",
+        help="Measure vLLM's own in the same run.",
         rich_help_panel=HOW,
         show_default=False,
     ),

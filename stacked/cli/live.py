@@ -1,6 +1,6 @@
 """`stacked update --live` and `stacked rollback`: one group for another, followed to its end.
 
-What is sent, and what a person is told meanwhile.
+What is sent, and what a person sees meanwhile.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def _register(client: Client, tree: Config, progress: Terminal) -> list[Entry]:
 
 def _entry(client: Client, source: Source) -> Entry:
     member = source.member
-    with source.told():
+    with source.errors_named():
         return client.register(source.registered, key=member.key, model_id=member.id)
 
 
@@ -226,13 +226,13 @@ def _go_live(
 
 def _follow(client: Client, progress: Terminal, work_id: str) -> str:
     """Tell an update's logs and its percentage until it has ended; how it ended."""
-    told = 0
+    shown = 0
     try:
         while True:
             work = client.work(work_id)
             lines = [str(each.get("message")) for each in client.work_logs(work_id)]
-            _note(progress, lines[told:])
-            told = len(lines)
+            _note(progress, lines[shown:])
+            shown = len(lines)
             progress.fraction(float(work["percentComplete"]) / 100)
             if work["status"] in ("SUCCEEDED", "FAILED", "CANCELED"):
                 return str(work["status"])

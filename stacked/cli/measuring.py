@@ -103,7 +103,7 @@ def _write(result: Result, where: Outputs) -> None:
 
 
 def command_line() -> list[str]:
-    """What was typed, without where its figures go and the note that stands beside it."""
+    """The command as typed, without its note and the files for its figures."""
     words, skip = ["stacked"], False
     for word in sys.argv[1:]:
         if skip or word.startswith(tuple(f"{name}=" for name in _KEPT_APART)):

@@ -36,7 +36,7 @@ class Source:
         return self.member.key or self.member.id or self.member.source
 
     @contextmanager
-    def told(self) -> Iterator[None]:
+    def errors_named(self) -> Iterator[None]:
         """Errors begin with the place of the member that they are about."""
         from stacked.client import ClientError
         from stacked.errors import StackedError
@@ -70,7 +70,7 @@ def sent(client: Client, members: Sequence[MemberConfig], progress: Terminal) ->
     if local:
         progress.note(f"the server has {len(local) - len(missing)} of {len(local)} from here")
     for each in missing:
-        with each.told():
+        with each.errors_named():
             _send(client, each, progress)
     return found
 
@@ -80,7 +80,7 @@ def _read(source: Source) -> Source:
     from stacked.store import is_remote, outgoing, parse_hub
 
     given = source.member.source
-    with source.told():
+    with source.errors_named():
         if is_remote(given):
             if "://" not in given:
                 parse_hub(given)  # a mistyped directory, most likely

@@ -102,7 +102,7 @@ def _picture(status: dict[str, Any]) -> Group:
 
     from stacked.terminal import table
 
-    told = {
+    facts = {
         "deployment": status["deploymentId"],
         "state": status["state"] + (f": {status['reason']}" if status.get("reason") else ""),
         "group": f"{status['groupName']}  {status['groupId']}",
@@ -125,5 +125,5 @@ def _picture(status: dict[str, Any]) -> Group:
         for each in status["models"]
     ]
     header = ["key", "model id", "digest", "rank", "state", "requests", "resident", "reason"]
-    lines = table(None, [[name, value] for name, value in told.items() if value])
+    lines = table(None, [[name, value] for name, value in facts.items() if value])
     return Group(lines, "", table(header, rows))

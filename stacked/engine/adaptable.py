@@ -1,4 +1,4 @@
-"""What vLLM's own class of a base applies adapters to: told by a worker, or by a probe of it.
+"""What vLLM's own class of a base applies adapters to, from a worker or from a probe of the class.
 
 It owns how that is read off vLLM's adapter manager, and where the answer is kept. Importing it
 imports neither vLLM nor torch.
@@ -75,11 +75,11 @@ def describe(manager: Any) -> Adaptable:
     return Adaptable(type(model).__name__, modules, passed_by, _renames(model), prefix)
 
 
-def together(told: Sequence[Adaptable]) -> Adaptable:
+def together(workers: Sequence[Adaptable]) -> Adaptable:
     """What several workers apply adapters to, each of which may have some of the layers."""
-    modules = {name: shape for each in told for name, shape in each.modules.items()}
-    passed_by = {name: reason for each in told for name, reason in each.passed_by.items()}
-    return replace(told[0], modules=modules, passed_by=passed_by)
+    modules = {name: shape for each in workers for name, shape in each.modules.items()}
+    passed_by = {name: reason for each in workers for name, reason in each.passed_by.items()}
+    return replace(workers[0], modules=modules, passed_by=passed_by)
 
 
 def _parts(manager: Any, name: str, layer: Any) -> Iterator[tuple[str, Shape | None]]:
@@ -197,15 +197,15 @@ class Asking:
         with self._asking:
             return self.known() or self.learn(self._probe())
 
-    def learn(self, told: Adaptable) -> Adaptable:
-        """Keep what an engine told. What cannot be written is asked again another time."""
-        self._found = told
+    def learn(self, found: Adaptable) -> Adaptable:
+        """Store what an engine answered. If it cannot be written, the next start asks again."""
+        self._found = found
         with contextlib.suppress(OSError):
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=self._file.parent, delete=False) as part:
-                part.write(told.to_json())
+                part.write(found.to_json())
             os.replace(part.name, self._file)
-        return told
+        return found
 
     def _name(self) -> str:
         build = require_build()

@@ -24,7 +24,7 @@ _LONGEST = 400
 # Python's first line of an error that it prints. vLLM looks at a model's class in a process of its
 # own, and raises what that one printed.
 _PRINTED = "Traceback (most recent call last):"
-# Types that say nothing beside their message.
+# Types that add nothing to their message.
 _PLAIN = (ValueError, RuntimeError, AssertionError, NotImplementedError)
 
 
@@ -92,7 +92,7 @@ class _Notes(logging.Handler):
 def sentence(error: BaseException) -> str:
     """What is at the bottom of an exception, in one line: the first of several, the cause of one.
 
-    What another process printed is told by its last line, which is the error.
+    Of what another process printed, the last line is the error.
     """
     lines = _lines(error)
     if _PRINTED in lines:
@@ -140,6 +140,6 @@ def missing_package(base: str) -> str | None:
                 f"its build for this machine's torch (CPU: uv pip install {name} --torch-backend "
                 "cpu)"
             )
-        except Exception:  # noqa: BLE001  what else is wrong with it has been told already
+        except Exception:  # noqa: BLE001  whatever else is wrong has been reported
             continue
     return None

@@ -1,6 +1,6 @@
 """What this machine's memory and arithmetic could do at best, by copying and multiplying alone.
 
-A measured throughput says more beside it.
+It puts a measured throughput into proportion.
 """
 
 from __future__ import annotations

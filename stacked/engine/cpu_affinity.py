@@ -21,7 +21,7 @@ from typing import Any
 # starved thread that holds the interpreter would hold up the worker's loop with it.
 NICENESS = 5
 
-# A chunk of work beside the loop takes the core and the memory bus about a millisecond, and leaves
+# A chunk of work in a thread takes the core and the memory bus about a millisecond, and leaves
 # them for longer than that: whoever is woken on that core meanwhile may wait for all of it.
 _PAUSE_SECONDS = 0.002
 _PAUSE_SHARE = 2.0

@@ -45,8 +45,8 @@ class StackedCpuPlatform(_PlatformOfVllm):  # type: ignore[misc]
     def check_and_update_config(cls, vllm_config: Any) -> None:
         """As vLLM's, but an engine that was asked to be one process stays one.
 
-        vLLM starts a worker all the same, because a worker's OpenMP can be told its cores before it
-        is loaded. `creating.prepare` tells it to the engine's process instead.
+        vLLM starts a worker all the same, because the worker's OpenMP reads its cores when it is
+        loaded. Here `creating.prepare` sets them for the engine's process instead.
         """
         parallel = vllm_config.parallel_config
         one = parallel.distributed_executor_backend == "uni" and "OMP_NUM_THREADS" in os.environ

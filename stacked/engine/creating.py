@@ -38,7 +38,7 @@ _SETTLED = {
     "VLLM_ENABLE_RESPONSES_API_STORE": "0",
 }
 
-# In order. A line that a version of vLLM does not print is a step that is not told, nothing more.
+# In order. A line that a version of vLLM does not print is a step that is not reported.
 LOG_LINES = (
     ("Initializing a V1 LLM engine", Start.WORKER),
     ("Starting to load model", Start.WEIGHTS),

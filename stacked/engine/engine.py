@@ -52,7 +52,7 @@ _REMOVED_AT_ONCE = 16
 
 # What canaries read: one token, then the next one in its place whatever is likelier, which the
 # logprobs do not see. One row in each of two steps delays the streams it is batched with least, and
-# at a first token alone queries and keys would make no difference. Beside speculative decoding vLLM
+# at a first token alone queries and keys would make no difference. With speculative decoding vLLM
 # takes no logit_bias: there both tokens are a prompt, whose logprobs are the same two, in one step.
 _CANARY_TEXT = "Question: SELECT name FROM users"
 _CANARY_SAMPLING = {"temperature": 0.0, "logprobs": 1, "ignore_eos": True}
@@ -146,11 +146,11 @@ class Engine:
         return loaded
 
     async def load_all(
-        self, adapters: Sequence[Adapter], told: Callable[[int], None]
+        self, adapters: Sequence[Adapter], loaded_so_far: Callable[[int], None]
     ) -> Mapping[Digest, Loaded]:
         """Load these as fast as it goes, with no regard to requests: for a start.
 
-        `told` is called with how many are loaded. The first ones fill the slots. Raises
+        `loaded_so_far` is called with their number. The first ones fill the slots. Raises
         EngineLoadFailed; what was loaded before stays.
         """
         loaded: dict[Digest, Loaded] = {}
@@ -162,7 +162,7 @@ class Engine:
             async with self._changing:
                 await self._load_some(some, wanted)
             loaded |= {each.digest: each for each in some}
-            told(len(loaded))
+            loaded_so_far(len(loaded))
         for each in loaded.values():
             if not await self.activate(each):
                 break
@@ -181,11 +181,11 @@ class Engine:
 
     async def adaptable(self) -> Adaptable:
         """Which modules of the base adapters are applied to, as the workers wrapped them."""
-        told = await self.calls.workers("stacked_adaptable", doing="asking what can be adapted")
-        return together([Adaptable.from_json(each.encode()) for each in told])
+        answers = await self.calls.workers("stacked_adaptable", doing="asking what can be adapted")
+        return together([Adaptable.from_json(each.encode()) for each in answers])
 
     async def stage(self, adapter: Adapter) -> Loaded:
-        """Read an adapter into the worker's memory, beside its loop; requests cannot use it yet.
+        """Read an adapter into the worker's memory, in a thread; requests cannot use it yet.
 
         Follow with `adopt` or `discard`. Raises EngineLoadFailed with the worker's reason, and
         after CALL_SECONDS without an end; nothing is left staged then.
@@ -237,11 +237,11 @@ class Engine:
 
     async def resident(self) -> Resident:
         """What the engine holds, and where. With several workers: what all of them hold."""
-        told = await self.calls.workers("stacked_resident", doing="asking what is resident")
+        answers = await self.calls.workers("stacked_resident", doing="asking what is resident")
         return Resident(
-            staged=frozenset[int]().union(*(staged for staged, _, _ in told)),
-            host=frozenset[int](told[0][1]).intersection(*(host for _, host, _ in told)),
-            slots=tuple(number or None for number in told[0][2]),
+            staged=frozenset[int]().union(*(staged for staged, _, _ in answers)),
+            host=frozenset[int](answers[0][1]).intersection(*(host for _, host, _ in answers)),
+            slots=tuple(number or None for number in answers[0][2]),
         )
 
     async def remove(self, *loaded: Loaded) -> None:
@@ -357,10 +357,10 @@ class Engine:
         core: int | None = None
         try:
             with contextlib.suppress(EngineError):
-                told = await self.calls.workers(
+                answers = await self.calls.workers(
                     "stacked_take_core", [*CORES], doing="taking a core"
                 )
-                core = told[0]
+                core = answers[0]
             if core is not None:
                 use_cores(CORES - {core})
             yield

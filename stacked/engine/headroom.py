@@ -1,4 +1,4 @@
-"""Whether a second engine fits beside the one that runs, from their plans and this machine.
+"""Whether a second engine fits next to the running one, from their plans and this machine.
 
 Pure arithmetic on estimates: an engine that does not fit all the same fails to start, and the one
 that runs is not touched by that.
@@ -31,7 +31,7 @@ def room_beside(running: EnginePlan, coming: EnginePlan, machine: Machine) -> Ro
         free, place = total - running.memory_bytes, "GPU memory that the old engine leaves"
     sizes = f"{need / GIB:.1f} GiB of {max(0, free) / GIB:.1f} GiB {place}"
     if need <= free:
-        return Room(True, f"the new engine starts beside the old one: it needs {sizes}")
+        return Room(True, f"the new engine starts next to the old one: it needs {sizes}")
     return Room(
         False,
         f"the old engine is stopped before the new one starts, which needs {sizes}; requests get "

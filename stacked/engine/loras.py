@@ -139,7 +139,7 @@ class VllmLoras:
     def _slices(self, job: Job) -> Iterator[Callable[[str], bool]]:
         """Which tensors each part of a loading takes, so that no part is long.
 
-        All in one where nobody waits, and where tensors beside LoRA's may belong together.
+        All in one where nobody waits, and where other tensors than LoRA's may belong together.
         """
         names = list(job.tensors or {})
         modules = list(dict.fromkeys(name.partition(".lora_")[0] for name in names))
@@ -310,7 +310,7 @@ class _Opened:
         self._files.close()
 
     def get_tensor(self, name: str) -> Any:
-        # Others keep their dtype: vLLM converts what belongs to LoRA, not what stands beside it.
+        # Others keep their dtype: vLLM converts what belongs to LoRA, not the rest.
         found = self._ready.get(name) if ".lora_" in name else None
         if found is not None:
             return found

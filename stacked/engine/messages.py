@@ -1,4 +1,4 @@
-"""`/v1/messages` beside adapters with chat templates of their own.
+"""`/v1/messages` for adapters with chat templates of their own.
 
 vLLM asks the base's template two things and remembers the answers: whether it takes system messages
 that do not come first, and which effort stands for no thinking. Here there is an answer for each

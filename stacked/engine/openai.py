@@ -1,4 +1,4 @@
-"""vLLM's own OpenAI app over our engine, told per request which adapter its model name means.
+"""vLLM's own OpenAI app over our engine, given, per request, the adapter that its model name means.
 
 vLLM looks adapters up by name in one table for the whole server. Here that table is replaced by a
 view of what was selected for the current request, so that a name is resolved once, before vLLM
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 class Selection:
     """What one request was given: the adapter (None: the base) and the name answers carry.
 
-    `count` is told the tokens of the prompt and of the answer when the engine is done with it.
+    `count` gets the numbers of prompt and answer tokens when the engine has finished.
     """
 
     label: str
@@ -51,7 +51,7 @@ class Served:
     root: str
     parent: str | None
     more: Mapping[str, object]
-    """Fields of ours beside OpenAI's."""
+    """Our fields, in addition to OpenAI's."""
 
 
 selected: ContextVar[Selection | None] = ContextVar("stacked_selected", default=None)

@@ -41,5 +41,5 @@ def end_with_parent() -> None:
 
 def _watch(parent: Any) -> None:
     parent.join()
-    # Nobody is left to be answered or told, and a clean end would wait for other processes.
+    # Nobody is left to answer to, and a clean end would wait for other processes.
     os._exit(1)

@@ -307,7 +307,7 @@ def _cpu_cache_bytes(
 def _cpu_step(
     given: Mapping[str, Any], machine: Machine, speculation: Speculation | None
 ) -> dict[str, int]:
-    """How many tokens one step may read: what others wait between two of theirs beside a prompt.
+    """How many tokens one step may read, which is how long a prompt holds up the others.
 
     vLLM's 2048 take a small base seconds on two cores; see docs/performance.md. Where tokens are
     drafted, as many sequences at once as such a step has room for.
@@ -325,7 +325,7 @@ def _cpu_step(
 
 
 def _check_step(merged: Mapping[str, Any], speculation: Speculation) -> None:
-    """vLLM takes adapters beside drafts only where a step has room for those of all sequences."""
+    """vLLM takes adapters with drafts only if a step has room for the drafts of all sequences."""
     names = ("max_num_batched_tokens", "max_num_seqs")
     if not all(name in merged for name in names):
         return

@@ -35,7 +35,7 @@ def cpu_platform_plugin() -> str | None:
 
 
 def base_is_protected() -> bool:
-    """Whether base requests are safe beside adapters in the platform that vLLM settled on.
+    """Whether base requests are safe in a batch with adapters in the platform that vLLM settled on.
 
     False on a CPU where vLLM's kernel is in use and from before 0.33: the plugin was switched off,
     left out of ``VLLM_PLUGINS``, or passed over because ``VLLM_TARGET_DEVICE=cpu`` is set.

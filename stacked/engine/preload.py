@@ -3,7 +3,7 @@
 It owns where the engine's process comes from.
 
 Importing vLLM takes a core more than ten seconds, and vLLM does it once for each of its processes,
-one after the other. Python's own fork server does it beside the import of this process instead. It
+one after the other. Python's own fork server does it while this process imports, instead. It
 is forked from before anything runs in it: no thread, no event loop and no socket is copied.
 
 Relies on: ``vllm.v1.engine.utils.get_mp_context`` is what its engine processes

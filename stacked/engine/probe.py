@@ -91,12 +91,12 @@ def main() -> None:
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     try:
-        told = probe(Path(sys.argv[1]), json.loads(sys.argv[2])).to_json().decode()
+        found = probe(Path(sys.argv[1]), json.loads(sys.argv[2])).to_json().decode()
     except Exception as error:  # noqa: BLE001  vLLM raises anything here; the parent tells it
         cause = missing_package(sys.argv[1]) or sentence(error)
         print(cause.replace("\n", " "), file=answer, flush=True)
         os._exit(3)
-    print(told, file=answer, flush=True)
+    print(found, file=answer, flush=True)
     os._exit(0)  # vLLM's distributed state has nothing to say at an orderly end
 
 

@@ -72,10 +72,10 @@ def read_speculation(given: Mapping[str, Any]) -> Speculation | None:
 
 
 def check_on_cpu(speculation: Speculation) -> None:
-    """Refuse what cannot draft beside adapters on a CPU. Raises EngineOptionInvalid."""
+    """Refuse methods that cannot draft for adapters on a CPU. Raises EngineOptionInvalid."""
     if speculation.method not in _ON_CPU:
         given = repr(speculation.method) if speculation.method else "not named"
         raise EngineOptionInvalid(
-            f"engine.speculative_config: the method is {given}; beside adapters on a CPU it must "
+            f"engine.speculative_config: the method is {given}; with adapters on a CPU it must "
             f"be one of {', '.join(_ON_CPU)}, since other drafters share layers with the base"
         )

@@ -1,4 +1,4 @@
-"""Adapters on their way into one vLLM worker: read beside its loop, taken into it in small parts.
+"""Adapters on their way into one vLLM worker: read in a thread, taken into its loop in small parts.
 
 It owns the threads that read, the order of what follows, and what an engine may call on a worker.
 
@@ -86,7 +86,7 @@ class Stager:
             job.state = "building"
         except Dropped:
             return
-        except Exception as error:  # noqa: BLE001  whatever a file does to its reader is told
+        except Exception as error:  # noqa: BLE001  whatever a file does to its reader is reported
             job.reason, job.state = first_line(error), "failed"
 
     def advance(self, numbers: Sequence[int], seconds: float) -> list[tuple[str, str]]:
@@ -110,7 +110,7 @@ class Stager:
                     return
                 began = now
             job.state = "ready"
-        except Exception as error:  # noqa: BLE001  whatever vLLM finds wrong with it is told
+        except Exception as error:  # noqa: BLE001  whatever vLLM finds wrong with it is reported
             job.reason, job.state = first_line(error), "failed"
 
     def state(self, number: int) -> tuple[str, str]:

@@ -90,7 +90,7 @@ def validate_options(args: Any) -> None:
         "vllm.entrypoints.launchers.cli_args:validate_parsed_serve_args",  # up to 0.32
         "vllm.entrypoints.openai.cli_args:validate_parsed_serve_args",  # up to 0.28
     )
-    args.subparser = "serve"  # the check looks at nothing else unless it is told this
+    args.subparser = "serve"  # the check looks at nothing else without this
     validate(args)
 
 

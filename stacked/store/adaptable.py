@@ -110,7 +110,7 @@ class Engine(Protocol):
     """Who can tell what a base's engine applies adapters to; see `stacked.engine.adaptable`."""
 
     def known(self) -> Adaptable | None:
-        """What was told before; at once."""
+        """The earlier answer, at once."""
 
     def ask(self) -> Adaptable:
         """What the engine's class says, half a minute at the first time. Raises BaseUnsupported."""

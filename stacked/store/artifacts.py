@@ -171,7 +171,7 @@ class _Written:
 
 @contextlib.contextmanager
 def usable(root: Path) -> Iterator[None]:
-    """An error of our own disk, told as one."""
+    """An error of our own disk is a StoreUnusable."""
     try:
         yield
     except OSError as error:

@@ -35,7 +35,7 @@ class BaseModules:
 
     `modules` maps a module's name, as the checkpoint spells it, to (out_features, in_features), or
     to (num_embeddings, dim) for the names in `embeddings`. None: the module is there but its shape
-    cannot be told (quantised). Norms and biases are not in it.
+    is unknown (quantised). Norms and biases are not in it.
     """
 
     name: str
@@ -155,7 +155,7 @@ def checkpoint(directory: Path) -> dict[str, tuple[Path, Tensor]]:
         files = sorted(
             path
             for path in directory.glob("*.safetensors")
-            # `consolidated` is a second copy under other names; adapters may stand beside a base.
+            # `consolidated` is a second copy under other names; adapters may be next to a base.
             if not path.name.startswith(("consolidated", "adapter_model"))
         )
     if not files:

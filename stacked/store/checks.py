@@ -139,7 +139,7 @@ def report_of(
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """A module of the base that a pair is for, and its shape; None where that cannot be told."""
+    """A module of the base that a pair is for, and its shape; None where that is unknown."""
 
     is_embedding: bool
     shape: Shape | None

@@ -1,4 +1,4 @@
-"""Copies of the base's own weights beside an adapter: whether they are really the base's.
+"""Copies of the base's own weights in an adapter: whether they are really the base's.
 
 PEFT saves the embedding with every adapter of it (`save_embedding_layers`), changed or not.
 """

@@ -45,7 +45,7 @@ def digest_of(config: PeftConfig, directory: Path, pause: Callable[[], None] = n
 
 
 def sent_digest(config: PeftConfig, directory: Path) -> Digest:
-    """What an adapter is sent under: its digest, where nothing stands beside its two files.
+    """What an adapter is sent under: its digest, where it has nothing but its two files.
 
     Else one over that and every other file, as a store's own digest is of what it keeps of them.
     """

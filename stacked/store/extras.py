@@ -1,4 +1,4 @@
-"""What an adapter brings beside its two files: its chat templates, and which tokens it knows.
+"""What an adapter brings besides its two files: its chat templates, and the tokens that it knows.
 
 Templates become a part of its content; the rest is looked at once and not kept.
 """
@@ -30,8 +30,8 @@ def settle(
     warnings = check_tokens(copy, base, foreign=foreign_tokens)
     chat = read_chat(copy)
     if chat is not None:
-        chat, told = _looked_at(chat, limits)
-        warnings += told
+        chat, more = _looked_at(chat, limits)
+        warnings += more
     for name in (*EXTRA, MORE_TEMPLATES):
         path = copy / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -40,7 +40,7 @@ def settle(
     return warnings
 
 
-def told_chat(chat: ChatTemplates | None, base: Path | None) -> str:
+def chat_summary(chat: ChatTemplates | None, base: Path | None) -> str:
     """Which chat template an adapter's prompts are made with, for people."""
     if chat is None:
         return "the base's"

@@ -29,7 +29,7 @@ WANTED = (CONFIG_FILE, WEIGHTS_FILE)
 """What makes an adapter, under the names that PEFT writes and vLLM reads."""
 
 EXTRA = (CHAT_FILE, TEMPLATE_FILE, SPECIAL_FILE, ADDED_FILE, TOKENIZER_FILE)
-"""What may stand beside them, as transformers writes it, and says how prompts are made."""
+"""Optional files, as transformers writes them, that say how prompts are made."""
 PATTERNS = (*WANTED, *EXTRA, f"{MORE_TEMPLATES}/*.jinja")
 """All that is read of a source."""
 
@@ -89,7 +89,7 @@ def most_bytes(name: str, limits: Limits) -> int:
 def require_wanted(names: Collection[str], where: str, hint: str = "") -> None:
     """Raise FileMissing or PickleRefused where a listing lacks one of the two files.
 
-    A pickle beside safetensors weights is nothing to complain about: it is not copied.
+    A pickle next to safetensors weights is not an error: it is not copied.
     """
     if WEIGHTS_FILE not in names:
         for name in sorted(names):

@@ -24,7 +24,7 @@ class Limits:
     max_tokenizer_bytes: int = 128 * MIB
     """tokenizer.json; of 256,000 tokens, it has 33 MiB."""
     max_extra_bytes: int = 16 * MIB
-    """Every other file beside the adapter's two."""
+    """Every file other than the adapter's two."""
     max_templates: int = 16
     max_template_characters: int = 128 * 1024
     max_header_bytes: int = 16 * MIB

@@ -84,8 +84,8 @@ def one_adapter(spellings: Iterable[Spelling | None]) -> None:
     """Raise ModuleUnknown where the tensors of several adapters are in one file."""
     names = sorted({found.adapter for found in spellings if found and found.is_lora})
     if len(names) > 1:
-        told = ", ".join(quoted(name, 40) if name else "one without a name" for name in names[:5])
+        listed = ", ".join(quoted(name, 40) if name else "one without a name" for name in names[:5])
         raise ModuleUnknown(
-            f"{WEIGHTS_FILE} holds the tensors of {len(names)} adapters ({told}); save each alone, "
-            "with PEFT's save_pretrained(…, selected_adapters=[…])"
+            f"{WEIGHTS_FILE} holds the tensors of {len(names)} adapters ({listed}); save each "
+            "alone, with PEFT's save_pretrained(…, selected_adapters=[…])"
         )

@@ -49,7 +49,7 @@ class AdapterStore:
         root/adapters/<64 hex digits>/    one adapter: config, weights, its own chat templates
         root/staging/<id>/                a copy that is being checked
         root/staging/<id>.lock            held while somebody works on it
-        root/unclaimed/<64 hex digits>    somebody was told that it is here, to register it
+        root/unclaimed/<64 hex digits>    a client knows that it is here, and may register it
 
     An adapter appears in one rename, after all checks and after its bytes are on the disk: a crash
     at any instant leaves the whole of it or nothing.
@@ -347,7 +347,7 @@ class AdapterStore:
 
     @contextlib.contextmanager
     def _usable(self) -> Iterator[None]:
-        """An error of our own disk, told as one: sources turn theirs into refusals."""
+        """An error of our own disk is a StoreUnusable: sources turn theirs into refusals."""
         try:
             yield
         except OSError as error:

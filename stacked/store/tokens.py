@@ -27,7 +27,7 @@ _LARGE = 128 * 1024
 # What comparisons in a process of its own found: the adapters of a group mostly bring the same.
 _REMEMBERED = 64
 _APART: dict[tuple[str, str, bool], tuple[str, ...]] = {}
-# Parts of a tokenizer.json that decide how text is split, beside the vocabulary.
+# Parts of a tokenizer.json other than the vocabulary that decide how text is split.
 _SPLITTING = ("normalizer", "pre_tokenizer")
 
 
@@ -47,7 +47,7 @@ class Tokens:
 
 
 def check_tokens(directory: Path, base: Path | None, *, foreign: bool) -> tuple[str, ...]:
-    """Compare the tokenizer beside an adapter with its base's; warnings about what is lost.
+    """Compare an adapter's tokenizer with its base's; warnings about what is lost.
 
     `foreign` accepts tokens that the base lacks. Raises TokensDiffer, AdapterConfigInvalid.
     """
@@ -95,7 +95,7 @@ def _fingerprint(directory: Path) -> str:
 
 
 def _same_at_a_glance(directory: Path, base: Path) -> bool:
-    """Whether nothing but named special tokens can differ, told without reading a vocabulary."""
+    """Whether nothing but named special tokens can differ, without reading a vocabulary."""
     one, other = directory / TOKENIZER_FILE, base / TOKENIZER_FILE
     if not one.is_file() or not other.is_file() or not filecmp.cmp(one, other, shallow=False):
         return False
@@ -116,11 +116,11 @@ def _compared_apart(directory: Path, base: Path, foreign: bool) -> tuple[str, ..
             f"{TOKENIZER_FILE}: could not be compared with the base's "
             f"({done.stderr.strip().splitlines()[-1:]}); save it again, or remove the file"
         )
-    told = json.loads(done.stdout)
-    if told["code"] is not None:
+    result = json.loads(done.stdout)
+    if result["code"] is not None:
         kinds = {kind.code: kind for kind in (TokensDiffer, AdapterConfigInvalid)}
-        raise kinds[told["code"]](told["said"])
-    return tuple(told["said"])
+        raise kinds[result["code"]](result["said"])
+    return tuple(result["said"])
 
 
 def tell(directory: str, base: str, foreign: str) -> None:
@@ -213,7 +213,7 @@ def _only_pads(text: str, adapter: Tokens) -> bool:
 
 
 def _beside(directory: Path, config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    """Tokens that were added, as files beside the vocabulary tell."""
+    """Tokens that were added, from the files other than the vocabulary."""
     for text, at in read_object(directory / ADDED_FILE).items():
         if isinstance(at, int):
             yield text, at

@@ -1,4 +1,4 @@
-"""Which adapters somebody was told of, and has not registered yet: an upload, or one that was here.
+"""Adapters that a client may register soon: an upload, or one that the store already had.
 
 Callers hold the store's lock.
 """

@@ -1,4 +1,4 @@
-"""What an uploaded zip holds: an adapter or a whole base, told by the files in it alone."""
+"""What an uploaded zip holds: an adapter or a whole base, judged by its files alone."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def unpack_base(archive: Path, target: Path, limits: Limits, name: str) -> None:
     names = zip_files(archive, limits, name)
     folder = _base_folder(names)
     if folder is None:
-        raise ArchiveInvalid(f"{name} has no config.json beside *.safetensors")
+        raise ArchiveInvalid(f"{name} has *.safetensors but no config.json")
     wanted = {path for path in names if path.parent == folder and _is_kept(path)}
     needed, free = sum(names[path] for path in wanted), shutil.disk_usage(target).free
     if needed > free:

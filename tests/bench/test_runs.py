@@ -148,9 +148,9 @@ async def test_runner_keeps_a_batch_under_way_and_counts_its_tokens() -> None:
 
 
 @pytest.mark.parametrize("together", [True, False])
-@pytest.mark.parametrize("rival", ["vllm", "other"])
+@pytest.mark.parametrize("baseline", ["vllm", "other"])
 def test_online_loads_both_servers_in_turn(
-    rival: str,
+    baseline: str,
     together: bool,
     subject: Subject,
     tmp_path: Path,
@@ -176,7 +176,7 @@ def test_online_loads_both_servers_in_turn(
     monkeypatch.setattr(online, "run_load", run_load)
     monkeypatch.setattr(online, "IDLE_SECONDS", 0.0)
     loads = [Load(4, 0.0, 8), Load(0, 2.0, 8)]
-    own = rival == "vllm"
+    own = baseline == "vllm"
     settings = online.Settings(
         loads,
         Lengths(8, 8),
@@ -196,14 +196,14 @@ def test_online_loads_both_servers_in_turn(
     # The first of each server's loads is a warm-up and is not kept.
     assert len(order) == len(result.data["each"]) + 4
     if together:
-        assert order[2:6] == ["stacked", rival, rival, "stacked"]
+        assert order[2:6] == ["stacked", baseline, baseline, "stacked"]
     else:
-        assert order == ["stacked"] * 5 + [rival] * 10 + ["stacked"] * 5
+        assert order == ["stacked"] * 5 + [baseline] * 10 + ["stacked"] * 5
     assert result.rows[1][1] == ("vLLM's server" if own else "Stacked, max_num_seqs=2")
 
 
 @pytest.mark.parametrize("side", ["stacked", "other"])
-def test_the_rival_of_our_own_differs_in_the_setting_alone(
+def test_the_baseline_of_our_own_differs_in_the_setting_alone(
     side: str, subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trees: list[dict[str, Any]] = []
@@ -224,9 +224,9 @@ def test_the_rival_of_our_own_differs_in_the_setting_alone(
     assert tree == online.tree_of(subject)
 
 
-def test_two_rivals_are_one_too_many(subject: Subject, tmp_path: Path) -> None:
+def test_two_baselines_are_one_too_many(subject: Subject, tmp_path: Path) -> None:
     settings = online.Settings([], Lengths(8, 8), 1, 1, peer=True, against={"max_num_seqs": 2})
-    with pytest.raises(ParameterInvalid, match="one rival"):
+    with pytest.raises(ParameterInvalid, match="one baseline"):
         online.run_online(subject, settings, tmp_path, Told())
 
 

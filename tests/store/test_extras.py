@@ -18,7 +18,7 @@ from stacked.errors import (
     TokensDiffer,
 )
 from stacked.store import AdapterStore, BaseModules
-from stacked.store.extras import told_chat
+from stacked.store.extras import chat_summary
 from tests.store.small import write_adapter, write_base, write_json
 
 TEMPLATE = "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
@@ -156,7 +156,7 @@ def test_more_templates_by_name(store: AdapterStore, adapter: Path, chatting: Ba
         "tools {{ bos_token }}",
     ]
     report = store.inspect(str(adapter), base=chatting)
-    assert told_chat(report.chat, chatting.directory) == "its own (default, tool_use)"
+    assert chat_summary(report.chat, chatting.directory) == "its own (default, tool_use)"
 
 
 def test_what_the_tokenizer_says_of_a_token_is_kept(
@@ -187,7 +187,7 @@ def test_the_report_says_whose_template_it_is(
     said = []
     for config in ({}, {"chat_template": TEMPLATE}, {"chat_template": "x"}):
         report = store.inspect(str(tokenizer(adapter, **config)), base=chatting)
-        said.append(told_chat(report.chat, chatting.directory))
+        said.append(chat_summary(report.chat, chatting.directory))
     assert said == ["the base's", "its own, which is the base's", "its own"]
 
 
