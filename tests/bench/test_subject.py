@@ -30,7 +30,7 @@ class Told:
         self.fractions: list[float] = []
         self.notes: list[str] = []
 
-    def step(self, text: str) -> None:
+    def begin(self, text: str) -> None:
         self.steps.append(text)
 
     def note(self, text: str) -> None:
@@ -86,7 +86,7 @@ def test_a_base_without_weights_has_its_modules_and_takes_no_room(
 def test_a_base_without_weights_is_served_with_drawn_ones(tmp_path: Path) -> None:
     subject = prepare(Asked("llama-1b", rank=4), 1, tmp_path, tmp_path, Told())
     assert subject.options()["load_format"] == "dummy"
-    assert subject.told()["engine"] == {"load_format": "dummy"}
+    assert subject.summary()["engine"] == {"load_format": "dummy"}
     assert config_of(subject).engine == {"load_format": "dummy"}
     said = Asked("llama-1b", rank=4, engine={"load_format": "auto"})
     assert prepare(said, 0, tmp_path, tmp_path, Told()).engine == {"load_format": "auto"}
@@ -125,8 +125,8 @@ def test_subject_is_made_of_nothing_but_a_name(tmp_path: Path) -> None:
     subject = prepare(Asked("tiny", rank=4), 3, tmp_path, tmp_path, tell)
     assert list(subject.members) == ["a0", "a1", "a2"]
     assert tell.fractions[-1] == 1.0
-    assert subject.told()["adapters"] == 3
-    assert str(tmp_path) not in json.dumps(subject.told())
+    assert subject.summary()["adapters"] == 3
+    assert str(tmp_path) not in json.dumps(subject.summary())
     assert subject.options()["max_loras"] == 3
     assert "enable_lora" not in subject.options()
     assert subject_of(config_of(subject), tmp_path).adapters == list(subject.adapters)
