@@ -19,7 +19,7 @@ from stacked.deployment.ledger import Ledger
 from stacked.errors import NotReady, RecordAbsent, RecordConflict
 from stacked.registry import Deployment, DeploymentState, WorkRequest
 from stacked.registry.deployments import DeploymentChanges
-from stacked.serving.settings import base_key, check_base_key, read_settings, settings_of
+from stacked.serving.settings import ServingSettings, base_key, check_base_key, settings_of
 
 logger = logging.getLogger("stacked.deployment.deployments")
 
@@ -98,9 +98,10 @@ class Deployments:
         self._check_alone(new.id)
         async with self._changes.beginning():
             self._check_alone(new.id)
-            configuration = self._configured(new.configuration)
-            await self._check_deployable(group_id, configuration, named=True)
-            new = replace(new, configuration=configuration)
+            settings = settings_of({**new.configuration, "engine": self._defaults})
+            await self._check_deployable(group_id, settings, named=True)
+            engine = dict(settings.engine)
+            new = replace(new, configuration={**new.configuration, "engine": engine})
             record = await self._ledger.do(self._registry.deployments.create, new)
             work = await self._open(_CREATE, "CREATED", record, group_id)
             change = Change(work, record.id)
@@ -116,7 +117,7 @@ class Deployments:
             self._check_alone(id)
             record = await self._in_state(id, (_INACTIVE, _FAILED), "activated")
             group_id = wanted_group(record)
-            await self._check_deployable(group_id, record.configuration)
+            await self._check_deployable(group_id, settings_of(record.configuration))
             await self._enter(record, DeploymentState.UPDATING, "being activated", expect)
             work = await self._open(_ACTIVATE, "UPDATED", record, group_id)
             change = Change(work, id)
@@ -159,17 +160,19 @@ class Deployments:
         async with self._changes.beginning():
             record = await self._in_state(id, (*_SERVES, _INACTIVE), "updated")
             parts: dict[str, Any] = {}
+            settings = before = settings_of(record.configuration)
             if revision.environment is not None:
-                parts = self._configured({"environment": revision.environment})
+                parts = {"environment": revision.environment, "engine": self._defaults}
+                settings = settings_of({**record.configuration, **parts})
+                parts["engine"] = dict(settings.engine)
             group_id = revision.group_id or wanted_group(record)
-            after = {**record.configuration, **parts}
             # A name that the environment had before may be older than the group's.
-            named = settings_of(after).base_key != settings_of(record.configuration).base_key
-            await self._check_deployable(group_id, after, named=named)
+            named = settings.base_key != before.base_key
+            await self._check_deployable(group_id, settings, named=named)
             if record.state is _INACTIVE:
                 return await self._revise(record, revision, parts, expect)
             if revision.live:
-                return await self._go_live(record, revision, expect)
+                return await self._go_live(record, revision, settings, expect)
             return await self._replace(record, revision, parts, expect)
 
     async def cancel(self, work_id: str) -> None:
@@ -204,15 +207,15 @@ class Deployments:
             )
 
     async def _check_deployable(
-        self, group_id: str, configuration: Json, *, named: bool = False
+        self, group_id: str, settings: ServingSettings, *, named: bool = False
     ) -> None:
         """Refuse what cannot be served, as far as records tell, before anything is changed.
 
-        `named`: the configuration comes with a name for the base, which must be the group's.
+        `named`: the settings come with a name for the base, which must be the group's.
         """
         group = await self._ledger.do(self._ledger.deployable, group_id)
         keys = [member.key for member in group.members if member.model_id == group.base_model_id]
-        key, settings = keys[0] if keys else None, settings_of(configuration)
+        key = keys[0] if keys else None
         base_key(str(group.base_model_id), key, settings)
         if named:
             check_base_key(key, settings)
@@ -241,11 +244,6 @@ class Deployments:
         self, operation: str, action: str, record: Deployment, group_id: str | None
     ) -> WorkRequest:
         return await self._ledger.do(self._ledger.open_work, operation, action, record, group_id)
-
-    def _configured(self, parts: Json) -> dict[str, Any]:
-        """A configuration whose engine options are read from its environment."""
-        variables = (parts.get("environment") or {}).get("environmentVariables") or {}
-        return {**parts, "engine": dict(read_settings(variables, self._defaults).engine)}
 
     # -- updates ----------------------------------------------------------------------------
 
@@ -286,14 +284,18 @@ class Deployments:
         await self._ledger.do(call)
 
     async def _go_live(
-        self, record: Deployment, revision: Revision, expect: Deployment | None
+        self,
+        record: Deployment,
+        revision: Revision,
+        settings: ServingSettings,
+        expect: Deployment | None,
     ) -> WorkRequest:
         active = self._served(record)
         active.serving.live.check_free()
         group_id = revision.group_id or wanted_group(record)
         base = active.serving.live.routing.base
         assert base is not None, "a STACKED group has a base"
-        base = replace(base, key=base_key(base.model_id, None, settings_of(record.configuration)))
+        base = replace(base, key=base_key(base.model_id, None, settings))
         wanted = await self._ledger.do(self._ledger.wanted, group_id, base)
         await self._described(record, revision, expect)
         await self._enter(record, DeploymentState.UPDATING, f"to {group_id}", None)
