@@ -176,6 +176,10 @@ class Client:
         with self._asked("POST", "/stacked/check", json={"engine": engine}):
             pass
 
+    def collect(self, *, dry_run: bool = False) -> dict[str, Any]:
+        """Let the server remove what nobody needs any more; what went and what stays."""
+        return self._one("POST", f"/stacked/collect?dryRun={str(dry_run).lower()}")
+
     def update_live(self, deployment_id: str, group_id: str) -> str:
         """Begin a LIVE update and return the id of its work request."""
         change = {

@@ -27,6 +27,8 @@ from stacked.errors import ConfigInvalid, StackedError
 PredictEndpoint = Literal["/v1/completions", "/v1/chat/completions"]
 UnknownParameters = Literal["refuse", "ignore"]
 
+LOW_DISK_BYTES = 4 * 1024**3
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
@@ -184,7 +186,7 @@ class RetentionConfig(_Frozen):
     """How many logs of engines are stored."""
     engine_notes: Duration = timedelta(days=30)
     """What is known of an engine (its modules, adapters verified on it), since its last start."""
-    low_disk_bytes: int = Field(default=4 * 1024**3, ge=0)
+    low_disk_bytes: int = Field(default=LOW_DISK_BYTES, ge=0)
     """With less free space than this, `stacked status`, `stacked doctor` and the log warn."""
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from stacked.bases import KNOWN, bases_dir, is_base
+from stacked.config import LOW_DISK_BYTES
 from stacked.engine.machine import Machine, look
 from stacked.engine.support import NEWEST, OLDEST, Build, find_build
 
@@ -143,6 +144,8 @@ def _disk(data_dir: Path) -> Finding:
     if free < 1:
         advice = "free some space, or choose another place with STACKED_DATA_DIR"
         return Finding("disk", value, "bad", advice)
+    if free < LOW_DISK_BYTES / GIB:
+        return Finding("disk", value, "slow", "it is filling up; see: stacked gc --dry-run")
     return Finding("disk", value)
 
 

@@ -39,6 +39,8 @@ _phases = Histogram(
 )
 _generation = Gauge("stacked_generation", "The generation of the group that is served")
 _adapters = Gauge("stacked_adapters", "Distinct adapters of the group that is served")
+_stored = Gauge("stacked_store_bytes", "Content in the stores, as of the last round", ("kind",))
+_disk = Gauge("stacked_disk_bytes", "The disk of the data directory", ("kind",))
 
 # How many requests are in flight under each, those used last at the end.
 _used: OrderedDict[tuple[str, str], int] = OrderedDict()
@@ -86,6 +88,14 @@ def swap_ended(outcome: str, seconds: Mapping[str, float]) -> None:
 def serving(generation: int, adapters: int) -> None:
     _generation.set(generation)
     _adapters.set(adapters)
+
+
+def disk(free: int, total: int, stored: Mapping[str, int]) -> None:
+    """What a round of collecting has found; `stored` by kind."""
+    _disk.labels("free").set(free)
+    _disk.labels("total").set(total)
+    for kind in ("adapter", "base"):
+        _stored.labels(kind).set(stored.get(kind, 0))
 
 
 def _forget(labels: tuple[str, str]) -> None:

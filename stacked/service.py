@@ -7,6 +7,7 @@ not know FastAPI, wire formats or argv.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import logging
 from collections.abc import Callable
@@ -30,6 +31,8 @@ from stacked.errors import NotAllowed, NotReady
 from stacked.groups.routing import Route, Routing
 from stacked.live import Live
 from stacked.registry import DeployedMember, Deployment, MemberState, Page, Query, Registry
+from stacked.retention.collect import Collector, Records
+from stacked.retention.rounds import Rounds
 from stacked.serving import Admission, Scope
 from stacked.serving.settings import settings_of
 from stacked.serving.targets import Target
@@ -65,6 +68,9 @@ class Service:
         self._catalogue: Catalogue | None = None
         self._deployments: Deployments | None = None
         self._slot = Slot()
+        self._rounds: Rounds | None = None
+        self._needed = contextlib.ExitStack()
+        """Holds what is served without records in the store."""
 
     # -- start and stop ---------------------------------------------------------------------
 
@@ -87,6 +93,8 @@ class Service:
             await self._fail(error)
             raise
         self.state = State.SERVING
+        if self._rounds is not None:
+            self._rounds.begin()
 
     def _starting(self, text: str) -> None:
         self.reason = text
@@ -102,9 +110,12 @@ class Service:
         await self._release()
 
     async def _release(self) -> None:
+        if self._rounds is not None:
+            await self._rounds.close()
         if self._deployments is not None:
             await self._deployments.close()
         await self._slot.close()
+        self._needed.close()
         if self._ledger is not None:
             await asyncio.to_thread(self._ledger.close)
 
@@ -128,7 +139,18 @@ class Service:
         starter = Starter(ledger, self._catalogue, config.server)
         activation = Activation(ledger, starter, self._slot, tell)
         self._deployments = Deployments(ledger, activation, self._slot, config.engine)
+        self._rounds = await self._prepare_rounds(ledger, self._catalogue)
         return self._deployments
+
+    async def _prepare_rounds(self, ledger: Ledger, catalogue: Catalogue) -> Rounds:
+        settings = self.config.retention
+        records = Records(ledger.path, ledger.registry, catalogue.tidy_files)
+        collector = await asyncio.to_thread(
+            Collector, settings, self.data_dir, self._store, [records], lambda: self.in_use
+        )
+        rounds = Rounds(collector, settings, self.data_dir)
+        catalogue.changed = rounds.wake
+        return rounds
 
     def _open_catalogue(self, ledger: Ledger) -> Catalogue:
         server = self.config.server
@@ -157,6 +179,7 @@ class Service:
         require_build()
         prepare()
         base = await read_base(config, self.data_dir, self._store.root)
+        self._needed.enter_context(self._store.pinned())
         group = await read_group(config, base, self._store, tell)
         settings = settings_of({"engine": config.engine})
         prepared = Prepared.of(group, base.modules, settings, self._store.root)
@@ -172,7 +195,8 @@ class Service:
         base = await read_base(config, self.data_dir, self._store.root)
         deployments = await self._open(tell)
         file = FileDeployment(config, base, self.ledger, self.catalogue, self._store)
-        found = await file.serve(tell)
+        with self._store.pinned():
+            found = await file.serve(tell)
         if isinstance(found, Active):
             self._slot.active = found
         else:
@@ -244,9 +268,10 @@ class Service:
         for what is already there is answered with it. Raises AdapterError, KeyInUse, EngineError.
         """
         serving = self._changeable()
-        adapter = await asyncio.to_thread(self._add, source, serving)
-        member = Member(model_id or model_id_of(adapter.digest), adapter, key)
-        return await serving.live.add(member)
+        with self._store.pinned():
+            adapter = await asyncio.to_thread(self._add, source, serving)
+            member = Member(model_id or model_id_of(adapter.digest), adapter, key)
+            return await serving.live.add(member)
 
     async def load_known(self, name: str, key: str | None) -> Route[Loaded] | None:
         """Serve again what `unload` removed of the group, or a model of the catalogue by its id.
@@ -258,9 +283,12 @@ class Service:
         gone = [m for m in live.removed if name in (m.key, m.model_id) and key in (None, m.key)]
         if not gone and self._catalogue is not None:
             find = partial(self._catalogue.adapter, name, serving.modules, max_rank=most)
-            adapter = await asyncio.to_thread(find)
-            gone = [Member(ModelId(name), adapter, key)] if adapter else []
-        routes = [await live.add(member) for member in gone]
+            with self._store.pinned():
+                adapter = await asyncio.to_thread(find)
+                gone = [Member(ModelId(name), adapter, key)] if adapter else []
+                routes = [await live.add(member) for member in gone]
+        else:
+            routes = [await live.add(member) for member in gone]
         return routes[0] if routes else None
 
     async def unload(self, name: str) -> bool:
@@ -311,6 +339,13 @@ class Service:
         return self._catalogue
 
     @property
+    def rounds(self) -> Rounds:
+        """What removes that nobody needs. Raises NotReady before there are records."""
+        if self._rounds is None or self.state is not State.SERVING:
+            raise self._not_ready()
+        return self._rounds
+
+    @property
     def deployment_id(self) -> str:
         """The id of the active deployment. Raises NotReady where none is."""
         return self.active.deployment_id
@@ -343,6 +378,7 @@ class Service:
             "reason": deployment.reason,
             "update": change.work_id if change else None,
             "draining": sorted(live.routing.draining),
+            "disk": await asyncio.to_thread(self.rounds.disk_status),
             "models": [_member_status(member, live, resident) for member in live.routing.members],
         }
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-_LOGS_KEPT = 10
+from stacked.retention.collect import old_logs
 
 # Restarts in a row: `count:seconds since the epoch of the first`. Handed on by the environment.
 _RESTARTS = "STACKED_RESTARTS"
@@ -62,8 +62,8 @@ def _restarts() -> tuple[int, float]:
     return 0, 0.0
 
 
-def engine_log(data_dir: Path) -> EngineLog:
-    """Send what vLLM prints, here and in the processes it starts, to a file of its own.
+def engine_log(data_dir: Path, most: int) -> EngineLog:
+    """Send what vLLM prints, here and in the processes it starts, to the newest of `most` files.
 
     File descriptors 1 and 2 are turned for the rest of this process's life, because engine
     processes and native code write to these, some of it while the interpreter ends. Python's
@@ -71,7 +71,7 @@ def engine_log(data_dir: Path) -> EngineLog:
     """
     directory = data_dir / "logs"
     directory.mkdir(parents=True, exist_ok=True)
-    for old in sorted(directory.glob("engine-*.log"))[: -_LOGS_KEPT + 1]:
+    for old in old_logs(data_dir, most - 1):
         old.unlink(missing_ok=True)
     path = directory / f"engine-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)

@@ -47,7 +47,7 @@ def run(config: ControlConfig, *, data_dir: Path, progress: Progress) -> int:
     sockets = _bind(config)
     hand_over_soon()
     in_log_lines()
-    log = engine_log(data_dir)
+    log = engine_log(data_dir, config.retention.engine_logs)
     progress.note(f"engine log  {log.path}\n{_who_may_call(config, gate)}")
     try:
         return uvloop.run(_serve(config, data_dir, progress, sockets, log.path, gate))

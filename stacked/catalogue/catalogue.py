@@ -82,6 +82,8 @@ class Catalogue:
         )
         # Between a file's name and the record that needs it, nobody may drop it.
         self._naming = threading.Lock()
+        self.changed: Callable[[], object] = lambda: None
+        """Called when content may have become unneeded, from any thread."""
 
     # -- models -----------------------------------------------------------------------------
 
@@ -130,7 +132,9 @@ class Catalogue:
         Its content is left to `stacked.retention`: others may need it.
         """
         with self._replacing(id):
-            return self.registry.models.set_state(id, ModelState.DELETED, expect=expect)
+            deleted = self.registry.models.set_state(id, ModelState.DELETED, expect=expect)
+        self.changed()
+        return deleted
 
     # -- artifacts --------------------------------------------------------------------------
 
@@ -202,7 +206,9 @@ class Catalogue:
         """Leave the record alone; the group's file goes. Raises RecordConflict while it serves."""
         with self._replacing(id):
             self.registry.groups.set_state(id, GroupState.DELETING, expect=expect)
-            return self.registry.groups.set_state(id, GroupState.DELETED)
+            deleted = self.registry.groups.set_state(id, GroupState.DELETED)
+        self.changed()
+        return deleted
 
     def adapter(self, id: str, base: BaseModules, *, max_rank: int) -> Adapter | None:
         """The content of an adapter, checked to fit an engine's base; None for an unknown id.
@@ -217,9 +223,7 @@ class Catalogue:
             raise RecordConflict(f"model {id} {lacks}; an ACTIVE one with content can be loaded")
         if model.kind != "adapter":
             raise ParameterInvalid(f"model {id} is of kind {model.kind}; adapters can be loaded")
-        digest = check_digest(model.digest)
-        self.store.check(digest, base, max_rank=max_rank)
-        return self.store.get(digest)
+        return self.store.claim(check_digest(model.digest), base=base, max_rank=max_rank)
 
     # -- files ------------------------------------------------------------------------------
 

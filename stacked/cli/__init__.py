@@ -16,9 +16,10 @@ import typer
 
 from stacked import __version__
 from stacked.cli.bench import bench
+from stacked.cli.gc import gc
 from stacked.cli.keys import keys
 from stacked.cli.live import rollback, update
-from stacked.cli.shared import DataDir, Url, fail
+from stacked.cli.shared import DataDir, Url, data_dir_of, fail
 from stacked.cli.view import groups, status
 from stacked.errors import StackedError
 
@@ -53,12 +54,6 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-
-
-def _data_dir(given: Path | None) -> Path:
-    from stacked.bases import default_data_dir
-
-    return given.expanduser().absolute() if given else default_data_dir()
 
 
 @app.callback(invoke_without_command=True)
@@ -124,7 +119,7 @@ def serve(
         # Brings the engine with it: seconds that no other command should wait for.
         from stacked.api.server import run
 
-        code = run(tree, data_dir=_data_dir(data_dir), progress=progress)
+        code = run(tree, data_dir=data_dir_of(data_dir), progress=progress)
     raise typer.Exit(code)
 
 
@@ -165,7 +160,7 @@ def prepare(
     from stacked.terminal import Terminal, out
 
     with Terminal() as progress:
-        path = bases.prepare(name, _data_dir(data_dir), progress)
+        path = bases.prepare(name, data_dir_of(data_dir), progress)
     out.print(str(path), markup=False)
 
 
@@ -191,7 +186,7 @@ def check(
     from stacked.store.extras import chat_summary
     from stacked.terminal import err, out, size, table
 
-    directory = _data_dir(data_dir)
+    directory = data_dir_of(data_dir)
     store = AdapterStore(directory / "store")
     modules = _modules(resolve(base, directory), store.root)
     report = store.inspect(adapter, base=modules, max_rank=max_rank, foreign_tokens=foreign_tokens)
@@ -320,7 +315,7 @@ def doctor(
     from stacked.doctor import examine
     from stacked.terminal import out, table
 
-    findings = examine(_data_dir(data_dir), port)
+    findings = examine(data_dir_of(data_dir), port)
     marks = {"ok": "[green]✓[/]", "slow": "[yellow]![/]", "bad": "[red]✗[/]"}
     rows = [[finding.name, finding.value] for finding in findings]
     out.print(table(None, rows, [marks[finding.level] for finding in findings]))
@@ -332,7 +327,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-for command in (update, rollback, status, groups):
+for command in (update, rollback, status, groups, gc):
     app.command()(command)
 app.add_typer(bench)
 app.add_typer(keys)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from stacked.cli.shared import DataDir, fail
+from stacked.cli.shared import DataDir, data_dir_of, fail
 
 keys = typer.Typer(
     name="keys",
@@ -26,12 +25,6 @@ class Bits(StrEnum):
     SHORT = "2048"
     MIDDLE = "3072"
     LONG = "4096"
-
-
-def _data_dir(given: Path | None) -> Path:
-    from stacked.bases import default_data_dir
-
-    return given.expanduser().absolute() if given else default_data_dir()
 
 
 @keys.command()
@@ -71,7 +64,7 @@ def create(
     if not oci:
         raise typer.BadParameter("say what the key is for; only --oci is served")
     made = make(
-        _data_dir(data_dir),
+        data_dir_of(data_dir),
         name,
         tenancy=tenancy,
         user=user,
@@ -97,7 +90,7 @@ def list_(data_dir: DataDir = None) -> None:
     from stacked.keys import keys_dir, read_directory
     from stacked.terminal import out, table
 
-    found, faults = read_directory(keys_dir(_data_dir(data_dir)))
+    found, faults = read_directory(keys_dir(data_dir_of(data_dir)))
     rows = [
         [
             each.name,
@@ -122,5 +115,5 @@ def remove(name: Name, data_dir: DataDir = None) -> None:
     from stacked.keys import remove as forget
     from stacked.terminal import out
 
-    forget(_data_dir(data_dir), name)
+    forget(data_dir_of(data_dir), name)
     out.print(f"key {name} is removed", markup=False, highlight=False)

@@ -29,6 +29,13 @@ Url = Annotated[
 ]
 
 
+def data_dir_of(given: Path | None) -> Path:
+    """The data directory of a command."""
+    from stacked.bases import default_data_dir
+
+    return given.expanduser().absolute() if given else default_data_dir()
+
+
 def fail(code: str, sentence: str) -> NoReturn:
     """End the command with 1, its error in one line on stderr."""
     from stacked.terminal import show_error

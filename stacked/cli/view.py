@@ -96,6 +96,16 @@ def _watch(client: Client) -> None:
             live.update(_picture(client.status()), refresh=True)
 
 
+def _disk(disk: dict[str, Any] | None) -> str:
+    """What is free, and a warning where that is little."""
+    from stacked.terminal import size
+
+    if not disk:
+        return ""
+    told = f"{size(disk['freeBytes'])} free, {size(disk['storedBytes'])} stored"
+    return f"{told}; filling up, see: stacked gc --dry-run" if disk["low"] else told
+
+
 def _picture(status: dict[str, Any]) -> Group:
     """The status for people: what is served in lines, the models in a table."""
     from rich.console import Group
@@ -110,6 +120,7 @@ def _picture(status: dict[str, Any]) -> Group:
         "previous": status.get("previousGroupId") or "",
         "update": status.get("update") or "",
         "draining": ", ".join(status.get("draining") or ()),
+        "disk": _disk(status.get("disk")),
     }
     rows = [
         [

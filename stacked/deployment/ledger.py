@@ -61,7 +61,8 @@ class Ledger:
         """Where the records stand, and what belongs to them: this process's alone."""
         self.directory.mkdir(parents=True, exist_ok=True)
         self._lock = lock_data_dir(self.directory)
-        self.registry = Registry(self.directory / "registry.sqlite")
+        self.path = self.directory / "registry.sqlite"
+        self.registry = Registry(self.path)
         self.registry.recover()
         self._store = store
         # One thread, so that what is written keeps its order and no disk holds up the loop.

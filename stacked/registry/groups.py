@@ -111,13 +111,18 @@ class GroupRepository(Repository[GroupRecord]):
 
         Idempotent: the same id with the same base, members, metadata and origin is answered with
         what is there, and with other ones raises RecordConflict. With `check`, GroupInvalid or
-        RecordConflict where its models do not make a group of its kind.
+        RecordConflict where its models do not make a group of its kind. One that was deleted comes
+        back: the id that a file's group has follows from its content.
         """
         with self._database.write() as connection:
             stored = GROUPS.find(connection, group.id)
             if stored is not None:
-                return _repeated(stored, group)
+                _check_repeated(stored, group)
+                if stored.state is not GroupState.DELETED:
+                    return stored
             _check_models(connection, group, check)
+            if stored is not None:
+                return GROUPS.move(connection, group.id, GroupState.ACTIVE, reason="")
             if group.source_group_id is not None:
                 GROUPS.row(connection, group.source_group_id)  # raises RecordAbsent
             GROUPS.insert(connection, group, version_history_id=None, version=None)
@@ -203,7 +208,7 @@ def _check_not_served(connection: Connection, id: str) -> None:
         )
 
 
-def _repeated(stored: GroupRecord, group: GroupRecord) -> GroupRecord:
+def _check_repeated(stored: GroupRecord, group: GroupRecord) -> None:
     changed = differing(stored, group, _IMMUTABLE)
     if group.version_history_id not in (None, stored.version_history_id):
         changed.append("version_history_id")
@@ -212,7 +217,6 @@ def _repeated(stored: GroupRecord, group: GroupRecord) -> GroupRecord:
             f"model group {group.id} is there with other {', '.join(changed)}; groups do not "
             "change: create one with another id"
         )
-    return stored
 
 
 def _check_models(connection: Connection, group: GroupRecord, check: bool) -> None:

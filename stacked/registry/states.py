@@ -83,7 +83,8 @@ MOVES: Mapping[enum.Enum, frozenset[enum.Enum]] = {
         INACTIVE: ACTIVE DELETING
         FAILED: DELETING
         DELETING: DELETED FAILED
-        """,
+        DELETED: ACTIVE
+        """,  # as a model's, where the id follows from the content
         GroupState,
     ),
     **_table(

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from stacked.bases import bases_dir, clear_unfinished
 from stacked.config import RetentionConfig
 from stacked.core import Digest
 from stacked.errors import RegistryUnusable
-from stacked.registry import Registry
+from stacked.registry import Registry, lock_data_dir
 from stacked.registry.retention import Sweep, named_in
 from stacked.registry.retry_tokens import LIFETIME
 from stacked.retention.plan import (
@@ -30,7 +33,7 @@ from stacked.retention.plan import (
     plan_contents,
     plan_versions,
 )
-from stacked.store import AdapterStore, BaseStore
+from stacked.store import AdapterStore, ArtifactFiles, BaseStore
 from stacked.store.shelf import Stored
 from stacked.store.verified import forget_verified
 
@@ -88,6 +91,16 @@ class Report:
     def freed(self) -> int:
         return sum(line.count for line in self.lines if line.freed)
 
+    def to_json(self) -> dict[str, Any]:
+        """As `stacked gc --json` prints it."""
+        return {
+            "dryRun": self.dry_run,
+            "unfinished": self.unfinished,
+            "freedBytes": sum(line.bytes for line in self.lines if line.freed),
+            "lines": [asdict(line) for line in self.lines],
+            "notes": self.notes,
+        }
+
 
 class _Everything:
     """What may be named where records cannot be read."""
@@ -130,6 +143,7 @@ class Collector:
     def run(self, *, dry_run: bool = False, most: int = MOST, seconds: float = SECONDS) -> Report:
         """One round, at most so long. Raises StoreUnusable, RegistryUnusable."""
         report = Report(dry_run)
+        most = sys.maxsize if dry_run else most
         until = time.monotonic() + seconds
         # In this order: what is added meanwhile is found used, pinned, or named.
         contents = [*self._store.contents(), *self._bases.contents()]
@@ -203,7 +217,7 @@ class Collector:
     def _remove(self, plan: ContentPlan, report: Report, most: int, until: float) -> None:
         done = 0
         for stored, reason in plan.remove:
-            if done >= most or time.monotonic() > until:
+            if not report.dry_run and (done >= most or time.monotonic() > until):
                 report.unfinished = True
                 self._stays(stored, report, "left to the next round")
             elif report.dry_run or self._shelf_of(stored).remove(stored):
@@ -252,6 +266,27 @@ class Collector:
             unfinished = Path(entry.name).suffix not in (".json", ".verified")
             if now - entry.stat().st_mtime > (_PART_SECONDS if unfinished else limit):
                 yield Path(entry.path)
+
+
+@contextlib.contextmanager
+def locked_records(data_dir: Path) -> Iterator[list[Records]]:
+    """Every registry of a data directory, for a process that serves none of them.
+
+    Raises DataDirInUse where a server has one.
+    """
+    with contextlib.ExitStack() as opened:
+        found = []
+        for path in sorted((data_dir / "deployments").glob("*/registry.sqlite")):
+            opened.enter_context(lock_data_dir(path.parent))
+            registry = opened.enter_context(Registry(path))
+            files = ArtifactFiles(path.parent / "artifacts", registry.artifacts.files())
+            tidy = partial(_tidy, files, registry)
+            found.append(Records(path, registry, tidy))
+        yield found
+
+
+def _tidy(files: ArtifactFiles, registry: Registry) -> int:
+    return files.drop_others(registry.artifacts.files())
 
 
 def old_logs(data_dir: Path, keep: int) -> list[Path]:

@@ -130,11 +130,13 @@ class AdapterStore:
         with self._usable():
             return self._is_there(digest, claim=False)
 
-    def claim(self, digest: Digest, *, base: BaseModules) -> Adapter:
+    def claim(self, digest: Digest, *, base: BaseModules, max_rank: int | None = None) -> Adapter:
         """A stored adapter that is needed from now on. Raises what `add` raises, AdapterAbsent."""
         digest = self._made_plain.get(digest)
         path = self.get(digest).path
-        _, report = check_directory(path, base, None, self.limits, digest=digest, known_finite=True)
+        _, report = check_directory(
+            path, base, max_rank, self.limits, digest=digest, known_finite=True
+        )
         with self._usable():
             if not self._is_there(digest, claim=True):
                 raise self._absent(digest)

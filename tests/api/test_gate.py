@@ -385,6 +385,7 @@ def test_a_key_that_is_added_works_and_one_that_is_removed_stops(
         ("DELETE", "/models/x", 403),
         ("POST", "/v1/load_lora_adapter", 403),
         ("POST", "/stacked/check", 403),
+        ("POST", "/stacked/collect", 403),
         ("GET", "/stacked/status", 403),
         ("POST", "//models/x", 403),
         # They come in, and find no engine behind this door.

@@ -114,6 +114,18 @@ def test_the_models_that_came_with_a_version_go_with_it(registry: Registry) -> N
     assert registry.models.get(own).state is ModelState.ACTIVE
 
 
+def test_a_group_whose_id_follows_from_its_content_comes_back(registry: Registry) -> None:
+    stocked(registry)
+    declared = group(1)
+    registry.groups.create(declared)
+    drop(registry, declared.id)
+    assert registry.groups.create(declared).state is GroupState.ACTIVE
+    drop(registry, declared.id)
+    registry.models.set_state(adapter(1).id, ModelState.DELETED)
+    with pytest.raises(RecordAbsent):
+        registry.groups.create(declared)
+
+
 def test_a_deleted_model_is_named_while_a_group_has_it(registry: Registry) -> None:
     stocked(registry)
     id = registry.groups.create(group(1)).id

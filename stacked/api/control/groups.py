@@ -358,6 +358,7 @@ def create_model_group(
     response: Response,
 ) -> ModelGroup:
     record = service.registry.groups.create(body.group(service, caller), check=True)
+    service.catalogue.changed()  # an older version may fall out of those that are stored
     work = finished(service.registry, "MODEL_GROUP_CREATE", "CREATED", _KIND, record)
     return shown(response, record, ModelGroup.of(record), work)
 

@@ -1,12 +1,12 @@
-"""What OCI has no words for: the state of everything, and whether a file's settings are in use."""
+"""What OCI has no words for: the state of everything, a file's settings, what nobody needs."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Query, Response
 
-from stacked.api.control.base import Json, RequestModel, ResponseModel, Served, bare
+from stacked.api.control.base import CHANGE, Json, RequestModel, ResponseModel, Served, bare
 from stacked.errors import UpdateNotLive
 from stacked.registry.states import DeploymentState, MemberState
 
@@ -37,6 +37,15 @@ class MemberStatus(ResponseModel):
     on_device: bool
 
 
+class DiskStatus(ResponseModel):
+    """The disk of the data directory; `stored_bytes` are what adapters and bases take of it."""
+
+    free_bytes: int
+    total_bytes: int
+    stored_bytes: int
+    low: bool
+
+
 class Status(ResponseModel):
     deployment_id: str
     group_id: str | None
@@ -47,7 +56,28 @@ class Status(ResponseModel):
     reason: str
     update: str | None
     draining: list[str]
+    disk: DiskStatus | None
     models: list[MemberStatus]
+
+
+class CollectLine(ResponseModel):
+    """How much of a kind was removed (`freed`), or stays, and why."""
+
+    kind: str
+    reason: str
+    freed: bool
+    count: int
+    bytes: int
+
+
+class CollectReport(ResponseModel):
+    """`unfinished`: one round does not remove everything; the next one follows."""
+
+    dry_run: bool
+    unfinished: bool
+    freed_bytes: int
+    lines: list[CollectLine]
+    notes: list[str]
 
 
 @router.get("/status", response_model=Status)
@@ -72,3 +102,9 @@ def check_settings(body: EngineSettings, service: Served) -> Response:
                 f"engine settings differ ({', '.join(names)}); that needs a restart"
             )
     return Response(status_code=204)
+
+
+@router.post("/collect", response_model=CollectReport, dependencies=CHANGE)
+async def collect(service: Served, dry_run: Annotated[bool, Query(alias="dryRun")] = False) -> Any:
+    """Remove what nobody needs any more, as the server also does by itself."""
+    return (await service.rounds.run(dry_run=dry_run)).to_json()
