@@ -24,12 +24,11 @@ from stacked.deployment.deployments import Deployments
 from stacked.deployment.from_file import FileDeployment, read_base, read_group
 from stacked.deployment.ledger import Ledger
 from stacked.engine.creating import prepare
-from stacked.engine.engine import Loaded, Resident
+from stacked.engine.engine import Loaded
 from stacked.engine.options import check_names
 from stacked.engine.support import require_build
 from stacked.errors import NotAllowed, NotReady
 from stacked.groups.routing import Route, Routing
-from stacked.live import Live
 from stacked.registry import DeployedMember, Deployment, MemberState, Page, Query, Registry
 from stacked.retention.collect import Collector, Records
 from stacked.retention.rounds import Rounds
@@ -360,44 +359,7 @@ class Service:
         shown = (_removed(row) if (row.model_id, row.key) in gone else row for row in page.items)
         return replace(page, items=tuple(shown))
 
-    async def status(self) -> dict[str, Any]:
-        """Everything at a glance, ready for JSON. What is resident is what the engine says."""
-        live = self.vllm.live
-        resident = await self.vllm.engine.resident()
-        deployment = await asyncio.to_thread(self.registry.deployments.get, self.deployment_id)
-        group_id = deployment.group_id
-        group = await asyncio.to_thread(self.registry.groups.get, group_id) if group_id else None
-        change = self.deployments.running
-        return {
-            "deploymentId": deployment.id,
-            "groupId": group_id,
-            "groupName": group.display_name if group else None,
-            "generation": live.routing.generation,
-            "previousGroupId": deployment.previous_group_id,
-            "state": deployment.state.value,
-            "reason": deployment.reason,
-            "update": change.work_id if change else None,
-            "draining": sorted(live.routing.draining),
-            "disk": await asyncio.to_thread(self.rounds.disk_status),
-            "models": [_member_status(member, live, resident) for member in live.routing.members],
-        }
-
 
 def _removed(row: DeployedMember) -> DeployedMember:
     reason = f"it was removed by itself; POST /models/{row.model_id} serves it again"
     return replace(row, state=MemberState.FAILED, reason=reason)
-
-
-def _member_status(member: Member, live: Live[Loaded], resident: Resident) -> dict[str, Any]:
-    handle = live.routing.handles[member.adapter.digest]
-    return {
-        "modelId": member.model_id,
-        "inferenceKey": member.key,
-        "digest": member.adapter.digest,
-        "rank": member.adapter.rank,
-        "state": MemberState.SUCCESS.value,
-        "reason": "",
-        "leases": live.leases.held(handle),
-        "resident": handle.number in resident.host,
-        "onDevice": handle.number in resident.slots,
-    }

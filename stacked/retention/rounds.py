@@ -11,7 +11,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from stacked import metrics
 from stacked.config import RetentionConfig
@@ -74,16 +73,6 @@ class Rounds:
 
     def disk(self) -> Disk:
         return Disk.of(self._data_dir, self._settings.low_disk_bytes, self._stored)
-
-    def disk_status(self) -> dict[str, Any]:
-        """The disk, ready for JSON."""
-        disk = self.disk()
-        return {
-            "freeBytes": disk.free,
-            "totalBytes": disk.total,
-            "storedBytes": sum(disk.stored.values()),
-            "low": disk.low,
-        }
 
     async def close(self) -> None:
         """Wait for the round that runs, and begin no other."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -47,11 +46,6 @@ class Double:
         self.config = Config(base=BaseConfig(model="tiny"), server=server)
         self.deployment_id = DEPLOYMENT
         self.member_states = registry.deployments.list_members
-
-    async def status(self) -> dict[str, Any]:
-        nothing = dict.fromkeys(("groupId", "groupName", "previousGroupId", "update"))
-        state = {"state": "ACTIVE", "reason": "", "draining": [], "models": []}
-        return {"deploymentId": DEPLOYMENT, "generation": 1, **nothing, **state}
 
 
 @pytest.fixture
@@ -290,10 +284,6 @@ def test_a_body_over_the_limit_is_refused(registry: Registry, tmp_path: Path) ->
     with client_of(Double(registry, ServerConfig(max_body_bytes=1024), tmp_path)) as http:
         body = group_body(description="x" * 2000)
         assert post(http, "/modelGroups", body, 413)["code"] == "PayloadTooLarge"
-
-
-def test_our_own_status_is_the_services(http: TestClient, double: Double) -> None:
-    assert http.get("/stacked/status").json() == asyncio.run(double.status())
 
 
 SETTINGS: list[tuple[dict[str, Any] | None, str]] = [

@@ -167,17 +167,17 @@ async def test_the_disk_is_measured_and_a_low_one_is_told_once(
 ) -> None:
     rounds = run.service.rounds
     await rounds.run()
-    assert rounds.disk_status()["storedBytes"] == sum(
+    assert sum(rounds.disk().stored.values()) == sum(
         each.bytes for each in run.service.catalogue.store.contents()
     )
-    assert not rounds.disk_status()["low"]
+    assert not rounds.disk().low
     free = REGISTRY.get_sample_value("stacked_disk_bytes", {"kind": "free"})
     stored = REGISTRY.get_sample_value("stacked_store_bytes", {"kind": "adapter"})
     assert free
-    assert stored == rounds.disk_status()["storedBytes"]
+    assert stored == sum(rounds.disk().stored.values())
     with caplog.at_level(logging.WARNING):
         rounds._settings = RETENTION.model_copy(update={"low_disk_bytes": 10**18})
         await rounds.run()
         await rounds.run()
     assert caplog.text.count("are free for") == 1
-    assert rounds.disk_status()["low"]
+    assert rounds.disk().low

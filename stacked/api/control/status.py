@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 
 from stacked.api.control.base import CHANGE, Json, RequestModel, ResponseModel, Served, bare
+from stacked.core import Member
+from stacked.engine.engine import Loaded, Resident
 from stacked.errors import UpdateNotLive
+from stacked.live import Live
 from stacked.registry.states import DeploymentState, MemberState
 
 router = APIRouter(
@@ -56,7 +60,7 @@ class Status(ResponseModel):
     reason: str
     update: str | None
     draining: list[str]
-    disk: DiskStatus | None
+    disk: DiskStatus
     models: list[MemberStatus]
 
 
@@ -80,10 +84,48 @@ class CollectReport(ResponseModel):
     notes: list[str]
 
 
-@router.get("/status", response_model=Status)
-async def status(service: Served) -> Any:
-    """What `stacked status` shows."""
-    return await service.status()
+@router.get("/status")
+async def status(service: Served) -> Status:
+    """What `stacked status` shows. Where weights are is what the engine says."""
+    live, registry = service.vllm.live, service.registry
+    resident = await service.vllm.engine.resident()
+    deployment = await asyncio.to_thread(registry.deployments.get, service.deployment_id)
+    group_id, change = deployment.group_id, service.deployments.running
+    group = await asyncio.to_thread(registry.groups.get, group_id) if group_id else None
+    disk = await asyncio.to_thread(service.rounds.disk)
+    return Status(
+        deployment_id=deployment.id,
+        group_id=group_id,
+        group_name=group.display_name if group else None,
+        generation=live.routing.generation,
+        previous_group_id=deployment.previous_group_id,
+        state=deployment.state,
+        reason=deployment.reason,
+        update=change.work_id if change else None,
+        draining=sorted(live.routing.draining),
+        disk=DiskStatus(
+            free_bytes=disk.free,
+            total_bytes=disk.total,
+            stored_bytes=sum(disk.stored.values()),
+            low=disk.low,
+        ),
+        models=[_member(member, live, resident) for member in live.routing.members],
+    )
+
+
+def _member(member: Member, live: Live[Loaded], resident: Resident) -> MemberStatus:
+    handle = live.routing.handles[member.adapter.digest]
+    return MemberStatus(
+        model_id=member.model_id,
+        inference_key=member.key,
+        digest=member.adapter.digest,
+        rank=member.adapter.rank,
+        state=MemberState.SUCCESS,
+        reason="",
+        leases=live.leases.held(handle),
+        resident=handle.number in resident.host,
+        on_device=handle.number in resident.slots,
+    )
 
 
 @router.post("/check", **bare(204))
