@@ -1,7 +1,4 @@
-"""What the walk found, as cells, and the table of them in docs/adapters.md.
-
-It must not know how anything was found out.
-"""
+"""What the walk found, as cells, and the table of them in docs/adapters.md."""
 
 from __future__ import annotations
 
@@ -29,7 +26,7 @@ _HEAD = (
     "Attention",
     "Output layer",
     "Embedding",
-    "Not alone",
+    "Not adaptable",
 )
 
 
