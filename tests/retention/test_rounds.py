@@ -13,10 +13,12 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
+import httpx
 import pytest
 import pytest_asyncio
 from prometheus_client import REGISTRY
 
+from stacked.api.routes import create_routes
 from stacked.config import BaseConfig, Config, GroupConfig, MemberConfig, RetentionConfig
 from stacked.deployment.deployments import Revision
 from stacked.registry import GROUP, GroupMember, GroupRecord, Model, ModelState, new_id
@@ -143,6 +145,20 @@ async def test_what_is_loaded_by_hand_or_removed_alone_stays(run: Run) -> None:
     (first,) = {member.adapter.digest for member in run.service.vllm.live.removed}
     assert run.stored() == {loaded.digest, first}
     assert await run.service.load_known("k", None)
+
+
+async def test_whoever_may_change_things_can_ask_for_a_round(run: Run) -> None:
+    model = await run.add()
+    await asyncio.to_thread(run.service.registry.models.set_state, model.id, ModelState.DELETED)
+    transport = httpx.ASGITransport(app=create_routes(run.service))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        planned = await client.post("/stacked/collect", params={"dryRun": "true"})
+        assert model.digest in run.stored()
+        done = await client.post("/stacked/collect")
+    assert (planned.status_code, done.status_code) == (200, 200), done.text
+    assert planned.json()["dryRun"]
+    assert planned.json()["lines"] == done.json()["lines"]
+    assert model.digest not in run.stored()
 
 
 async def test_a_round_that_fails_is_told_and_not_the_last(
