@@ -20,6 +20,7 @@ Digest = NewType("Digest", str)
 ModelId = NewType("ModelId", str)
 """An OCID. Opaque, except that a digest-derived one carries the digest."""
 
+# Limits of OCI's stacked deployments.
 MAX_KEY_LENGTH = 32
 MAX_MEMBERS = 500
 

@@ -23,7 +23,7 @@ from stacked.groups.swap import SwapPlan, plan_swap
 from stacked.loader import Count, GroupEngine, Loader, is_the_engines
 from stacked.steps import Phase
 
-# How long a request that was asked to end has for its last bytes.
+# How long a request that is ended may take to send its last bytes.
 _LAST_WORDS_SECONDS = 10.0
 
 H = TypeVar("H", bound=Handle)

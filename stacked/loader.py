@@ -14,7 +14,7 @@ from typing import Generic, Protocol, TypeVar
 from stacked.core import Adapter, Digest, Handle
 from stacked.errors import EngineError, EngineLoadFailed, EngineSilent, StackedError
 
-# Cleaning up waits this long for one answer; an engine that is slower than that is not asked more.
+# How long cleaning up waits for one answer; an engine that is slower gets no further calls.
 _UNDO_SECONDS = 60.0
 # Adapters that are staged together, while they are small.
 _AT_ONCE = 8

@@ -16,7 +16,8 @@ from typing import NoReturn
 
 from stacked.retention.collect import old_logs
 
-# Restarts in a row: `count:seconds since the epoch of the first`. Handed on by the environment.
+# Restarts in a row: `count:seconds since the epoch of the first`, passed on in the environment. An
+# engine that keeps dying has a cause that another restart does not remove.
 _RESTARTS = "STACKED_RESTARTS"
 _MOST_RESTARTS = 3
 _WITHIN_SECONDS = 600.0

@@ -32,7 +32,7 @@ from stacked.steps import Progress
 _INTERRUPTED = 130
 
 # A group may have 500.
-_KEYS_TOLD = 20
+_KEYS_SHOWN = 20
 
 
 def run(config: ControlConfig, *, data_dir: Path, progress: Progress) -> int:
@@ -168,8 +168,8 @@ def _announce(service: Service, sockets: list[socket.socket], progress: Progress
         progress.note(str(nothing))
         return
     labels = [route.label for route in active.serving.live.routing]
-    more = f" and {len(labels) - _KEYS_TOLD} more" if len(labels) > _KEYS_TOLD else ""
-    keys = ", ".join(labels[:_KEYS_TOLD]) + more
+    more = f" and {len(labels) - _KEYS_SHOWN} more" if len(labels) > _KEYS_SHOWN else ""
+    keys = ", ".join(labels[:_KEYS_SHOWN]) + more
     progress.finish(f"Serving group {active.name!r} on {url}")
     progress.note(f"inference keys  {keys}\ntry             stacked predict --url {url} 'Hello'")
 

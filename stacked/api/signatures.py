@@ -37,6 +37,7 @@ _SCHEME = "Signature "
 _PAIR = re.compile(r'([A-Za-z]+)="([^"]*)"')
 _NAME = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+")
 _WANTED = ("algorithm", "headers", "keyId", "signature", "version")
+# OCI's SDKs sign six headers at most. Far more is not parsed for a caller who is not known yet.
 _MOST_CHARACTERS = 8192
 _MOST_NAMES = 32
 

@@ -27,7 +27,7 @@ RAW = {
 }
 """For a route's `openapi_extra`."""
 
-_PIECE = 1 << 20
+_PIECE = 1 << 20  # collected before a thread writes it: a chunk of HTTP is a few KiB
 _PLAIN_NAME = re.compile(r'filename\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s;]+))', re.IGNORECASE)
 _CODED_NAME = re.compile(r"filename\*\s*=\s*utf-8''([^\s;]+)", re.IGNORECASE)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".svg", ".png")
 
-# Told apart by people who see no colours, too; beyond these it begins anew.
+# Distinguishable with colour blindness; after the last they start again.
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7")
 _WIDTH, _BAR_INCHES, _EMPTY_INCHES = 8.0, 0.24, 1.1
 

@@ -26,7 +26,7 @@ from stacked.errors import ConfigInvalid, UpdateFailed
 
 # Where the clients are too slow for the number of responses, some more updates are made for them.
 _MOST_TIMES = 5
-_TOLD_EACH = 20
+_REPORTED_EACH = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,7 @@ def _storm(
                 at = (len(seen.updates) + 1) % len(groups)
                 _one(updater, groups[at], at, meanings[at], seen)
                 tell.fraction(len(seen.updates) / settings.updates)
-                if len(seen.updates) % _TOLD_EACH == 0:
+                if len(seen.updates) % _REPORTED_EACH == 0:
                     tell.note(f"{len(seen.updates)} updates, {traffic.whole} whole answers")
         seen.seconds = time.monotonic() - began
         _look_back(seen, settings, url, client)

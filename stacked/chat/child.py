@@ -31,6 +31,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 SECONDS = 2.0
 """Processor time for one request. A long chat takes hundredths of it."""
 MEMORY = 1 << 30
+"""Bytes of address space, Python and Jinja included."""
 LONGEST = 32 * 1024 * 1024
 """Characters of one prompt."""
 # vLLM looks for loops over a message's content by walking a template's tree once for each macro and

@@ -23,7 +23,7 @@ from typing import Any
 from stacked.errors import ChatTemplateInvalid
 
 _SCRIPT = Path(__file__).with_name("child.py")
-# In addition to the bound on processor time, for a machine that has none to spare.
+# In addition to the limit on processor time, which a busy machine gives out slowly.
 _WAIT_SECONDS = 30.0
 _CHUNK = 1 << 16
 # What Python and Jinja need; nothing else of the environment is for a template's process.

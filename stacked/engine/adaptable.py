@@ -41,6 +41,7 @@ _RELEVANT = (
     "revision",
     "trust_remote_code",
 )
+# Building the class takes about 15 s, and longer on a busy machine.
 _SECONDS = 300.0
 
 _MLA_REASON = (

@@ -20,7 +20,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 _PLACE = "STACKED_START_ERRORS"
-_LONGEST = 400
+_LONGEST = 400  # characters: a cause becomes part of one sentence
 # Python's first line of an error that it prints. vLLM looks at a model's class in a process of its
 # own, and raises what that one printed.
 _PRINTED = "Traceback (most recent call last):"

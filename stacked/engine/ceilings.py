@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
+# Each of the two is repeated for so long, and at least so often, for its median.
 _SECONDS = 0.4
 _LEAST_REPEATS = 5
 

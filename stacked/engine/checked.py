@@ -19,11 +19,11 @@ from stacked.errors import CanaryFailed, EngineError, EngineLoadFailed, RankRefu
 from stacked.store.content import check_content, modules_of
 from stacked.store.verified import Verified
 
-# Above the float noise of the base itself: below this, an adapter changes nothing.
+# Above the base's own floating-point noise: with less, an adapter changes nothing.
 _LEAST_CHANGE = 1e-5
 # Logprobs of the base move by less than this between batches, in bfloat16 too.
 _MOST_DRIFT = 0.1
-# Canaries of a start that are asked together, and the base among them.
+# Requests of a start's canaries that run at once, the base's included.
 _CANARIES_AT_ONCE = 32
 
 

@@ -25,15 +25,17 @@ from stacked.store import RANK_LADDER, rung
 
 # vLLM's own default. Lower than this would save little and refuse most adapters loaded later.
 _LEAST_RANK = 16
+# Every slot takes memory, used or not; `engine.max_loras` sets another number.
 _MOST_SLOTS = {"cpu": 8, "cuda": 32}
 _DTYPE_BYTES = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2}
 # Three processes that import torch and vLLM, and activations.
 _CPU_OVERHEAD = 3 * GIB
 # Measured on two cores (docs/performance.md): half of it costs 7 % of the throughput.
 _STEP_TOKENS_PER_CORE = 128
+# vLLM's own for a server on a CPU (`EngineArgs.get_batch_defaults`).
 _VLLM_STEP_TOKENS = 2048
 _VLLM_SEQUENCES = 128
-# Of the memory that nothing else needs, what adapters may have.
+# The share of the memory left over that adapters in host memory may take.
 _HOST_SHARE = 0.75
 
 Shapes = Mapping[str, tuple[int, int] | None]

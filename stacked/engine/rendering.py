@@ -19,8 +19,8 @@ from typing import Any
 
 from stacked.engine.chat import AdapterChat, AdapterTemplate
 
-# Up to here it takes no more processor time than the way by tasks and a thread (0.36 and 0.38 ms,
-# SmolLM2's tokeniser), though more of the loop's own (0.08), in which nobody's tokens are sent.
+# Up to here it takes no more processor time than vLLM's tasks and thread (0.36 and 0.38 ms with
+# SmolLM2's tokeniser), but more of the loop's own (vLLM's way: 0.08), which delays tokens.
 SHORT_CHARACTERS = 1024
 
 

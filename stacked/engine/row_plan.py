@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
-SHORT_RUN = 16  # rows; where runs are shorter on average, moving the rows pays
-# What multiplying one more row costs, in readings of its slot's weights.
+SHORT_RUN = 16  # rows; if runs are shorter on average, sorting the rows is cheaper
+# The cost of multiplying one more row, in readings of its slot's weights: measured for ranks 8, 16
+# and 64, in float32 and bfloat16.
 _READS_A_ROW = 0.1
-_MOST_PADDED = 4  # times the rows that are real
+_MOST_PADDED = 4  # times the real rows
 
 
 @dataclass(frozen=True)

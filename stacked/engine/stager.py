@@ -11,7 +11,7 @@ from stacked.engine import calls
 from stacked.engine.calls import Calls
 from stacked.errors import EngineError, EngineLoadFailed
 
-# Between two looks at an adapter that is being read: a look costs the engine's loop under 1 ms.
+# Between two polls for an adapter that is being read: each costs the engine's loop under 1 ms.
 _LOOK_SECONDS = 0.05
 
 

@@ -29,7 +29,7 @@ from stacked.engine.causes import first_line
 from stacked.engine.cpu_affinity import give_core, hand_over_soon, step_aside, take_core
 from stacked.engine.loras import Dropped, Job, VllmLoras
 
-# Adapters that are read at once; more wait their turn.
+# Adapters that are read at once, as many as the loader stages together.
 _READERS = 8
 
 # Adapters of a start that are read while one is built.

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# Large enough that Python is asked for rarely, small enough to leave core and memory bus to others.
+# Large enough that the interpreter is needed rarely, small enough to leave core and memory bus to
+# others.
 _CHUNK_BYTES = 1024**2
 
 _own = threading.local()

@@ -23,7 +23,7 @@ MIN_BITS, MAX_BITS = 2048, 8192
 
 _OWNER = re.compile(r"[0-9A-Za-z_-]+[.:](?:[0-9A-Za-z_-]*[.:]){3,}[0-9A-Za-z_-]+")
 _FINGERPRINT = re.compile(r"(?:[0-9a-f]{2}:){15}[0-9a-f]{2}")
-_MOST_BYTES = 64 * 1024
+_MOST_BYTES = 64 * 1024  # of a key file; one of MAX_BITS is far smaller
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,9 @@ from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, se
 from stacked.registry.database import Database
 from stacked.registry.schema import retry_tokens
 
+# As in OCI.
 LIFETIME = timedelta(hours=24)
+# So that a caller with ever new tokens does not fill the disk.
 MAX_TOKENS = 10_000
 
 

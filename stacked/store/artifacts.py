@@ -18,9 +18,10 @@ from stacked.errors import StoreDamaged, StoreUnusable
 from stacked.store.disk import flush
 from stacked.store.text import size
 
-# Of no meaning, but the same every time: a zip's own earliest moment.
+# Without meaning, but always the same: the earliest time that a zip can have.
 _MOMENT = (1980, 1, 1, 0, 0, 0)
 _CHUNK = 1 << 20
+# Left free by uploads: records and logs are written to the same disk.
 _SPARE = 256 * 1024 * 1024
 
 

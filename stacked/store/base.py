@@ -24,6 +24,7 @@ _PLAIN = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
 # How quantised checkpoints call the packed weight of a linear module (GPTQ and AWQ,
 # compressed-tensors, HQQ).
 _PACKED = ("qweight", "weight_packed", "W_q")
+# safetensors itself reads headers of up to 100 MB.
 _LIMITS = Limits(max_header_bytes=100 * MIB)
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 _TOWERS = ("vision_config", "audio_config", "vit_config", "speech_config")
