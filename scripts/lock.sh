@@ -11,6 +11,7 @@ lock() { # ENGINE NAME [REQUIREMENT]: writes constraints/NAME.txt
   uv pip compile pyproject.toml <(say "${3:-}") --upgrade --quiet --no-header --no-annotate \
     --extra "$1" --extra prepare --extra train --extra dev "${options[@]}" --python-version 3.11 \
     --python-platform x86_64-manylinux_2_28 | sed 's/+cpu$//' >"constraints/$2.txt"
+  uv --version | awk '{ print "uv==" $2 }' >>"constraints/$2.txt"
 }
 
 mkdir -p .cache

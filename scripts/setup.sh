@@ -129,8 +129,8 @@ fits() { "$1" pip install --help 2>/dev/null | grep -q -- --torch-backend; }
 install_uv() { # PYTHON: into .cache/uv, whatever this machine's Python allows
   rm -rf .cache/uv
   # Debian may lack either pip or venv, and lets nobody install but with --target.
-  "$1" -m pip install --disable-pip-version-check --target .cache/uv uv || {
-    "$1" -m venv --clear .cache/uv && .cache/uv/bin/python -m pip install uv
+  "$1" -m pip install --disable-pip-version-check --target .cache/uv --constraint constraints/cpu.txt uv || {
+    "$1" -m venv --clear .cache/uv && .cache/uv/bin/python -m pip install --constraint constraints/cpu.txt uv
   }
 }
 
