@@ -113,7 +113,9 @@ def unpack_zip(
             reader = member.open() if member.open is not None and path in wanted else None
             if reader is not None:
                 with reader:
-                    write_copy(reader, target / path.name, limits.max_bytes, member.name)
+                    write_copy(
+                        reader, target / path.name, limits.max_bytes, member.name, member.size
+                    )
 
 
 @contextlib.contextmanager
@@ -172,7 +174,7 @@ def _take(
         place = folders.setdefault("".join(above), {})[name] = scratch / f"member-{count}"
         if is_read(name) and (reader := member.open()) is not None:
             with reader:
-                write_copy(reader, place, most_bytes(name, limits), member.name)
+                write_copy(reader, place, most_bytes(name, limits), member.name, member.size)
     return folders
 
 

@@ -15,14 +15,11 @@ from types import TracebackType
 from typing import IO
 
 from stacked.errors import StoreDamaged, StoreUnusable
-from stacked.store.disk import flush
-from stacked.store.text import size
+from stacked.store.disk import check_room, flush
 
 # Without meaning, but always the same: the earliest time that a zip can have.
 _MOMENT = (1980, 1, 1, 0, 0, 0)
 _CHUNK = 1 << 20
-# Left free by uploads: records and logs are written to the same disk.
-_SPARE = 256 * 1024 * 1024
 
 
 class Incoming:
@@ -91,12 +88,7 @@ class ArtifactFiles:
     def receive(self, expected: int = 0) -> Incoming:
         """A place for a file. Raises StoreUnusable where `expected` bytes have no room."""
         with usable(self.root):
-            free = shutil.disk_usage(self.root).free
-            if expected + _SPARE > free:
-                raise StoreUnusable(
-                    f"there is no room for {size(expected)} at {self.root}, of which {size(free)} "
-                    "are free; free some space, or choose another data directory"
-                )
+            check_room(self.root, expected, "the upload")
             return Incoming(self._incoming / uuid.uuid4().hex)
 
     def keep(self, incoming: Incoming) -> None:

@@ -11,6 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from stacked.errors import StoreUnusable
+from stacked.store.text import size
+
+SPARE = 256 * 1024 * 1024
+"""Left free: records and logs are written to the same disk."""
+
 
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[IO[bytes] | None]:
@@ -37,6 +43,16 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_room(place: Path, needed: int, what: str) -> None:
+    """Raise StoreUnusable where there is no room for so many bytes, before any is written."""
+    free = shutil.disk_usage(place).free
+    if needed + SPARE > free:
+        raise StoreUnusable(
+            f"there is no room for {what} ({size(needed)}) at {place}, where {size(free)} are free "
+            f"and {size(SPARE)} stay free; free some space, or choose another data directory"
+        )
 
 
 def clear(directory: Path) -> None:

@@ -18,6 +18,7 @@ from stacked.errors import (
     SourceNotFound,
     SourceRefused,
 )
+from stacked.store.disk import check_room
 from stacked.store.limits import Limits
 from stacked.store.text import quoted, size
 
@@ -67,7 +68,8 @@ def copy_adapter(
     for name in [*WANTED, *(name for name in EXTRA if name in names), *more]:
         with _open(real / name, real, bounds) as reader:
             (target / name).parent.mkdir(exist_ok=True)
-            write_copy(reader, target / name, most_bytes(name, limits), name)
+            expected = os.fstat(reader.fileno()).st_size
+            write_copy(reader, target / name, most_bytes(name, limits), name, expected)
 
 
 def is_read(name: str) -> bool:
@@ -126,8 +128,12 @@ def _other_layout(names: Collection[str]) -> str:
     return ""
 
 
-def write_copy(reader: Readable, target: Path, limit: int, name: str) -> int:
-    """Copy a stream to a new file, at most `limit` bytes of it; the number of bytes copied."""
+def write_copy(reader: Readable, target: Path, limit: int, name: str, expected: int = 0) -> int:
+    """Copy a stream to a new file, at most `limit` bytes of it; the number of bytes copied.
+
+    Raises StoreUnusable where `expected` bytes have no room.
+    """
+    check_room(target.parent, min(expected, limit), quoted(name))
     written = 0
     with target.open("xb") as file:
         while chunk := reader.read(_CHUNK):

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import enum
-import shutil
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
-from stacked.errors import ArchiveInvalid, StoreUnusable
+from stacked.errors import ArchiveInvalid
 from stacked.store.archives import unpack_zip, zip_files
+from stacked.store.disk import check_room
 from stacked.store.files import CONFIG_FILE
 from stacked.store.limits import GIB, Limits
-from stacked.store.text import size
 
 BASE_LIMITS = Limits(max_bytes=512 * GIB, max_members=10_000, max_ratio=20)
 """For a base. Trained weights hardly shrink, so what unpacks to far more is none."""
@@ -55,9 +54,7 @@ def unpack_base(archive: Path, target: Path, limits: Limits, name: str) -> None:
     if folder is None:
         raise ArchiveInvalid(f"{name} has *.safetensors but no config.json")
     wanted = {path for path in names if path.parent == folder and _is_kept(path)}
-    needed, free = sum(names[path] for path in wanted), shutil.disk_usage(target).free
-    if needed > free:
-        raise StoreUnusable(f"{name} unpacks to {size(needed)}, and {size(free)} are free here")
+    check_room(target, sum(names[path] for path in wanted), f"{name}, unpacked")
     unpack_zip(archive, target, limits, name, wanted)
 
 

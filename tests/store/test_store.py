@@ -11,6 +11,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,7 +29,8 @@ from stacked.errors import (
 )
 from stacked.store import AdapterStore, BaseModules, checks
 from stacked.store import store as module
-from stacked.store.disk import locked
+from stacked.store.disk import SPARE, locked
+from stacked.store.text import size
 from tests.store.small import lora_config, write_adapter, write_base, write_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -198,6 +200,23 @@ def test_a_damaged_adapter_is_not_listed_and_can_be_removed(
     assert fresh.list() == []
     assert drop(fresh, added.digest)
     assert entries(store) == []
+
+
+def test_what_would_not_fit_is_refused_before_it_is_written(
+    store: AdapterStore, adapter: Path, base: BaseModules, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = (adapter / WEIGHTS).stat().st_size
+    free = SimpleNamespace(free=SPARE + weights - 1)
+    packed = shutil.make_archive(str(adapter), "zip", adapter)
+    with monkeypatch.context() as full:
+        full.setattr("stacked.store.disk.shutil.disk_usage", lambda _: free)
+        for source in (str(adapter), packed):
+            with pytest.raises(
+                StoreUnusable, match=rf"no room for '{WEIGHTS}' \(.*are free"
+            ) as told:
+                store.add(source, base=base)
+            assert size(weights) in str(told.value)
+    assert (entries(store), staging(store)) == ([], [])
 
 
 # What a crash leaves

@@ -114,7 +114,7 @@ def test_a_full_disk_is_told_and_nothing_is_kept(
     plane: Plane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest, content = made(tmp_path)
-    monkeypatch.setattr("stacked.store.artifacts._SPARE", 2**62)
+    monkeypatch.setattr("stacked.store.disk.SPARE", 2**62)
     assert put(plane, digest, content, 500).json()["code"] == "StoreUnusable"
     assert (has(plane, digest), plane.arriving()) == (False, [])
 
