@@ -65,7 +65,7 @@ class Rounds:
     async def run(self, *, dry_run: bool = False) -> Report:
         """One round, after the one that runs. Raises StoreUnusable, RegistryUnusable."""
         call = partial(self._collector.run, dry_run=dry_run)
-        report = await self._loop.run_in_executor(self._thread, call)
+        report = await asyncio.get_running_loop().run_in_executor(self._thread, call)
         if not dry_run:
             self._stored = report.stored_bytes
             self._tell(report)
