@@ -81,15 +81,11 @@ class Service:
         """
         tell = Heard(progress or Silent(), self._starting)
         try:
-            check_names(self.config.engine)
-            if not isinstance(self.config, Config):
-                await self._resume(await self._open(tell), tell)
-            elif self._durable:
-                await self._serve_file(self.config, tell)
-            else:
-                self._slot.active = await self._serve_alone(self.config, tell)
+            with self._store.pinned():  # what is added for a file is needed before it is recorded
+                await self._start(tell)
         except BaseException as error:
-            await self._fail(error)
+            self.state, self.reason = State.FAILED, str(error) or type(error).__name__
+            await self._release()
             raise
         self.state = State.SERVING
         if self._rounds is not None:
@@ -97,6 +93,15 @@ class Service:
 
     def _starting(self, text: str) -> None:
         self.reason = text
+
+    async def _start(self, tell: Progress) -> None:
+        check_names(self.config.engine)
+        if not isinstance(self.config, Config):
+            await self._resume(await self._open(tell), tell)
+        elif self._durable:
+            await self._serve_file(self.config, tell)
+        else:
+            self._slot.active = await self._serve_alone(self.config, tell)
 
     def stopping(self) -> None:
         """Refuse new requests from now on; those that hold a lease may finish."""
@@ -124,10 +129,6 @@ class Service:
         if self.state is State.SERVING and active is not None and active.serving.dead:
             self.state, self.reason = State.FAILED, "the engine has died"
         return self.state is State.FAILED
-
-    async def _fail(self, error: BaseException) -> None:
-        self.state, self.reason = State.FAILED, str(error) or type(error).__name__
-        await self._release()
 
     async def _open(self, tell: Progress) -> Deployments:
         """Open the records, and what works on them."""
@@ -219,10 +220,6 @@ class Service:
         """See `Serving.admit`. Raises NotReady and EngineDead too."""
         return self.active.serving.admit(target, scope, body, end)
 
-    def check_served(self, deployment_id: str) -> None:
-        """Raise RecordAbsent where this deployment answers no requests, NotReady where it will."""
-        self.deployments.check_served(deployment_id)
-
     @property
     def routing(self) -> Routing[Any]:
         """The routing table of now. Raises NotReady or EngineDead when nothing is served."""
@@ -245,7 +242,7 @@ class Service:
     def in_use(self) -> frozenset[str]:
         """Digests of bases and adapters that must stay in their stores, as no record names them.
 
-        From any thread. While the service is STARTING, what it is going to serve is not in it.
+        From any thread. What a start that is under way adds is pinned in the store instead.
         """
         return self._slot.in_use
 
@@ -343,11 +340,6 @@ class Service:
         if self._rounds is None or self.state is not State.SERVING:
             raise self._not_ready()
         return self._rounds
-
-    @property
-    def deployment_id(self) -> str:
-        """The id of the active deployment. Raises NotReady where none is."""
-        return self.active.deployment_id
 
     def member_states(self, id: str, query: Query, **filters: Any) -> Page[DeployedMember]:
         """How the members of a deployment's committed group are: as recorded, unless removed."""

@@ -37,8 +37,8 @@ class Start(Step):
     """An engine comes up for a group, perhaps in place of another."""
 
     CHECK = "Checking adapters", 3
-    MAKE_ROOM = "Ending the old engine first", 5  # where two do not fit beside each other
     READ = "Reading the group and its base", 2
+    MAKE_ROOM = "Ending the old engine first", 5  # where two do not fit beside each other
     IMPORT = "Importing vLLM", 10
     CREATE = "Starting the engine and loading the base", 10
     WORKER = "Starting the engine's worker", 5

@@ -126,7 +126,7 @@ async def test_file_is_served_and_the_same_file_registers_nothing_twice(place: P
         service = await place.start(config)
         assert keys(service) == ["base", "a", "b"]
         ids.append(service.active.deployment_id)
-        service.check_served(ids[-1])
+        service.deployments.check_served(ids[-1])
         assert state(service, ids[-1]) == "ACTIVE"
         assert service.routing.generation == 1
         await service.close()
@@ -135,7 +135,7 @@ async def test_file_is_served_and_the_same_file_registers_nothing_twice(place: P
 
 async def test_what_a_file_served_is_served_again_without_the_file(place: Place) -> None:
     first = await place.start(place.config("a", max_loras=3))
-    id = first.deployment_id
+    id = first.active.deployment_id
     await first.close()
     service = await place.start(ControlConfig())
     try:
@@ -149,7 +149,7 @@ async def test_update_of_a_files_deployment_is_served_until_the_file_changes(
     place: Place, engines: Engines
 ) -> None:
     service = await place.start(place.config("a", max_loras=2))
-    declared = service.registry.deployments.get(service.deployment_id).group_id
+    declared = service.registry.deployments.get(service.active.deployment_id).group_id
     await service.close()
     service = await place.start(place.config("b", max_loras=2))
     environment = {"environmentVariables": {"PARAMS": "--max-loras 5"}}
@@ -162,9 +162,8 @@ async def test_update_of_a_files_deployment_is_served_until_the_file_changes(
     await service.close()
     service = await place.start(place.config("c", max_loras=2))
     assert (keys(service), engines.plans[-1].slots) == (["base", "c"], 2)
-    assert (
-        service.registry.deployments.get(service.deployment_id).configuration["environment"] is None
-    )
+    record = service.registry.deployments.get(service.active.deployment_id)
+    assert record.configuration["environment"] is None
     await service.close()
 
 
@@ -172,7 +171,7 @@ async def test_deployment_that_was_made_over_http_is_served_again_until_the_file
     place: Place,
 ) -> None:
     service = await place.start(place.config("a"))
-    of_file = service.deployment_id
+    of_file = service.active.deployment_id
     group_a = service.registry.deployments.get(of_file).group_id
     await service.deployments.deactivate(of_file)
     await service.deployments.wait()
@@ -210,7 +209,7 @@ async def test_engine_that_does_not_come_again_leaves_the_control_plane(
     place: Place, engines: Engines
 ) -> None:
     first = await place.start(place.config("a"))
-    id = first.deployment_id
+    id = first.active.deployment_id
     await first.close()
     engines.fails = EngineStartFailed("no memory")
     service = await place.start(ControlConfig())
@@ -257,7 +256,7 @@ async def test_committed_group_is_served_when_the_files_adapters_are_gone(place:
 
 async def test_dead_engine_is_noticed_whoever_made_its_deployment(place: Place) -> None:
     service = await place.start(place.config("a"))
-    id = service.deployment_id
+    id = service.active.deployment_id
     group = service.registry.deployments.get(id).group_id
     await service.deployments.delete(id)
     await service.deployments.wait()

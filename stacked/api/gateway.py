@@ -72,7 +72,7 @@ class Gateway:
             if self._gate is not None:
                 receive = await self._gate.authenticate(scope, receive, deployment=deployment)
             if deployment is not None:
-                self._service.check_served(deployment)
+                self._service.deployments.check_served(deployment)
             scope, receive = await self._decoded(scope, receive)
             if target is not None:
                 await self._run_model(target, scope, receive, tagged)

@@ -197,7 +197,7 @@ _STARTED = ["IMPORT", "CREATE"]
     ("beside", "steps"),
     [
         (True, ["READ", *_STARTED, "RETIRE", "RETIRE"]),
-        (False, ["MAKE_ROOM", "MAKE_ROOM", "READ", *_STARTED]),
+        (False, ["READ", "MAKE_ROOM", "MAKE_ROOM", *_STARTED]),
     ],
 )
 async def test_another_engine_is_reported_step_by_step(

@@ -64,7 +64,7 @@ class Run:
         group = await asyncio.to_thread(partial(service.registry.groups.create, record, check=True))
         service.catalogue.changed()
         work = await service.deployments.update(
-            service.deployment_id, Revision(group_id=group.id, live=True)
+            service.active.deployment_id, Revision(group_id=group.id, live=True)
         )
         await service.deployments.wait()
         assert service.registry.work_requests.get(work.id).status.value == "SUCCEEDED"

@@ -89,7 +89,7 @@ async def status(service: Served) -> Status:
     """What `stacked status` shows. Where weights are is what the engine says."""
     live, registry = service.vllm.live, service.registry
     resident = await service.vllm.engine.resident()
-    deployment = await asyncio.to_thread(registry.deployments.get, service.deployment_id)
+    deployment = await asyncio.to_thread(registry.deployments.get, service.active.deployment_id)
     group_id, change = deployment.group_id, service.deployments.running
     group = await asyncio.to_thread(registry.groups.get, group_id) if group_id else None
     disk = await asyncio.to_thread(service.rounds.disk)
@@ -132,7 +132,7 @@ def _member(member: Member, live: Live[Loaded], resident: Resident) -> MemberSta
 def check_settings(body: EngineSettings, service: Served) -> Response:
     """Whether engine settings are those in use; the settings themselves stay here."""
     if body.engine is not None:
-        held = service.registry.deployments.get(service.deployment_id).configuration
+        held = service.registry.deployments.get(service.active.deployment_id).configuration
         in_use, absent = held.get("engine", {}), object()
         names = sorted(
             name

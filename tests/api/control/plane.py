@@ -20,6 +20,7 @@ from starlette.testclient import TestClient
 from stacked.api.routes import create_routes
 from stacked.catalogue import Catalogue
 from stacked.config import BaseConfig, Config, ServerConfig
+from stacked.deployment.activation import Active
 from stacked.registry import Deployment, GroupMember, GroupRecord, Model, Registry
 from stacked.service import Service
 from stacked.store import AdapterStore
@@ -93,7 +94,10 @@ def control_plane(directory: Path, **server: Any) -> Iterator[Plane]:
         service = cast(
             Service,
             SimpleNamespace(
-                registry=registry, catalogue=catalogue, config=config, deployment_id=DEPLOYMENT
+                registry=registry,
+                catalogue=catalogue,
+                config=config,
+                active=Active(DEPLOYMENT, "served", cast("Any", None)),
             ),
         )
         with TestClient(create_routes(service), base_url="http://here:8080/") as http:

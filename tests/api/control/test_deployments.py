@@ -82,7 +82,6 @@ def plane_of(machine: Machine, **server: Any) -> Plane:
     service = SimpleNamespace(
         registry=machine.registry,
         deployments=machine.deployments,
-        check_served=machine.deployments.check_served,
         member_states=machine.registry.deployments.list_members,
         config=ControlConfig(server=ServerConfig(**server)),
     )
