@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("vllm")
 
 from stacked.engine.cpu_rows import lay_out_single_rows
-from tests.engine.releases import since
+from tests.engine.releases import RELEASE, since
 
 pytestmark = since(0, 31, "the convolution has a function of its own")
 
@@ -54,7 +54,7 @@ def test_the_kernel_itself_refuses_a_single_row_of_a_wider_tensor() -> None:
         "cache_indices": torch.tensor([1], dtype=torch.int32),
         "has_initial_state": torch.tensor([False]),
         "silu_activation": True,
-        "is_weight_packed": True,
+        "is_weight_packed" if RELEASE >= (0, 32) else "is_vnni": True,
     }
     with pytest.raises(RuntimeError, match="transposed"):
         ops.causal_conv1d_fwd_cpu(x=row, **arguments)
