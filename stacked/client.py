@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import httpx
 
-from stacked.core import header_form
+from stacked.core import VERSIONED, header_form
 
 _CONTROL = "/20190101"
 DEFAULT_URL = "http://127.0.0.1:8080"
@@ -153,11 +153,12 @@ class Client:
     ) -> Entry:
         """Let the server fetch, check and keep the adapter at `source`; asking again is fine.
 
-        The digest of an adapter that the server has is a source too.
+        The digest of an adapter that the server has is a source too. A model that is new goes with
+        the last group version that has it.
         """
         given = {"source": source, "modelId": model_id}
         items = [{"key": name, "value": value} for name, value in given.items() if value]
-        body = {"displayName": key, "customMetadataList": items}
+        body = {"displayName": key, "customMetadataList": items, "freeformTags": VERSIONED}
         made = self._one("POST", f"{_CONTROL}/models", json=body)
         return Entry(str(made.get("id")), key, metadata_of(made).get("digest", ""))
 

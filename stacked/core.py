@@ -21,6 +21,10 @@ ModelId = NewType("ModelId", str)
 """An OCID. Opaque, except that a digest-derived one carries the digest."""
 
 # Limits of OCI's stacked deployments.
+VERSIONED = {"stacked-retention": "versions"}
+"""The freeform tag of groups and models that come and go as versions of one another, such as those
+of a file: without it, a record stays until somebody deletes it."""
+
 MAX_KEY_LENGTH = 32
 MAX_MEMBERS = 500
 

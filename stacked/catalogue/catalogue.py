@@ -15,7 +15,7 @@ from typing import IO, Any, TypeVar
 
 from stacked.catalogue.bases import CatalogueBases
 from stacked.catalogue.contents import Contents
-from stacked.core import Adapter, Digest, check_digest, model_id_of
+from stacked.core import VERSIONED, Adapter, Digest, check_digest, model_id_of
 from stacked.errors import (
     ParameterInvalid,
     RecordConflict,
@@ -31,6 +31,7 @@ from stacked.registry import (
     Registry,
     new_id,
 )
+from stacked.registry.retention import is_versioned
 from stacked.store import (
     AdapterStore,
     ArtifactFiles,
@@ -107,6 +108,8 @@ class Catalogue:
             said = {name: there.extra[name] for name in _SAID_APART if name in there.extra}
             model = replace(model, extra={**said, **model.extra})
             source = source or there.source
+            if there.state is not ModelState.DELETED and not is_versioned(there.tags):
+                model = replace(model, tags=_lasting(model.tags))
         return self.registry.models.put(
             replace(
                 model,
@@ -274,6 +277,12 @@ def _artifact(owner_id: str, part: str, incoming: Incoming, name: str) -> Artifa
         bytes=incoming.bytes,
         name=name,
     )
+
+
+def _lasting(tags: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Without the tag of versions: a model that was to stay still does."""
+    freeform = tags.get("freeform") or {}
+    return {**tags, "freeform": {key: freeform[key] for key in freeform.keys() - VERSIONED}}
 
 
 def _check_same_place(there: Model, content: Content, source: str) -> None:

@@ -16,6 +16,7 @@ import typer
 
 from stacked.cli.sending import Source, sent
 from stacked.cli.shared import Url, brief, fail, server
+from stacked.core import VERSIONED
 
 if TYPE_CHECKING:
     from stacked.client import Client, Entry
@@ -159,6 +160,7 @@ def _group_body(
         "compartmentId": served.get("compartmentId"),
         "projectId": served.get("projectId"),
         "displayName": tree.group.name,
+        "freeformTags": VERSIONED,
         "modelGroupDetails": {
             "type": "STACKED",
             "baseModelId": base.model_id,

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from stacked.core import Base, Member, ModelGroup, ModelId, check_digest
+from stacked.core import VERSIONED, Base, Member, ModelGroup, ModelId, check_digest
 from stacked.errors import ParameterInvalid, RecordConflict, RegistryUnusable, UpdateNotLive
 from stacked.registry import (
     DEPLOYMENT,
@@ -183,6 +183,7 @@ class Ledger:
                 display_name=group.name,
                 base_model_id=base.model_id,
                 members=members,
+                tags={"freeform": VERSIONED},
                 custom_metadata=tuple(
                     {"key": key, "value": value} for key, value in group.metadata.items()
                 ),
@@ -301,6 +302,7 @@ def _model_record(member: Member, base: Base) -> Model:
         rank=adapter.rank,
         bytes=adapter.bytes,
         base_model_id=base.model_id,
+        tags={"freeform": VERSIONED},
     )
 
 

@@ -5,7 +5,7 @@ One sweep is one transaction, so that what it names and what it drops are of one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -26,7 +26,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import DBAPIError
 
-from stacked.core import Digest, is_digest, model_id_of
+from stacked.core import VERSIONED, Digest
 from stacked.errors import RegistryUnusable
 from stacked.registry import artifacts
 from stacked.registry.database import Database
@@ -59,7 +59,10 @@ _REASON = "it fell out of the versions that are retained"
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A group as a version of a line: of its history, else of the groups of its name."""
+    """A group as a version of a line: of its history, or of the tagged groups of its name.
+
+    A group that is neither is a line of its own.
+    """
 
     id: str
     line: str
@@ -78,27 +81,24 @@ class Sweep:
         needed = self._needed()
         history = groups.c.version_history_id
         rows = self._connection.execute(
-            select(groups.c.id, history, groups.c.display_name, groups.c.state)
+            select(groups.c.id, history, groups.c.display_name, groups.c.tags, groups.c.state)
             .where(groups.c.state != GroupState.DELETED)
             .order_by(func.coalesce(groups.c.version, 0).desc(), groups.c.seq.desc())
         )
         return [
             Version(
                 id,
-                line=of or f"name:{name}",
+                line=of or (f"name:{name}" if is_versioned(tags) else id),
                 needed=needed.get(id) or ("" if state in _DROPPABLE else "it is being changed"),
             )
-            for id, of, name, state in rows
+            for id, of, name, tags, state in rows
         ]
 
     def drop(self, group_id: str, may_go: MayGo) -> list[str]:
-        """Delete a version; the models that only it named, and whose ids follow from their content.
-
-        Those come and go with groups; a model that was created under an id of its own stays.
-        """
+        """Delete a version, and the tagged models that only it named; their ids."""
         row = self._connection.execute(select(groups).where(groups.c.id == group_id)).one()
         only_here = self._connection.execute(
-            select(models.c.id, models.c.digest).where(
+            select(models.c.id, models.c.digest, models.c.tags).where(
                 models.c.id.in_(_members_of(groups.c.id == group_id)),
                 models.c.state != ModelState.DELETED,
                 models.c.kind == "adapter",
@@ -107,8 +107,8 @@ class Sweep:
         ).all()
         gone = [
             id
-            for id, digest in only_here
-            if is_digest(digest) and id == model_id_of(digest) and may_go(digest, row.time_created)
+            for id, digest, tags in only_here
+            if is_versioned(tags) and may_go(digest, row.time_created)
         ]
         self._delete(groups, [group_id], GroupState.DELETED)
         self._delete(models, gone, ModelState.DELETED)
@@ -213,6 +213,11 @@ def named_in(path: Path) -> frozenset[Digest]:
         raise RegistryUnusable(f"the registry {path} cannot be read: {error.orig}") from error
     finally:
         engine.dispose()
+
+
+def is_versioned(tags: Mapping[str, Any]) -> bool:
+    """Whether a record comes and goes with versions; see `stacked.core.VERSIONED`."""
+    return VERSIONED.items() <= (tags.get("freeform") or {}).items()
 
 
 def _named(connection: Connection) -> frozenset[Digest]:

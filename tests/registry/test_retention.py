@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stacked.core import Digest, model_id_of
+from stacked.core import VERSIONED, Digest
 from stacked.errors import RecordAbsent, RegistryUnusable
 from stacked.registry import (
     HISTORY,
@@ -24,13 +24,13 @@ from stacked.registry import (
 from stacked.registry.retention import named_in
 from tests.registry.samples import adapter, base, deployed, group, started, stocked
 
+TAGS = {"freeform": VERSIONED}
 FAR = timedelta(days=1)
 
 
-def implied(number: int) -> Model:
-    """An adapter under the id that follows from its content."""
-    digest = Digest(f"sha256:{number:064x}")
-    return adapter(number, id=model_id_of(digest))
+def versioned(number: int) -> Model:
+    """An adapter that came with a group."""
+    return adapter(number, tags=TAGS)
 
 
 def always(digest: Digest, since: datetime) -> bool:
@@ -65,7 +65,7 @@ def delete(registry: Registry, id: str) -> None:
 
 def test_versions_are_the_newest_first_and_what_is_deployed_is_needed(registry: Registry) -> None:
     stocked(registry)
-    made = [registry.groups.create(group(0, display_name="g")).id for _ in range(4)]
+    made = [registry.groups.create(group(0, display_name="g", tags=TAGS)).id for _ in range(4)]
     deployment = deployed(registry, configuration={"group": made[2]})
     for generation, id in enumerate(made[:2], start=1):
         if generation > 1:
@@ -74,6 +74,9 @@ def test_versions_are_the_newest_first_and_what_is_deployed_is_needed(registry: 
     assert lines(registry) == [(made[3], False), *((id, True) for id in made[2::-1])]
     with registry.retention.sweep() as sweep:
         assert {version.line for version in sweep.versions()} == {"name:g"}
+    alone = registry.groups.create(group(0, display_name="g")).id
+    with registry.retention.sweep() as sweep:
+        assert sweep.versions()[0].line == alone, "its creator has not tagged it"
 
 
 def test_work_in_progress_and_a_historys_latest_are_needed(registry: Registry) -> None:
@@ -92,7 +95,7 @@ def test_work_in_progress_and_a_historys_latest_are_needed(registry: Registry) -
 
 def test_the_models_that_came_with_a_version_go_with_it(registry: Registry) -> None:
     stocked(registry)
-    mine, shared = (registry.models.put(implied(number)).id for number in (20, 21))
+    mine, shared = (registry.models.put(versioned(number)).id for number in (20, 21))
     own = adapter(22).id
     registry.models.put(adapter(22))
 
@@ -108,7 +111,7 @@ def test_the_models_that_came_with_a_version_go_with_it(registry: Registry) -> N
     assert registry.models.get(mine).state is ModelState.DELETED
     assert {20, 21} & named(registry) == {21}
     with registry.retention.sweep() as sweep:
-        assert sweep.released() == {implied(20).digest}
+        assert sweep.released() == {versioned(20).digest}
         assert sweep.drop(new, lambda digest, since: False) == [], "somebody has used it since"
     assert registry.models.get(shared).state is ModelState.ACTIVE
     assert registry.models.get(own).state is ModelState.ACTIVE

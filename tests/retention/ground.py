@@ -13,7 +13,7 @@ from pathlib import Path
 
 from stacked.catalogue import Catalogue
 from stacked.config import RetentionConfig
-from stacked.core import Digest
+from stacked.core import VERSIONED, Digest
 from stacked.registry import (
     GROUP,
     Deployment,
@@ -29,6 +29,7 @@ from stacked.store import AdapterStore, BaseModules
 from tests.api.control.plane import BASE, DEPLOYMENT, stock
 from tests.store.small import write_adapter, write_base
 
+TAGS = {"freeform": VERSIONED}
 SETTINGS = RetentionConfig(group_versions=3, deleted_records=timedelta(0))
 
 
@@ -64,12 +65,18 @@ class Ground:
         source = self.sources / f"adapter-{seed}"
         if not source.exists():
             write_adapter(source, seed=seed)
-        return self.catalogue.register(Model(id="", display_name=f"m{seed}"), str(source), id)
+        new = Model(id="", display_name=f"m{seed}", tags=TAGS)
+        return self.catalogue.register(new, str(source), id)
 
     def group(self, *models: Model, name: str = "g", **more: str) -> GroupRecord:
         members = (GroupMember(BASE), *(GroupMember(model.id) for model in models))
         group = GroupRecord(
-            id=new_id(GROUP), display_name=name, base_model_id=BASE, members=members, **more
+            id=new_id(GROUP),
+            display_name=name,
+            base_model_id=BASE,
+            members=members,
+            tags=TAGS,
+            **more,
         )
         return self.catalogue.registry.groups.create(group, check=True)
 

@@ -17,9 +17,10 @@ import yaml
 from safetensors.numpy import load_file, save_file
 
 from tests.api.aftermath import check_store
-from tests.api.test_live_update import API, register, swap, write_config
+from tests.api.test_live_update import API, register, write_config
 from tests.conftest import TinyModels, complete
 from tests.serving import Server, free_port, serving
+from tests.test_cli import run
 
 pytestmark = [pytest.mark.long, pytest.mark.engine]
 
@@ -94,9 +95,14 @@ def test_collections_beside_clients_and_updates(tiny_models: TinyModels, tmp_pat
         peaks: list[int] = []
 
         def update(client: httpx.Client, number: int) -> None:
-            x = register(client, variant(a, tmp_path / f"x{number}", 2 * number + 1))
-            y = register(client, variant(b, tmp_path / f"y{number}", 2 * number + 1))
-            assert swap(client, {"x": x, "y": y})["status"] == "SUCCEEDED"
+            variant(a, tmp_path / f"x{number}", 2 * number + 1)
+            variant(b, tmp_path / f"y{number}", 2 * number + 1)
+            members = [{"key": key, "source": f"./{key}{number}"} for key in "xy"]
+            tree = {"base": {"model": "any"}, "group": {"name": "next", "members": members}}
+            file = tmp_path / f"next-{number}.yaml"
+            file.write_text(yaml.safe_dump(tree), encoding="utf-8")
+            done = run("update", "--live", str(file), "--url", server.url, cwd=tmp_path)
+            assert done.returncode == 0, done.stderr
             shutil.rmtree(tmp_path / f"x{number}")
             shutil.rmtree(tmp_path / f"y{number}")
             peaks.append(len(stored(server)))

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from stacked.config import RetentionConfig
+from stacked.core import VERSIONED
 from stacked.errors import RecordAbsent
 from stacked.registry import MODEL, Model, ModelState, new_id
 from stacked.retention.collect import Report
@@ -114,6 +115,20 @@ def test_versions_beyond_the_newest_go_with_their_adapters(ground: Ground) -> No
     assert (
         ground.registry.groups.get(deployment.previous_group_id).members[1].model_id == models[4].id
     )
+
+
+def test_what_was_created_to_stay_is_no_version(ground: Ground) -> None:
+    lasting = ground.catalogue.register(Model(id=""), str(write_adapter(ground.sources / "l")))
+    ground.group(lasting)
+    for seed in range(1, 6):
+        ground.group(ground.register(seed))
+    ground.collect()
+    assert ground.registry.models.get(lasting.id).state is ModelState.ACTIVE
+    again = ground.catalogue.register(
+        Model(id="", tags={"freeform": {**VERSIONED, "mine": "1"}}), str(ground.sources / "l")
+    )
+    assert again.tags["freeform"] == {"mine": "1"}
+    assert lasting.digest in ground.digests()
 
 
 def test_the_group_before_the_served_one_stays_however_old(ground: Ground) -> None:

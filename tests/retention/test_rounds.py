@@ -24,6 +24,7 @@ from stacked.deployment.deployments import Revision
 from stacked.registry import GROUP, GroupMember, GroupRecord, Model, ModelState, new_id
 from stacked.retention import collect
 from stacked.service import Service
+from tests.retention.ground import TAGS
 from tests.store.small import write_adapter, write_base
 from tests.test_service import Engines, engines  # noqa: F401  a fixture
 
@@ -50,7 +51,7 @@ class Run:
         self.number += 1
         source = self.directory / f"a{self.number}"
         write_adapter(source, seed=self.number)
-        new = Model(id="", display_name=source.name)
+        new = Model(id="", display_name=source.name, tags=TAGS)
         return await asyncio.to_thread(self.service.catalogue.register, new, str(source))
 
     async def update(self) -> Model:
@@ -59,7 +60,11 @@ class Run:
         base = service.routing.base
         members = (GroupMember(base.model_id, base.key), GroupMember(model.id, "k"))
         record = GroupRecord(
-            id=new_id(GROUP), display_name="g", base_model_id=base.model_id, members=members
+            id=new_id(GROUP),
+            display_name="g",
+            base_model_id=base.model_id,
+            members=members,
+            tags=TAGS,
         )
         group = await asyncio.to_thread(partial(service.registry.groups.create, record, check=True))
         service.catalogue.changed()
