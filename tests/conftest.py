@@ -1,21 +1,28 @@
-"""Fixtures of the whole suite: the tiny base with its adapters, and one real server over them."""
+"""Fixtures of the whole suite: the tiny base with its adapters, and one real server over them.
+
+Other servers that several folders share are in `tests/servers.py`.
+"""
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
-import yaml
 
 from tests import tiny
 from tests.serving import Server, free_port, serving
+
+pytest_plugins = ["tests.servers"]
 
 # Bytecode is kept, whatever the environment says: vLLM, torch and transformers take ten seconds to
 # compile, in each of the hundred processes that import them.
@@ -28,6 +35,54 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 KEYS = ("a", "b", "c")
+PROMPT = "The quick brown fox"
+
+
+# -- two workers, see `make test` -----------------------------------------------------------
+
+# What starts an engine, and which of the two groups of engines it belongs to.
+_ENGINES = {"server": "servers", "signed": "servers", "demo": "engines", "lab": "engines"}
+_ENGINES["stack"] = "engines"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give the tests of an engine to one worker, so that it starts once; the longest go first."""
+    if not hasattr(config, "workerinput"):
+        return
+    ranks = {"servers": 0, "": 1, "engines": 2}
+    order: list[tuple[int, pytest.Item]] = []
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        group = next((_ENGINES[name] for name in fixtures if name in _ENGINES), "")
+        if not group and item.get_closest_marker("engine"):
+            group = "engines"
+        if group:
+            item.add_marker(pytest.mark.xdist_group(group))
+        order.append((ranks[group], item))
+    items[:] = [item for _, item in sorted(order, key=lambda entry: entry[0])]
+
+
+def pytest_collection_finish() -> None:
+    """Thousands of tests and whole libraries need no looking through, at each full collection."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Groups of tests, and the rest by file: what a module's fixture makes is made once."""
+    from xdist.scheduler import LoadGroupScheduling
+
+    class ByGroupOrFile(LoadGroupScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            scope = super()._split_scope(nodeid)
+            return scope.split("::")[0]
+
+    return ByGroupOrFile(config, log)
+
+
+# -- models and the server of them ----------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -36,6 +91,11 @@ class TinyModels:
 
     base: Path
     adapters: dict[str, Path]
+
+    @property
+    def root(self) -> Path:
+        """The directory that has all of them, below which servers may read."""
+        return self.base.parent
 
 
 @pytest.fixture(scope="session")
@@ -50,36 +110,40 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
     return TinyModels(base, adapters)
 
 
+# -- a container of a stacked deployment ----------------------------------------------------
+
+
+def ocid(name: str) -> str:
+    """The id of the model with this name in the container's model directory."""
+    return f"ocid1.datasciencemodel.oc1.iad.{name}"
+
+
 @pytest.fixture(scope="session")
 def server(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server of the base, `a`, `b`, `c` and a member without a key, for the whole session."""
-    directory = tmp_path_factory.mktemp("server")
-    port = free_port()
-    tree = {
-        "base": {"model": str(tiny_models.base), "key": "base"},
-        "group": {
-            "name": "tiny",
-            "members": [
-                *({"key": key, "source": str(tiny_models.adapters[key])} for key in KEYS),
-                {"source": str(tiny_models.adapters["unkeyed"])},
-            ],
-        },
-        "engine": {
-            "max_model_len": 256,
-            "max_loras": 4,
-            "enable_auto_tool_choice": True,
-            "tool_call_parser": "hermes",
-        },
-        "server": {
-            "port": port,
-            "max_body_bytes": 100_000,
-            "drain_seconds": 20,
-            "adapter_roots": [str(tiny_models.base.parent)],
-        },
+    """The base, `a`, `b`, `c` and a member without a key, from a deployed-model directory."""
+    directory, root = tmp_path_factory.mktemp("server"), tiny_models.root
+    shutil.copytree(tiny_models.base, root / ocid("base"))
+    for name in (*KEYS, "unkeyed"):
+        below = "bucket/prefix" if name == "b" else ""  # as a member by reference
+        shutil.copytree(tiny_models.adapters[name], root / ocid(name) / below)
+    port, health_port = free_port(), free_port()
+    environment = {
+        "STACKED_MODEL_DIR": str(root),
+        "STACKED_DATA_DIR": str(directory / "data"),
+        "STACKED_KEYS": json.dumps({key: ocid(key) for key in KEYS}),
+        "MODEL": f"{root / ocid('base')}/",
+        "PARAMS": "--served-model-name base --max-model-len 1024 --max-loras 4 --max_cpu_loras 12 "
+        "--enable_lora --enable-auto-tool-choice --tool-call-parser hermes",
+        "PORT": str(port),
+        "HEALTH_CHECK_PORT": str(health_port),
+        "MODEL_DEPLOY_ENABLE_STREAMING": "true",
+        "TENSOR_PARALLELISM": "1",
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
+        "WEB_CONCURRENCY": "1",
     }
-    config = directory / "tiny.yaml"
-    config.write_text(yaml.safe_dump(tree), encoding="utf-8")
-    with serving(str(config), "--data-dir", "data", directory=directory, port=port) as running:
+    with serving(
+        "--host", "127.0.0.1", directory=directory, port=port, environment=environment
+    ) as running:
         yield running
 
 
@@ -96,9 +160,6 @@ def answers(server: Server) -> dict[str, str]:
         texts = {key: complete(client, key) for key in ("base", *KEYS)}
     assert len(set(texts.values())) == len(texts), texts
     return texts
-
-
-PROMPT = "The quick brown fox"
 
 
 def complete(client: httpx.Client, key: str | None, prompt: str = PROMPT) -> str:

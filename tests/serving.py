@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
@@ -21,21 +21,39 @@ import httpx
 START_SECONDS = 300
 
 
-@dataclass(frozen=True)
+@dataclass
 class Server:
-    """A running `stacked serve`: its address, its process, and where its files stand."""
+    """A `stacked serve`: its address, its process, and where its files are."""
 
     url: str
-    process: subprocess.Popen[bytes]
     directory: Path
-    terminal: Path
-    """What it printed."""
+    command: tuple[str, ...]
+    environment: Mapping[str, str]
+    process: subprocess.Popen[bytes] = field(init=False)
+
+    @property
+    def terminal(self) -> Path:
+        """What it printed."""
+        return self.directory / "terminal.txt"
 
     def client(self, **options: object) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=120, **options)  # type: ignore[arg-type]
 
     def printed(self) -> str:
         return self.terminal.read_text(encoding="utf-8")
+
+    def start(self, path: str = "/health", status: int = 200) -> None:
+        """Start it, also once more after its end; return when `path` answers with `status`."""
+        with self.terminal.open("ab") as output:
+            self.process = subprocess.Popen(
+                self.command,
+                stdout=output,
+                stderr=output,
+                stdin=subprocess.DEVNULL,
+                cwd=self.directory,
+                env={**os.environ, "HF_HUB_OFFLINE": "1", **self.environment},
+            )
+        wait_until_healthy(self, path, status)
 
 
 def free_port() -> int:
@@ -58,23 +76,13 @@ def serving(
 
     The block begins when `path` answers with `status`.
     """
-    terminal = directory / "terminal.txt"
-    command = [sys.executable, "-m", "stacked", "serve", *arguments]
-    with terminal.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            stdout=output,
-            stderr=output,
-            stdin=subprocess.DEVNULL,
-            cwd=directory,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", **(environment or {})},
-        )
-    server = Server(f"http://127.0.0.1:{port}", process, directory, terminal)
+    command = (sys.executable, "-m", "stacked", "serve", *arguments)
+    server = Server(f"http://127.0.0.1:{port}", directory, command, environment or {})
     try:
-        wait_until_healthy(server, path, status)
+        server.start(path, status)
         yield server
     finally:
-        code = stop(process)
+        code = stop(server.process)
     assert code == ends_with, f"the server ended with {code}:\n{server.printed()}"
 
 

@@ -10,11 +10,13 @@ import httpx
 import pytest
 
 from stacked.api.errors import STATUS, status_of, to_plain
+from stacked.config import ServerConfig
 from stacked.errors import StackedError
 from tests.conftest import PROMPT, complete
 from tests.serving import Server
 
 GREEDY = {"prompt": PROMPT, "max_tokens": 4, "temperature": 0, "model": "a"}
+MORE_THAN_A_BODY = ServerConfig().max_body_bytes + 1
 
 
 def test_every_error_has_a_code_of_its_own_and_a_status() -> None:
@@ -94,11 +96,11 @@ def test_parameters_that_the_openai_client_knows_are_not_refused(http: httpx.Cli
 
 @pytest.mark.engine
 def test_too_large_a_body_is_413_declared_or_not(http: httpx.Client) -> None:
-    large = json.dumps(GREEDY | {"prompt": "x" * 200_000}).encode()
+    large = json.dumps(GREEDY | {"prompt": "x" * MORE_THAN_A_BODY}).encode()
 
     def parts() -> Any:
-        for at in range(0, len(large), 10_000):
-            yield large[at : at + 10_000]
+        for at in range(0, len(large), 1_000_000):
+            yield large[at : at + 1_000_000]
 
     for content in (large, parts()):
         response = http.post("/predict", content=content)

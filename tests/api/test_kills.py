@@ -17,11 +17,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 
 from stacked.steps import Phase
 from tests import tiny
 from tests.api.aftermath import API, Held, check_records, check_store, got, kill
-from tests.api.test_live_update import register, swap, update, write_config
+from tests.api.test_live_update import register, swap, update
 from tests.conftest import PROMPT, TinyModels, complete
 from tests.serving import Server, free_port, serving
 
@@ -30,6 +31,33 @@ pytestmark = pytest.mark.long
 KEYS = [f"k{number}" for number in range(8)]
 KILLS = 3
 PHASES = ["planning", "staging", "verifying", "committing", "switching", "draining", "removing"]
+
+
+def write_config(
+    directory: Path,
+    models: TinyModels,
+    port: int,
+    members: dict[str, str],
+    drain_seconds: float,
+) -> Path:
+    tree = {
+        "base": {"model": str(models.base), "key": "base"},
+        "group": {
+            "name": "live",
+            "members": [
+                {"key": key, "source": str(models.adapters[name])} for key, name in members.items()
+            ],
+        },
+        "engine": {"max_model_len": 1024, "max_loras": 3, "max_cpu_loras": 12},
+        "server": {
+            "port": port,
+            "drain_seconds": drain_seconds,
+            "adapter_roots": [str(models.base.parent)],
+        },
+    }
+    path = directory / "live.yaml"
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return path
 
 
 class Life:

@@ -6,7 +6,6 @@ import concurrent.futures
 import itertools
 import json
 import shutil
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -21,10 +20,9 @@ import yaml
 
 from stacked.steps import Phase
 from tests import tiny
-from tests.api.aftermath import Held, check_records, check_store, kill
 from tests.conftest import PROMPT, TinyModels, complete
 from tests.live import faults
-from tests.serving import Server, free_port, serving
+from tests.serving import Server
 from tests.test_cli import run
 from tests.tiny import build_adapter
 
@@ -33,40 +31,13 @@ pytestmark = pytest.mark.engine
 API = "/20190101"
 
 
-def write_config(
-    directory: Path,
-    models: TinyModels,
-    port: int,
-    members: dict[str, str],
-    drain_seconds: float = 20,
-) -> Path:
-    tree = {
-        "base": {"model": str(models.base), "key": "base"},
-        "group": {
-            "name": "live",
-            "members": [
-                {"key": key, "source": str(models.adapters[name])} for key, name in members.items()
-            ],
-        },
-        "engine": {"max_model_len": 1024, "max_loras": 3, "max_cpu_loras": 12},
-        "server": {
-            "port": port,
-            "drain_seconds": drain_seconds,
-            "adapter_roots": [str(models.base.parent)],
-        },
-    }
-    path = directory / "live.yaml"
-    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
-    return path
-
-
 @pytest.fixture(scope="module")
-def live(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    directory = tmp_path_factory.mktemp("live")
-    port = free_port()
-    config = write_config(directory, tiny_models, port, {"x": "a", "y": "b"})
-    with serving(str(config), "--data-dir", "data", directory=directory, port=port) as running:
-        yield running
+def live(server: Server) -> Iterator[Server]:
+    """The session's server, which gets its own group back."""
+    with server.client() as client:
+        group_id = status(client)["groupId"]
+        yield server
+        assert follow(client, update(client, group_id))["status"] == "SUCCEEDED"
 
 
 def ok(response: httpx.Response) -> Any:
@@ -448,50 +419,3 @@ def test_the_command_sends_adapters_that_the_server_could_not_read(
         assert complete(client, "known") == texts["a"]
         assert complete(client, "new") not in texts.values()
         assert {each["inferenceKey"] for each in status(client)["models"]} == {"new", "known"}
-
-
-def late_request_is_ended(
-    client: httpx.Client, key: str, back: dict[str, str], models: TinyModels
-) -> bool:
-    """Swap under a stream that outlasts the drain deadline, and back; how the stream ended."""
-    body = {"prompt": PROMPT, "max_tokens": 1000, "ignore_eos": True, "model": key, "stream": True}
-    with client.stream("POST", "/v1/completions", json=body) as response:
-        lines = response.iter_lines()
-        next(lines)
-        other = register(client, models.adapters["unkeyed"])
-        assert swap(client, {key: other})["status"] == "SUCCEEDED"
-        events = [line for line in lines if line]
-    assert swap(client, back)["status"] == "SUCCEEDED"
-    last = json.loads(events[-1].removeprefix("data: "))
-    return str(last["error"]["code"]) == "DrainExpired"
-
-
-def test_server_that_was_killed_serves_the_committed_group_again(
-    tiny_models: TinyModels, tmp_path: Path
-) -> None:
-    port = free_port()
-    config = write_config(tmp_path, tiny_models, port, {"x": "a"}, drain_seconds=0.2)
-    arguments = (str(config), "--data-dir", "data")
-    with (
-        serving(*arguments, directory=tmp_path, port=port, ends_with=-signal.SIGKILL) as server,
-        server.client() as client,
-    ):
-        first = complete(client, "x")
-        model = register(client, tiny_models.adapters["b"])
-        assert swap(client, {"x": model, "y": model})["status"] == "SUCCEEDED"
-        second = complete(client, "x")
-        assert second != first
-        assert late_request_is_ended(client, "x", {"x": model, "y": model}, tiny_models)
-        held = Held.of(client)
-        # In the middle of another one, which must leave no trace.
-        third = register(client, tiny_models.adapters["c"])
-        wanted_id = create_group(client, {"x": third})
-        work_id = update(client, wanted_id)
-        kill(server)
-    check_store(tmp_path / "data")
-    shutil.rmtree(tmp_path / "data" / "logs")
-    with serving(*arguments, directory=tmp_path, port=port) as server, server.client() as client:
-        if not check_records(client, held, wanted_id, work_id):
-            assert complete(client, "x") == complete(client, "y") == second
-        else:  # it was killed after its commit: then that is what is served
-            assert complete(client, "x") not in (first, second)

@@ -12,7 +12,6 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.clients.environments import Client, NotInstalled
-from tests.demo.conftest import base_dir, data_dir, demo  # noqa: F401 - fixtures
 from tests.serving import Server
 
 SQL = (

@@ -9,7 +9,7 @@ import pytest
 
 from tests.clients.conftest import Use, counted, reference_log_likelihoods
 from tests.clients.environments import Client
-from tests.demo.conftest import ROOT
+from tests.servers import ROOT
 from tests.serving import Server
 
 pytestmark = [pytest.mark.engine, pytest.mark.long, pytest.mark.timeout(1800)]

@@ -14,8 +14,8 @@ from oci.data_science import models as sdk
 from oci.pagination import list_call_get_all_results
 from oci.retry import DEFAULT_RETRY_STRATEGY
 
-from tests.contract.conftest import MAX_BODY_BYTES
 from tests.contract.world import C, P, World, refused
+from tests.servers import MAX_BODY_BYTES
 
 pytestmark = pytest.mark.engine
 
@@ -291,10 +291,13 @@ def test_an_upload_says_how_long_it_is_and_a_range_is_one_that_is_there(world: W
 
 
 def test_a_request_while_nothing_is_served_is_told_so(world: World) -> None:
-    """Below a deployment that is starting it is `ServiceUnavailable`: see `test_deployments`."""
+    """Below a deployment that is starting it is `ServiceUnavailable`: see `World.deployment`."""
     world.retire()
     answer = world.raw("POST", "/predict", json={"prompt": "x"})
     assert (answer.status_code, answer.json()["code"]) == (503, "NotReady")
+    health = httpx.get(f"{world.url}/health")
+    assert health.status_code == 503
+    assert "nothing is deployed" in health.json()["message"]
 
 
 def test_who_does_not_sign_is_told_so(world: World) -> None:

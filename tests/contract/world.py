@@ -9,9 +9,12 @@ import io
 import itertools
 import json
 import zipfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
+import httpx
 import oci
 import pytest
 import requests
@@ -23,10 +26,26 @@ from oci.retry import NoneRetryStrategy
 
 from tests.conftest import PROMPT
 from tests.contract.document import Document
+from tests.waiting import until
 
 C, P = "ocid1.compartment.oc1..c", "ocid1.datascienceproject.oc1..p"
 WAIT = {"max_interval_seconds": 1, "max_wait_seconds": 240}
 OVER = ["SUCCEEDED", "FAILED", "CANCELED"]
+
+
+class Signing(httpx.Auth):
+    """The SDK's signatures on httpx's requests."""
+
+    requires_request_body = True
+
+    def __init__(self, signer: Any) -> None:
+        self._signer = signer
+
+    def auth_flow(self, request: httpx.Request) -> Iterator[httpx.Request]:  # type: ignore[override]
+        headers = {"content-type": request.headers.get("content-type", "application/json")}
+        made = requests.Request(request.method, str(request.url), headers, data=request.content)
+        request.headers.update(self._signer(made.prepare()).headers)
+        yield request
 
 
 class World:
@@ -37,6 +56,7 @@ class World:
         options = {"service_endpoint": f"{url}/", "retry_strategy": NoneRetryStrategy()}
         self.url = url
         self.signer = oci.signer.Signer.from_config(config)
+        self.signing = Signing(self.signer)
         self.document = Document(self.raw("GET", "/openapi.json").json())
         self.control = DataScienceClient(config, **options)
         self.control.base_client.session.hooks["response"].append(self.document.check)
@@ -51,7 +71,9 @@ class World:
 
     def raw(self, method: str, path: str, **more: Any) -> requests.Response:
         """A request that the SDK would not make, signed as it signs."""
-        return requests.request(method, self.url + path, auth=self.signer, timeout=60, **more)
+        return requests.request(
+            method, self.url + path, **{"auth": self.signer, "timeout": 60, **more}
+        )
 
     # -- making -----------------------------------------------------------------------------
 
@@ -88,9 +110,10 @@ class World:
             **more,
         )
 
-    def group(self, *names: str, **more: Any) -> str:
-        """A group of adapters under their names; its id."""
-        members = {name: self.adapters[name] for name in names or ("a",)}
+    def group(self, *names: str, keys: dict[str, str] | None = None, **more: Any) -> str:
+        """A group of adapters under their names, or under `keys`: key to name; its id."""
+        named = keys or {name: name for name in names or ("a",)}
+        members = {key: self.adapters[name] for key, name in named.items()}
         details = self.stacked(members, **{"display_name": self.name("group"), **more})
         return str(self.control.create_model_group(details).data.id)
 
@@ -115,13 +138,25 @@ class World:
 
     def deployment(self, state: str = "ACTIVE") -> str:
         """The deployment of `a` and `b`, made where there is none, and in this state."""
+        id = self._deployed(state)
+        members = {"base": self.base, "a": self.adapters["a"], "b": self.adapters["b"]}
+        rows = self.control.list_model_deployment_model_states(id, C).data
+        if state == "ACTIVE" and {row.inference_key: row.model_id for row in rows} != members:
+            self.live(id, self.group("a", "b"))
+        return id
+
+    def _deployed(self, state: str) -> str:
         if self._deployment is None:
             body = seed_deployment(self.group("a", "b"))
             created = self.waiting.create_model_deployment_and_wait_for_state
-            done = created(body, wait_for_states=OVER, waiter_kwargs=WAIT).data
+            with ThreadPoolExecutor(1) as pool:
+                wait = pool.submit(created, body, wait_for_states=OVER, waiter_kwargs=WAIT)
+                self._see_it_creating()
+                done = wait.result().data
             assert done.status == "SUCCEEDED", self.told(done.id)
             assert done.operation_type == "MODEL_DEPLOYMENT_CREATE"
             self._deployment = str(done.resources[0].identifier)
+            self.created = self.control.get_model_deployment(self._deployment).data
         id = self._deployment
         if self.state(id) != state:
             verb = "activate" if state == "ACTIVE" else "deactivate"
@@ -130,6 +165,37 @@ class World:
             assert done.status == "SUCCEEDED", self.told(done.id)
         assert self.state(id) == state
         return id
+
+    def live(self, id: str, group: str) -> None:
+        """A LIVE update to this group, waited for as the SDK does."""
+        chosen = sdk.UpdateModelGroupConfigurationDetails(model_group_id=group)
+        kind = sdk.UpdateModelGroupDeploymentConfigurationDetails
+        details = sdk.UpdateModelDeploymentDetails(
+            model_deployment_configuration_details=kind(
+                update_type="LIVE", model_group_configuration_details=chosen
+            )
+        )
+        call = self.waiting.update_model_deployment_and_wait_for_state
+        done = call(id, details, wait_for_states=OVER, waiter_kwargs=WAIT).data
+        assert done.status == "SUCCEEDED", self.told(done.id)
+        assert (done.operation_type, done.percent_complete) == ("MODEL_DEPLOYMENT_UPDATE", 100)
+        shown = self.control.get_model_deployment(id).data.model_deployment_configuration_details
+        assert shown.model_group_configuration_details.model_group_id == group
+
+    def _see_it_creating(self) -> None:
+        """A deployment that is there and does not serve yet."""
+        found: list[dict[str, Any]] = []
+
+        def creating() -> bool:
+            answer = self.raw("GET", "/20190101/modelDeployments?lifecycleState=CREATING")
+            found.extend(answer.json())
+            return bool(found)
+
+        until(creating)
+        id = found[0]["id"]
+        assert found[0]["modelDeploymentUrl"] == f"{self.url}/{id}"
+        answer = self.raw("POST", f"/{id}/predict", json={"model": "a", "prompt": PROMPT})
+        assert (answer.status_code, answer.json()["code"]) == (503, "ServiceUnavailable")
 
     def retire(self) -> None:
         """Delete the deployment, so that another one can serve."""

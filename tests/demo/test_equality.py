@@ -1,16 +1,16 @@
-"""The Python API on the real base: answers equal transformers + peft on the same weights."""
+"""On the real base, answers over HTTP equal those of transformers and peft on the same weights."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import stacked
-from stacked import config
-from tests.demo.conftest import CONFIG, ROOT
+from tests.servers import ROOT
+from tests.serving import Server
 
 pytestmark = pytest.mark.engine
 
@@ -52,11 +52,9 @@ def reference(base: Path, adapter: Path | None, prompts: Sequence[Sequence[int]]
 
 
 def test_answers_equal_transformers_and_peft_and_the_base_is_untouched(
-    base_dir: Path, data_dir: Path
+    demo: Server, base_dir: Path
 ) -> None:
     """Three adapters and the base, eight prompts each, all in one mixed batch, token for token."""
-    import asyncio
-
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(base_dir)
@@ -68,27 +66,17 @@ def test_answers_equal_transformers_and_peft_and_the_base_is_untouched(
         )
         for question in QUESTIONS
     ]
-    names: list[str | None] = [None, *ADAPTERS]
 
-    async def served() -> dict[str | None, list[tuple[int, ...]]]:
-        async with stacked.open(config.load(CONFIG), data_dir=data_dir) as stack:
-            jobs = [
-                stack.generate(name, prompts, max_tokens=MAX_TOKENS, temperature=0)
-                for name in names
-            ]
-            batches = await asyncio.gather(*jobs)
-            pieces = [
-                piece
-                async for piece in stack.stream("sql", prompts[1], max_tokens=8, temperature=0)
-            ]
-            whole = await stack.generate("sql", [prompts[1]], max_tokens=8, temperature=0)
-            assert "".join(pieces) == whole[0].text
-        return {
-            name: [answer.token_ids for answer in batch]
-            for name, batch in zip(names, batches, strict=True)
-        }
+    def served(key: str) -> list[tuple[int, ...]]:
+        body = {"model": key, "prompt": prompts, "max_tokens": MAX_TOKENS, "temperature": 0}
+        with demo.client() as client:
+            answer = client.post("/v1/completions", json={**body, "return_token_ids": True})
+        assert answer.status_code == 200, answer.text
+        return [tuple(choice["token_ids"]) for choice in answer.json()["choices"]]
 
-    answers = asyncio.run(served())
-    for name in names:
-        adapter = ROOT / "adapters" / ADAPTERS[name] if name else None
-        assert answers[name] == reference(base_dir, adapter, prompts), name
+    keys = ["base", *ADAPTERS]
+    with ThreadPoolExecutor(len(keys)) as pool:
+        answers = dict(zip(keys, pool.map(served, keys), strict=True))
+    for key in keys:
+        adapter = ROOT / "adapters" / ADAPTERS[key] if key in ADAPTERS else None
+        assert answers[key] == reference(base_dir, adapter, prompts), key

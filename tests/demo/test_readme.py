@@ -1,4 +1,4 @@
-"""The README's commands, run as they stand against the demo (only the port is another)."""
+"""The README's commands and Python, run as they stand against the demo (the port is another)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from stacked.errors import StackedError
-from tests.demo.conftest import ROOT
+from tests.servers import ROOT
 from tests.serving import Server
 
 pytestmark = pytest.mark.engine
@@ -80,6 +80,23 @@ def test_first_curl_answers_with_the_sql_that_the_readme_shows(demo: Server, min
     shown = re.search(r"contains `(SELECT [^`]+)`", README)
     assert shown is not None
     assert answer["choices"][0]["message"]["content"] == shown[1]
+
+
+@pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.split("\n")[0])
+def test_python_runs(block: str, base_dir: Path, data_dir: Path, tmp_path: Path) -> None:
+    script = tmp_path / "readme.py"
+    script.write_text(block, encoding="utf-8")
+    environment = {**os.environ, "STACKED_DATA_DIR": str(data_dir), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, script],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"^pirate sha256:[0-9a-f]{64} \S", done.stdout, flags=re.MULTILINE)
 
 
 def test_paths_that_the_readme_links_exist() -> None:

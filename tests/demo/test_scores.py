@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.demo.conftest import ROOT
+from tests.servers import ROOT
 from tests.serving import Server
 
 pytestmark = pytest.mark.engine

@@ -1,32 +1,24 @@
-"""One real engine that is given the same adapters twice: by vLLM's own loading, and staged.
+"""The lab's engine, given the same adapters twice: by vLLM's own loading, and staged.
 
-It owns the running and writes down what it saw; ``test_staging`` says what that must be. Run as
-``python -m tests.engine.staging_run OUT.json``.
+It writes down what it saw; ``test_staging`` says what that must be.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from stacked.core import Adapter, Digest
-from stacked.engine import calls
 from stacked.engine.adaptable import Asking
 from stacked.engine.engine import Engine, Loaded, Resident
-from stacked.engine.machine import look
-from stacked.engine.plan import make_plan
-from stacked.engine.support import require_build
 from stacked.errors import EngineLoadFailed
-from stacked.store import BaseModules
 from tests import tiny
+from tests.live.lab import SLOTS, Lab
 
-SLOTS = 2
 PROMPT = list(range(300, 340))
 TOKENS = 24
 STREAM_TOKENS = 160
@@ -50,28 +42,6 @@ def make_adapters(root: Path, base: Path) -> list[Adapter]:
     return made
 
 
-async def start(base: Path, adapters: list[Adapter]) -> Engine:
-    options = {
-        "max_loras": SLOTS,
-        "max_cpu_loras": len(adapters),
-        "max_model_len": 256,
-        "enable_prefix_caching": False,
-        "kv_cache_memory_bytes": 256 * 1024**2,
-    }
-    plan = make_plan(
-        base=base,
-        shapes=BaseModules.read(base).modules,
-        served_names=("base",),
-        adapters=adapters,
-        options=options,
-        machine=look(),
-        build=require_build(),
-    )
-    engine = await Engine.start(plan)
-    await engine.warm()
-    return engine
-
-
 class Run:
     def __init__(self, engine: Engine, adapters: list[Adapter]) -> None:
         self.engine = engine
@@ -83,7 +53,7 @@ class Run:
         self._asked += 1
         sampling = {"max_tokens": tokens, "temperature": 0, "ignore_eos": True}
         outputs = await self.engine.generate(
-            [PROMPT], loaded, request_id=f"r{self._asked}", sampling=sampling
+            [PROMPT], loaded, request_id=f"staging-{self._asked}", sampling=sampling
         )
         return list(outputs[0].outputs[0].token_ids)
 
@@ -152,34 +122,25 @@ def place(resident: Resident) -> dict[str, Any]:
     }
 
 
-async def run(root: Path) -> dict[str, Any]:
-    calls.PART_SECONDS = (0.0, 0.0)  # one module per call, so that parts are many
-    base = tiny.build_base(root / "base")
-    adapters = make_adapters(root, base)
-    engine = await start(base, adapters)
+def report(lab: Lab, root: Path) -> dict[str, Any]:
+    """What was seen on the lab's engine, which serves nothing meanwhile."""
+    served = {str(member.key): member.adapter for member in lab.live.routing.members}
+    assert lab.update({}).error is None
+    base = Path(lab.base.path)
     try:
-        this = Run(engine, adapters)
-        this.report["adaptable"] = json.loads((await engine.adaptable()).to_json())
-        await this.by_vllm()
-        handles = await this.staged()
-        await this.ask(handles)
-        await this.failures(root)
-        for loaded in handles:
-            await engine.remove(loaded)
-        this.report["removed"] = place(await engine.resident())
-        return this.report
+        found = lab.run(_seen(Run(lab.engine, make_adapters(root, base)), root))
     finally:
-        await engine.close()
+        assert lab.update(served).error is None
+    found["probed"] = json.loads(Asking(base, {}, root / "engine").ask().to_json())
+    return found
 
 
-def main(out: str) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        report = asyncio.run(run(root))
-        told = Asking(root / "base", {}, root / "engine").ask()
-        report["probed"] = json.loads(told.to_json())
-    Path(out).write_text(json.dumps(report, indent=1))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
+async def _seen(run: Run, root: Path) -> dict[str, Any]:
+    run.report["adaptable"] = json.loads((await run.engine.adaptable()).to_json())
+    await run.by_vllm()
+    handles = await run.staged()
+    await run.ask(handles)
+    await run.failures(root)
+    await run.engine.remove(*handles)
+    run.report["removed"] = place(await run.engine.resident())
+    return run.report

@@ -1,12 +1,12 @@
 """Speculative decoding beside adapters: the same answers, canaries without a bias, steps that fit.
 
-The n-gram drafter runs on a real engine of its own; a draft model, which takes longer, in `long`.
+The n-gram drafter runs in the engine of `stack`; a draft model, which takes longer, in `long`.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,42 +14,49 @@ import pytest
 
 from stacked.engine.speculation import read_speculation
 from stacked.errors import EngineOptionInvalid
+from stacked.stack import SyncStack
 from tests import tiny
 from tests.conftest import TinyModels
 from tests.engine.answers_run import run
+from tests.servers import NGRAM
 
 TOKENS = 24
 # Texts that repeat themselves, so that what came before is a good guess.
 PROMPTS = [[*range(300, 306)] * 4, [*range(320, 360)], [400, 401] * 10]
-NGRAM = {
-    "method": "ngram",
-    "num_speculative_tokens": 3,
-    "prompt_lookup_max": 3,
-    "prompt_lookup_min": 1,
-}
 
 
-def expect_the_answers_of_peft(models: TinyModels, folder: Path, config: Mapping[str, Any]) -> None:
+def expected(models: TinyModels) -> dict[str, list[list[int]]]:
+    """The answers of transformers and PEFT."""
     adapters = {name: models.adapters[name] for name in ("a", "b")}
-    seen = run(folder, models.base, adapters, PROMPTS, TOKENS, speculative_config=config)
-    expected = {"base": tiny.greedy(models.base, PROMPTS, TOKENS)} | {
+    return {"base": tiny.greedy(models.base, PROMPTS, TOKENS)} | {
         name: tiny.greedy(models.base, PROMPTS, TOKENS, path) for name, path in adapters.items()
     }
-    assert seen["answers"] == expected
-    for first, second in seen["canaries"].values():
+
+
+def expect_canaries(canaries: Iterable[Sequence[Sequence[float]]]) -> None:
+    """Two of each model: the same for one, and unlike those of the others."""
+    scores = []
+    for first, second in canaries:
         assert len(first) == 2
         assert first == pytest.approx(second, abs=1e-5)
-    scores = [first for first, _ in seen["canaries"].values()]
+        scores.append(first)
     assert all(one != pytest.approx(other, abs=0.01) for one, other in itertools.pairwise(scores))
-    assert f"{config['method']}, 3 tokens ahead" in seen["plan"]
 
 
 @pytest.mark.engine
 def test_drafts_from_what_was_said_change_no_answer(
-    tiny_models: TinyModels, tmp_path: Path
+    stack: SyncStack, tiny_models: TinyModels
 ) -> None:
-    pytest.importorskip("vllm")
-    expect_the_answers_of_peft(tiny_models, tmp_path, NGRAM)
+    answers = {
+        key: stack.generate(key, PROMPTS, max_tokens=TOKENS, temperature=0, ignore_eos=True)
+        for key in stack.keys
+    }
+    ids = {key: [list(each.token_ids) for each in some] for key, some in answers.items()}
+    assert ids == expected(tiny_models)
+    service = stack._stack.service
+    handles = [route.handle for route in service.routing]
+    expect_canaries([stack._wait(service.engine.canary(h)) for _ in range(2)] for h in handles)
+    assert "ngram, 3 tokens ahead" in service.engine.plan.text()
 
 
 @pytest.mark.engine
@@ -61,7 +68,11 @@ def test_drafts_of_another_model_change_no_answer(tiny_models: TinyModels, tmp_p
         "model": str(tiny_models.base),
         "num_speculative_tokens": 3,
     }
-    expect_the_answers_of_peft(tiny_models, tmp_path, config)
+    adapters = {name: tiny_models.adapters[name] for name in ("a", "b")}
+    seen = run(tmp_path, tiny_models.base, adapters, PROMPTS, TOKENS, speculative_config=config)
+    assert seen["answers"] == expected(tiny_models)
+    expect_canaries(seen["canaries"].values())
+    assert "draft_model, 3 tokens ahead" in seen["plan"]
 
 
 @pytest.mark.parametrize(

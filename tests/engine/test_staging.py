@@ -1,12 +1,11 @@
 """Staging: what is read aside, when vLLM hears of it, and which slot it may have.
 
 Threads and order are tried on a reader that does what a test tells it; slots on vLLM's own manager
-over modules that write down what they are given; equality on one real engine, in its own process.
+over modules that write down what they are given; equality on the lab's real engine.
 """
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import threading
@@ -19,11 +18,13 @@ from typing import Any
 
 import pytest
 
-from stacked.engine import tensors
+from stacked.engine import calls, tensors
 from stacked.engine.loras import Job, VllmLoras, _Opened
 from stacked.engine.staging import Stager, StagingWorker
 from stacked.engine.tensors import read_tensors
 from tests import tiny
+from tests.engine import staging_run
+from tests.live.lab import Lab
 
 pytest.importorskip("vllm")
 
@@ -395,18 +396,11 @@ def test_importing_the_extension_imports_neither_vllm_nor_torch() -> None:
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    out = tmp_path_factory.mktemp("staging") / "report.json"
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.engine.staging_run", str(out)],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    found: dict[str, Any] = json.loads(out.read_text())
-    return found
+def report(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        # One module per call, so that parts are many.
+        patch.setattr(calls, "PART_SECONDS", (0.0, 0.0))
+        return staging_run.report(lab, tmp_path_factory.mktemp("staging"))
 
 
 @pytest.mark.engine

@@ -1,8 +1,7 @@
-"""One real engine in this process, for every test of this folder."""
+"""What the lab's engine answers while it is fresh, for every test of this folder."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -20,17 +19,7 @@ class Known:
     """By digest; the base's by `base`."""
 
 
-@pytest.fixture(scope="package")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    lab = Lab(tmp_path_factory.mktemp("lab"))
-    lab.start({"x": lab.add(), "y": lab.add()})
-    try:
-        yield lab
-    finally:
-        lab.close()
-
-
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def known(lab: Lab) -> Known:
     """The first two are those that the lab serves at first."""
 

@@ -89,7 +89,7 @@ class Lab:
         self._pattern = tiny.build_adapter(root / "pattern", self.base.path, 1, rank=8)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        return self.runner.run(asyncio.wait_for(work, 120))
+        return self.runner.run(asyncio.wait_for(work, 300))
 
     def start(self, served: Mapping[str, Adapter]) -> None:
         self.runner.run(self._start(served))

@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 
 import oci
+import requests
 from oci.data_science import models as sdk
 
 from tests.conftest import PROMPT
 from tests.contract.operations.table import operation
-from tests.contract.world import OVER, WAIT, C, World, refused, seed_deployment
+from tests.contract.world import C, World, refused, seed_deployment
 
 FLEX = "VM.Standard.E4.Flex"
 
@@ -55,6 +56,8 @@ def create_model_deployment(world: World) -> None:
     assert len({world.answers(id, key) for key in ("base", "a", "b")}) == 3
     call, body = world.control.create_model_deployment, seed_deployment(world.group())
     assert id in refused(409, "Conflict", call, body)
+    refused(404, "NotAuthorizedOrNotFound", world.inference.predict, f"{id}0", {"prompt": "x"})
+    assert requests.get(f"{world.url}/health", timeout=60).status_code == 200
 
 
 @operation
@@ -65,7 +68,8 @@ def get_model_deployment(world: World) -> None:
     assert shown.model_deployment_system_data.current_instance_count == 1
     details = shown.model_deployment_configuration_details
     assert details.deployment_type == "MODEL_GROUP"
-    environment = details.environment_configuration_details
+    first = world.created.model_deployment_configuration_details
+    environment = first.environment_configuration_details
     assert environment.environment_variables == {"WEB_CONCURRENCY": "1"}
     instance = details.infrastructure_configuration_details.instance_configuration
     assert instance.instance_shape_name == "VM.Standard.E4.Flex"
@@ -96,16 +100,16 @@ def update_model_deployment(world: World) -> None:
     before = {key: world.answers(id, key) for key in ("a", "b", "base")}
     members = {"a": world.adapters["c"], "b": world.adapters["b"]}
     other = world.control.create_model_group(world.stacked(members)).data.id
-    _live(world, id, other)
+    world.live(id, other)
     assert world.answers(id, "b") == before["b"]
     assert world.answers(id, "a") not in before.values()
     renamed = world.stacked({"a": world.adapters["a"]}, base_key="renamed")
-    _live(world, id, world.control.create_model_group(renamed).data.id)
+    world.live(id, world.control.create_model_group(renamed).data.id)
     assert world.answers(id, "renamed") == world.answers(id, world.base) == before["base"]
     refused(404, "KeyUnknown", world.answers, id, "base")
     rows = world.raw("GET", f"/{id}/predict/v1/models").json()["data"]
     assert [(row["id"], row["parent"]) for row in rows] == [("renamed", None), ("a", "renamed")]
-    _live(world, id, world.group("a", "b"))
+    world.live(id, world.group("a", "b"))
     assert {key: world.answers(id, key) for key in before} == before
     named = sdk.UpdateModelDeploymentDetails(display_name="named")
     call, etag = world.control.update_model_deployment, world.control.get_model_deployment(id)
@@ -113,22 +117,6 @@ def update_model_deployment(world: World) -> None:
     assert call(id, named, if_match=etag.headers["etag"]).data is None
     assert world.control.get_model_deployment(id).data.display_name == "named"
     refused(412, "NoEtagMatch", call, id, named, if_match=etag.headers["etag"])
-
-
-def _live(world: World, id: str, group: str) -> None:
-    chosen = sdk.UpdateModelGroupConfigurationDetails(model_group_id=group)
-    kind = sdk.UpdateModelGroupDeploymentConfigurationDetails
-    details = sdk.UpdateModelDeploymentDetails(
-        model_deployment_configuration_details=kind(
-            update_type="LIVE", model_group_configuration_details=chosen
-        )
-    )
-    call = world.waiting.update_model_deployment_and_wait_for_state
-    done = call(id, details, wait_for_states=OVER, waiter_kwargs=WAIT).data
-    assert done.status == "SUCCEEDED", world.told(done.id)
-    assert (done.operation_type, done.percent_complete) == ("MODEL_DEPLOYMENT_UPDATE", 100)
-    shown = world.control.get_model_deployment(id).data.model_deployment_configuration_details
-    assert shown.model_group_configuration_details.model_group_id == group
 
 
 @operation
@@ -215,6 +203,7 @@ def deactivate_model_deployment(world: World) -> None:
         refused(412, "NoEtagMatch", verb, id, if_match="another")
     refused(404, "NotAuthorizedOrNotFound", world.inference.predict, id, body)
     refused(409, "Conflict", world.control.deactivate_model_deployment, id)
+    assert requests.get(f"{world.url}/health", timeout=60).status_code == 503
 
 
 @operation
