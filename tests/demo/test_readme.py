@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from stacked.errors import StackedError
+from tests.engine.releases import since
 from tests.servers import ROOT
 from tests.serving import Server
 
@@ -82,6 +83,7 @@ def test_first_curl_answers_with_the_sql_that_the_readme_shows(demo: Server, min
     assert answer["choices"][0]["message"]["content"] == shown[1]
 
 
+@since(0, 31, "the demo's file has an option of it")
 @pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.split("\n")[0])
 def test_python_runs(block: str, base_dir: Path, data_dir: Path, tmp_path: Path) -> None:
     script = tmp_path / "readme.py"
