@@ -38,9 +38,9 @@ tools: # what tests, checks and benchmarks need as well
 run: setup ## serve configs/demo.yaml on 127.0.0.1:8080
 	@exec $(BIN)/stacked serve configs/demo.yaml $(ARGS)
 
-# One worker for the servers, one for the rest; ARGS choose tests, which then run in one process.
+# Two workers, see tests/workers.py; tests that ARGS chooses run in one process.
 test: tools $(if $(VLLM),,lint) ## lint, types and every test, real engine included
-	$(BIN)/pytest $(or $(ARGS),-n 2 --dist loadgroup --no-loadscope-reorder)
+	$(BIN)/pytest $(or $(ARGS),-n 2 --dist loadfile --no-loadscope-reorder)
 
 test-oldest: ## the tests marked `oldest` on the oldest vLLM, with one engine
 	@$(MAKE) --no-print-directory test VLLM=$(OLDEST) ARGS="-m oldest tests/engine tests/api $(ARGS)"

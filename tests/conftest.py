@@ -14,7 +14,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -22,7 +21,7 @@ import pytest
 from tests import tiny
 from tests.serving import Server, free_port, serving
 
-pytest_plugins = ["tests.servers"]
+pytest_plugins = ["tests.servers", "tests.workers"]
 
 # Bytecode is kept, whatever the environment says: vLLM, torch and transformers take ten seconds to
 # compile, in each of the hundred processes that import them.
@@ -38,48 +37,10 @@ KEYS = ("a", "b", "c")
 PROMPT = "The quick brown fox"
 
 
-# -- two workers, see `make test` -----------------------------------------------------------
-
-# What starts an engine, and which of the two groups of engines it belongs to.
-_ENGINES = {"server": "servers", "signed": "servers", "demo": "engines", "lab": "engines"}
-_ENGINES["stack"] = "engines"
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give the tests of an engine to one worker, so that it starts once; the longest go first."""
-    if not hasattr(config, "workerinput"):
-        return
-    ranks = {"servers": 0, "": 1, "engines": 2}
-    order: list[tuple[int, pytest.Item]] = []
-    for item in items:
-        fixtures = getattr(item, "fixturenames", ())
-        group = next((_ENGINES[name] for name in fixtures if name in _ENGINES), "")
-        if not group and item.get_closest_marker("engine"):
-            group = "engines"
-        if group:
-            item.add_marker(pytest.mark.xdist_group(group))
-        order.append((ranks[group], item))
-    items[:] = [item for _, item in sorted(order, key=lambda entry: entry[0])]
-
-
 def pytest_collection_finish() -> None:
     """Thousands of tests and whole libraries need no looking through, at each full collection."""
     gc.collect()
     gc.freeze()
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Groups of tests, and the rest by file: what a module's fixture makes is made once."""
-    from xdist.scheduler import LoadGroupScheduling
-
-    class ByGroupOrFile(LoadGroupScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            scope = super()._split_scope(nodeid)
-            return scope.split("::")[0]
-
-    return ByGroupOrFile(config, log)
 
 
 # -- models and the server of them ----------------------------------------------------------

@@ -45,6 +45,13 @@ rain after lunch, strong wind from the north at night.
 """
 
 
+def use_one_thread() -> None:
+    """Have torch compute in this thread: on busy cores, threads that wait for each other spin."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 def build_base(path: str | Path, seed: int = 0, *, tie_word_embeddings: bool = False) -> Path:
     """Write a 2-layer, 128-wide Llama with random float32 weights and its tokenizer to ``path``.
 
@@ -55,6 +62,7 @@ def build_base(path: str | Path, seed: int = 0, *, tie_word_embeddings: bool = F
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    use_one_thread()
     path = Path(path)
     mute = build_tokenizer(path)
     config = LlamaConfig(
@@ -138,6 +146,7 @@ def build_adapter(
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
+    use_one_thread()
     path = Path(path)
     lora = LoraConfig(
         r=rank,
@@ -196,6 +205,7 @@ def greedy(
     import torch
     from transformers import AutoModelForCausalLM
 
+    use_one_thread()
     model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
     if adapter is not None:
         from peft import PeftModel

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests import tiny
 from tests.servers import ROOT
 from tests.serving import Server
 
@@ -34,6 +35,7 @@ def reference(base: Path, adapter: Path | None, prompts: Sequence[Sequence[int]]
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
+    tiny.use_one_thread()
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     if adapter is not None:
         model = PeftModel.from_pretrained(model, str(adapter)).float()
