@@ -38,7 +38,7 @@ def write_config(
     models: TinyModels,
     port: int,
     members: dict[str, str],
-    drain_seconds: float,
+    drain_seconds: float = 20,
 ) -> Path:
     tree = {
         "base": {"model": str(models.base), "key": "base"},

@@ -17,7 +17,8 @@ import yaml
 from safetensors.numpy import load_file, save_file
 
 from tests.api.aftermath import check_store
-from tests.api.test_live_update import API, register, write_config
+from tests.api.test_kills import write_config
+from tests.api.test_live_update import API, register
 from tests.conftest import TinyModels, complete
 from tests.serving import Server, free_port, serving
 from tests.test_cli import run
