@@ -81,8 +81,7 @@ class Service:
         """
         tell = Heard(progress or Silent(), self._starting)
         try:
-            with self._store.pinned():  # what is added for a file is needed before it is recorded
-                await self._start(tell)
+            await self._start(tell)
         except BaseException as error:
             self.state, self.reason = State.FAILED, str(error) or type(error).__name__
             await self._release()
@@ -277,13 +276,11 @@ class Service:
         serving = self._changeable()
         live, most = serving.live, serving.plan.max_rank
         gone = [m for m in live.removed if name in (m.key, m.model_id) and key in (None, m.key)]
-        if not gone and self._catalogue is not None:
-            find = partial(self._catalogue.adapter, name, serving.modules, max_rank=most)
-            with self._store.pinned():
+        with self._store.pinned():
+            if not gone and self._catalogue is not None:
+                find = partial(self._catalogue.adapter, name, serving.modules, max_rank=most)
                 adapter = await asyncio.to_thread(find)
                 gone = [Member(ModelId(name), adapter, key)] if adapter else []
-                routes = [await live.add(member) for member in gone]
-        else:
             routes = [await live.add(member) for member in gone]
         return routes[0] if routes else None
 

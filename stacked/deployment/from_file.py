@@ -16,10 +16,10 @@ from typing import Any
 
 from stacked.bases import base_digest, resolve
 from stacked.catalogue import Catalogue
-from stacked.config import Config, MemberConfig
-from stacked.core import Adapter, Base, Member, ModelGroup, ModelId, model_id_of
+from stacked.config import Config
+from stacked.core import Base, Member, ModelGroup, ModelId, model_id_of
 from stacked.deployment.activation import Active, Starter
-from stacked.deployment.ledger import Ledger, group_id_of
+from stacked.deployment.ledger import Ledger, declared_member, group_id_of
 from stacked.engine.adaptable import Asking
 from stacked.errors import StackedError
 from stacked.registry import Deployment
@@ -180,7 +180,7 @@ async def read_group(
             # The same class, so that its code and status stay; the sentence gains the place.
             name = entry.key or entry.id or entry.source
             raise type(error)(f"group.members[{at - 1}] ({name}): {error}") from error
-        members.append(_member(entry, adapter))
+        members.append(declared_member(entry, adapter))
     return ModelGroup(config.group.name, base.base, tuple(members), config.group.metadata)
 
 
@@ -188,8 +188,3 @@ def written(config: Config) -> str:
     """What the file says of base and group, to tell whether it was edited."""
     text = config.model_dump_json(include={"base", "group"})
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _member(entry: MemberConfig, adapter: Adapter) -> Member:
-    model_id = ModelId(entry.id) if entry.id else model_id_of(adapter.digest)
-    return Member(model_id, adapter, entry.key)

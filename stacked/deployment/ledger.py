@@ -18,7 +18,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from stacked.core import VERSIONED, Base, Member, ModelGroup, ModelId, check_digest
+from stacked.config import MemberConfig
+from stacked.core import (
+    VERSIONED,
+    Adapter,
+    Base,
+    Member,
+    ModelGroup,
+    ModelId,
+    check_digest,
+    model_id_of,
+)
 from stacked.errors import ParameterInvalid, RecordConflict, RegistryUnusable, UpdateNotLive
 from stacked.registry import (
     DEPLOYMENT,
@@ -277,6 +287,12 @@ class Ledger:
     def write(self, call: Callable[[], T]) -> Future[T]:
         """Do this in the writing thread, after what was asked before."""
         return self._writer.submit(call)
+
+
+def declared_member(entry: MemberConfig, adapter: Adapter) -> Member:
+    """A member of a configuration file, whose content is this adapter."""
+    model_id = ModelId(entry.id) if entry.id else model_id_of(adapter.digest)
+    return Member(model_id, adapter, entry.key)
 
 
 def group_id_of(group: ModelGroup) -> str:

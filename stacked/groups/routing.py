@@ -30,6 +30,8 @@ class Route(NamedTuple, Generic[H]):
     digest: Digest | None
     handle: H | None
     generation: int
+    member: Member | None = None
+    """What the group says of it; None for the base."""
 
     @property
     def labels(self) -> tuple[str, str]:
@@ -68,6 +70,7 @@ class Routing(Generic[H]):
                 digest=digest,
                 handle=handles[digest],
                 generation=generation,
+                member=member,
             )
             if member.key is not None:
                 names[member.key] = route

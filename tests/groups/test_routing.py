@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stacked.core import Adapter, Base, Digest, Member, ModelGroup, ModelId, model_id_of
-from stacked.errors import GroupInvalid, KeyConflict, KeyInUse, KeyRemoved, KeyTooLong, KeyUnknown
+from stacked.errors import (
+    GroupInvalid,
+    KeyConflict,
+    KeyInUse,
+    KeyMissing,
+    KeyRemoved,
+    KeyTooLong,
+    KeyUnknown,
+)
 from stacked.groups.routing import Routing
 
 BASE = Base(ModelId("ocid1.datasciencemodel.oc1..base"), "base", "/base")
@@ -131,3 +139,20 @@ def test_each_key_leads_to_its_own_content(pairs: list[tuple[str, int]]) -> None
     for key, number in pairs:
         assert table.resolve(key).digest == adapter(number).digest
     assert len(list(table)) == len(pairs) + 1
+
+
+def test_what_the_group_says_of_a_member_is_there_when_a_request_is_admitted() -> None:
+    sql = member("sql", 1)
+    assert routing(sql).resolve("sql").member is sql
+    assert routing(sql).resolve(None).member is None
+
+
+def test_without_a_base_a_request_without_a_name_is_an_error() -> None:
+    one = member("sql", 1)
+    table = Routing.of(None, (one,), {one.adapter.digest: "h"})
+    assert table.resolve("sql").handle == "h"
+    assert [route.label for route in table] == ["sql"]
+    with pytest.raises(KeyMissing, match="send an inference key"):
+        table.resolve_all({})
+    after, gone = table.without("sql")
+    assert (after.members, gone) == ((), (one,))
