@@ -14,7 +14,8 @@ from fastapi.responses import PlainTextResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from stacked.api.control import control_routes
-from stacked.api.control.base import CHANGE, ResponseModel, Served, success
+from stacked.api.control.base import ResponseModel
+from stacked.api.control.calls import CHANGE, Served, success
 from stacked.api.errors import handle_errors
 from stacked.api.openapi import openapi_routes
 from stacked.core import ModelId, check_key, check_model_id

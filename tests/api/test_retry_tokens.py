@@ -14,7 +14,7 @@ import pytest
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
-from stacked.api.control.base import Route
+from stacked.api.control.calls import Route
 from stacked.api.errors import handle_errors
 from stacked.api.retry_tokens import RetryTokens
 from stacked.errors import RecordConflict

@@ -11,7 +11,7 @@ from typing import Annotated
 from fastapi import APIRouter, Request
 from pydantic import AfterValidator
 
-from stacked.api.control.base import CHANGE, Route, Served
+from stacked.api.control.calls import CHANGE, Route, Served
 from stacked.api.uploads import RAW, received
 from stacked.core import Digest, check_digest
 from stacked.errors import AdapterAbsent

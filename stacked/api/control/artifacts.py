@@ -11,15 +11,14 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Header, Request, Response
 
-from stacked.api.control.base import (
-    CHANGE,
-    POST,
-    IfMatch,
-    Served,
+from stacked.api.control.calls import (
+    Action,
+    Change,
+    Read,
+    Update,
     bare,
     done,
     etag,
-    expected,
     resource_router,
     success,
 )
@@ -60,17 +59,15 @@ async def _ranged(
     """Declares what `download` reads."""
 
 
-def _upload(dependencies: list[Any]) -> Any:
-    return {
-        "status_code": 204,
-        "response_class": Response,
-        "dependencies": [*dependencies, Depends(_named)],
-        "responses": success("etag", status=204, also=(411, 502)),
-        "openapi_extra": RAW,
-    }
+_UPLOAD: Any = {
+    "status_code": 204,
+    "response_class": Response,
+    "dependencies": [Depends(_named)],
+    "responses": success("etag", status=204, also=(411, 502)),
+    "openapi_extra": RAW,
+}
 
 
-_CREATE, _UPDATE = _upload(POST), _upload(CHANGE)
 _GET: Any = {
     "response_class": Response,
     "dependencies": [Depends(_ranged)],
@@ -86,43 +83,39 @@ _HEAD = bare(200, *_HEADERS)
 # -- models -------------------------------------------------------------------------------
 
 
-@models.post("/{id}/artifact", **_CREATE)
-async def create_model_artifact(
-    id: str, request: Request, service: Served, if_match: IfMatch = None
-) -> Response:
-    expect = _there(await asyncio.to_thread(service.registry.models.get, id), if_match)
+@models.post("/{id}/artifact", **_UPLOAD)
+async def create_model_artifact(id: str, request: Request, call: Action) -> Response:
+    expect = _there(await asyncio.to_thread(call.registry.models.get, id), call)
 
     def fill(incoming: Incoming) -> Record:
-        return service.catalogue.fill(id, incoming, file_name(request), expect)
+        return call.service.catalogue.fill(id, incoming, file_name(request), expect)
 
-    return await _stored(request, service, "max_artifact_bytes", fill)
+    return await _stored(request, call.service, "max_artifact_bytes", fill)
 
 
 @models.get("/{id}/artifact/content", **_GET)
 @models.head("/{id}/artifact/content", name="head_model_artifact", **_HEAD)
-def get_model_artifact_content(id: str, request: Request, service: Served) -> Response:
-    return _sent(request, service, service.registry.models.get(id))
+def get_model_artifact_content(id: str, request: Request, call: Read) -> Response:
+    return _sent(request, call.service, call.registry.models.get(id))
 
 
 # -- groups -------------------------------------------------------------------------------
 
 
-@groups.post("/{id}/artifact", **_CREATE)
-async def create_model_group_artifact(
-    id: str, request: Request, service: Served, if_match: IfMatch = None
-) -> Response:
-    expect = _there(await asyncio.to_thread(service.registry.groups.get, id), if_match)
+@groups.post("/{id}/artifact", **_UPLOAD)
+async def create_model_group_artifact(id: str, request: Request, call: Action) -> Response:
+    expect = _there(await asyncio.to_thread(call.registry.groups.get, id), call)
 
     def attach(incoming: Incoming) -> Record:
-        return service.catalogue.attach_to_group(id, incoming, file_name(request), expect)
+        return call.service.catalogue.attach_to_group(id, incoming, file_name(request), expect)
 
-    return await _stored(request, service, "max_artifact_bytes", attach)
+    return await _stored(request, call.service, "max_artifact_bytes", attach)
 
 
 @groups.get("/{id}/artifact/content", **_GET)
 @groups.head("/{id}/artifact/content", name="head_model_group_artifact", **_HEAD)
-def get_model_group_artifact_content(id: str, request: Request, service: Served) -> Response:
-    return _sent(request, service, service.registry.groups.get(id))
+def get_model_group_artifact_content(id: str, request: Request, call: Read) -> Response:
+    return _sent(request, call.service, call.registry.groups.get(id))
 
 
 # -- metadata -----------------------------------------------------------------------------
@@ -132,40 +125,34 @@ def _metadata_routes(kind: str) -> None:
     path = f"/{{id}}/{kind}Metadata/{{key}}/artifact"
     name = f"model_{kind}_metadatum_artifact"
 
-    async def write(
-        id: str, key: str, request: Request, service: Service, if_match: str | None, *, new: bool
-    ) -> Response:
-        expect = _there(await asyncio.to_thread(service.registry.models.get, id), if_match)
+    async def write(id: str, key: str, request: Request, call: Change, *, new: bool) -> Response:
+        expect = _there(await asyncio.to_thread(call.registry.models.get, id), call)
         part = f"{kind}Metadata/{key}"
 
         def attach(incoming: Incoming) -> Record:
             named = file_name(request) or key
-            return service.catalogue.attach(id, part, incoming, named, expect, new=new)
+            return call.service.catalogue.attach(id, part, incoming, named, expect, new=new)
 
-        return await _stored(request, service, "max_body_bytes", attach)
+        return await _stored(request, call.service, "max_body_bytes", attach)
 
-    @models.post(path, name=f"create_{name}", **_CREATE)
-    async def create(
-        id: str, key: str, request: Request, service: Served, if_match: IfMatch = None
-    ) -> Response:
-        return await write(id, key, request, service, if_match, new=True)
+    @models.post(path, name=f"create_{name}", **_UPLOAD)
+    async def create(id: str, key: str, request: Request, call: Action) -> Response:
+        return await write(id, key, request, call, new=True)
 
-    @models.put(path, name=f"update_{name}", **_UPDATE)
-    async def update(
-        id: str, key: str, request: Request, service: Served, if_match: IfMatch = None
-    ) -> Response:
-        return await write(id, key, request, service, if_match, new=False)
+    @models.put(path, name=f"update_{name}", **_UPLOAD)
+    async def update(id: str, key: str, request: Request, call: Update) -> Response:
+        return await write(id, key, request, call, new=False)
 
-    @models.delete(path, name=f"delete_{name}", dependencies=CHANGE, **bare(204, "etag"))
-    def delete(id: str, key: str, service: Served, if_match: IfMatch = None) -> Response:
-        expect = expected(if_match, service.registry.models.get(id))
-        return done(service.catalogue.detach(id, f"{kind}Metadata/{key}", expect))
+    @models.delete(path, name=f"delete_{name}", **bare(204, "etag"))
+    def delete(id: str, key: str, call: Update) -> Response:
+        expect = call.expected(call.registry.models.get(id))
+        return done(call.service.catalogue.detach(id, f"{kind}Metadata/{key}", expect))
 
     @models.get(f"{path}/content", name=f"get_{name}_content", **_GET)
     @models.head(f"{path}/content", name=f"head_{name}", **_HEAD)
-    def get(id: str, key: str, request: Request, service: Served) -> Response:
-        record = service.registry.models.get(id)
-        return _sent(request, service, record, f"{kind}Metadata/{key}")
+    def get(id: str, key: str, request: Request, call: Read) -> Response:
+        record = call.registry.models.get(id)
+        return _sent(request, call.service, record, f"{kind}Metadata/{key}")
 
 
 for _kind in ("custom", "defined"):
@@ -176,11 +163,11 @@ router.routes.extend([*models.routes, *groups.routes])
 # -- bytes --------------------------------------------------------------------------------
 
 
-def _there(record: R, if_match: str | None) -> R | None:
+def _there(record: R, call: Change) -> R | None:
     """What the registry must find unchanged. Raises RecordAbsent where it is deleted already."""
     if record.state.value == "DELETED":
         raise RecordAbsent(f"{record.id} is deleted")
-    return expected(if_match, record)
+    return call.expected(record)
 
 
 async def _stored(

@@ -11,27 +11,26 @@ from fastapi import Depends, Query, Request, Response
 from pydantic import AfterValidator, Field
 
 from stacked.api.control.base import (
-    CHANGE,
-    POST,
-    Caller,
     ChangeCompartment,
     Created,
     Description,
     HeadQuery,
-    IfMatch,
     Json,
     ListQuery,
     RequestModel,
     Resource,
     ResponseModel,
-    Served,
     Updated,
+)
+from stacked.api.control.calls import (
+    Action,
+    Change,
+    Create,
+    Read,
+    Update,
     bare,
     done,
-    expected,
-    paged,
     resource_router,
-    shown,
     success,
 )
 from stacked.api.control.parts import (
@@ -48,7 +47,6 @@ from stacked.registry import DEPLOYMENT, new_id
 from stacked.registry.deployments import DeploymentChanges
 from stacked.registry.records import Deployment, WorkRequest
 from stacked.registry.states import DeploymentState, MemberState
-from stacked.service import Service
 
 router = resource_router("/modelDeployments", "Deployments")
 
@@ -254,65 +252,59 @@ async def _url(request: Request) -> str:
 Url = Annotated[str, Depends(_url)]
 
 
-@router.post("", dependencies=POST, responses=success("etag", _WORK))
+@router.post("", responses=success("etag", _WORK))
 async def create_model_deployment(
-    body: CreateDeployment, service: Served, caller: Caller, url: Url, response: Response
+    body: CreateDeployment, url: Url, call: Create
 ) -> ModelDeployment:
     """It is starting; follow the work request."""
-    record, work = await service.deployments.create(body.record(caller))
-    return shown(response, record, ModelDeployment.of(record, url=url), {_WORK: work.id})
+    record, work = await call.service.deployments.create(body.record(call.caller))
+    return call.shown(record, ModelDeployment.of(record, url=url), {_WORK: work.id})
 
 
 @router.get("", responses=success("opc-next-page"))
 def list_model_deployments(
-    query: Annotated[DeploymentQuery, Query()], service: Served, url: Url, response: Response
+    query: Annotated[DeploymentQuery, Query()], url: Url, call: Read
 ) -> list[ModelDeploymentSummary]:
-    page = service.registry.deployments.list(query.reading(), **query.filters())
-    return paged(response, page, partial(ModelDeploymentSummary.of, url=url))
+    page = call.registry.deployments.list(query.reading(), **query.filters())
+    return call.paged(page, partial(ModelDeploymentSummary.of, url=url))
 
 
 @router.get("/{id}", responses=success("etag"))
-def get_model_deployment(id: str, service: Served, url: Url, response: Response) -> ModelDeployment:
-    record = service.registry.deployments.get(id)
-    return shown(response, record, ModelDeployment.of(record, url=url))
+def get_model_deployment(id: str, url: Url, call: Read) -> ModelDeployment:
+    record = call.registry.deployments.get(id)
+    return call.shown(record, ModelDeployment.of(record, url=url))
 
 
-@router.put("/{id}", dependencies=CHANGE, **_ACCEPTED)
-async def update_model_deployment(
-    id: str, body: UpdateDeployment, service: Served, if_match: IfMatch = None
-) -> Response:
-    record = await asyncio.to_thread(service.registry.deployments.get, id)
-    expect = expected(if_match, record)
-    return _accepted(await service.deployments.update(id, body.revision(record), expect))
+@router.put("/{id}", **_ACCEPTED)
+async def update_model_deployment(id: str, body: UpdateDeployment, call: Update) -> Response:
+    record = await asyncio.to_thread(call.registry.deployments.get, id)
+    expect = call.expected(record)
+    return _accepted(await call.service.deployments.update(id, body.revision(record), expect))
 
 
-@router.delete("/{id}", dependencies=CHANGE, **_ACCEPTED)
-async def delete_model_deployment(id: str, service: Served, if_match: IfMatch = None) -> Response:
-    expect = await _expected(service, id, if_match)
-    return _accepted(await service.deployments.delete(id, expect))
+@router.delete("/{id}", **_ACCEPTED)
+async def delete_model_deployment(id: str, call: Update) -> Response:
+    expect = await _expected(id, call)
+    return _accepted(await call.service.deployments.delete(id, expect))
 
 
-@router.post("/{id}/actions/activate", dependencies=POST, **_ACCEPTED)
-async def activate_model_deployment(id: str, service: Served, if_match: IfMatch = None) -> Response:
-    expect = await _expected(service, id, if_match)
-    return _accepted(await service.deployments.activate(id, expect))
+@router.post("/{id}/actions/activate", **_ACCEPTED)
+async def activate_model_deployment(id: str, call: Action) -> Response:
+    expect = await _expected(id, call)
+    return _accepted(await call.service.deployments.activate(id, expect))
 
 
-@router.post("/{id}/actions/deactivate", dependencies=POST, **_ACCEPTED)
-async def deactivate_model_deployment(
-    id: str, service: Served, if_match: IfMatch = None
-) -> Response:
-    expect = await _expected(service, id, if_match)
-    return _accepted(await service.deployments.deactivate(id, expect))
+@router.post("/{id}/actions/deactivate", **_ACCEPTED)
+async def deactivate_model_deployment(id: str, call: Action) -> Response:
+    expect = await _expected(id, call)
+    return _accepted(await call.service.deployments.deactivate(id, expect))
 
 
-@router.post("/{id}/actions/changeCompartment", dependencies=POST, **bare(204, "etag"))
-def change_model_deployment_compartment(
-    id: str, body: ChangeCompartment, service: Served, if_match: IfMatch = None
-) -> Response:
-    expect = expected(if_match, service.registry.deployments.get(id))
+@router.post("/{id}/actions/changeCompartment", **bare(204, "etag"))
+def change_model_deployment_compartment(id: str, body: ChangeCompartment, call: Action) -> Response:
+    expect = call.expected(call.registry.deployments.get(id))
     compartment = body.compartment_id
-    return done(service.registry.deployments.update(id, expect, compartment_id=compartment))
+    return done(call.registry.deployments.update(id, expect, compartment_id=compartment))
 
 
 @router.get(
@@ -322,15 +314,14 @@ def change_model_deployment_compartment(
 )
 @router.get("/{id}/models/modelState", responses=success("opc-next-page"))
 def list_model_deployment_model_states(
-    id: str, query: Annotated[StateQuery, Query()], service: Served, response: Response
+    id: str, query: Annotated[StateQuery, Query()], call: Read
 ) -> list[ModelDeploymentModelStateSummary]:
-    page = service.member_states(id, query.reading(), **query.filters())
-    return paged(response, page, ModelDeploymentModelStateSummary.of)
+    page = call.service.member_states(id, query.reading(), **query.filters())
+    return call.paged(page, ModelDeploymentModelStateSummary.of)
 
 
-async def _expected(service: Service, id: str, if_match: str | None) -> Deployment | None:
-    record = await asyncio.to_thread(service.registry.deployments.get, id)
-    return expected(if_match, record)
+async def _expected(id: str, call: Change) -> Deployment | None:
+    return call.expected(await asyncio.to_thread(call.registry.deployments.get, id))
 
 
 def _accepted(work: WorkRequest) -> Response:

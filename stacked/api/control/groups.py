@@ -9,30 +9,29 @@ from fastapi import Body, Query, Response
 from pydantic import Field
 
 from stacked.api.control.base import (
-    CHANGE,
-    POST,
-    Caller,
     ChangeCompartment,
     Created,
     Description,
     EmptyAsNull,
     HeadQuery,
-    IfMatch,
     Json,
     ListQuery,
     RequestModel,
     ResponseModel,
-    Served,
     StatefulResource,
     Text,
     Updated,
+)
+from stacked.api.control.calls import (
+    Action,
+    Change,
+    Create,
+    Read,
+    Update,
     bare,
     done,
-    expected,
     finished,
-    paged,
     resource_router,
-    shown,
     success,
 )
 from stacked.api.control.models import ModelOutline
@@ -350,96 +349,78 @@ class ModelGroupModelSummary(StatefulResource, ModelOutline):
         return super().of(record.model, **named, **more)
 
 
-@router.post("", dependencies=POST, responses=success("etag", "opc-work-request-id"))
+@router.post("", responses=success("etag", "opc-work-request-id"))
 def create_model_group(
-    body: Annotated[CreateGroup | CloneGroup, Body(discriminator="create_type")],
-    service: Served,
-    caller: Caller,
-    response: Response,
+    body: Annotated[CreateGroup | CloneGroup, Body(discriminator="create_type")], call: Create
 ) -> ModelGroup:
-    record = service.registry.groups.create(body.group(service, caller), check=True)
-    service.catalogue.changed()  # an older version may fall out of those that are stored
-    work = finished(service.registry, "MODEL_GROUP_CREATE", "CREATED", _KIND, record)
-    return shown(response, record, ModelGroup.of(record), work)
+    record = call.registry.groups.create(body.group(call.service, call.caller), check=True)
+    call.service.catalogue.changed()  # an older version may fall out of those that are stored
+    work = finished(call.registry, "MODEL_GROUP_CREATE", "CREATED", _KIND, record)
+    return call.shown(record, ModelGroup.of(record), work)
 
 
 @router.get("", responses=success("opc-next-page"))
-def list_model_groups(
-    query: Annotated[GroupQuery, Query()], service: Served, response: Response
-) -> list[ModelGroupSummary]:
-    page = service.registry.groups.list(query.reading(), **query.filters())
-    return paged(response, page, ModelGroupSummary.of)
+def list_model_groups(query: Annotated[GroupQuery, Query()], call: Read) -> list[ModelGroupSummary]:
+    page = call.registry.groups.list(query.reading(), **query.filters())
+    return call.paged(page, ModelGroupSummary.of)
 
 
 @router.get("/{id}", responses=success("etag"))
-def get_model_group(id: str, service: Served, response: Response) -> ModelGroup:
-    record = service.registry.groups.get(id)
-    return shown(response, record, ModelGroup.of(record))
+def get_model_group(id: str, call: Read) -> ModelGroup:
+    record = call.registry.groups.get(id)
+    return call.shown(record, ModelGroup.of(record))
 
 
 @router.get("/{id}/models", responses=success("opc-next-page"))
 def list_model_group_models(
-    id: str, query: Annotated[MemberQuery, Query()], service: Served, response: Response
+    id: str, query: Annotated[MemberQuery, Query()], call: Read
 ) -> list[ModelGroupModelSummary]:
-    page = service.registry.groups.list_models(id, query.reading(), **query.filters())
-    return paged(response, page, ModelGroupModelSummary.of)
+    page = call.registry.groups.list_models(id, query.reading(), **query.filters())
+    return call.paged(page, ModelGroupModelSummary.of)
 
 
-@router.put("/{id}", dependencies=CHANGE, responses=success("etag"))
-def update_model_group(
-    id: str, body: UpdateGroup, service: Served, response: Response, if_match: IfMatch = None
-) -> ModelGroup:
-    record = service.registry.groups.get(id)
-    expect = expected(if_match, record)
+@router.put("/{id}", responses=success("etag"))
+def update_model_group(id: str, body: UpdateGroup, call: Update) -> ModelGroup:
+    record = call.registry.groups.get(id)
+    expect = call.expected(record)
     body.check_mutable(record)
     changes: Any = body.changes(record)
-    record = service.registry.groups.update(id, expect, **changes)
-    return shown(response, record, ModelGroup.of(record))
+    record = call.registry.groups.update(id, expect, **changes)
+    return call.shown(record, ModelGroup.of(record))
 
 
-@router.post("/{id}/actions/changeCompartment", dependencies=POST, **bare(204, "etag"))
-def change_model_group_compartment(
-    id: str, body: ChangeCompartment, service: Served, if_match: IfMatch = None
-) -> Response:
-    expect = expected(if_match, service.registry.groups.get(id))
-    return done(service.registry.groups.update(id, expect, compartment_id=body.compartment_id))
+@router.post("/{id}/actions/changeCompartment", **bare(204, "etag"))
+def change_model_group_compartment(id: str, body: ChangeCompartment, call: Action) -> Response:
+    expect = call.expected(call.registry.groups.get(id))
+    return done(call.registry.groups.update(id, expect, compartment_id=body.compartment_id))
 
 
 @router.post(
     "/{id}/actions/activate",
-    dependencies=POST,
     responses=success("etag", "opc-work-request-id"),
 )
-def activate_model_group(
-    id: str, service: Served, response: Response, if_match: IfMatch = None
-) -> ModelGroup:
-    return _switched(service, id, GroupState.ACTIVE, response, if_match)
+def activate_model_group(id: str, call: Action) -> ModelGroup:
+    return _switched(id, GroupState.ACTIVE, call)
 
 
 @router.post(
     "/{id}/actions/deactivate",
-    dependencies=POST,
     responses=success("etag", "opc-work-request-id"),
 )
-def deactivate_model_group(
-    id: str, service: Served, response: Response, if_match: IfMatch = None
-) -> ModelGroup:
-    return _switched(service, id, GroupState.INACTIVE, response, if_match)
+def deactivate_model_group(id: str, call: Action) -> ModelGroup:
+    return _switched(id, GroupState.INACTIVE, call)
 
 
-@router.delete("/{id}", dependencies=CHANGE, **bare(202, "etag", "opc-work-request-id"))
-def delete_model_group(id: str, service: Served, if_match: IfMatch = None) -> Response:
-    expect = expected(if_match, service.registry.groups.get(id))
-    gone = service.catalogue.delete_group(id, expect)
-    return done(gone, finished(service.registry, "MODEL_GROUP_DELETE", "DELETED", _KIND, gone), 202)
+@router.delete("/{id}", **bare(202, "etag", "opc-work-request-id"))
+def delete_model_group(id: str, call: Update) -> Response:
+    expect = call.expected(call.registry.groups.get(id))
+    gone = call.service.catalogue.delete_group(id, expect)
+    return done(gone, finished(call.registry, "MODEL_GROUP_DELETE", "DELETED", _KIND, gone), 202)
 
 
-def _switched(
-    service: Service, id: str, state: GroupState, response: Response, if_match: str | None
-) -> ModelGroup:
-    registry = service.registry
-    expect = expected(if_match, registry.groups.get(id))
-    record = registry.groups.set_state(id, state, expect=expect)
+def _switched(id: str, state: GroupState, call: Change) -> ModelGroup:
+    expect = call.expected(call.registry.groups.get(id))
+    record = call.registry.groups.set_state(id, state, expect=expect)
     # Clients of OCI's own tools look for a work request here too.
-    work = finished(registry, "MODEL_GROUP_UPDATE", "UPDATED", _KIND, record)
-    return shown(response, record, ModelGroup.of(record), work)
+    work = finished(call.registry, "MODEL_GROUP_UPDATE", "UPDATED", _KIND, record)
+    return call.shown(record, ModelGroup.of(record), work)

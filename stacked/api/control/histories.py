@@ -8,25 +8,23 @@ from fastapi import Query, Response
 from pydantic import Field
 
 from stacked.api.control.base import (
-    CHANGE,
-    POST,
-    Caller,
     ChangeCompartment,
     Created,
     Description,
     HeadQuery,
-    IfMatch,
     Json,
-    Served,
     StatefulResource,
     Updated,
+)
+from stacked.api.control.calls import (
+    Action,
+    Create,
+    Read,
+    Update,
     bare,
     done,
-    expected,
     finished,
-    paged,
     resource_router,
-    shown,
     success,
 )
 from stacked.registry import HISTORY, new_id
@@ -69,62 +67,58 @@ class ModelGroupVersionHistory(ModelGroupVersionHistorySummary):
     description: str
 
 
-@router.post("", dependencies=POST, responses=success("etag"))
+@router.post("", responses=success("etag"))
 def create_model_group_version_history(
-    body: CreateHistory, service: Served, caller: Caller, response: Response
+    body: CreateHistory, call: Create
 ) -> ModelGroupVersionHistory:
     new = VersionHistory(
         id=new_id(HISTORY),
         description=body.description,
         latest_group_id=body.latest_model_group_id or None,
-        **body.head(caller),
+        **body.head(call.caller),
     )
-    record = service.registry.histories.create(new)
-    return shown(response, record, ModelGroupVersionHistory.of(record))
+    record = call.registry.histories.create(new)
+    return call.shown(record, ModelGroupVersionHistory.of(record))
 
 
 @router.get("", responses=success("opc-next-page"))
 def list_model_group_version_histories(
-    query: Annotated[HistoryQuery, Query()], service: Served, response: Response
+    query: Annotated[HistoryQuery, Query()], call: Read
 ) -> list[ModelGroupVersionHistorySummary]:
-    page = service.registry.histories.list(query.reading(), **query.filters())
-    return paged(response, page, ModelGroupVersionHistorySummary.of)
+    page = call.registry.histories.list(query.reading(), **query.filters())
+    return call.paged(page, ModelGroupVersionHistorySummary.of)
 
 
 @router.get("/{id}", responses=success("etag"))
-def get_model_group_version_history(
-    id: str, service: Served, response: Response
-) -> ModelGroupVersionHistory:
-    record = service.registry.histories.get(id)
-    return shown(response, record, ModelGroupVersionHistory.of(record))
+def get_model_group_version_history(id: str, call: Read) -> ModelGroupVersionHistory:
+    record = call.registry.histories.get(id)
+    return call.shown(record, ModelGroupVersionHistory.of(record))
 
 
-@router.put("/{id}", dependencies=CHANGE, responses=success("etag"))
+@router.put("/{id}", responses=success("etag"))
 def update_model_group_version_history(
-    id: str, body: UpdateHistory, service: Served, response: Response, if_match: IfMatch = None
+    id: str, body: UpdateHistory, call: Update
 ) -> ModelGroupVersionHistory:
-    record = service.registry.histories.get(id)
+    record = call.registry.histories.get(id)
     changes: Any = body.changes(record)
-    expect = expected(if_match, record)
-    record = service.registry.histories.update(id, expect, **changes)
-    return shown(response, record, ModelGroupVersionHistory.of(record))
+    expect = call.expected(record)
+    record = call.registry.histories.update(id, expect, **changes)
+    return call.shown(record, ModelGroupVersionHistory.of(record))
 
 
-@router.post("/{id}/actions/changeCompartment", dependencies=POST, **bare(204, "etag"))
+@router.post("/{id}/actions/changeCompartment", **bare(204, "etag"))
 def change_model_group_version_history_compartment(
-    id: str, body: ChangeCompartment, service: Served, if_match: IfMatch = None
+    id: str, body: ChangeCompartment, call: Action
 ) -> Response:
-    expect = expected(if_match, service.registry.histories.get(id))
-    change = service.registry.histories.update
+    expect = call.expected(call.registry.histories.get(id))
+    change = call.registry.histories.update
     return done(change(id, expect, compartment_id=body.compartment_id))
 
 
-@router.delete("/{id}", dependencies=CHANGE, **bare(202, "etag", "opc-work-request-id"))
-def delete_model_group_version_history(
-    id: str, service: Served, if_match: IfMatch = None
-) -> Response:
-    registry = service.registry
-    expect = expected(if_match, registry.histories.get(id))
+@router.delete("/{id}", **bare(202, "etag", "opc-work-request-id"))
+def delete_model_group_version_history(id: str, call: Update) -> Response:
+    registry = call.registry
+    expect = call.expected(registry.histories.get(id))
     registry.histories.set_state(id, HistoryState.DELETING, expect=expect)
     gone = registry.histories.set_state(id, HistoryState.DELETED)
     operation = "MODEL_GROUP_VERSION_HISTORY_DELETE"

@@ -10,28 +10,28 @@ from fastapi import Path, Query, Response
 from pydantic import AliasPath, Field
 
 from stacked.api.control.base import (
-    CHANGE,
-    POST,
-    Caller,
     ChangeCompartment,
     Created,
     Description,
     EmptyAsNull,
     HeadQuery,
-    IfMatch,
     Json,
     RequestModel,
     Resource,
     ResponseModel,
-    Served,
     Text,
     Updated,
+)
+from stacked.api.control.calls import (
+    Action,
+    Call,
+    Change,
+    Create,
+    Read,
+    Update,
     bare,
     done,
-    expected,
-    paged,
     resource_router,
-    shown,
     success,
 )
 from stacked.core import check_model_id
@@ -39,7 +39,6 @@ from stacked.errors import NotOffered, ParameterInvalid, RecordAbsent, RecordCon
 from stacked.registry import MODEL, new_id, records
 from stacked.registry.records import Record
 from stacked.registry.states import ModelState
-from stacked.service import Service
 
 router = resource_router("/models", "Models")
 
@@ -285,82 +284,71 @@ def _items(given: Iterable[Json], where: str, parts: Collection[str]) -> list[Me
 # -- routes -------------------------------------------------------------------------------
 
 
-def _answer(service: Service, response: Response, record: records.Model) -> Model:
-    parts = [artifact.part for artifact in service.registry.artifacts.of(record.id)]
-    return shown(response, record, Model.of(record, parts=parts))
+def _answer(call: Call, record: records.Model) -> Model:
+    parts = [artifact.part for artifact in call.registry.artifacts.of(record.id)]
+    return call.shown(record, Model.of(record, parts=parts))
 
 
-@router.post("", dependencies=POST, responses=success("etag", also=(404, 502)))
-def create_model(body: CreateModel, service: Served, caller: Caller, response: Response) -> Model:
-    new = body.record(caller)
+@router.post("", responses=success("etag", also=(404, 502)))
+def create_model(body: CreateModel, call: Create) -> Model:
+    new = body.record(call.caller)
     source = body.item(_SOURCE)
     if not source:
-        return _answer(service, response, service.registry.models.put(new))
-    return _answer(service, response, service.catalogue.register(new, source, body.model_id()))
+        return _answer(call, call.registry.models.put(new))
+    return _answer(call, call.service.catalogue.register(new, source, body.model_id()))
 
 
 @router.get("", responses=success("opc-next-page"))
-def list_models(
-    query: Annotated[ModelQuery, Query()], service: Served, response: Response
-) -> list[ModelSummary]:
-    page = service.registry.models.list(query.reading(), **query.filters())
-    return paged(response, page, ModelSummary.of)
+def list_models(query: Annotated[ModelQuery, Query()], call: Read) -> list[ModelSummary]:
+    page = call.registry.models.list(query.reading(), **query.filters())
+    return call.paged(page, ModelSummary.of)
 
 
 @router.get("/{id}", responses=success("etag"))
-def get_model(id: str, service: Served, response: Response) -> Model:
-    return _answer(service, response, service.registry.models.get(id))
+def get_model(id: str, call: Read) -> Model:
+    return _answer(call, call.registry.models.get(id))
 
 
-@router.put("/{id}", dependencies=CHANGE, responses=success("etag"))
-def update_model(
-    id: str, body: UpdateModel, service: Served, response: Response, if_match: IfMatch = None
-) -> Model:
-    record = service.registry.models.get(id)
-    expect, changes = expected(if_match, record), body.changes(record)
-    return _answer(service, response, service.registry.models.update(id, expect, **changes))
+@router.put("/{id}", responses=success("etag"))
+def update_model(id: str, body: UpdateModel, call: Update) -> Model:
+    record = call.registry.models.get(id)
+    expect, changes = call.expected(record), body.changes(record)
+    return _answer(call, call.registry.models.update(id, expect, **changes))
 
 
-@router.delete("/{id}", dependencies=CHANGE, **bare(204, "etag"))
-def delete_model(id: str, service: Served, if_match: IfMatch = None) -> Response:
-    expect = expected(if_match, service.registry.models.get(id))
-    return done(service.catalogue.delete(id, expect))
+@router.delete("/{id}", **bare(204, "etag"))
+def delete_model(id: str, call: Update) -> Response:
+    expect = call.expected(call.registry.models.get(id))
+    return done(call.service.catalogue.delete(id, expect))
 
 
-@router.post("/{id}/actions/activate", dependencies=POST, responses=success("etag"))
-def activate_model(id: str, service: Served, response: Response, if_match: IfMatch = None) -> Model:
-    return _moved(id, ModelState.ACTIVE, service, response, if_match)
+@router.post("/{id}/actions/activate", responses=success("etag"))
+def activate_model(id: str, call: Action) -> Model:
+    return _moved(id, ModelState.ACTIVE, call)
 
 
-@router.post("/{id}/actions/deactivate", dependencies=POST, responses=success("etag"))
-def deactivate_model(
-    id: str, service: Served, response: Response, if_match: IfMatch = None
-) -> Model:
-    return _moved(id, ModelState.INACTIVE, service, response, if_match)
+@router.post("/{id}/actions/deactivate", responses=success("etag"))
+def deactivate_model(id: str, call: Action) -> Model:
+    return _moved(id, ModelState.INACTIVE, call)
 
 
-def _moved(
-    id: str, state: ModelState, service: Service, response: Response, if_match: str | None
-) -> Model:
-    expect = expected(if_match, service.registry.models.get(id))
-    moved = service.registry.models.set_state(id, state, expect=expect)
-    return _answer(service, response, moved)
+def _moved(id: str, state: ModelState, call: Change) -> Model:
+    expect = call.expected(call.registry.models.get(id))
+    return _answer(call, call.registry.models.set_state(id, state, expect=expect))
 
 
-@router.post("/{id}/actions/changeCompartment", dependencies=POST, **bare(204, "etag"))
-def change_model_compartment(
-    id: str, body: ChangeCompartment, service: Served, if_match: IfMatch = None
-) -> Response:
-    expect = expected(if_match, service.registry.models.get(id))
+@router.post("/{id}/actions/changeCompartment", **bare(204, "etag"))
+def change_model_compartment(id: str, body: ChangeCompartment, call: Action) -> Response:
+    expect = call.expected(call.registry.models.get(id))
     compartment = body.compartment_id
-    return done(service.registry.models.update(id, expect, compartment_id=compartment))
+    return done(call.registry.models.update(id, expect, compartment_id=compartment))
 
 
-@router.post("/{id}/actions/{action}", dependencies=POST, status_code=501)
+@router.post("/{id}/actions/{action}", status_code=501)
 def move_model_artifact_to_or_from_object_storage(
     id: str,
     action: Annotated[str, Path(json_schema_extra={"enum": sorted(OBJECT_STORAGE)})],
-    if_match: IfMatch = None,
+    call: Action,
     hours: Annotated[int | None, Query(alias="restoreModelForHoursSpecified")] = None,
 ) -> None:
     """The four operations with OCI's object storage; the error says what does the same here."""
@@ -373,43 +361,35 @@ def move_model_artifact_to_or_from_object_storage(
 # -- provenance ---------------------------------------------------------------------------
 
 
-@router.post("/{id}/provenance", dependencies=POST, responses=success("etag"))
-def create_model_provenance(
-    id: str, body: Provenance, service: Served, response: Response, if_match: IfMatch = None
-) -> ModelProvenance:
-    record = service.registry.models.get(id)
-    expect = expected(if_match, record)
+@router.post("/{id}/provenance", responses=success("etag"))
+def create_model_provenance(id: str, body: Provenance, call: Action) -> ModelProvenance:
+    record = call.registry.models.get(id)
+    expect = call.expected(record)
     if "provenance" in record.extra:
         raise RecordConflict(f"model {id} has a provenance; update it instead")
-    return _provided(service, response, record, expect, _stored(body))
+    return _provided(call, record, expect, _stored(body))
 
 
-@router.put("/{id}/provenance", dependencies=CHANGE, responses=success("etag"))
-def update_model_provenance(
-    id: str, body: Provenance, service: Served, response: Response, if_match: IfMatch = None
-) -> ModelProvenance:
-    record = service.registry.models.get(id)
-    expect = expected(if_match, record)
+@router.put("/{id}/provenance", responses=success("etag"))
+def update_model_provenance(id: str, body: Provenance, call: Update) -> ModelProvenance:
+    record = call.registry.models.get(id)
+    expect = call.expected(record)
     given = {**_provenance(record), **_stored(body)}
-    return _provided(service, response, record, expect, given)
+    return _provided(call, record, expect, given)
 
 
 @router.get("/{id}/provenance", responses=success("etag"))
-def get_model_provenance(id: str, service: Served, response: Response) -> ModelProvenance:
-    record = service.registry.models.get(id)
-    return shown(response, record, ModelProvenance.of(_provenance(record)))
+def get_model_provenance(id: str, call: Read) -> ModelProvenance:
+    record = call.registry.models.get(id)
+    return call.shown(record, ModelProvenance.of(_provenance(record)))
 
 
 def _provided(
-    service: Service,
-    response: Response,
-    record: records.Model,
-    expect: records.Model | None,
-    given: Json,
+    call: Call, record: records.Model, expect: records.Model | None, given: Json
 ) -> ModelProvenance:
     extra = {**record.extra, "provenance": given}
-    changed = service.registry.models.update(record.id, expect, extra=extra)
-    return shown(response, changed, ModelProvenance.of(given))
+    changed = call.registry.models.update(record.id, expect, extra=extra)
+    return call.shown(changed, ModelProvenance.of(given))
 
 
 def _provenance(record: records.Model) -> Json:

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 
-from stacked.api.control.base import CHANGE, Json, RequestModel, ResponseModel, Served, bare
+from stacked.api.control.base import Json, RequestModel, ResponseModel
+from stacked.api.control.calls import CHANGE, Served, bare
 from stacked.core import Member
 from stacked.engine.engine import Loaded, Resident
 from stacked.errors import UpdateNotLive

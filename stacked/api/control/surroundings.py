@@ -9,18 +9,11 @@ from collections.abc import Iterable
 from importlib.metadata import version
 from typing import Annotated, Literal, TypeVar
 
-from fastapi import Query, Response
+from fastapi import Query
 from pydantic import Field
 
-from stacked.api.control.base import (
-    COMPARTMENT,
-    Json,
-    Paged,
-    ResponseModel,
-    Served,
-    resource_router,
-    success,
-)
+from stacked.api.control.base import COMPARTMENT, Json, Paged, ResponseModel
+from stacked.api.control.calls import Call, Read, resource_router, success
 from stacked.config import ServerConfig
 from stacked.engine.machine import GIB, look
 from stacked.errors import PageInvalid
@@ -103,22 +96,22 @@ class ModelDeploymentShapeSummary(ResponseModel):
 
 @router.get("/containers", responses=success("opc-next-page"))
 def list_containers(
-    query: Annotated[ContainerQuery, Query()], service: Served, response: Response
+    query: Annotated[ContainerQuery, Query()], call: Read
 ) -> list[ContainerSummary]:
-    return _page(filter(query.takes, _containers(service.config.server)), query, response)
+    return _page(filter(query.takes, _containers(call.service.config.server)), query, call)
 
 
 @router.get("/modelDeploymentShapes", responses=success("opc-next-page"))
 def list_model_deployment_shapes(
-    query: Annotated[PlainQuery, Query()], service: Served, response: Response
+    query: Annotated[PlainQuery, Query()], call: Read
 ) -> list[ModelDeploymentShapeSummary]:
-    return _page(_shapes(service.config.server), query, response)
+    return _page(_shapes(call.service.config.server), query, call)
 
 
 @router.get("/projects", responses=success("opc-next-page"), name="list_projects")
 @router.get("/computeTargets", responses=success("opc-next-page"), name="list_compute_targets")
-def list_nothing(query: Annotated[PlainQuery, Query()], response: Response) -> list[Json]:
-    return _page((), query, response)
+def list_nothing(query: Annotated[PlainQuery, Query()], call: Read) -> list[Json]:
+    return _page((), query, call)
 
 
 def _containers(server: ServerConfig) -> list[ContainerSummary]:
@@ -174,7 +167,7 @@ def _shapes(server: ServerConfig) -> list[ModelDeploymentShapeSummary]:
     ]
 
 
-def _page(rows: Iterable[R], query: Paged, response: Response) -> list[R]:
+def _page(rows: Iterable[R], query: Paged, call: Call) -> list[R]:
     """A part of a list that does not change; a page token is where it begins."""
     all_ = list(rows)
     page = query.page or "0"
@@ -182,5 +175,5 @@ def _page(rows: Iterable[R], query: Paged, response: Response) -> list[R]:
         raise PageInvalid("the page token is not one of this list; begin without a token")
     first = int(page)
     if first + query.limit < len(all_):
-        response.headers["opc-next-page"] = str(first + query.limit)
+        call.headers["opc-next-page"] = str(first + query.limit)
     return all_[first : first + query.limit]

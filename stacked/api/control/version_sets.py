@@ -9,26 +9,24 @@ from fastapi import Query, Response
 from pydantic import Field
 
 from stacked.api.control.base import (
-    CHANGE,
-    POST,
-    Caller,
     ChangeCompartment,
     Created,
     Description,
-    IfMatch,
     Json,
     ListQuery,
     Moment,
-    Served,
     Tagged,
     Updated,
+)
+from stacked.api.control.calls import (
+    Action,
+    Create,
+    Read,
+    Update,
     bare,
     done,
-    expected,
     finished,
-    paged,
     resource_router,
-    shown,
     success,
 )
 from stacked.registry import VERSION_SET, new_id
@@ -93,69 +91,58 @@ class ModelVersionSet(ModelVersionSetSummary):
     description: str
 
 
-@router.post("", dependencies=POST, responses=success("etag"))
-def create_model_version_set(
-    body: CreateModelVersionSet, service: Served, caller: Caller, response: Response
-) -> ModelVersionSet:
-    new = VersionSet(id=new_id(VERSION_SET), description=body.description, **body.head(caller))
-    record = service.registry.version_sets.create(new)
-    return shown(response, record, ModelVersionSet.of(record))
+@router.post("", responses=success("etag"))
+def create_model_version_set(body: CreateModelVersionSet, call: Create) -> ModelVersionSet:
+    new = VersionSet(id=new_id(VERSION_SET), description=body.description, **body.head(call.caller))
+    record = call.registry.version_sets.create(new)
+    return call.shown(record, ModelVersionSet.of(record))
 
 
 @router.get("", responses=success("opc-next-page"))
 def list_model_version_sets(
-    query: Annotated[VersionSetQuery, Query()], service: Served, response: Response
+    query: Annotated[VersionSetQuery, Query()], call: Read
 ) -> list[ModelVersionSetSummary]:
-    page = service.registry.version_sets.list(query.reading(), **query.filters())
-    return paged(response, page, ModelVersionSetSummary.of)
+    page = call.registry.version_sets.list(query.reading(), **query.filters())
+    return call.paged(page, ModelVersionSetSummary.of)
 
 
 @router.get("/{id}", responses=success("etag"))
-def get_model_version_set(id: str, service: Served, response: Response) -> ModelVersionSet:
-    record = service.registry.version_sets.get(id)
-    return shown(response, record, ModelVersionSet.of(record))
+def get_model_version_set(id: str, call: Read) -> ModelVersionSet:
+    record = call.registry.version_sets.get(id)
+    return call.shown(record, ModelVersionSet.of(record))
 
 
-@router.put("/{id}", dependencies=CHANGE, responses=success("etag"))
-def update_model_version_set(
-    id: str,
-    body: UpdateModelVersionSet,
-    service: Served,
-    response: Response,
-    if_match: IfMatch = None,
-) -> ModelVersionSet:
-    record = service.registry.version_sets.get(id)
+@router.put("/{id}", responses=success("etag"))
+def update_model_version_set(id: str, body: UpdateModelVersionSet, call: Update) -> ModelVersionSet:
+    record = call.registry.version_sets.get(id)
     changes: Any = body.changes(record)
-    expect = expected(if_match, record)
-    record = service.registry.version_sets.update(id, expect, **changes)
-    return shown(response, record, ModelVersionSet.of(record))
+    expect = call.expected(record)
+    record = call.registry.version_sets.update(id, expect, **changes)
+    return call.shown(record, ModelVersionSet.of(record))
 
 
-@router.post(
-    "/{id}/actions/changeCompartment", dependencies=POST, **bare(204, "etag", "opc-work-request-id")
-)
+@router.post("/{id}/actions/changeCompartment", **bare(204, "etag", "opc-work-request-id"))
 def change_model_version_set_compartment(
-    id: str, body: ChangeCompartment, service: Served, if_match: IfMatch = None
+    id: str, body: ChangeCompartment, call: Action
 ) -> Response:
-    registry = service.registry
-    expect = expected(if_match, registry.version_sets.get(id))
+    registry = call.registry
+    expect = call.expected(registry.version_sets.get(id))
     moved = registry.version_sets.update(id, expect, compartment_id=body.compartment_id)
     return done(moved, finished(registry, "MODELVERSIONSET_MOVE", "UPDATED", _KIND, moved))
 
 
-@router.delete("/{id}", dependencies=CHANGE, **bare(202, "etag", "opc-work-request-id"))
+@router.delete("/{id}", **bare(202, "etag", "opc-work-request-id"))
 def delete_model_version_set(
     id: str,
-    service: Served,
+    call: Update,
     with_models: Annotated[bool, Query(alias="isDeleteRelatedModels")] = False,
-    if_match: IfMatch = None,
 ) -> Response:
     """With its models, these go first; one that is served stops it there."""
-    registry = service.registry
-    expect = expected(if_match, registry.version_sets.get(id))
+    registry = call.registry
+    expect = call.expected(registry.version_sets.get(id))
     if with_models:
         for model_id in registry.version_sets.models_of(id):
-            service.catalogue.delete(model_id)
+            call.service.catalogue.delete(model_id)
     gone = registry.version_sets.delete(id, expect)
     work = finished(registry, "MODELVERSIONSET_DELETE", "DELETED", _KIND, gone)
     return done(gone, work, 202)

@@ -8,21 +8,8 @@ from typing import Annotated, Literal
 from fastapi import Query, Response
 from pydantic import Field
 
-from stacked.api.control.base import (
-    CHANGE,
-    IfMatch,
-    ListQuery,
-    Moment,
-    Paged,
-    ResponseModel,
-    Served,
-    bare,
-    check_match,
-    paged,
-    resource_router,
-    shown,
-    success,
-)
+from stacked.api.control.base import ListQuery, Moment, Paged, ResponseModel
+from stacked.api.control.calls import Read, Update, bare, resource_router, success
 from stacked.registry.states import WorkStatus
 
 router = resource_router("/workRequests", "Work requests")
@@ -78,42 +65,41 @@ class WorkRequestError(ResponseModel):
 
 @router.get("", responses=success("opc-next-page"))
 def list_work_requests(
-    query: Annotated[WorkRequestQuery, Query()], service: Served, response: Response
+    query: Annotated[WorkRequestQuery, Query()], call: Read
 ) -> list[WorkRequest]:
-    page = service.registry.work_requests.list(query.reading(), **query.filters())
-    return paged(response, page, WorkRequest.of)
+    page = call.registry.work_requests.list(query.reading(), **query.filters())
+    return call.paged(page, WorkRequest.of)
 
 
 @router.get("/{id}", responses=success("etag", "retry-after"))
-def get_work_request(id: str, service: Served, response: Response) -> WorkRequest:
-    record = service.registry.work_requests.get(id)
+def get_work_request(id: str, call: Read) -> WorkRequest:
+    record = call.registry.work_requests.get(id)
     headers = {} if record.time_finished else {"retry-after": "1"}
-    return shown(response, record, WorkRequest.of(record), headers)
+    return call.shown(record, WorkRequest.of(record), headers)
 
 
 @router.get("/{id}/logs", responses=success("opc-next-page"))
 def list_work_request_logs(
-    id: str, query: Annotated[Paged, Query()], service: Served, response: Response
+    id: str, query: Annotated[Paged, Query()], call: Read
 ) -> list[WorkRequestLogEntry]:
-    page = service.registry.work_requests.list_logs(id, query.reading())
-    return paged(response, page, WorkRequestLogEntry.of)
+    page = call.registry.work_requests.list_logs(id, query.reading())
+    return call.paged(page, WorkRequestLogEntry.of)
 
 
 @router.get("/{id}/errors", responses=success("opc-next-page"))
 def list_work_request_errors(
-    id: str, query: Annotated[Paged, Query()], service: Served, response: Response
+    id: str, query: Annotated[Paged, Query()], call: Read
 ) -> list[WorkRequestError]:
-    page = service.registry.work_requests.list_errors(id, query.reading())
-    return paged(response, page, WorkRequestError.of)
+    page = call.registry.work_requests.list_errors(id, query.reading())
+    return call.paged(page, WorkRequestError.of)
 
 
 @router.delete(
     "/{id}",
-    dependencies=CHANGE,
     **bare(202),
     response_description="Cancellation accepted",
 )
-async def cancel_work_request(id: str, service: Served, if_match: IfMatch = None) -> Response:
-    check_match(if_match, await asyncio.to_thread(service.registry.work_requests.get, id))
-    await service.deployments.cancel(id)
+async def cancel_work_request(id: str, call: Update) -> Response:
+    call.check_match(await asyncio.to_thread(call.registry.work_requests.get, id))
+    await call.service.deployments.cancel(id)
     return Response(status_code=202)
