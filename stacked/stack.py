@@ -55,12 +55,7 @@ class Stack:
         await self.service.start(self._progress)
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.service.close()
 
     @property
