@@ -84,8 +84,6 @@ def make_plan(
     given.pop("enable_lora", None)
     speculation = read_speculation(given)
     shapes, notes = _without_experts(shapes, adapters, build)
-    if needs_one_stage(build, machine.gpus):
-        notes.append(("LoRA kernel", note()))
     config = _read_config(base)
     dtype, why = _dtype(given, config, machine, build)
     width = _DTYPE_BYTES.get(dtype, 2)
@@ -111,7 +109,7 @@ def make_plan(
     merged = chosen | given | {"enable_lora": True}
     if speculation:
         _check_speculation(merged, speculation, build)
-        notes.append(("speculation", str(speculation)))
+    notes += _more_notes(speculation, machine, build)
     _fit(need, room, place)
     return EnginePlan(
         base=str(base),
@@ -138,6 +136,13 @@ def _without_experts(
     check_no_experts(adapters, shapes)
     row = ("experts", "without adapters: vLLM's kernels for them on a CPU take none")
     return {name: shape for name, shape in shapes.items() if not is_expert(name)}, [row]
+
+
+def _more_notes(
+    speculation: Speculation | None, machine: Machine, build: Build
+) -> list[tuple[str, str]]:
+    notes = [("LoRA kernel", note())] if needs_one_stage(build, machine.gpus) else []
+    return [*notes, ("speculation", str(speculation))] if speculation else notes
 
 
 def _cpu_options(
