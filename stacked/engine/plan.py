@@ -90,8 +90,8 @@ def make_plan(
     rank, slots = _rank(given, adapters), _slots(given, adapters, build)
     slot = _slot_bytes(shapes, rank, width)
     draft = speculation.model if speculation else None
-    need = [("base weights", _weight_bytes(base, width, config))]
-    need.append((f"{slots} slots of rank {rank}", slots * slot))
+    weights = _weight_bytes(base, width, config)
+    need = [("base weights", weights), (f"{slots} slots of rank {rank}", slots * slot)]
     if draft:
         need.append(("draft model", _weight_bytes(draft, width, _read_config(draft))))
     free, chosen = machine.memory_bytes, {}
@@ -107,8 +107,7 @@ def make_plan(
     room, place = _room(given, machine, build)
     chosen |= {"dtype": dtype, "max_lora_rank": rank, "max_loras": slots, "max_cpu_loras": host}
     merged = chosen | given | {"enable_lora": True}
-    if speculation:
-        _check_speculation(merged, speculation, build)
+    _check_speculation(merged, speculation, build)
     notes += _more_notes(speculation, machine, build)
     _fit(need, room, place)
     return EnginePlan(
@@ -156,7 +155,11 @@ def _cpu_options(
     }
 
 
-def _check_speculation(merged: Mapping[str, Any], speculation: Speculation, build: Build) -> None:
+def _check_speculation(
+    merged: Mapping[str, Any], speculation: Speculation | None, build: Build
+) -> None:
+    if speculation is None:
+        return
     if build.device == "cpu":
         check_on_cpu(speculation)
     _check_step(merged, speculation)
