@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -337,9 +338,10 @@ def test_a_step_that_works_says_so(clone: Clone) -> None:
     assert second.startswith("  ✓ resting  ")
 
 
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
 def test_shellcheck_has_nothing_to_say() -> None:
-    done = subprocess.run(
-        ["shellcheck", "scripts/setup.sh"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    tool = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if tool is None:
+        pytest.skip("shellcheck is not installed")
+    scripts = ["scripts/setup.sh", "scripts/lock.sh", ".ci/run"]
+    done = subprocess.run([tool, "-x", *scripts], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == ""
