@@ -178,6 +178,13 @@ def test_drafters_that_share_layers_with_the_base_are_refused_on_a_cpu(
     assert "speculation" in dict(plan(base, options=options, machine=H200, build=CUDA).rows)
 
 
+def test_a_plan_tells_of_the_kernel_on_hopper_before_vllm_0_33(base: Path) -> None:
+    newer = Build("vllm", "0.33.0", "cuda")
+    told, silent = (dict(plan(base, machine=H200, build=each).rows) for each in (CUDA, newer))
+    assert "one stage" in told["LoRA kernel"]
+    assert "LoRA kernel" not in silent
+
+
 def test_a_draft_model_takes_memory_of_its_own(base: Path) -> None:
     config = {"method": "draft_model", "model": str(base), "num_speculative_tokens": 2}
     made = plan(base, options={"speculative_config": config})
