@@ -12,23 +12,21 @@ import enum
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from stacked.catalogue import Catalogue
 from stacked.config import Config, ControlConfig
-from stacked.core import Adapter, Member, ModelId, model_id_of
 from stacked.deployment.activation import Activation, Active, Slot, Starter
 from stacked.deployment.deployments import Deployments
 from stacked.deployment.from_file import FileDeployment, read_base, read_group
 from stacked.deployment.ledger import Ledger
+from stacked.deployment.runtime import RuntimeUpdates
 from stacked.engine.creating import prepare
-from stacked.engine.engine import Loaded
 from stacked.engine.options import check_names
 from stacked.engine.support import require_build
-from stacked.errors import NotAllowed, NotReady
-from stacked.groups.routing import Route, Routing
+from stacked.errors import NotReady
+from stacked.groups.routing import Routing
 from stacked.registry import DeployedMember, Deployment, MemberState, Page, Query, Registry
 from stacked.retention.collect import Collector, Records
 from stacked.retention.rounds import Rounds
@@ -254,62 +252,10 @@ class Service:
             raise self._not_ready()
         return self._deployments
 
-    async def load(
-        self, source: str, *, key: str | None, model_id: ModelId | None
-    ) -> Route[Loaded]:
-        """Check an adapter, load it, and serve it under `key` and its model id.
-
-        `source` must be under the configured roots, or remote where that is allowed. Asking again
-        for what is already there is answered with it. Raises AdapterError, KeyInUse, EngineError.
-        """
-        serving = self._changeable()
-        with self._store.pinned():
-            adapter = await asyncio.to_thread(self._add, source, serving)
-            member = Member(model_id or model_id_of(adapter.digest), adapter, key)
-            return await serving.live.add(member)
-
-    async def load_known(self, name: str, key: str | None) -> Route[Loaded] | None:
-        """Serve again what `unload` removed of the group, or a model of the catalogue by its id.
-
-        None where `name` is neither. Raises AdapterError, RecordConflict, KeyInUse, EngineError.
-        """
-        serving = self._changeable()
-        live, most = serving.live, serving.plan.max_rank
-        gone = [m for m in live.removed if name in (m.key, m.model_id) and key in (None, m.key)]
-        with self._store.pinned():
-            if not gone and self._catalogue is not None:
-                find = partial(self._catalogue.adapter, name, serving.modules, max_rank=most)
-                adapter = await asyncio.to_thread(find)
-                gone = [Member(ModelId(name), adapter, key)] if adapter else []
-            routes = [await live.add(member) for member in gone]
-        return routes[0] if routes else None
-
-    async def unload(self, name: str) -> bool:
-        """Stop serving a key or model id; free its adapter when the last request has ended.
-
-        False when requests still ran after the drain time; see `Live.remove`. Raises KeyUnknown.
-        """
-        return await self._changeable().live.remove(name)
-
-    def _changeable(self) -> VllmServing:
-        serving = self.vllm
-        if not serving.settings.runtime_updates:
-            raise NotAllowed(
-                "loading and removing adapters one by one is off in this deployment "
-                "(VLLM_ALLOW_RUNTIME_LORA_UPDATING); update its group"
-            )
-        return serving
-
-    def _add(self, source: str, serving: VllmServing) -> Adapter:
-        server = self.config.server
-        return self._store.add(
-            source,
-            base=serving.modules,
-            max_rank=serving.plan.max_rank,
-            allowed_roots=[Path(root) for root in server.adapter_roots],
-            remote=server.remote_adapters,
-            foreign_tokens=server.foreign_tokens,
-        )
+    @property
+    def runtime(self) -> RuntimeUpdates:
+        """Loads and removes adapters one by one. Raises NotReady or EngineDead."""
+        return RuntimeUpdates(self.vllm, self._store, self._catalogue, self.config.server)
 
     # -- records ----------------------------------------------------------------------------
 

@@ -273,7 +273,7 @@ async def test_loading_alone_can_be_off_in_a_deployment(place: Place) -> None:
     serving = service.vllm
     serving.settings = replace(serving.settings, runtime_updates=False)
     with pytest.raises(Exception, match="VLLM_ALLOW_RUNTIME_LORA_UPDATING"):
-        await service.load(str(place.directory / "b"), key="b", model_id=None)
+        await service.runtime.load(str(place.directory / "b"), key="b", model_id=None)
     await service.close()
 
 
@@ -288,7 +288,7 @@ async def test_member_that_was_removed_by_itself_is_told_and_comes_back_by_its_i
 ) -> None:
     service = await place.start(place.config("a", "b"))
     id = service.routing.resolve("b").model_id
-    await service.unload("b")
+    await service.runtime.unload("b")
     state, reason = told(service)["b"]
     assert (state, f"POST /models/{id}" in reason) == ("FAILED", True)
     assert {key: one for key, (one, _) in told(service).items() if key != "b"} == {
@@ -296,11 +296,11 @@ async def test_member_that_was_removed_by_itself_is_told_and_comes_back_by_its_i
         "a": "SUCCESS",
     }
     for name in (id, "b"):
-        route = await service.load_known(name, None)
+        route = await service.runtime.load_known(name, None)
         assert route is not None
         assert (route.key, route.model_id) == ("b", id)
         assert told(service)["b"] == ("SUCCESS", "")
-        await service.unload(name)
+        await service.runtime.unload(name)
     await service.close()
     again = await place.start(place.config("a", "b"))
     assert (keys(again), told(again)["b"][0]) == (["base", "a", "b"], "SUCCESS")
@@ -313,25 +313,25 @@ async def test_model_of_the_catalogue_is_loaded_by_its_id(place: Place) -> None:
     new = Model(id="", display_name="b")
     other = service.catalogue.register(new, str(place.directory / "b"))
     for key in (None, "second"):
-        route = await service.load_known(other.id, key)
+        route = await service.runtime.load_known(other.id, key)
         assert route is not None
         assert (route.key, route.digest) == (key, other.digest)
     assert keys(service) == ["base", "a", other.id, "second"]
-    assert await service.load_known("ocid1.datasciencemodel.oc1..none", None) is None
+    assert await service.runtime.load_known("ocid1.datasciencemodel.oc1..none", None) is None
     base = service.routing.base.model_id
     with pytest.raises(ParameterInvalid, match="base"):
-        await service.load_known(base, None)
+        await service.runtime.load_known(base, None)
     service.registry.models.set_state(other.id, ModelState.INACTIVE)
-    await service.unload(other.id)
+    await service.runtime.unload(other.id)
     with pytest.raises(RecordConflict, match="INACTIVE"):
-        await service.load_known(other.id, None)
+        await service.runtime.load_known(other.id, None)
     empty = service.registry.models.put(Model(id=new_id(MODEL), display_name="empty"))
     with pytest.raises(RecordConflict, match="no artifact"):
-        await service.load_known(empty.id, None)
+        await service.runtime.load_known(empty.id, None)
     service.vllm.plan = replace(service.vllm.plan, max_rank=1)
     service.registry.models.set_state(other.id, ModelState.ACTIVE)
     with pytest.raises(RankRefused):
-        await service.load_known(other.id, None)
+        await service.runtime.load_known(other.id, None)
     await service.close()
 
 

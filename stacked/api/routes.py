@@ -154,8 +154,8 @@ async def load(
     key = given.key if by_id else name
     if key is not None:
         check_key(key)
-    route = None if given.source else await service.load_known(name, given.key)
-    route = route or await service.load(
+    route = None if given.source else await service.runtime.load_known(name, given.key)
+    route = route or await service.runtime.load(
         given.source or _source_of(service, name),
         key=key,
         model_id=_ocid(name) if by_id else None,
@@ -170,7 +170,7 @@ _DRAINING: dict[int | str, Any] = {202: {"model": RemovedModel, "description": "
 @router.delete("/model/{name:path}", name="remove_model", responses=_DRAINING, **_ADAPTER)
 async def remove(name: Name, service: Served, response: Response) -> RemovedModel:
     """Stop serving a key or id."""
-    if await service.unload(name):
+    if await service.runtime.unload(name):
         return RemovedModel(status="removed")
     response.status_code = 202
     return RemovedModel(status="draining")
@@ -191,7 +191,7 @@ async def load_lora_adapter(body: LoadLoraBody, service: Served) -> PlainTextRes
         )
     name = body.lora_name
     by_id = name.startswith("ocid1.")
-    await service.load(
+    await service.runtime.load(
         body.lora_path,
         key=None if by_id else check_key(name),
         model_id=_ocid(name) if by_id else None,
@@ -202,7 +202,7 @@ async def load_lora_adapter(body: LoadLoraBody, service: Served) -> PlainTextRes
 @router.post("/v1/unload_lora_adapter", response_class=PlainTextResponse, **_ADAPTER)
 async def unload_lora_adapter(body: UnloadLoraBody, service: Served) -> PlainTextResponse:
     """Unload an adapter, as vLLM's own endpoint does."""
-    freed = await service.unload(body.lora_name)
+    freed = await service.runtime.unload(body.lora_name)
     said = "removed successfully" if freed else "is draining; requests still use it"
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' {said}.")
 

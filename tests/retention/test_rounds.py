@@ -144,12 +144,14 @@ async def test_a_deleted_model_is_collected_without_waiting_for_the_clock(run: R
 
 
 async def test_what_is_loaded_by_hand_or_removed_alone_stays(run: Run) -> None:
-    loaded = await run.service.load(str(write_adapter(run.directory / "h")), key="h", model_id=None)
-    assert await run.service.unload("k")
+    loaded = await run.service.runtime.load(
+        str(write_adapter(run.directory / "h")), key="h", model_id=None
+    )
+    assert await run.service.runtime.unload("k")
     await run.service.rounds.run()
     (first,) = {member.adapter.digest for member in run.service.vllm.live.removed}
     assert run.stored() == {loaded.digest, first}
-    assert await run.service.load_known("k", None)
+    assert await run.service.runtime.load_known("k", None)
 
 
 async def test_whoever_may_change_things_can_ask_for_a_round(run: Run) -> None:

@@ -1,0 +1,84 @@
+"""Adapters that are loaded and removed one by one, whatever the group says."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from pathlib import Path
+
+from stacked.catalogue import Catalogue
+from stacked.config import ServerConfig
+from stacked.core import Adapter, Member, ModelId, model_id_of
+from stacked.engine.engine import Loaded
+from stacked.errors import NotAllowed
+from stacked.groups.routing import Route
+from stacked.serving.vllm import VllmServing
+from stacked.store import AdapterStore
+
+
+class RuntimeUpdates:
+    """Changes of what one vLLM serves. Raises NotAllowed where its deployment allows none."""
+
+    def __init__(
+        self,
+        serving: VllmServing,
+        store: AdapterStore,
+        catalogue: Catalogue | None,
+        server: ServerConfig,
+    ) -> None:
+        if not serving.settings.runtime_updates:
+            raise NotAllowed(
+                "loading and removing adapters one by one is off in this deployment "
+                "(VLLM_ALLOW_RUNTIME_LORA_UPDATING); update its group"
+            )
+        self._serving = serving
+        self._store = store
+        self._catalogue = catalogue
+        self._server = server
+
+    async def load(
+        self, source: str, *, key: str | None, model_id: ModelId | None
+    ) -> Route[Loaded]:
+        """Check an adapter, load it, and serve it under `key` and its model id.
+
+        `source` must be under the configured roots, or remote where that is allowed. Asking again
+        for what is already there is answered with it. Raises AdapterError, KeyInUse, EngineError.
+        """
+        with self._store.pinned():
+            adapter = await asyncio.to_thread(self._add, source)
+            member = Member(model_id or model_id_of(adapter.digest), adapter, key)
+            return await self._serving.live.add(member)
+
+    async def load_known(self, name: str, key: str | None) -> Route[Loaded] | None:
+        """Serve again what `unload` removed of the group, or a model of the catalogue by its id.
+
+        None where `name` is neither. Raises AdapterError, RecordConflict, KeyInUse, EngineError.
+        """
+        serving = self._serving
+        live, most = serving.live, serving.plan.max_rank
+        gone = [m for m in live.removed if name in (m.key, m.model_id) and key in (None, m.key)]
+        with self._store.pinned():
+            if not gone and self._catalogue is not None:
+                find = partial(self._catalogue.adapter, name, serving.modules, max_rank=most)
+                adapter = await asyncio.to_thread(find)
+                gone = [Member(ModelId(name), adapter, key)] if adapter else []
+            routes = [await live.add(member) for member in gone]
+        return routes[0] if routes else None
+
+    async def unload(self, name: str) -> bool:
+        """Stop serving a key or model id; free its adapter when the last request has ended.
+
+        False when requests still ran after the drain time; see `Live.remove`. Raises KeyUnknown.
+        """
+        return await self._serving.live.remove(name)
+
+    def _add(self, source: str) -> Adapter:
+        server = self._server
+        return self._store.add(
+            source,
+            base=self._serving.modules,
+            max_rank=self._serving.plan.max_rank,
+            allowed_roots=[Path(root) for root in server.adapter_roots],
+            remote=server.remote_adapters,
+            foreign_tokens=server.foreign_tokens,
+        )
