@@ -1,11 +1,10 @@
 """What vLLM's own class of a base applies adapters to, from a worker or from a probe of the class.
 
-It owns how that is read off vLLM's adapter manager, and where the answer is kept. Importing it
-imports neither vLLM nor torch.
+Importing it imports neither vLLM nor torch.
 
 Relies on: ``LoRAModelManager.modules`` has every layer that was wrapped,
 ``.packed_modules`` the names by which adapters call the parts of a packed one,
-``.packed_modules_mapping`` what its loader lets in for a packed one's last name; a wrapped
+``.packed_modules_mapping`` what its loader accepts for a packed one's last name; a wrapped
 layer's ``lora_a_stacked`` and ``lora_b_stacked`` are one tensor per part,
 [slots, 1, rank, in] and [slots, 1, out, rank], and an embedding's [slots, vocabulary, rank];
 ``hf_to_vllm_mapper`` renames (vllm/lora/worker_manager.py).
@@ -48,14 +47,14 @@ _MLA_REASON = (
     "vLLM computes multi-head latent attention from the base's weight of it alone, "
     "folded into the query and the output (vLLM issue 48974)"
 )
-_DOUBLED_REASON = "vLLM holds the layer in two places, and computes by the one without adapters"
-_CONVOLUTION_REASON = "vLLM reads the base's weight of a convolution and asks no layer for it"
+_DOUBLED_REASON = "vLLM holds the layer in two places, and computes with the one without adapters"
+_CONVOLUTION_REASON = "vLLM reads a convolution's base weight itself, bypassing the layer"
 
 
 def describe(manager: Any) -> Adaptable:
-    """What the manager has wrapped and its loader lets in. Runs where the model is.
+    """What the manager has wrapped and its loader accepts. Runs in the process that has the model.
 
-    Of a model that several processes share, shapes are None: each has a part of them.
+    Shapes are None if several processes share the model, as each has only a part.
     """
     from vllm.distributed import get_tensor_model_parallel_world_size
 
@@ -77,7 +76,7 @@ def describe(manager: Any) -> Adaptable:
 
 
 def together(workers: Sequence[Adaptable]) -> Adaptable:
-    """What several workers apply adapters to, each of which may have some of the layers."""
+    """What several workers together apply adapters to; each may have only some of the layers."""
     modules = {name: shape for each in workers for name, shape in each.modules.items()}
     passed_by = {name: reason for each in workers for name, reason in each.passed_by.items()}
     return replace(workers[0], modules=modules, passed_by=passed_by)
@@ -106,7 +105,7 @@ def _shape(layer: Any, at: int) -> Shape | None:
 
 
 def _doubled(model: Any, wrapped: Mapping[str, Any]) -> set[str]:
-    """Linear layers that another module holds too, bare: the wrapper stands in one place alone."""
+    """Linear layers that another module also holds, unwrapped: only one place has the wrapper."""
     from vllm.model_executor.layers.linear import LinearBase
 
     inner = {
@@ -124,7 +123,7 @@ def _doubled(model: Any, wrapped: Mapping[str, Any]) -> set[str]:
 
 
 def _passed_by(name: str, layer: Any, latent: bool) -> str:
-    """Why vLLM computes without the wrapper that it has put on a layer; empty where it does not.
+    """Why vLLM bypasses the wrapper of a layer; empty if it does not.
 
     `latent`: whether the model's attention is multi-head latent attention.
     """
@@ -137,9 +136,9 @@ def _passed_by(name: str, layer: Any, latent: bool) -> str:
 
 
 def _text_prefix(manager: Any) -> str:
-    """Where a multimodal model has its language model, if the loader takes names without that.
+    """The prefix of a multimodal model's language model, if the loader accepts names without it.
 
-    It does from vLLM 0.33 on: those that PEFT writes for the text-only class.
+    It does from vLLM 0.33 on, for the names that PEFT writes for the text-only class.
     """
     if not hasattr(manager, "_get_text_lora_names") or not getattr(manager, "supports_mm", False):
         return ""
@@ -163,22 +162,22 @@ def _renames(model: Any) -> Renames:
 
 
 def _kept(renames: Mapping[Any, str | None]) -> Iterator[tuple[Any, str]]:
-    """Without the weights that vLLM is not to load, which an old mapper has among its renames."""
+    """Without the weights that vLLM skips, which an old mapper lists among its renames."""
     return ((old, new) for old, new in renames.items() if new is not None)
 
 
 class Asking:
-    """What one base's engine applies adapters to, asked once and kept in a file. Thread-safe."""
+    """What one base's engine applies adapters to, found once and stored in a file. Thread-safe."""
 
     def __init__(self, base: Path, options: Mapping[str, Any], directory: Path) -> None:
-        """`options` are vLLM's, `directory` is where answers are kept.
+        """`options` are vLLM's, `directory` is where answers are stored.
 
         Raises EngineNotInstalled, BaseNotFound.
         """
         self._base = base
         self._options = {name.replace("-", "_"): value for name, value in options.items()}
         self.name = self._name()
-        """Tells one answer from another: it is made of all that the answer depends on."""
+        """Identifies an answer: made of everything that the answer depends on."""
         self._file = directory / f"{self.name}.json"
         self._asking = threading.Lock()
         self._found: Adaptable | None = None
@@ -191,7 +190,7 @@ class Asking:
         return self._found
 
     def ask(self) -> Adaptable:
-        """The answer; builds the class without weights, in a process of its own, if it must.
+        """The answer; builds the class without weights in a separate process if it is not stored.
 
         Raises BaseUnsupported with the first cause where vLLM cannot build it, or without LoRA.
         """
@@ -199,7 +198,7 @@ class Asking:
             return self.known() or self.learn(self._probe())
 
     def learn(self, found: Adaptable) -> Adaptable:
-        """Store what an engine answered. If it cannot be written, the next start asks again."""
+        """Store what an engine answered. If it cannot be written, the next start finds it again."""
         self._found = found
         with contextlib.suppress(OSError):
             self._file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,6 @@
-"""What architectures ask of an engine on a CPU beyond what fits every base: their dtype, or a GPU.
+"""What some architectures need on a CPU: a certain dtype, or a GPU instead.
 
-It owns the few rules that vLLM keeps inside kernels, where they end an engine that has started
-already.
+vLLM has these rules inside kernels, where they end an engine that has already started.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ _GPU_ALONE = frozenset({"OlmoHybridForCausalLM", "JambaForCausalLM"})
 
 
 def cpu_dtype(config: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The one dtype that a base can have on a CPU, and what in it asks for that; None: any.
+    """The only dtype that a base can have on a CPU, and which part requires it; None: any.
 
     Raises GroupImpossible where vLLM has no kernels for it on a CPU at all.
     """
     for architecture in config.get("architectures") or ():
         if architecture in _GPU_ALONE:
             raise GroupImpossible(
-                f"the base's architecture, {architecture}, has layers that vLLM computes on GPUs "
-                "alone; serve it there, or choose another base"
+                f"the base's architecture, {architecture}, has layers that vLLM computes only on "
+                "GPUs; serve it there, or choose another base"
             )
     return next((found for name, found in _DTYPES.items() if config.get(name)), None)

@@ -23,10 +23,10 @@ PART_SECONDS = (0.001, 0.008)
 
 
 class Calls:
-    """What is asked of one vLLM client."""
+    """Calls to one vLLM client."""
 
     def __init__(self, client: Any, causes: Causes | None = None) -> None:
-        """`causes`: where the reason of a death is looked up."""
+        """`causes` says why an engine died."""
         self.client = client
         self._causes = causes
         self._part = PART_SECONDS[0]
@@ -52,7 +52,9 @@ class Calls:
             raise
         except EngineDeadError as error:
             raise self.death() from error
-        except Exception as error:  # the engine sends any failure of its worker as a bare one
+        except (
+            Exception
+        ) as error:  # the engine sends every failure of a worker as a plain Exception
             raise EngineLoadFailed(f"{doing}: {first_line(error)}") from error
 
     async def workers(self, method: str, *args: Any, doing: str) -> Sequence[Any]:
@@ -62,7 +64,7 @@ class Calls:
         return answers
 
     async def part(self, method: str, *args: Any, doing: str) -> Sequence[Any]:
-        """Have every worker do a part of something, as long as the last answer says it may be."""
+        """Have every worker do a part of something, sized by how long the last step took."""
         began = time.perf_counter()
         answers = await self.workers(method, *args, self._part, doing=doing)
         least, most = PART_SECONDS
@@ -71,7 +73,7 @@ class Calls:
         return answers
 
     async def quietly(self, call: Awaitable[Any]) -> None:
-        """Clean up after a failure that is about to be raised; its own failure adds nothing."""
+        """Clean up before a failure is raised; a failure of the cleanup itself is ignored."""
         with contextlib.suppress(EngineError):
             await asyncio.shield(call)
 

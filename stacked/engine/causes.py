@@ -1,8 +1,8 @@
 """Why an engine did not start: the first error that any of its processes met.
 
-vLLM's processes tell each other only that something failed, and log what. While an engine starts,
-each of them writes the errors that it logs to one file too, which the process that starts the
-engine reads when it fails.
+vLLM's processes report to each other only that something failed, and log the cause. While an
+engine starts, each of them also writes the errors it logs to one file, which the process that
+starts the engine reads if the start fails.
 
 Relies on: its loggers are below the one called ``vllm``, and a process that
 fails logs the exception before it ends; every process calls ``orphans.end_with_parent``.
@@ -22,14 +22,14 @@ from pydantic import ValidationError
 _PLACE = "STACKED_START_ERRORS"
 _LONGEST = 400  # characters: a cause becomes part of one sentence
 # Python's first line of an error that it prints. vLLM looks at a model's class in a process of its
-# own, and raises what that one printed.
+# own, and raises the text that it printed.
 _PRINTED = "Traceback (most recent call last):"
 # Types that add nothing to their message.
 _PLAIN = (ValueError, RuntimeError, AssertionError, NotImplementedError)
 
 
 class Causes:
-    """The errors of one start. Within the block, processes that are started write theirs down."""
+    """The errors of one start. Processes that are started within the block record theirs."""
 
     def __init__(self) -> None:
         file, path = tempfile.mkstemp(prefix="stacked-start-")
@@ -47,7 +47,7 @@ class Causes:
         logging.getLogger("vllm").removeHandler(self._own)
 
     def first(self) -> str | None:
-        """The first error that was written down, in a sentence."""
+        """The first error that was recorded, in one sentence."""
         try:
             line, *_ = self._path.read_text(encoding="utf-8").splitlines()
         except (OSError, ValueError):
@@ -55,19 +55,19 @@ class Causes:
         return str(json.loads(line))
 
     def close(self) -> None:
-        """The start is over; what processes log from now on is in the engine's log alone."""
+        """The start is over; later errors are only in the engine's log."""
         self._path.unlink(missing_ok=True)
 
 
 def listen() -> None:
-    """Write this process's errors down too, where it was started for that; twice is once."""
+    """Record this process's errors if it belongs to a start. Idempotent."""
     path, logger = os.environ.get(_PLACE), logging.getLogger("vllm")
     if path and not any(isinstance(each, _Notes) for each in logger.handlers):
         logger.addHandler(_Notes(path))
 
 
 class _Notes(logging.Handler):
-    """Appends the exceptions that are logged as errors to a file, as long as it is there."""
+    """Appends exceptions that are logged as errors to a file, as long as the file exists."""
 
     def __init__(self, path: str, thread: int | None = None) -> None:
         super().__init__(logging.ERROR)
@@ -90,9 +90,9 @@ class _Notes(logging.Handler):
 
 
 def sentence(error: BaseException) -> str:
-    """What is at the bottom of an exception, in one line: the first of several, the cause of one.
+    """The root cause of an exception in one line: the first of several, the cause of one.
 
-    Of what another process printed, the last line is the error.
+    If another process printed it, the last line is the error.
     """
     lines = _lines(error)
     if _PRINTED in lines:
@@ -111,7 +111,7 @@ def sentence(error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, in one line; its type where it says nothing."""
+    """An exception's message in one line; its type if it has none."""
     return next(iter(_lines(error)), type(error).__name__)[:_LONGEST]
 
 
@@ -120,10 +120,10 @@ def _lines(error: BaseException) -> list[str]:
 
 
 def missing_package(base: str) -> str | None:
-    """The package that vLLM's class for a base cannot be imported without, in a sentence, or None.
+    """In a sentence, the missing package that vLLM's class for a base needs, or None.
 
-    vLLM looks at the class in a process of its own, which tells the error as a text; this imports
-    it here, which takes seconds: only where a start has failed.
+    vLLM looks at the class in a separate process, which reports the error as text; this imports it
+    here. That takes seconds, so only call it after a start has failed.
     """
     from vllm import ModelRegistry
 
@@ -140,6 +140,6 @@ def missing_package(base: str) -> str | None:
                 f"its build for this machine's torch (CPU: uv pip install {name} --torch-backend "
                 "cpu)"
             )
-        except Exception:  # noqa: BLE001  whatever else is wrong has been reported
+        except Exception:  # noqa: BLE001  any other fault has been reported
             continue
     return None

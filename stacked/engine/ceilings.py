@@ -1,6 +1,6 @@
-"""What this machine's memory and arithmetic could do at best, by copying and multiplying alone.
+"""The best that this machine's memory and arithmetic can do: plain copies and products.
 
-It puts a measured throughput into proportion.
+Measured throughput is compared with it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _LEAST_REPEATS = 5
 
 @dataclass(frozen=True, slots=True)
 class Ceilings:
-    """Medians, of all cores or of one GPU, in one dtype."""
+    """Medians for all cores or one GPU, in one dtype."""
 
     device: str
     dtype: str
@@ -28,9 +28,9 @@ class Ceilings:
 
 
 def measure_ceilings(dtype: str) -> Ceilings:
-    """Takes about a second, and 0.5 GB of memory, or 8 GB of the first GPU where there is one.
+    """Takes about a second, and 0.5 GB of memory, or 8 GB of the first GPU if there is one.
 
-    `dtype` as torch calls it. Raises ValueError where there is no such.
+    `dtype` as torch calls it. Raises ValueError if torch has no such dtype.
     """
     import torch
 
@@ -57,7 +57,7 @@ def measure_ceilings(dtype: str) -> Ceilings:
 
 
 def _seconds(work: Callable[[], object], settle: Callable[[], None]) -> float:
-    """The median time of one call, over a while; the first, which touches memory, is left out."""
+    """The median time of one call; the first, which touches memory, is not counted."""
     work()
     settle()
     times: list[float] = []

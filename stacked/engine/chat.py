@@ -1,10 +1,10 @@
-"""Adapters' own chat templates in vLLM's hands: chosen per request, run in a process apart.
+"""Adapters' own chat templates in vLLM: chosen per request, run in a separate process.
 
-vLLM and transformers do everything but one step with an adapter's template, as they do with the
-base's: that step, running it, is the sandbox's.
+vLLM and transformers treat an adapter's template as they do the base's, except that the sandbox
+runs it.
 
-Relies on `ChatParams.chat_template` reaching transformers' `_compile_jinja_template` as the object
-that it is, and on that one's result being asked for `render` and `environment.parse` alone
+Relies on `ChatParams.chat_template` reaching transformers' `_compile_jinja_template` as the same
+object, and on only `render` and `environment.parse` of its result being used
 (transformers 4.53 to 5.20).
 """
 
@@ -24,7 +24,7 @@ from stacked.errors import ChatTemplateInvalid, EngineLoadFailed
 
 logger = logging.getLogger("stacked.engine.chat")
 
-# Of the two kinds of templates that vLLM tells apart, the shortest ones.
+# The shortest template of each of the two kinds that vLLM distinguishes.
 _KINDS = {
     "string": "",
     "openai": "{% for m in messages %}{% for part in m.content %}{% endfor %}{% endfor %}",
@@ -32,12 +32,13 @@ _KINDS = {
 
 
 class AdapterTemplate(str):
-    """A template's text that knows where it is to be run."""
+    """A template's text, with the sandbox that runs it."""
 
     sandbox: Sandbox
     kind: str
-    """What vLLM makes of a message's content for it: one text, or a list of parts. Found once, of a
-    text whose size and shape were bounded before; empty until then."""
+    """How vLLM passes a message's content to it: one text, or a list of parts. Found once, after
+    the
+    size and shape of the text were checked; empty until then."""
     late_system: bool
     """Whether it takes a system message that does not come first."""
 
@@ -60,7 +61,7 @@ class AdapterChat:
     templates: ChatTemplates
 
     def applied(self, params: Any, default: str | None) -> Any:
-        """vLLM's ChatParams with what the adapter brings where the request says nothing.
+        """vLLM's ChatParams, with the adapter's template if the request has none.
 
         A request that may bring a template may also name one of the adapter's.
         """
@@ -90,7 +91,7 @@ class Chats:
         self.threads = ThreadPoolExecutor(1, "stacked-chat")
 
     def own(self, chat: ChatTemplates | None) -> AdapterChat | None:
-        """What an adapter brings, ready to be used; None where that is what the base has.
+        """An adapter's templates, ready for use; None if they are the base's.
 
         Raises EngineLoadFailed.
         """
@@ -112,11 +113,11 @@ class Chats:
 
     @cached_property
     def default(self) -> str | None:
-        """What vLLM renders with where neither request nor adapter brings a template."""
+        """What vLLM renders with if neither request nor adapter has a template."""
         return load_chat_template(self._template)
 
     def _are_used(self) -> bool:
-        """Whether vLLM renders this base's chats by templates at all."""
+        """Whether vLLM renders this base's chats with templates at all."""
         from vllm.renderers.hf import HfRenderer
 
         config = self._renderer.model_config.hf_config
@@ -147,7 +148,7 @@ class Chats:
 def chat_text(
     tokenizer: Any, messages: Sequence[Mapping[str, Any]], chat: AdapterChat | None
 ) -> str:
-    """Messages as the text that the adapter's template (None: the base's) makes of them."""
+    """Messages rendered by the adapter's template (None: the base's)."""
     more: Mapping[str, Any] = {}
     if chat is not None:
         template = chat.templates.chosen(None, tools=False)
@@ -159,7 +160,7 @@ def chat_text(
 
 
 def guard() -> None:
-    """Have transformers run adapters' templates in their sandbox, and all others as ever."""
+    """Have transformers run adapters' templates in the sandbox, and all others as before."""
     from transformers.utils import chat_template_utils as theirs
 
     compile_here = theirs._compile_jinja_template
@@ -174,14 +175,14 @@ def guard() -> None:
 
 
 class _Apart:
-    """What stands for a compiled template whose text is not compiled here."""
+    """In place of a compiled template, whose text is not compiled in this process."""
 
     def __init__(self, template: AdapterTemplate) -> None:
         self._template = template
         self.environment = SimpleNamespace(parse=self._parsed)
 
     def render(self, **values: Any) -> str:
-        """A special token that is not set is None here, and no variable there."""
+        """Special tokens without those that are not set: None here, undefined in the sandbox."""
         given = {
             name: value
             for name, value in values.items()
@@ -190,7 +191,7 @@ class _Apart:
         return self._template.sandbox.render(self._template, given)
 
     def _parsed(self, text: str) -> Any:
-        """The tree in which vLLM looks for the kind: a short one of the same kind, once known."""
+        """The tree in which vLLM looks for the kind: once known, a short one of that kind."""
         from jinja2.ext import loopcontrols
         from jinja2.sandbox import ImmutableSandboxedEnvironment
         from vllm.renderers.hf import AssistantTracker

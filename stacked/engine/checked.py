@@ -1,4 +1,4 @@
-"""The engine of a served group: an `Engine` whose adapters are checked on every way in.
+"""The engine of a served group: an `Engine` whose adapters are always checked first.
 
 Before an adapter is read: its rank, its files, and that the base has all of its modules. Before a
 request reaches it: its canary.
@@ -41,7 +41,7 @@ class CheckedEngine:
         self.undisturbed = engine.undisturbed
 
     def check(self, adapter: Adapter) -> None:
-        """An engine's rank is set when it starts. Raises RankRefused."""
+        """Raises RankRefused: an engine's rank is fixed when it starts."""
         most = self._engine.plan.max_rank
         if adapter.rank > most:
             raise RankRefused(
@@ -61,7 +61,7 @@ class CheckedEngine:
     async def verify(
         self, staged: Mapping[Digest, Loaded], done: Callable[[int], None]
     ) -> Mapping[Digest, StackedError]:
-        """Canaries of adapters beside requests, one at a time. Raises CanaryFailed for the base."""
+        """Canaries of adapters during requests, one by one. Raises CanaryFailed for the base."""
         base, noise = await self._base_canary()
         failed: dict[Digest, StackedError] = {}
         for at, (digest, loaded) in enumerate(staged.items(), start=1):
@@ -69,7 +69,7 @@ class CheckedEngine:
                 check_canary(digest, await self._engine.canary(loaded), base, noise=noise)
             except EngineLoadFailed as error:
                 failed[digest] = error
-            except EngineError as error:  # the next one would not be answered either
+            except EngineError as error:  # the next one would get no answer either
                 return {**failed, digest: error}
             except StackedError as error:
                 failed[digest] = error
@@ -81,9 +81,9 @@ class CheckedEngine:
         return failed
 
     async def verify_at_start(self, loaded: Iterable[Loaded]) -> Mapping[Digest, StackedError]:
-        """Canaries many at once, while nobody waits; those that passed before are not asked again.
+        """Many canaries at once, before any request; adapters that passed before are skipped.
 
-        Raises EngineError where the engine itself is at fault.
+        Raises EngineError if the engine itself is at fault.
         """
         unknown = [each for each in loaded if each.digest not in self._verified]
         if not unknown:
@@ -92,7 +92,7 @@ class CheckedEngine:
         _, noise = await self._base_canary()
         for at in range(0, len(unknown), _CANARIES_AT_ONCE):
             some = unknown[at : at + _CANARIES_AT_ONCE]
-            # The base in their midst: in a batch of another size its numbers move a little.
+            # The base in the same batch: in one of another size its numbers differ slightly.
             base, *answers = await asyncio.gather(
                 *(self._engine.canary(each) for each in (None, *some))
             )
@@ -105,11 +105,11 @@ class CheckedEngine:
         return failed
 
     def close(self) -> None:
-        """Give up the checks that wait. Closing twice is allowed."""
+        """Cancel the checks that wait. Closing twice is allowed."""
         self._checking.shutdown(wait=False, cancel_futures=True)
 
     async def _base_canary(self) -> tuple[Sequence[float], float]:
-        """How the base answers, and how far two such answers lie apart."""
+        """How the base answers, and how far two such answers differ."""
         base = await self._engine.canary(None)
         return base, _distance(base, await self._engine.canary(None))
 
@@ -117,7 +117,7 @@ class CheckedEngine:
         await self._in_thread(self._verified.add, digests)
 
     async def _in_thread(self, call: Callable[..., None], given: object) -> None:
-        """In the thread of the checks: a slow disk must not hold up the loop."""
+        """In the checks' thread, as a slow disk must not block the loop."""
         await asyncio.get_running_loop().run_in_executor(self._checking, call, given)
 
 
@@ -126,7 +126,7 @@ def check_canary(
 ) -> None:
     """Raises CanaryFailed when an adapter's logprobs are not finite or are the base's.
 
-    `noise` is how far the base's own logprobs lie apart when it is asked twice.
+    `noise` is how far the base's own logprobs differ between two runs.
     """
     if not all(math.isfinite(value) for value in answer):
         raise CanaryFailed(f"adapter {short(digest)} answers with values that are not finite")

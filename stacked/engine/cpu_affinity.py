@@ -1,7 +1,4 @@
-"""Keeps what else runs on a machine out of an engine's way: its cores, its threads, its priority.
-
-It owns what the operating system lets a process say about its threads.
-"""
+"""Keeps other work on a machine out of an engine's way: cores, threads and priorities."""
 
 from __future__ import annotations
 
@@ -21,12 +18,12 @@ from typing import Any
 # starved thread that holds the interpreter would hold up the worker's loop with it.
 NICENESS = 5
 
-# A chunk of work in a thread takes the core and the memory bus about a millisecond, and leaves
-# them for longer than that: whoever is woken on that core meanwhile may wait for all of it.
+# A chunk of work in a thread takes the core and the memory bus for about a millisecond, and leaves
+# them for longer: another thread that is woken on that core may wait for the whole chunk.
 _PAUSE_SECONDS = 0.002
 _PAUSE_SHARE = 2.0
 
-# The core that an engine's loop in this process keeps, with the open lock that tells others.
+# The core that an engine's loop in this process has taken, with the open lock that others see.
 _taken: dict[int, int] = {}
 
 
@@ -47,7 +44,7 @@ class Pauses:
 
 
 def hand_over_soon() -> None:
-    """Have Python threads of this process take turns more often than by default.
+    """Have Python threads of this process switch more often than by default.
 
     A loop that gives up the interpreter for a moment, as at every operation of torch and every wait
     for a socket, gets it back only after another thread's turn.
@@ -58,7 +55,7 @@ def hand_over_soon() -> None:
 def step_aside(device: Any) -> None:
     """Leave the cores that are bound to the worker, do not spread over others, and yield.
 
-    What the system refuses is left as it is. `device` is the worker's torch device.
+    Ignores what the system refuses. `device` is the worker's torch device.
     """
     me = threading.get_native_id()
     with suppress(OSError, AttributeError):  # not Linux, or no right to
@@ -72,7 +69,7 @@ def step_aside(device: Any) -> None:
 
 
 def spare_cores() -> frozenset[int]:
-    """The cores this process was given, less those that one of its threads alone is bound to."""
+    """The cores of this process, without those that a single one of its threads is bound to."""
     allowed = os.sched_getaffinity(os.getppid())
     return frozenset((allowed - _bound_cores()) or allowed)
 
@@ -93,9 +90,9 @@ def _bound_cores() -> frozenset[int]:
 def take_core(cores: Collection[int]) -> int | None:
     """Bind the calling thread, an engine's loop that computes alone, to one of these cores.
 
-    Others are woken wherever there is room for them a moment long, and then hold up a step by two
-    or three of their turns. None where no core would be left, another engine on this machine has
-    taken one, or the system refuses. Follow with `give_core`.
+    Other threads are woken on any core that is idle for a moment, and then delay a step by two or
+    three time slices. None if no core would be left, another engine on this machine has taken
+    one, or the system refuses. Follow with `give_core`.
     """
     import torch
 
@@ -122,7 +119,7 @@ def give_core(cores: Collection[int]) -> None:
 
 
 def use_cores(cores: Collection[int]) -> None:
-    """Have every thread of this process, and those they start, run on these cores."""
+    """Restrict every thread of this process, and those they start, to these cores."""
     for task in Path("/proc/self/task").glob("[0-9]*"):
         with suppress(OSError, AttributeError):  # a thread that ended meanwhile; not Linux
             os.sched_setaffinity(int(task.name), cores)

@@ -1,13 +1,11 @@
-"""On a CPU, vLLM's LoRA leaves the experts of a mixture alone, so that other layers can have it.
+"""On a CPU, experts of a mixture are built without LoRA, so that other layers can have it.
 
-It owns that one decision, for the workers of ``cpu_platform``; `make_plan` refuses adapters of
-experts.
+For the workers of ``cpu_platform``; `make_plan` refuses adapters of experts. With LoRA on, vLLM
+computes experts with Triton's kernel, whether or not an adapter targets them, and no CPU build has
+it. Its kernels for a CPU do not support LoRA.
 
-Where LoRA is on, vLLM computes experts by Triton's kernel, whether or not an adapter is on them,
-and no build for a CPU has that. Its kernels for a CPU take no LoRA.
-
-Relies on: ``FusedMoEConfig.is_lora_enabled`` is what the kernel is chosen by,
-and a layer that no LoRA class can replace stays what it is.
+Relies on: ``FusedMoEConfig.is_lora_enabled`` decides which kernel is chosen,
+and a layer that no LoRA class can replace is left unchanged.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from typing import Any
 
 
 def leave_experts_alone() -> None:
-    """Have this process build experts as without LoRA. Calling twice does no harm."""
+    """Have this process build experts as without LoRA. Idempotent."""
     from vllm.lora.layers import FusedMoE3DWithLoRA, FusedMoEWithLoRA
     from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig
 

@@ -1,22 +1,20 @@
 """The LoRA product on a CPU: each row of a batch gets its own adapter's weights, or none at all.
 
-It owns the arithmetic between activations and vLLM's adapter slots.
-
 How it works. Once per step, ``update_metadata`` turns the slot of every row into a ``RowPlan``, see
 ``stacked.engine.row_plan``. Each layer then does a shrink (rows x A, all slices of a
 fused layer at once) and an expand for each slice (x B, added to the output in place). Rows without
-an adapter take part in nothing: what the base layer computed for them stays bit for bit.
+an adapter are not touched: what the base layer computed for them stays bit for bit.
 
-The slot tensors keep their shapes and owners, but their memory is laid out anew on first use, so
-that the slices of A lie side by side and B is contiguous along the output.
+The slot tensors keep their shapes and owners, but the layout of their memory is changed on first
+use: the slices of A side by side, B contiguous along the output.
 
 Relies on:
 - ``PunicaWrapperBase.update_metadata`` fills ``token_lora_indices`` and ``sampler_indices`` (-1
   means no adapter) and ``_embeddings_indices``;
 - slot tensors are ``[slots, 1, rank, in]`` and ``[slots, 1, out, rank]``, live as long as their
-  layer, and are written by indexing them, in place: a view kept from before would miss the new
-  layout, and a write through ``.data`` or numpy would not show in ``_version``, by which a slot's
-  used rank is remembered;
+  layer, and are written by indexing them, in place: an older view would miss the new
+  layout, and a write through ``.data`` or numpy would not change ``_version``, by which a slot's
+  used rank is cached;
 - LoRA on a CPU runs without torch.compile (``CpuPlatform.check_and_update_config``).
 """
 
@@ -37,8 +35,8 @@ from stacked.engine.row_plan import RowPlan, plan_rows
 # What a core reads from memory in the time that one more run costs a layer. PyTorch's products of
 # few rows take three times as long in bfloat16.
 _BYTES_A_RUN = {torch.float32: 128 * 1024, torch.bfloat16: 512 * 1024}
-# Products of stacks in these took 1.3 to 1.9 times as long where ranks that nobody uses were left
-# out: what is left has gaps, which the library copies together first.
+# Products of stacks in these dtypes took 1.3 to 1.9 times as long when unused ranks were left out:
+# the rest has gaps, and the library first copies it into one piece.
 _WHOLE_STACKS = frozenset({torch.bfloat16})
 
 
@@ -57,7 +55,8 @@ class Slice:
 class Factors:
     """What one slot, or a stack of slots, multiplies rows with. No slices: the layer is left alone.
 
-    ``a`` is ``[..., in, rank of all slices]``, or None where rows come looked up in A already.
+    ``a`` is ``[..., in, rank of all slices]``, or None if the rows have already been looked up in
+    A.
     """
 
     a: torch.Tensor | None = None
@@ -65,7 +64,7 @@ class Factors:
 
     @cached_property
     def nbytes(self) -> int:
-        """What is read to multiply with them."""
+        """The bytes that are read to multiply with them."""
         read = [part.b for part in self.slices] + ([] if self.a is None else [self.a])
         sizes: list[int] = [each.nbytes for each in read]
         return sum(sizes)
@@ -75,8 +74,8 @@ class Layer:
     """The slot tensors of one layer, with the rank that each slot uses of each slice.
 
     A module that an adapter does not target, and the rank it does not use, are zeros in its slot.
-    They are found by looking once after slots were written, and left out from then on. Whoever says
-    which slot it writes (``writing``) has only that one looked at again.
+    They are found once after slots were written, and skipped from then on. After writes within
+    ``writing``, which names its slot, only that slot is examined again.
     """
 
     def __init__(
@@ -86,7 +85,7 @@ class Layer:
         stops = np.cumsum(widths).tolist()
         self.columns = list(zip([0, *stops[:-1]], stops, strict=True))
         self._watched = tuple(a) or tuple(b)
-        # Inference tensors have no version; their slots are taken as full.
+        # Inference tensors have no version; their slots are treated as full.
         self._trim = not any(tensor.is_inference() for tensor in self._watched)
         self._a, self._b = lay_out(a, b)
         self._version = -1
@@ -106,7 +105,7 @@ class Layer:
 
     @contextmanager
     def writing(self, slot: int) -> Iterator[None]:
-        """Around writes to one slot alone: what was found out about the others stays known."""
+        """Around writes to only one slot: what is known about the others stays valid."""
         known = self._trim and self._now() == self._version
         yield
         if known:
@@ -145,7 +144,7 @@ class Layer:
             return (self.rank,) * len(self.columns)
         if slot not in self._ranks:
             by_rank = self._b[0][slot] if self._a is None else self._a[slot]
-            # Where every slice uses its last row, the others need no look, which is most of it.
+            # If every slice uses its last row, most of the work, the other rows, can be skipped.
             if bool(by_rank[self.rank - 1 :: self.rank].any(dim=1).all()):
                 self._ranks[slot] = (self.rank,) * (len(by_rank) // self.rank)
                 return self._ranks[slot]
@@ -159,8 +158,8 @@ def lay_out(
     a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]
 ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
     """Move slot tensors to the kernel's layout: A as ``[slots, slices * rank, in]``, B as
-    ``[slots, rank, out]`` for each slice. The given tensors become views of it, so that what is
-    written to them later arrives here.
+    ``[slots, rank, out]`` for each slice. The given tensors become views of it, so later writes
+    to them arrive here.
     """
     # The new memory must be of the old one's kind, or writes to it would not be counted.
     with torch.inference_mode(b[0].is_inference()):
@@ -277,7 +276,7 @@ class GroupedLora(PunicaWrapperBase):  # type: ignore[misc]
         bias_stacked: torch.Tensor,
         module_enabled: torch.Tensor,
     ) -> None:
-        """``y[row] = x[row] @ W[slot].T + bias[slot]`` where a slot brings a whole layer."""
+        """``y[row] = x[row] @ W[slot].T + bias[slot]`` for slots with a whole layer."""
         for slot, rows in rows_by_slot(self.sampler_indices):
             if module_enabled[slot]:
                 product = (x[rows] @ matrix(weight_stacked, slot).t()).to(y.dtype)
@@ -310,8 +309,8 @@ class GroupedLora(PunicaWrapperBase):  # type: ignore[misc]
     def _logit_rows(self, x: torch.Tensor) -> RowPlan:
         """The plan for hidden states on their way to logits.
 
-        vLLM brings either the rows it samples from, picked into a tensor of their own, or, for
-        prompt logprobs, a window on the hidden states of all the batch's tokens.
+        vLLM passes either the rows that it samples from, in a tensor of their own, or, for prompt
+        logprobs, a window of the hidden states of all tokens in the batch.
         """
         rows, width = x.shape
         alone = x.untyped_storage().nbytes() == rows * width * x.element_size()
@@ -331,8 +330,8 @@ def add_product(
     y: torch.Tensor, x: torch.Tensor, layer: Layer, plan: RowPlan, scale: float
 ) -> None:
     """Add the LoRA product of every row of ``plan`` to ``y``; rows beyond the plan are padding."""
-    if plan.apart and _is_cheaper_apart(layer, plan, plan.apart):
-        plan = plan.apart
+    if plan.by_slot and _is_cheaper_by_slot(layer, plan, plan.by_slot):
+        plan = plan.by_slot
     stacked = (layer.factors(plan.slots),) if plan.height else None
     factors = stacked or [layer.factors((slot,)) for slot in plan.slots]
     if not any(one.slices for one in factors):
@@ -358,18 +357,18 @@ def add_product(
             if one.slices:
                 _add_run(part_y, part_x, one, scale)
     if plan.order is not None:
-        if plan.kept is None:
+        if plan.real is None:
             y.index_copy_(0, plan.order, rows_y)
         else:
-            kept = plan.kept
-            y.index_copy_(0, plan.order.index_select(0, kept), rows_y.index_select(0, kept))
+            real = plan.real
+            y.index_copy_(0, plan.order.index_select(0, real), rows_y.index_select(0, real))
 
 
-def _is_cheaper_apart(layer: Layer, plan: RowPlan, apart: RowPlan) -> bool:
-    """Whether what a stack wastes in this layer costs more than run after run does."""
+def _is_cheaper_by_slot(layer: Layer, plan: RowPlan, by_slot: RowPlan) -> bool:
+    """Whether a stack's waste in this layer costs more than multiplying slot by slot."""
     first, last = layer.factors(plan.slots[:1]), layer.factors(plan.slots[-1:])  # neither is idle
     wasted = plan.waste * max(first.nbytes, last.nbytes)
-    return wasted > (len(apart.slots) - 1) * _BYTES_A_RUN.get(layer.dtype, 0)
+    return wasted > (len(by_slot.slots) - 1) * _BYTES_A_RUN.get(layer.dtype, 0)
 
 
 def _add_run(y: torch.Tensor, x: torch.Tensor, factors: Factors, scale: float) -> None:
@@ -398,7 +397,7 @@ def matrix(stacked: torch.Tensor, slot: int) -> torch.Tensor:
 
 
 def rows_by_slot(row_slots: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
-    """Each slot present with the indices of its rows, for what is too rare to be planned."""
+    """Each slot present with the indices of its rows, for cases too rare to plan."""
     for slot in row_slots.unique().tolist():
         if slot >= 0:
             yield slot, (row_slots == slot).nonzero().flatten()

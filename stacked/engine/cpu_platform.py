@@ -1,8 +1,8 @@
 """vLLM's CPU platform with two answers changed: which class multiplies LoRA weights, and whether
 the engine's process may compute by itself.
 
-It must not import ``cpu_lora``: vLLM imports this module while it is still settling its platform,
-and the kernel's base class asks for the settled one.
+It must not import ``cpu_lora``: vLLM imports this module while it is still choosing its platform,
+and the kernel's base class needs the chosen one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from vllm.utils.import_utils import resolve_obj_by_qualname
 
 from stacked.engine.platform import KERNEL
 
-# CpuPlatform, or the subclass of it that vLLM picks on this processor.
+# CpuPlatform, or the subclass that vLLM chooses on this processor.
 _PlatformOfVllm: type = resolve_obj_by_qualname(
     cpu_platform_plugin() or "vllm.platforms.cpu.CpuPlatform"
 )
@@ -43,9 +43,9 @@ class StackedCpuPlatform(_PlatformOfVllm):  # type: ignore[misc]
 
     @classmethod
     def check_and_update_config(cls, vllm_config: Any) -> None:
-        """As vLLM's, but an engine that was asked to be one process stays one.
+        """As vLLM's, but an engine that is configured to be one process stays one.
 
-        vLLM starts a worker all the same, because the worker's OpenMP reads its cores when it is
+        vLLM would start a worker anyway, because the worker's OpenMP reads its cores when it is
         loaded. Here `creating.prepare` sets them for the engine's process instead.
         """
         parallel = vllm_config.parallel_config

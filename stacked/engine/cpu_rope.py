@@ -1,10 +1,8 @@
-"""On a CPU, rotary embeddings of queries and keys that come with an axis of heads of their own.
+"""On a CPU, rotary embeddings of queries and keys with a separate axis for heads.
 
-It owns the layout of two tensors, for the workers of ``cpu_platform``.
-
-vLLM's kernel for a CPU is right for ``[tokens, heads * size]``, and turns other values than it
-should where it is given ``[tokens, heads, size]``, without an error: bases with latent attention
-(DeepSeek, GLM 4 MoE Lite) and LFM2 answer something else there than transformers does.
+For the workers of ``cpu_platform``. vLLM's kernel for a CPU is right for ``[tokens, heads * size]``
+and rotates the wrong values, without an error, for ``[tokens, heads, size]``: with it, bases with
+latent attention (DeepSeek, GLM 4 MoE Lite) and LFM2 answer differently from transformers.
 
 Relies on: layers call ``RotaryEmbedding.forward_cpu``, which writes in place.
 """
@@ -17,7 +15,7 @@ from typing import Any
 
 
 def flatten_heads() -> None:
-    """Have this process give the kernel rows of all heads. Twice does no harm."""
+    """Have this process give the kernel rows of all heads. Idempotent."""
     from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 
     RotaryEmbedding.forward_cpu = _flat(RotaryEmbedding.forward_cpu)
@@ -31,7 +29,7 @@ def _flat(rotate: Callable[..., Any]) -> Callable[..., Any]:
             return rotate(layer, positions, query, key)  # type: ignore[no-any-return]
         rows = [None if each is None else each.reshape(positions.numel(), -1) for each in given]
         for each, turned in zip(given, rotate(layer, positions, *rows), strict=True):
-            # A view of what came was turned where it stands.
+            # A view of the argument was rotated in place.
             if each is not None and each.data_ptr() != turned.data_ptr():
                 each.copy_(turned.view(each.shape))
         return given

@@ -1,10 +1,8 @@
 """On a CPU, prompts of one token, and last parts of one, for bases with gated delta nets.
 
-It owns the layout of one tensor, for the workers of ``cpu_platform``.
-
-vLLM's convolution for a CPU takes rows that stand close together. Its layer sees to that by
-``contiguous()``, which leaves a single row of a wider tensor as it is, and the kernel then ends the
-engine: at a prompt of one token, or of one more than a step reads.
+For the workers of ``cpu_platform``. vLLM's convolution for a CPU needs contiguous rows. Its layer
+calls ``contiguous()``, which leaves a single row of a wider tensor unchanged, and the kernel then
+ends the engine: at a prompt of one token, or of one more than a step reads.
 
 Relies on: the layer calls the kernel by the name that is replaced here.
 """
@@ -17,7 +15,7 @@ from typing import Any
 
 
 def lay_out_single_rows() -> None:
-    """Have this process give the kernel single rows as it wants them. Twice does no harm."""
+    """Have this process give the kernel contiguous single rows. Idempotent."""
     with contextlib.suppress(ImportError, AttributeError):  # an older vLLM has no such kernel
         _replace()
 

@@ -1,7 +1,7 @@
-"""vLLM imported and its engine created, which takes 20 to 60 s, and what shows how far it is.
+"""Importing vLLM and creating its engine, which takes 20 to 60 s, with progress.
 
-Relies on: the engine's processes are children of `multiprocessing`; what it
-logs while it starts, see `LOG_LINES`. vLLM offers nothing else that tells how far a start is.
+Relies on: the engine's processes are children of `multiprocessing`; what it logs while it starts,
+see `LOG_LINES`. vLLM offers nothing else that shows progress.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ _ENVIRONMENT = {
 }
 # Not the user's to turn on.
 _SETTLED = {
-    # How an unknown model is answered is ours to say; vLLM must not go looking for adapters.
+    # Stacked answers for unknown models; vLLM must not look for adapters itself.
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "0",
-    # A response in the background would run on when its lease has ended and its adapter may go.
+    # A background response would continue after its lease, when its adapter may be removed.
     "VLLM_ENABLE_RESPONSES_API_STORE": "0",
 }
 
@@ -47,7 +47,7 @@ LOG_LINES = (
 
 
 class LogSteps:
-    """The steps of one start, in the order in which its log tells them."""
+    """The steps of one start, in the order of its log."""
 
     def __init__(self) -> None:
         self._at = 0
@@ -66,13 +66,13 @@ class LogSteps:
 
 
 def prepare() -> None:
-    """Begin what a start needs however it is planned; returns at once, twice is once."""
+    """Begin what every start needs, whatever its plan. Returns at once; idempotent."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     os.environ |= _SETTLED
     machine, build = look(), find_build()
     if one_process(machine.cores):
-        # The other core is for the process that speaks HTTP; OpenMP's threads wait by spinning.
+        # The other core is for the process that serves HTTP; OpenMP's threads wait by spinning.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     if build is not None and needs_one_stage(build, machine.gpus):
         use_one_stage(machine.gpus)
@@ -80,7 +80,7 @@ def prepare() -> None:
 
 
 async def import_vllm() -> None:
-    """Do in a thread what takes 13 s; cancelled, it is left to end by itself."""
+    """Import in a thread, as it takes 13 s; when cancelled, the thread runs to its end."""
     await asyncio.to_thread(_import)
 
 
@@ -89,7 +89,7 @@ def _import() -> None:
 
 
 async def create(args: Namespace) -> tuple[Any, Causes]:
-    """vLLM's client of a started engine, and what is asked why where it fails after all.
+    """vLLM's client of a started engine, and the `Causes` that explain a later failure.
 
     A cancellation ends the processes that were started for it. The call itself is not cancelled:
     its thread could not be, and the engine would be lost. Raises EngineStartFailed.

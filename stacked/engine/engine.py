@@ -1,4 +1,4 @@
-"""One vLLM engine: start, load, remove and list adapters, generate, and tell whether it lives.
+"""One vLLM engine: start, load, remove and list adapters, generate, and say whether it is alive.
 
 Adapters are loaded under names that carry their content digest, with ids that are used once, so
 that no cache of vLLM's can mix two contents.
@@ -42,18 +42,19 @@ if TYPE_CHECKING:
 # How long the end of an update waits for the loop to share its core again.
 _GIVE_SECONDS = 2.0
 
-# A start has that many read and built by one call, so that the next ones are read meanwhile; fewer
-# where they are so large that a slow disk would need longer than CALL_SECONDS.
+# A start reads and builds this many in one call, so that the next ones are read meanwhile; fewer
+# if they are so large that a slow disk would need longer than CALL_SECONDS.
 _LOADED_AT_ONCE = 16
 _BYTES_AT_ONCE = 1024**3
 
-# Each removal is Python in the engine's loop; so many take about a millisecond.
+# Removals are Python in the engine's loop; this many take about a millisecond.
 _REMOVED_AT_ONCE = 16
 
-# What canaries read: one token, then the next one in its place whatever is likelier, which the
-# logprobs do not see. One row in each of two steps delays the streams it is batched with least, and
-# at a first token alone queries and keys would make no difference. With speculative decoding vLLM
-# takes no logit_bias: there both tokens are a prompt, whose logprobs are the same two, in one step.
+# What canaries read: one token, then the text's next one whatever is likelier, a choice that does
+# not show in the logprobs. One row in each of two steps delays the other streams of the batch
+# least, and at a first token alone queries and keys would make no difference. With speculative
+# decoding vLLM takes no logit_bias: there both tokens are a prompt, whose logprobs are the same
+# two, in one step.
 _CANARY_TEXT = "Question: SELECT name FROM users"
 _CANARY_SAMPLING = {"temperature": 0.0, "logprobs": 1, "ignore_eos": True}
 # vLLM clamps a logit bias to 100. Logits of language models lie within some tens of each
@@ -67,7 +68,7 @@ _EXTENSION = "stacked.engine.staging.StagingWorker"
 class Loaded:
     """The engine's handle of one adapter: `name` carries the digest, `number` is used once.
 
-    `chat` is how its chats become prompts, None where as the base's do.
+    `chat` is how its chats become prompts, None if as the base's do.
     """
 
     digest: Digest
@@ -79,7 +80,7 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Resident:
-    """Which adapters the engine holds, by number, and where; `slots` has None for a free one."""
+    """Which adapters the engine holds, by number, and where; a free one is None in `slots`."""
 
     staged: frozenset[int]
     host: frozenset[int]
@@ -133,7 +134,7 @@ class Engine:
     async def load(self, adapter: Adapter) -> Loaded:
         """Stage, adopt and activate an adapter. Raises EngineLoadFailed, EngineDead.
 
-        The same adapter loaded twice is two handles; callers keep one per digest.
+        The same adapter loaded twice is two handles; callers have one per digest.
         """
         loaded = await self.stage(adapter)
         try:
@@ -148,7 +149,7 @@ class Engine:
     async def load_all(
         self, adapters: Sequence[Adapter], loaded_so_far: Callable[[int], None]
     ) -> Mapping[Digest, Loaded]:
-        """Load these as fast as it goes, with no regard to requests: for a start.
+        """Load these as fast as possible, without regard to requests: for a start.
 
         `loaded_so_far` is called with their number. The first ones fill the slots. Raises
         EngineLoadFailed; what was loaded before stays.
@@ -181,7 +182,7 @@ class Engine:
 
     async def adaptable(self) -> Adaptable:
         """Which modules of the base adapters are applied to, as the workers wrapped them."""
-        answers = await self.calls.workers("stacked_adaptable", doing="asking what can be adapted")
+        answers = await self.calls.workers("stacked_adaptable", doing="finding what can be adapted")
         return together([Adaptable.from_json(each.encode()) for each in answers])
 
     async def stage(self, adapter: Adapter) -> Loaded:
@@ -203,8 +204,8 @@ class Engine:
     async def adopt(self, loaded: Loaded) -> None:
         """Make a staged adapter one of the engine's own: from now on requests may use it.
 
-        Where host memory is full, the adapter unused for longest leaves it. Adopting twice is
-        adopting once. Raises EngineLoadFailed.
+        If host memory is full, the least recently used adapter is evicted. Idempotent. Raises
+        EngineLoadFailed.
         """
         doing = f"adopting adapter {loaded.digest}"
         async with self._changing:
@@ -218,9 +219,9 @@ class Engine:
                 raise
 
     async def activate(self, loaded: Loaded) -> bool:
-        """Copy an adopted adapter into a free slot, a part per step; False where no slot is free.
+        """Copy an adopted adapter into a free slot, a part per step; False if no slot is free.
 
-        vLLM does it at the first request otherwise, in one go, in the slot unused for longest.
+        Otherwise vLLM does it at the first request, all at once, in the least recently used slot.
         """
         doing = f"activating adapter {loaded.digest}"
         async with self._changing:
@@ -230,13 +231,13 @@ class Engine:
                     return "full" not in states
 
     async def discard(self, *loaded: Loaded) -> None:
-        """Drop what is staged and not adopted, read or not. Discarding twice is allowed."""
+        """Drop adapters that are staged and not adopted, read or not. Idempotent."""
         names = ", ".join(each.digest for each in loaded[:3])
         numbers = [each.number for each in loaded]
         await self.calls.workers("stacked_discard", *numbers, doing=f"discarding adapters {names}")
 
     async def resident(self) -> Resident:
-        """What the engine holds, and where. With several workers: what all of them hold."""
+        """Which adapters the engine holds, and where; with several workers, those that all hold."""
         answers = await self.calls.workers("stacked_resident", doing="asking what is resident")
         return Resident(
             staged=frozenset[int]().union(*(staged for staged, _, _ in answers)),
@@ -348,7 +349,7 @@ class Engine:
     async def undisturbed(self) -> AsyncIterator[None]:
         """Within the block, an engine that computes alone on a CPU has a core for its loop.
 
-        This process leaves that core meanwhile. Where none can be had, nothing changes.
+        This process leaves that core meanwhile. Without a core to take, nothing changes.
         """
         alone = self.plan.options.get("distributed_executor_backend") == "uni"
         if self.plan.device != "cpu" or not alone:
@@ -364,11 +365,13 @@ class Engine:
             if core is not None:
                 use_cores(CORES - {core})
             yield
-        finally:  # cancelled while it was asked, the loop may have taken one all the same
+        finally:  # cancelled during the call, the loop may have taken one anyway
             if core is not None:
                 use_cores(CORES)
             give = self.calls.workers("stacked_give_core", [*CORES], doing="sharing a core")
-            with contextlib.suppress(TimeoutError):  # a silent one hears it when it listens again
+            with contextlib.suppress(
+                TimeoutError
+            ):  # a silent engine handles it once it responds again
                 async with asyncio.timeout(_GIVE_SECONDS):
                     await self.calls.quietly(give)
 
@@ -378,7 +381,7 @@ class Engine:
         return Chats(self.client.renderer, self.args.chat_template)
 
     def chat_prompt(self, messages: Sequence[Mapping[str, Any]], loaded: Loaded | None) -> str:
-        """Messages as the text that a model's chat template makes of them; blocks.
+        """Messages rendered by a model's chat template; blocks.
 
         Raises ChatTemplateInvalid with the template's own reason.
         """
@@ -420,7 +423,7 @@ class Engine:
         return Loaded(adapter.digest, name, number, request, chat)
 
     async def warm(self) -> None:
-        """Do once, before anyone waits, what the first of its kind makes everyone wait for.
+        """Do once, before any request, what would make the first requests slow.
 
         A canary on an adapter of zeros touches the slots' memory, and its logprobs have torch
         compile what counts ranks, which takes seconds; for the sizes of others it compiles again.
@@ -442,6 +445,6 @@ class Engine:
 
 
 def _best(row: Mapping[int, Any]) -> float:
-    """The likeliest token's logprob, which moves little where two are as likely; or NaN."""
+    """The likeliest token's logprob, which is stable if two are equally likely; or NaN."""
     values = [each.logprob for each in row.values()]
     return max(values) if all(map(math.isfinite, values)) else math.nan

@@ -1,4 +1,4 @@
-"""The experts of a mixture, which take no adapters on a CPU: their names, and who adapts them."""
+"""The experts of a mixture, which cannot be adapted on a CPU: their names, and what adapts them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from stacked.store.tensors import read_header
 
 
 def is_expert(module: str) -> bool:
-    """Whether a module belongs to one routed expert, or to all; shared experts are plain layers."""
+    """Whether a module belongs to one routed expert or to all; shared experts do not count."""
     return "experts" in module.split(".")
 
 
 def check_no_experts(adapters: Sequence[Adapter], modules: Iterable[str]) -> None:
     """Refuse adapters of experts among those of a base. Raises AdapterUnsupported.
 
-    Only adapters with a module called like one of an expert's are opened.
+    Only adapters with a module named like an expert's are opened.
     """
     names = {module.rpartition(".")[2] for module in modules if is_expert(module)}
     for adapter in adapters:
@@ -27,11 +27,11 @@ def check_no_experts(adapters: Sequence[Adapter], modules: Iterable[str]) -> Non
             continue
         try:
             found = [*filter(is_expert, pair_up(read_header(adapter.path / WEIGHTS_FILE)))]
-        except OSError:  # a start checks all files, and says which are gone
+        except OSError:  # a start checks all files, and reports missing ones
             continue
         if found:
             raise AdapterUnsupported(
                 f"adapter {short(adapter.digest)} adapts experts ({len(found)} modules, the first "
-                f"is {found[0]}), and vLLM's kernels for experts on a CPU take no adapters; serve "
+                f"is {found[0]}), and vLLM's kernels for experts on a CPU support none; serve "
                 "it on a GPU, or train it on the other layers"
             )

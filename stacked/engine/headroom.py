@@ -1,7 +1,7 @@
 """Whether a second engine fits next to the running one, from their plans and this machine.
 
-Pure arithmetic on estimates: an engine that does not fit all the same fails to start, and the one
-that runs is not touched by that.
+Pure arithmetic on estimates: if an engine does not fit after all, it fails to start, and the
+running one is not affected.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from stacked.engine.plan import EnginePlan
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """Whether there is room for both, and the arithmetic in a sentence."""
+    """Whether there is room for both, with the arithmetic in a sentence."""
 
     beside: bool
     text: str
 
 
 def room_beside(running: EnginePlan, coming: EnginePlan, machine: Machine) -> Room:
-    """On a CPU by what memory is free now, on GPUs by what the running engine's share leaves."""
+    """On a CPU from the memory free now, on GPUs from what the running engine's share leaves."""
     need = coming.memory_bytes
     if coming.device == "cpu":
         free, place = machine.available_bytes, "free memory"

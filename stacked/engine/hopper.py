@@ -2,8 +2,8 @@
 
 vLLM's kernel that adds B's product to a layer's output (`lora_expand`) runs with two stages, which
 ptxas before 13.3 compiles wrongly for these GPUs (Triton's issue 9433): outputs of adapters are
-garbled or NaN. From 0.33 on vLLM takes one stage there by itself. Before, its folder of tuned
-configurations is the place to say so. Not run on such a GPU; read in vLLM's sources.
+garbled or NaN. From 0.33 on vLLM uses one stage there. Before, its folder of tuned configurations
+can set it. Not run on such a GPU; taken from vLLM's sources.
 
 Relies on the names and the form of the files that `get_lora_op_configs` reads, and on its defaults
 (vllm/lora/ops/triton_ops/utils.py, 0.26 to 0.32).
@@ -31,17 +31,17 @@ def needs_one_stage(build: Build, gpus: Sequence[Gpu]) -> bool:
 
 
 def note() -> str:
-    """What a person reads about it before the engine starts."""
+    """What the plan says about it before the engine starts."""
     if _users_own():
         return (
             f"{FOLDER} is set: on Hopper before vLLM 0.33, its configurations of `expand` must "
             "have num_stages 1, or adapters answer wrongly"
         )
-    return "lora_expand in one stage: two are miscompiled on Hopper, vLLM 0.33 knows by itself"
+    return "lora_expand in one stage: two are miscompiled on Hopper, vLLM 0.33 does this itself"
 
 
 def use_one_stage(gpus: Sequence[Gpu]) -> None:
-    """Have vLLM's workers that start from now on do so, unless a user's folder says what to do."""
+    """Have vLLM's workers that start from now on do so, unless the user has set a folder."""
     if _users_own():
         return
     folder = _folder()
@@ -54,7 +54,7 @@ def use_one_stage(gpus: Sequence[Gpu]) -> None:
 
 
 def _folder() -> Path:
-    """Beside what vLLM itself stores about this machine."""
+    """Next to what vLLM itself stores about this machine."""
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Path(os.environ.get("VLLM_CACHE_ROOT") or caches / "vllm") / "stacked-one-stage"
 
@@ -66,7 +66,7 @@ def _users_own() -> bool:
 def _configurations() -> dict[str, object]:
     """vLLM's defaults with one stage, by number of slots, slices, rows, rank and width.
 
-    It takes the nearest number for all but the slices, so that one of each is enough.
+    It uses the nearest number for all but the slices, so one of each is enough.
     """
     return {
         "1": {

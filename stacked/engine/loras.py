@@ -1,17 +1,17 @@
 """The adapters of one vLLM worker, through vLLM's own managers: read, built, registered, activated.
 
-It owns which method of vLLM's does what, and which slot a staged adapter may have; what a tensor
-means is left to vLLM, whose own code does every check and every copy.
+Here are vLLM's methods called, and slots chosen; what a tensor means is left to vLLM, whose own
+code does every check and every copy.
 
 Relies on:
 - the worker's LoRA manager is an ``LRUCacheWorkerLoRAManager`` with ``_load_adapter``, and
   ``vllm.lora.lora_model`` reads for it by ``safetensors.safe_open``, ``keys`` and ``get_tensor``;
-- ``lora_config.lora_dtype`` is what it converts to, and ``tensor.to`` and ``pin_memory`` give back
-  a tensor that is already what they are asked for;
+- ``lora_config.lora_dtype`` is what it converts to, and ``tensor.to`` and ``pin_memory`` return
+  a tensor unchanged that already is as requested;
 - ``LoRALayerWeights.optimize`` multiplies once, however often it is called;
 - the adapter manager's ``_add_adapter`` writes ``_registered_adapters`` and nothing else, and
   ``activate_adapter`` writes ``_active_adapters``, ``lora_index_to_id`` and the slot of every one
-  of ``modules``; whoever activates an adapter calls it on the manager;
+  of ``modules``; every activation calls it on the manager;
 - ``_last_mapping.prompt_mapping`` holds the adapters of the last step, 0 for the base.
 """
 
@@ -32,7 +32,8 @@ from typing import Any
 from stacked.engine.cpu_affinity import Pauses
 from stacked.engine.tensors import read_tensors
 
-# LoRA modules that vLLM's loader makes in one part: a few milliseconds of Python.
+# LoRA modules that vLLM's loader makes in one part: a few milliseconds of Python. 210 in one go
+# held up a step for 82 ms (docs/live-update.md).
 _MODULES = 24
 
 
@@ -42,7 +43,7 @@ class Dropped(Exception):
 
 @dataclass
 class Job:
-    """One adapter on its way. `state` goes "reading", "building", "ready"; or ends in "failed"."""
+    """One adapter being staged. `state` is "reading", "building", then "ready" or "failed"."""
 
     number: int
     name: str
@@ -74,7 +75,7 @@ class Fill:
 
 
 class VllmLoras:
-    """The adapters of one worker, by vLLM's own managers. All but `read` belong to the loop."""
+    """The adapters of one worker, in vLLM's own managers. All but `read` runs in the loop."""
 
     def __init__(self, lora_manager: Any, step_aside: Callable[[], None]) -> None:
         self._loader = lora_manager
@@ -82,11 +83,12 @@ class VllmLoras:
         self._manager = lora_manager._adapter_manager
         self._fill: Fill | None = None
         self._freeing: queue.SimpleQueue[list[Any]] | None = None
-        # vLLM activates what a batch needs by this name, and may take the slot being filled.
+        # vLLM activates what a batch needs through this attribute, and may take the slot being
+        # filled.
         self._manager.activate_adapter = self._activate_now
 
     def read(self, job: Job) -> None:
-        """Read an adapter's tensors, in the dtype and memory that vLLM keeps them in; in a thread.
+        """Read an adapter's tensors, in the dtype and memory that vLLM has them in; in a thread.
 
         Raises OSError, ValueError, Dropped.
         """
@@ -100,7 +102,7 @@ class VllmLoras:
         )
 
     def build(self, job: Job) -> Iterator[None]:
-        """Make the model of what was read, a part for each `next`. Raises what vLLM raises."""
+        """Make a model of what was read, a part for each `next`. Raises what vLLM raises."""
         from vllm.lora.request import LoRARequest
 
         request = LoRARequest(lora_name=job.name, lora_int_id=job.number, lora_path=job.path)
@@ -117,17 +119,17 @@ class VllmLoras:
             for weights in model.loras.values():
                 weights.optimize()
                 yield
-        # The rest of what vLLM does on adding, with a manager whose register is a dict of ours.
-        apart = copy.copy(self._manager)
-        apart._registered_adapters = {}
-        apart._add_adapter(model)
-        job.model = apart._registered_adapters[job.number]
+        # The rest of vLLM's adding, with a manager whose register is our own dict.
+        stand_in = copy.copy(self._manager)
+        stand_in._registered_adapters = {}
+        stand_in._add_adapter(model)
+        job.model = stand_in._registered_adapters[job.number]
         self._check_applied(job.model)
 
     def _check_applied(self, model: Any) -> None:
-        """Whether all of a model has a layer that it is copied into: vLLM passes over the rest.
+        """Refuse a model with modules that no layer takes, which vLLM would ignore.
 
-        The checks before a load say it better; this one misses nothing. Raises ValueError.
+        The checks before a load explain it better; this one misses nothing. Raises ValueError.
         """
         left = {*model.loras}.difference(self._manager.modules)
         names = getattr(self._manager, "_get_text_lora_names", None)
@@ -137,9 +139,9 @@ class VllmLoras:
             raise ValueError(f"no layer of the engine takes {', '.join(sorted(left)[:5])}")
 
     def _slices(self, job: Job) -> Iterator[Callable[[str], bool]]:
-        """Which tensors each part of a loading takes, so that no part is long.
+        """The modules whose tensors each part of a loading takes, so that no part is long.
 
-        All in one where nobody waits, and where other tensors than LoRA's may belong together.
+        One part if no request waits, or if tensors other than LoRA's may belong together.
         """
         names = list(job.tensors or {})
         modules = list(dict.fromkeys(name.partition(".lora_")[0] for name in names))
@@ -154,9 +156,9 @@ class VllmLoras:
         return number in self._manager._registered_adapters
 
     def register(self, model: Any) -> None:
-        """Make a model known to vLLM, in place of the least recently used where memory is full.
+        """Register a model with vLLM, in place of the least recently used if memory is full.
 
-        Adapters of the last step stay. Raises RuntimeError where all of them are.
+        Adapters of the last step stay. Raises RuntimeError if those fill it.
         """
         manager = self._manager
         if len(manager) >= manager.capacity:
@@ -178,7 +180,7 @@ class VllmLoras:
     def activate(self, number: int, seconds: float) -> str:
         """Copy a registered adapter into a free slot for about `seconds`.
 
-        "active" when it is complete, "more" when it is to be called again, "full" without a slot.
+        Returns "active" when complete, "more" to be called again, "full" if no slot is free.
         """
         manager = self._manager
         if number in manager._active_adapters:
@@ -193,7 +195,7 @@ class VllmLoras:
         return "active" if self._advance(self._fill, seconds) else "more"
 
     def remove(self, number: int) -> bool:
-        """As vLLM's, but the memory is given back in a thread: it takes as long as a copy."""
+        """As vLLM's, but a thread frees the memory, which takes as long as a copy."""
         if self._fill is not None and self._fill.number == number:
             self._fill = None
         last = [self._manager._registered_adapters.get(number)]
@@ -204,7 +206,7 @@ class VllmLoras:
     def free(self, last: list[Any]) -> None:
         """Empty a list that holds the last references to models, in a thread, one after the other.
 
-        While the system takes memory back, whoever asks for some waits: so not all of it at once.
+        While the system takes memory back, every allocation waits: so not all of it at once.
         """
         if self._freeing is None:
             self._freeing = queue.SimpleQueue()
@@ -213,7 +215,7 @@ class VllmLoras:
         self._freeing.put(last)
 
     def resident(self) -> tuple[list[int], list[int]]:
-        """What is in host memory, and what is in each slot, 0 for nothing."""
+        """The adapters in host memory, and the one in each slot, 0 for none."""
         slots = [number or 0 for number in self._manager.lora_index_to_id]
         return sorted(self._manager._registered_adapters), slots
 
@@ -224,12 +226,12 @@ class VllmLoras:
         while fill.left:
             # vLLM's own activation, on a manager that has one module and one free slot.
             module = fill.left[-1]
-            apart = copy.copy(manager)
-            apart.modules = {module: manager.modules[module]}
-            apart.lora_index_to_id = [*layout[: fill.slot], None, *layout[fill.slot + 1 :]]
-            apart._active_adapters = type(manager._active_adapters)(1, _nothing)
+            stand_in = copy.copy(manager)
+            stand_in.modules = {module: manager.modules[module]}
+            stand_in.lora_index_to_id = [*layout[: fill.slot], None, *layout[fill.slot + 1 :]]
+            stand_in._active_adapters = type(manager._active_adapters)(1, _nothing)
             with _writing(manager.modules[module], fill.slot):
-                type(manager).activate_adapter(apart, fill.number)
+                type(manager).activate_adapter(stand_in, fill.number)
             fill.left.pop()
             if time.perf_counter() >= until:
                 break
@@ -241,7 +243,7 @@ class VllmLoras:
         return True
 
     def _activate_now(self, number: int) -> bool:
-        """What vLLM calls before a batch: complete what was begun, or activate from scratch."""
+        """vLLM's call before a batch: complete what was begun, or activate from scratch."""
         fill, manager = self._fill, self._manager
         if fill is not None and fill.number == number:
             self._advance(fill, float("inf"))
@@ -253,7 +255,7 @@ class VllmLoras:
 
 
 def _writing(module: Any, slot: int) -> AbstractContextManager[None]:
-    """Tell our kernel which slot is written, if it is ours: it has less to look at afterwards."""
+    """Tell our kernel, if it is in use, which slot is written, so it examines only that one."""
     writing = getattr(getattr(module, "punica_wrapper", None), "writing", None)
     return nullcontext() if writing is None else writing(module.lora_b_stacked, slot)
 
@@ -270,9 +272,9 @@ def _free_all(lists: queue.SimpleQueue[list[Any]], step_aside: Callable[[], None
 
 @contextmanager
 def _read_already(ready: dict[str, Any], takes: Callable[[str], bool]) -> Iterator[None]:
-    """Let vLLM's loader, which runs in the loop alone, find LoRA tensors that were read before.
+    """Let vLLM's loader, which runs only in the loop, find LoRA tensors that were read before.
 
-    It sees no others of the file than those that `takes` names.
+    It sees only those tensors of the file that `takes` names.
     """
     from vllm.lora import lora_model
 
@@ -310,7 +312,7 @@ class _Opened:
         self._files.close()
 
     def get_tensor(self, name: str) -> Any:
-        # Others keep their dtype: vLLM converts what belongs to LoRA, not the rest.
+        # Other tensors keep their dtype: vLLM converts only LoRA's.
         found = self._ready.get(name) if ".lora_" in name else None
         if found is not None:
             return found

@@ -14,7 +14,7 @@ from pathlib import Path
 
 GIB = 1024**3
 
-# The cores this process was given; some of its threads leave one to an engine later.
+# The cores of this process at import; some of its threads may later leave one to an engine.
 CORES: frozenset[int] = frozenset(
     os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
 )
@@ -43,7 +43,7 @@ class Machine:
 
     @property
     def has_fast_bfloat16(self) -> bool:
-        """Whether matrix products in bfloat16 have instructions of their own."""
+        """Whether the CPU has instructions for matrix products in bfloat16."""
         return bool(self.cpu_flags & {"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
 
 

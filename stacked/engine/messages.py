@@ -1,10 +1,10 @@
 """`/v1/messages` for adapters with chat templates of their own.
 
-vLLM asks the base's template two things and remembers the answers: whether it takes system messages
-that do not come first, and which effort stands for no thinking. Here there is an answer for each
-adapter's template.
+vLLM finds out two things about the base's template and caches them: whether it accepts system
+messages that do not come first, and which effort means no thinking. Here each adapter's template
+has its own answers.
 
-Relies on the attributes in which the handler remembers them: `_merge_inline_system` (vLLM 0.26 to
+Relies on the attributes in which the handler caches them: `_merge_inline_system` (vLLM 0.26 to
 0.33), `_disabled_thinking_effort` (0.31 and 0.32), and `_effort` of its
 `disabled_thinking_effort_resolver` (0.33). A probe is made where an effort is None.
 """
@@ -19,14 +19,14 @@ from stacked.engine.chat import AdapterChat
 
 
 def messages_follow_templates(messages: Any, own: Callable[[], AdapterChat | None]) -> None:
-    """Have vLLM's handler of Anthropic's messages ask what `own` gives at the time, if anything."""
+    """Have vLLM's handler of Anthropic's messages use what `own` returns at that time."""
     if hasattr(messages, "_merge_inline_system"):  # else there is no such route here
         _for_each(messages, "_merge_inline_system", own, lambda chat: not chat.takes_late_system())
     for holder, effort in (
         (messages, "_disabled_thinking_effort"),
         (getattr(messages, "disabled_thinking_effort_resolver", None), "_effort"),
     ):
-        if getattr(holder, effort, "unknown") is None:  # else it is everybody's, as configured
+        if getattr(holder, effort, "unknown") is None:  # otherwise the configured one is for all
             _for_each(holder, effort, own, lambda chat: None)
 
 
@@ -36,7 +36,7 @@ def _for_each(
     own: Callable[[], AdapterChat | None],
     first: Callable[[AdapterChat], Any],
 ) -> None:
-    """Have an attribute hold a value for each adapter's chat, which `first` tells at first."""
+    """Have an attribute hold a value for each adapter's chat, initially from `first`."""
     found: WeakKeyDictionary[AdapterChat, Any] = WeakKeyDictionary()
     bases = getattr(holder, name)
 

@@ -1,8 +1,8 @@
-"""vLLM's own OpenAI app over our engine, given, per request, the adapter that its model name means.
+"""vLLM's own OpenAI app over our engine, with the adapter of each request selected before.
 
 vLLM looks adapters up by name in one table for the whole server. Here that table is replaced by a
-view of what was selected for the current request, so that a name is resolved once, before vLLM
-hears of the request, and can mean another adapter for the next one.
+view of what was selected for the current request: a name is resolved once, before vLLM sees the
+request, and may mean another adapter for the next one.
 
 Relies on `OpenAIServingModels.lora_requests`, `.model_name`, `.is_base_model` and
 `.show_available_models`, and `AsyncLLM.generate(prompt, params, ...)` and `.renderer`, all of which
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What one request was given: the adapter (None: the base) and the name answers carry.
+    """What one request selects: the adapter (None: the base) and the name in its answers.
 
-    `count` gets the numbers of prompt and answer tokens when the engine has finished.
+    `count` is called with the numbers of prompt and answer tokens when the engine has finished.
     """
 
     label: str
@@ -55,7 +55,7 @@ class Served:
 
 
 selected: ContextVar[Selection | None] = ContextVar("stacked_selected", default=None)
-"""Set by whoever calls the app, for the length of one call."""
+"""Set by the caller of the app, for the length of one call."""
 
 
 class _SelectedAdapters(Mapping[str, "LoRARequest"]):
@@ -83,10 +83,10 @@ class _SelectedAdapters(Mapping[str, "LoRARequest"]):
 
 
 async def build_openai_app(engine: Engine, models: Callable[[], Sequence[Served]]) -> Any:
-    """vLLM's own FastAPI app over `engine`; `models` tells what is served at the time it is asked.
+    """vLLM's own FastAPI app over `engine`; `models` returns what is served at that time.
 
-    The app's lifespan must be run by the caller. Every call must set `selected`, else vLLM answers
-    that the model does not exist.
+    The app's lifespan must be run by the caller. Every call must set `selected`; otherwise vLLM
+    answers that the model does not exist.
     """
     with _root_logger_kept():
         build_app, init_app_state = await asyncio.to_thread(app_builders)  # imports for a second
@@ -102,15 +102,15 @@ async def build_openai_app(engine: Engine, models: Callable[[], Sequence[Served]
     messages = getattr(app.state, "anthropic_serving_messages", None)
     messages_follow_templates(messages, _own_chat)
     metrics.name_adapters(lambda: _names_by_adapter(models()))
-    # On a dead engine vLLM's error handler asks its server to exit; ours decides that itself.
+    # On a dead engine vLLM's error handler stops its server; ours decides that itself.
     app.state.server = SimpleNamespace(should_exit=False)
     return app
 
 
 def _counting(client: Any) -> Any:
-    """Have the engine's client tell each request's selection how many tokens it took and gave.
+    """Have the engine's client report each request's prompt and answer tokens to its selection.
 
-    On the way from the engine, not in the response: a stream tells its usage only when asked.
+    At the engine, not from the response: a stream has its usage only on request.
     """
     generate = client.generate
 
@@ -133,7 +133,7 @@ def _counting(client: Any) -> Any:
 
 
 def _own_chat() -> AdapterChat | None:
-    """What the selected adapter brings for its chats."""
+    """The selected adapter's own templates, if any."""
     selection = selected.get()
     return selection.loaded.chat if selection is not None and selection.loaded else None
 
@@ -162,7 +162,7 @@ def _names_by_adapter(rows: Sequence[Served]) -> dict[str, list[str]]:
 
 
 async def model_card(app: Any, name: str) -> dict[str, Any] | None:
-    """The row of `/v1/models` that has this name, as vLLM tells it; None where there is none."""
+    """The row of `/v1/models` with this name, as vLLM writes it; None if there is none."""
     listed = await app.state.openai_serving_models.show_available_models()
     return next((card.model_dump() for card in listed.data if card.id == name), None)
 

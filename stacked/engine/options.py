@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from stacked.engine.support import serve_parser, validate_options
 from stacked.errors import EngineOptionInvalid
 
-# Options that Stacked sets itself, with where a user says it instead.
+# Options that Stacked sets itself, and what a user sets instead.
 _OURS = {
     "model": "set base.model instead",
     "model_tag": "set base.model instead",
@@ -26,7 +26,7 @@ _OURS = {
     "headless": "Stacked is one server process",
     "grpc": "Stacked serves HTTP",
     "config": "this file is the configuration",
-    "middleware": "vLLM's app stands behind Stacked's own admission",
+    "middleware": "vLLM's app is behind Stacked's own admission",
 }
 
 
@@ -34,7 +34,7 @@ def parse_options(options: Mapping[str, Any]) -> argparse.Namespace:
     """Give vLLM's own parser the options and return what `vllm serve` would see.
 
     Names may be written with underscores or hyphens. True and False are flags, a list is several
-    values, a mapping is JSON. Raises EngineOptionInvalid with vLLM's own words.
+    values, a mapping is JSON. Raises EngineOptionInvalid with vLLM's message.
     """
     parser = serve_parser()
     known = {
@@ -60,7 +60,7 @@ def parse_options(options: Mapping[str, Any]) -> argparse.Namespace:
 
 
 def check_names(options: Mapping[str, Any]) -> None:
-    """Refuse the options that Stacked sets itself; cheap, and needs no vLLM."""
+    """Refuse options that Stacked sets itself, without importing vLLM."""
     for name in options:
         plain = name.replace("-", "_")
         if plain in _OURS:

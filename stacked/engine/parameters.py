@@ -1,8 +1,8 @@
-"""Which body parameters vLLM's app knows, and which of them it takes and never reads.
+"""Which body parameters vLLM's app knows, and which of them it accepts and never reads.
 
-vLLM takes unknown parameters without a word, so that a misspelt `max_token` is never noticed, and
-some that OpenAI's clients send. The tables here are held against vLLM's and the client's sources by
-tests/engine/test_parameters.py.
+vLLM ignores unknown parameters, so a misspelt `max_token` is never noticed, and also some that
+OpenAI's clients send. tests/engine/test_surface.py compares these tables with the sources of
+vLLM and of the client.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, get_args
 
-# What would change the answer and does not, with the values that ask for nothing. `None` always
-# does.
+# Parameters that should change the answer and do not, with the values that request nothing, as
+# `None` always does.
 UNREAD: Mapping[str, tuple[object, ...]] = MappingProxyType(
     {
         "access_programs": ([],),
@@ -44,7 +44,7 @@ UNREAD: Mapping[str, tuple[object, ...]] = MappingProxyType(
 )
 # Where vLLM has a parameter of such a name, and reads it.
 READ_AT: Mapping[str, frozenset[str]] = MappingProxyType({"/v1/systemone": frozenset({"audio"})})
-# What would not: labels for OpenAI's own records and bills, and hints that make an answer faster.
+# Those that should not: labels for OpenAI's own records and bills, and hints for speed.
 INFORMATIVE = frozenset(
     {
         "cache_control",
@@ -67,7 +67,7 @@ INFORMATIVE = frozenset(
 
 
 def is_unread(path: str, name: str, value: object) -> bool:
-    """Whether a parameter asks for what would be left out without a word."""
+    """Whether a parameter requests something that would be ignored silently."""
     if name not in UNREAD or name in READ_AT.get(path, ()):
         return False
     return value is not None and value not in UNREAD[name]
@@ -76,8 +76,8 @@ def is_unread(path: str, name: str, value: object) -> bool:
 def known_parameters(app: Any) -> dict[str, frozenset[str]]:
     """The body parameters that each POST path of vLLM's app knows, by path.
 
-    Only what vLLM's own models and the OpenAI client's declare is known; paths whose body is not
-    declared are left out.
+    Known are those that vLLM's own models and the OpenAI client's declare; paths without a declared
+    body are left out.
     """
     known = {}
     for path, models in bodies(app):

@@ -1,7 +1,7 @@
 """From a group and a machine to the engine's settings, with the arithmetic shown.
 
-A plan is a value: nothing is started, and no vLLM is imported. What a user set is kept; only what
-was left open is chosen here.
+A plan is a value: nothing is started, and no vLLM is imported. What a user set is never
+changed; only the rest is chosen here.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ class EnginePlan:
     slots: int
     host_adapters: int
     rows: tuple[tuple[str, str], ...]
-    """What a person reads before the engine starts: label and value."""
+    """Shown before the engine starts: label and value."""
     memory_bytes: int = 0
-    """What the engine takes of the memory it runs in; on GPUs, of each one's share of it."""
+    """What the engine takes of the memory it runs in; on GPUs, of its share of each."""
 
     def text(self) -> str:
         """The plan as aligned lines."""
@@ -76,8 +76,8 @@ def make_plan(
     """Choose what was left open for this group on this machine.
 
     `shapes` maps the base's modules to (out_features, in_features). Raises GroupImpossible with
-    the sum when it cannot fit, EngineOptionInvalid when what the user set contradicts the group,
-    AdapterUnsupported when this build cannot apply an adapter of the group.
+    the sum if it cannot fit, EngineOptionInvalid if the user's options contradict the group,
+    AdapterUnsupported if this build cannot apply an adapter of the group.
     """
     check_names(options)
     given = {name.replace("-", "_"): value for name, value in options.items()}
@@ -129,11 +129,11 @@ def make_plan(
 def _without_experts(
     shapes: Shapes, adapters: Sequence[Adapter], build: Build
 ) -> tuple[Shapes, list[tuple[str, str]]]:
-    """The modules that this build applies adapters to, and a row that says what is left out."""
+    """The modules that this build applies adapters to, and a row about what is left out."""
     if build.device != "cpu" or not any(map(is_expert, shapes)):
         return shapes, []
     check_no_experts(adapters, shapes)
-    row = ("experts", "without adapters: vLLM's kernels for them on a CPU take none")
+    row = ("experts", "without adapters: vLLM's kernels for them on a CPU support none")
     return {name: shape for name, shape in shapes.items() if not is_expert(name)}, [row]
 
 
@@ -166,7 +166,7 @@ def _check_speculation(
 
 
 def _room(given: Mapping[str, Any], machine: Machine, build: Build) -> tuple[int, str]:
-    """The bytes that the engine may have, and of what. Raises GroupImpossible: too few GPUs."""
+    """The bytes that the engine may use, and of what. Raises GroupImpossible: too few GPUs."""
     if build.device == "cpu":
         return machine.memory_bytes, "this machine's memory"
     share = float(given.get("gpu_memory_utilization", 0.9))
@@ -181,14 +181,14 @@ def one_process(cores: int) -> bool:
     """Whether an engine on a CPU of so many cores computes in its own process, without a worker's.
 
     With two cores, a worker takes one and the engine's process, polling for the worker's answers,
-    the other, which those who speak HTTP need. With more, vLLM's own way binds threads to cores.
+    the other, which HTTP needs. With more cores, vLLM's own way binds threads to cores.
     """
     return cores <= 2
 
 
 def _read_config(base: Path) -> dict[str, Any]:
     tree: dict[str, Any] = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    text = tree.get("text_config")  # multimodal bases keep the language model's part apart
+    text = tree.get("text_config")  # multimodal bases have the language model's part here
     return tree | text if isinstance(text, dict) else tree
 
 
@@ -202,10 +202,10 @@ def _dtype(
         dtype, part = needed
         if asked not in ("auto", dtype):
             raise EngineOptionInvalid(
-                f"engine.dtype: {asked} is asked for, and vLLM computes the {part} of this base in "
-                f"{dtype} alone on a CPU; remove the option"
+                f"engine.dtype: {asked} is set, but vLLM computes the {part} of this base only in "
+                f"{dtype} on a CPU; remove the option"
             )
-        return dtype, f"on a CPU {part} are computed in nothing else"
+        return dtype, f"on a CPU {part} are computed only in this"
     if asked != "auto":
         return asked, "as configured"
     if build.device == "cuda":
@@ -245,9 +245,9 @@ def _host_adapters(
     host_bytes: int,
     room: int,
 ) -> int:
-    """How many adapters the engine keeps in host memory: two whole groups where they fit.
+    """How many adapters the engine holds in host memory: two whole groups if they fit.
 
-    Those that do not fit are read again from the store when they are next asked for.
+    Others are read again from the store when they are next requested.
     """
     if "max_cpu_loras" in given:
         return _whole(given, "max_cpu_loras")
@@ -267,15 +267,15 @@ def _whole(given: Mapping[str, Any], name: str) -> int:
 
 
 def _slot_bytes(shapes: Shapes, rank: int, width: int) -> int:
-    """One slot: lora_A [rank, in] and lora_B [out, rank] for every module vLLM can put one on."""
+    """One slot: lora_A [rank, in] and lora_B [out, rank] for every module that vLLM can adapt."""
     sizes = (out + inner for name, (out, inner) in _linear(shapes) if "embed" not in name)
     return rank * width * sum(sizes)
 
 
 def _host_bytes(adapters: Sequence[Adapter], slot_bytes: int, width: int) -> int:
-    """What one adapter takes of host memory, where it keeps its own rank and modules.
+    """What one adapter takes of host memory, where it has its own rank and modules.
 
-    Twice the group's largest, as the next group's may be larger; at most what fills a slot.
+    Twice the group's largest, as the next group's may be larger; at most a full slot.
     """
     largest = max((adapter.bytes for adapter in adapters), default=slot_bytes)
     return min(slot_bytes, 2 * largest * width // _DTYPE_BYTES["float16"])
@@ -317,10 +317,10 @@ def _cpu_cache_bytes(
 def _cpu_step(
     given: Mapping[str, Any], machine: Machine, speculation: Speculation | None
 ) -> dict[str, int]:
-    """How many tokens one step may read, which is how long a prompt holds up the others.
+    """How many tokens one step may read, and so how long a prompt delays other requests.
 
-    vLLM's 2048 take a small base seconds on two cores; see docs/performance.md. Where tokens are
-    drafted, as many sequences at once as such a step has room for.
+    vLLM's 2048 take a small base seconds on two cores; see docs/performance.md. With drafted
+    tokens, as many sequences at once as such a step has room for.
     """
     if given.get("enable_chunked_prefill") is False:  # a prompt must fit a step then
         return {}
@@ -335,7 +335,7 @@ def _cpu_step(
 
 
 def _check_step(merged: Mapping[str, Any], speculation: Speculation) -> None:
-    """vLLM takes adapters with drafts only if a step has room for the drafts of all sequences."""
+    """vLLM accepts adapters with drafts only if a step has room for the drafts of all sequences."""
     names = ("max_num_batched_tokens", "max_num_seqs")
     if not all(name in merged for name in names):
         return

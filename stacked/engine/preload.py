@@ -1,13 +1,11 @@
 """A process that imports vLLM while this one does, and from which vLLM's engine process is forked.
 
-It owns where the engine's process comes from.
-
-Importing vLLM takes a core more than ten seconds, and vLLM does it once for each of its processes,
-one after the other. Python's own fork server does it while this process imports, instead. It
-is forked from before anything runs in it: no thread, no event loop and no socket is copied.
+Importing vLLM takes a core more than ten seconds, and vLLM does it in each of its processes, one
+after the other. Python's own fork server does it in parallel with this process instead. It is
+forked before anything runs in it: no thread, event loop or socket is copied.
 
 Relies on: ``vllm.v1.engine.utils.get_mp_context`` is what its engine processes
-are made with, and what they are given can be pickled, as it is where they are spawned.
+are made with, and their arguments can be pickled, as for spawned processes.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ def begin() -> None:
 
 
 def enabled() -> bool:
-    """False where ``STACKED_PRELOAD=0`` or the system has no fork server."""
+    """False if ``STACKED_PRELOAD=0`` or the system has no fork server."""
     known = "forkserver" in multiprocessing.get_all_start_methods()
     return known and os.environ.get(SWITCH, "1") != "0"
 
@@ -46,7 +44,7 @@ def use() -> None:
 
 
 class _Process(context.ForkServerProcess):
-    """A fork server's child has the server's environment; this one brings its parent's."""
+    """A fork server's child has the server's environment; this one gets its parent's."""
 
     _environment: dict[str, str] | None = None
 

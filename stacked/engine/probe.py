@@ -3,8 +3,8 @@
     python -m stacked.engine.probe BASE OPTIONS
 
 OPTIONS is JSON, vLLM's own names. The last line of standard output is the answer, or with status 3
-the first cause why there is none. Weights stay on torch's `meta` device: nothing is read but
-`config.json`, and no memory is taken, whatever the base's size.
+the reason why there is none. Weights stay on torch's `meta` device: only `config.json` is read,
+and no memory is used, whatever the base's size.
 
 Relies on: ``initialize_model`` builds the class that an engine would, and
 ``LoRAModelManager`` wraps its layers when it is made.
@@ -60,7 +60,7 @@ def probe(base: Path, options: dict[str, Any]) -> Adaptable:
 
 
 def _built(config: Any) -> Any:
-    """The class without weights; on the CPU, unwritten, where it computes as it is made."""
+    """The class without weights; if its constructor computes, on the CPU with unwritten memory."""
     import torch
     from vllm.model_executor.model_loader.utils import initialize_model
     from vllm.utils.torch_utils import set_default_torch_dtype
@@ -70,14 +70,14 @@ def _built(config: Any) -> Any:
             with torch.device("meta"):
                 return initialize_model(config, model_config=config.model_config)
         except NotImplementedError:
-            # Layers that were made already are known by name, and may not be made again.
+            # Layers that were made are registered by name, and may not be made again.
             config.compilation_config.static_forward_context.clear()
             with torch.device("cpu"):
                 return initialize_model(config, model_config=config.model_config)
 
 
 def _one_rank() -> None:
-    """Layers ask how many processes share them: this one alone."""
+    """Layers look up how many processes share them: only this one."""
     from vllm.distributed import init_distributed_environment, initialize_model_parallel
 
     with tempfile.NamedTemporaryFile() as file:
@@ -87,17 +87,17 @@ def _one_rank() -> None:
 
 def main() -> None:
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    # What vLLM prints must not get between the lines of the answer.
+    # vLLM's output must not mix with the answer.
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     try:
         found = probe(Path(sys.argv[1]), json.loads(sys.argv[2])).to_json().decode()
-    except Exception as error:  # noqa: BLE001  vLLM raises anything here; the parent tells it
+    except Exception as error:  # noqa: BLE001  vLLM raises anything here; the parent reports it
         cause = missing_package(sys.argv[1]) or sentence(error)
         print(cause.replace("\n", " "), file=answer, flush=True)
         os._exit(3)
     print(found, file=answer, flush=True)
-    os._exit(0)  # vLLM's distributed state has nothing to say at an orderly end
+    os._exit(0)  # an orderly exit would have vLLM's distributed state print warnings
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""How prompts become tokens: short ones where they are, chats by their adapter's own template.
+"""How prompts become tokens: short ones in the call, chats with their adapter's own template.
 
-Other prompts go by way of several tasks and a thread. Each handover between tasks waits for a round
-of the server's loop, and under load a round takes as long as sending everybody's tokens of a step:
-requests spent more time between such rounds than in the engine.
+Other prompts pass through several tasks and a thread. Each handover between tasks waits for a round
+of the server's loop, and under load a round takes as long as sending the tokens of a step to all
+clients: requests spent more time in such rounds than in the engine.
 
 Relies on a renderer's `render_cmpl` and `render_chat`, vLLM's own for offline use, doing what their
 `_async` twins do, and on the twins being looked up on the renderer that `AsyncLLM` holds.
@@ -25,10 +25,10 @@ SHORT_CHARACTERS = 1024
 
 
 def render_short_prompts_at_once(renderer: Any, *, chats: bool) -> None:
-    """Have this renderer's asynchronous calls do their work at once where a prompt is short.
+    """Have this renderer's asynchronous calls do their work at once for short prompts.
 
-    `chats`: those, too. Not where requests may bring their own template: vLLM bounds the time of
-    such a one, which takes a thread.
+    `chats`: for chats too. Not if requests may bring their own template: vLLM limits the time of
+    such a template, which takes a thread.
     """
     completion, chat = renderer.render_cmpl_async, renderer.render_chat_async
 
@@ -58,10 +58,10 @@ def render_by_own_template(
     default: str | None,
     threads: Executor,
 ) -> None:
-    """Have this renderer use the templates of `own()`, where a request brings none.
+    """Have this renderer use the templates of `own()` for requests that bring none.
 
-    `default` is what requests have that bring none. Adapters' templates take their turns in
-    `threads`, so that one that is slow keeps nobody waiting but others of its like.
+    `default` is the template of requests that bring none. Adapters' templates share `threads`, so
+    a slow one delays only other adapters' templates.
     """
     chat, apply = renderer.render_chat_async, getattr(renderer, "_apply_chat_template_async", None)
 
@@ -83,12 +83,12 @@ def render_by_own_template(
         return await asyncio.get_running_loop().run_in_executor(threads, work)
 
     renderer.render_chat_async = render_chat
-    if apply is not None:  # not where vLLM renders without templates
+    if apply is not None:  # absent if vLLM renders without templates
         renderer._apply_chat_template_async = apply_template
 
 
 def _short_texts(prompts: Sequence[Any]) -> bool:
-    """Whether these prompts, as vLLM parsed them, are texts or tokens alone, and short together."""
+    """Whether these prompts, as vLLM parsed them, are only texts or tokens, and short together."""
     length = 0
     for prompt in prompts:
         if not isinstance(prompt, Mapping) or not prompt.keys() <= {"prompt", "prompt_token_ids"}:
@@ -98,7 +98,7 @@ def _short_texts(prompts: Sequence[Any]) -> bool:
 
 
 def _characters(fields: Mapping[str, Any]) -> float:
-    """How much text a template finds in these; infinitely much where there is more than text."""
+    """How much text a template finds in these; infinitely much if there is more than text."""
     length = 0
     for value in fields.values():
         if isinstance(value, str):

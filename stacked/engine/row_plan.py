@@ -1,8 +1,8 @@
 """How the rows of a batch meet the slots of adapters, decided once per step for all layers.
 
-Long runs of rows with the same slot (prefill) are multiplied run by run, where they stand. Few rows
+Long runs of rows with the same slot (prefill) are multiplied run by run, in place. Few rows
 for each of several neighbouring slots (decode) are stacked, and one batched product serves all.
-What is neither is sorted by slot first.
+Other batches are sorted by slot first.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class RowPlan:
 
     Runs (``height`` 0): ``sizes[i]`` rows, one after the other, belong to ``slots[i]`` (-1: to no
     adapter). Stacked: ``height`` rows for each of the consecutive ``slots``. The rows are those of
-    the batch as they stand, or, with ``order``, picked in that order; of the picked ones those at
-    ``kept`` (all, if None) are real and the others padding. A stack that pads, or spans slots that
-    no row wants, has in ``waste`` what that costs, in readings of a slot, and in ``apart`` the same
-    rows slot by slot, for layers where that is cheaper.
+    the batch in order, or, with ``order``, selected in that order; of the selected ones those at
+    ``real`` (all, if None) are real and the others padding. For a stack that pads, or spans slots
+    that no row uses, ``waste`` is the cost of that, in readings of a slot, and ``by_slot`` has the
+    same rows slot by slot, for layers where that is cheaper.
     """
 
     rows: int
@@ -37,9 +37,9 @@ class RowPlan:
     sizes: tuple[int, ...] = ()
     height: int = 0
     order: torch.Tensor | None = None
-    kept: torch.Tensor | None = None
+    real: torch.Tensor | None = None
     waste: float = 0.0
-    apart: RowPlan | None = None
+    by_slot: RowPlan | None = None
 
 
 def plan_rows(row_slots: np.ndarray[Any, Any]) -> RowPlan:
@@ -56,7 +56,7 @@ def plan_rows(row_slots: np.ndarray[Any, Any]) -> RowPlan:
     waste = span - len(present) + _READS_A_ROW * (span * height - busy)
     if not waste:
         return stack
-    return replace(stack, waste=waste, apart=_plan_runs(row_slots, order, present, sizes))
+    return replace(stack, waste=waste, by_slot=_plan_runs(row_slots, order, present, sizes))
 
 
 def _plan_runs(
@@ -65,7 +65,7 @@ def _plan_runs(
     present: np.ndarray[Any, Any],
     sizes: np.ndarray[Any, Any],
 ) -> RowPlan:
-    """Multiply run by run, of rows as they stand or, where there are more runs, sorted by slot."""
+    """Multiply run by run: of rows in order or, if there are more runs, sorted by slot."""
     count, busy = len(row_slots), len(order)
     starts = np.flatnonzero(np.diff(row_slots, prepend=row_slots[0] - 1))
     runs = row_slots[starts]
@@ -82,7 +82,7 @@ def _plan_stack(
     present: np.ndarray[Any, Any],
     sizes: np.ndarray[Any, Any],
 ) -> RowPlan:
-    """Stack the rows of neighbouring slots to equal heights, padding with any row that exists."""
+    """Stack the rows of neighbouring slots to equal heights, padding with any row."""
     count, height, first = len(row_slots), int(sizes.max()), int(present[0])
     slots = tuple(range(first, int(present[-1]) + 1))
     within = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
@@ -90,8 +90,8 @@ def _plan_stack(
     padded = np.full(len(slots) * height, order[0])
     padded[places] = order
     if len(padded) > len(order):
-        kept = torch.from_numpy(places)
-        return RowPlan(count, slots, (), height, torch.from_numpy(padded), kept)
+        real = torch.from_numpy(places)
+        return RowPlan(count, slots, (), height, torch.from_numpy(padded), real)
     if np.array_equal(padded, np.arange(count)):
         return RowPlan(count, slots, (), height)
     return RowPlan(count, slots, (), height, torch.from_numpy(padded))

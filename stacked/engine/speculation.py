@@ -1,7 +1,7 @@
-"""What speculative decoding asks of an engine's plan: how it is asked for, how it limits a step.
+"""What speculative decoding needs of an engine's plan: how it is configured, how it limits a step.
 
-Which methods a build has is vLLM's to say, and here only which of them bear adapters. A drafter
-runs without adapters; what it proposes is checked by the base with the request's own.
+vLLM decides which methods a build has; here it is only decided which of them work with adapters. A
+drafter runs without adapters; the base verifies its proposals with the request's own adapter.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from typing import Any
 
 from stacked.errors import EngineOptionInvalid
 
-# vLLM's own flags for the same, each with the name that it has in `speculative_config`.
+# vLLM's own flags for the same, each with its name in `speculative_config`.
 _FLAGS = {
     "spec_method": "method",
     "spec_model": "model",
     "spec_tokens": "num_speculative_tokens",
 }
 
-# Other drafters compute with the base's own embedding and output layers. On a CPU these hold what
-# adapters add to the rows of the base's step, and a drafter's rows are not those.
+# Other drafters compute with the base's own embedding and output layers. On a CPU these add what
+# adapters compute for the rows of the base's step, and a drafter has other rows.
 _ON_CPU = ("ngram", "suffix", "draft_model")
 
 
 @dataclass(frozen=True, slots=True)
 class Speculation:
-    """What drafts, how many tokens for each sequence and step, and where a draft model stands."""
+    """What drafts, how many tokens per sequence and step, and where a draft model is."""
 
     method: str
     tokens: int
@@ -46,9 +46,9 @@ class Speculation:
 
 
 def read_speculation(given: Mapping[str, Any]) -> Speculation | None:
-    """What vLLM's options say of it, or None. Raises EngineOptionInvalid.
+    """What vLLM's options say about it, or None. Raises EngineOptionInvalid.
 
-    Where only the draft model's own config says how many tokens, `tokens` is 0.
+    If only the draft model's own config has the number of tokens, `tokens` is 0.
     """
     asked = given.get("speculative_config")
     if isinstance(asked, str):

@@ -1,4 +1,4 @@
-"""Waiting for adapters that the workers read: one task asks for all of them, a part per step."""
+"""Waiting for adapters that the workers read: one task polls for all of them, a part per step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LOOK_SECONDS = 0.05
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
-    """Who waits for an adapter to be staged, and until when on the monotonic clock."""
+    """The waiters for one adapter to be staged, and their deadline on the monotonic clock."""
 
     ready: asyncio.Future[None]
     until: float
@@ -46,7 +46,7 @@ class Stager:
             del self._waiting[number]
 
     async def _advance(self) -> None:
-        """Go on with all that is being staged, a part per step however many there are."""
+        """Continue everything that is being staged, one part per step in all."""
         while self._waiting:
             numbers = [*self._waiting]
             try:
@@ -61,10 +61,10 @@ class Stager:
             if any(state == "reading" for each in states.values() for state, _ in each):
                 await asyncio.sleep(_LOOK_SECONDS)
             else:
-                await asyncio.sleep(0)  # whoever waited goes on before the next part
+                await asyncio.sleep(0)  # waiters continue before the next part
 
     def _report(self, ends: Mapping[int, EngineError | bool]) -> None:
-        """Wake who waits for these adapters: an error, True for read, False for not yet."""
+        """Wake the waiters for these adapters: an error, True for read, False for not yet."""
         for number, end in ends.items():
             waiting = self._waiting.get(number)
             if waiting is None or waiting.ready.done():

@@ -1,13 +1,11 @@
-"""Adapters on their way into one vLLM worker: read in a thread, taken into its loop in small parts.
+"""Adapters being loaded into one vLLM worker: read in a thread, adopted in its loop in small parts.
 
-It owns the threads that read, the order of what follows, and what an engine may call on a worker.
-
-How it works. A thread reads the file and converts its numbers, in a few large operations that leave
+A thread reads the file and converts its numbers, in a few large operations that leave
 the interpreter to the loop. The rest is Python and belongs to the loop, a bounded part per call, so
 that no step waits long: vLLM's own loader makes a model of what was read, its scaling is multiplied
-in, and it is packed as vLLM packs it. Nobody else knows that model until ``adopt`` puts it where
-vLLM finds its adapters, which is one assignment. ``activate`` copies it into a free slot, a few
-layers per call; what is not activated vLLM copies at the first request.
+in, and it is packed as vLLM packs it. Nothing else can see that model until ``adopt`` puts it where
+vLLM finds its adapters, in one assignment. ``activate`` copies it into a free slot, a few layers
+per call; an adapter that is not activated is copied by vLLM at its first request.
 
 Relies on: ``worker_extension_cls`` becomes a base of the worker's class, which
 has ``model_runner.lora_manager`` and ``device``.
@@ -48,14 +46,14 @@ class Stager:
         self._jobs: dict[int, Job] = {}
 
     def stage(self, number: int, name: str, path: str) -> None:
-        """Start to read an adapter; asking again for one that is staged changes nothing."""
+        """Start to read an adapter. Nothing changes for one that is already staged."""
         if number in self._jobs or self._loras.holds(number):
             return
         job = self._jobs[number] = Job(number, name, path)
         self._readers.submit(self._read, job)
 
     def load(self, wanted: Sequence[tuple[int, str, str]]) -> None:
-        """Stage and adopt these at once, in the loop: for a start, when nobody waits for it.
+        """Stage and adopt these at once, in the loop: for a start, before any request.
 
         The next ones are read while one is built. Raises RuntimeError with the name of the first
         that fails; those before it stay.
@@ -86,11 +84,11 @@ class Stager:
             job.state = "building"
         except Dropped:
             return
-        except Exception as error:  # noqa: BLE001  whatever a file does to its reader is reported
+        except Exception as error:  # noqa: BLE001  any failure to read a file is reported
             job.reason, job.state = first_line(error), "failed"
 
     def advance(self, numbers: Sequence[int], seconds: float) -> list[tuple[str, str]]:
-        """Go on with what belongs to the loop for about `seconds`; the state of each in order."""
+        """Continue the loop's part of the work for about `seconds`; the state of each in order."""
         until = time.perf_counter() + seconds
         for number in numbers:
             job = self._jobs.get(number)
@@ -110,7 +108,7 @@ class Stager:
                     return
                 began = now
             job.state = "ready"
-        except Exception as error:  # noqa: BLE001  whatever vLLM finds wrong with it is reported
+        except Exception as error:  # noqa: BLE001  any fault that vLLM finds is reported
             job.reason, job.state = first_line(error), "failed"
 
     def state(self, number: int) -> tuple[str, str]:
@@ -121,7 +119,7 @@ class Stager:
         return ("adopted" if self._loras.holds(number) else "absent"), ""
 
     def adopt(self, number: int) -> None:
-        """Hand a ready adapter to vLLM; twice is once. Raises RuntimeError, nothing changed."""
+        """Hand a ready adapter to vLLM. Idempotent. Raises RuntimeError, with nothing changed."""
         if self._loras.holds(number):
             return
         state, reason = self.state(number)
@@ -135,7 +133,7 @@ class Stager:
         for number in numbers:
             job = self._jobs.pop(number, None)
             if job is not None:
-                job.dropped = True  # what a thread still brings goes with the job
+                job.dropped = True  # what a thread still reads is dropped with the job
                 last = [job, job.work]
                 job.work = None
                 del job
@@ -149,7 +147,7 @@ class StagingWorker:
     """vLLM's `worker_extension_cls`: what `collective_rpc` may call on every worker.
 
     vLLM adds it to the bases of its own worker class, so every name here has a prefix, and values
-    are those that a message can carry.
+    are limited to what a message can carry.
     """
 
     model_runner: Any
@@ -179,20 +177,20 @@ class StagingWorker:
         return _parts(self)[1].activate(number, seconds)
 
     def stacked_remove(self, *numbers: int) -> None:
-        """Remove adapters; those that are not there are passed over."""
+        """Remove adapters; absent ones are ignored."""
         for number in numbers:
             _parts(self)[1].remove(number)
 
     def stacked_settle(self) -> None:
-        """Keep what the start has made out of the garbage collector's sight, for good.
+        """Exempt all objects made so far from garbage collection, for good.
 
-        Looking through it takes seconds, at any moment. vLLM does the same in its other processes.
+        Traversing them takes seconds, at any moment. vLLM does the same in its other processes.
         """
         gc.collect()
         gc.freeze()
 
     def stacked_take_core(self, cores: list[int]) -> int | None:
-        """Keep a core for the loop alone, see `cpu_affinity.take_core`."""
+        """Reserve a core for the loop, see `cpu_affinity.take_core`."""
         return take_core(cores)
 
     def stacked_give_core(self, cores: list[int]) -> None:

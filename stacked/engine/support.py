@@ -1,6 +1,6 @@
-"""Which vLLM is here, whether it is one we support, and where its parts stand in that version.
+"""Which vLLM is installed, whether it is supported, and where its parts are in that version.
 
-Nothing here starts anything. Supported: 0.26 to 0.33. Every name of vLLM's that this package takes
+Supported: 0.26 to 0.33. Every name of vLLM's that this package takes
 is listed in tests/engine/symbols.py, which is tested against versions of vLLM.
 """
 
@@ -44,7 +44,7 @@ class Build:
 
 
 def find_build() -> Build | None:
-    """The installed vLLM, read from its metadata without importing it; None where there is none."""
+    """The installed vLLM, read from its metadata without importing it; None if there is none."""
     for name, device in _DISTRIBUTIONS:
         try:
             version = metadata.version(name)
@@ -55,7 +55,7 @@ def find_build() -> Build | None:
 
 
 def require_build() -> Build:
-    """The installed vLLM. Raises EngineNotInstalled where there is none or it is out of range."""
+    """The installed vLLM. Raises EngineNotInstalled if there is none or it is out of range."""
     build = find_build()
     span = f"{OLDEST[0]}.{OLDEST[1]} to {NEWEST[0]}.{NEWEST[1]}"
     if build is None:

@@ -1,7 +1,7 @@
-"""Reads a safetensors file into one piece of memory, in another dtype, without holding up Python.
+"""Reads a safetensors file into one piece of memory, in another dtype, without blocking Python.
 
-It owns bytes and dtypes alone: a few large operations that leave the interpreter to others, where a
-tensor at a time would ask for it hundreds of times.
+In a few large operations that release the interpreter; one tensor at a time would need it hundreds
+of times.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ _DTYPES = {
 def read_tensors(file: Path, dtype: Any, *, pin: bool, pause: Callable[[], None]) -> dict[str, Any]:
     """Every floating-point tensor of `file` by name, as `tensor.to(dtype)` would give it.
 
-    All are views of one tensor, in pinned memory if `pin`; None stands for tensors of other types.
-    `pause` is called between chunks and may raise. Raises OSError, and ValueError for what is not a
-    whole safetensors file.
+    All are views of one tensor, in pinned memory if `pin`; tensors of other types are None. `pause`
+    is called between chunks and may raise. Raises OSError, and ValueError for anything but a
+    complete safetensors file.
     """
     import torch
 
@@ -56,9 +56,9 @@ def read_tensors(file: Path, dtype: Any, *, pin: bool, pause: Callable[[], None]
 
 
 def _memory(count: int, dtype: Any, *, pin: bool) -> Any:
-    """A flat tensor of `count` elements, whose memory the system has back when it is gone.
+    """A flat tensor of `count` elements, whose memory is returned to the system when it is freed.
 
-    What threads have of `malloc` goes back to an arena of each thread, and stays there in pieces.
+    Memory from `malloc` would return to an arena of its thread, and stay there in pieces.
     """
     import torch
 

@@ -145,7 +145,7 @@ def test_a_plan_gives_every_row_its_slot(slots: list[int]) -> None:
     plan = plan_rows(np.array(slots))
     rows = np.arange(len(slots)) if plan.order is None else plan.order.numpy()
     by_row = np.repeat(plan.slots, plan.height or plan.sizes)
-    kept = range(len(rows)) if plan.kept is None else plan.kept.tolist()
+    kept = range(len(rows)) if plan.real is None else plan.real.tolist()
     told = {int(rows[place]): int(by_row[place]) for place in kept} if len(by_row) else {}
     assert [told.get(row, -1) for row in range(len(slots))] == slots
     assert plan.rows == len(slots)
