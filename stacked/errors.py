@@ -52,7 +52,7 @@
     │   ├── EncodingUnsupported    a content coding that is not taken
     │   ├── LengthRequired         an upload that does not say how long it is
     │   ├── RangeInvalid           a part of an artifact that it does not have
-    │   ├── NotOffered             an operation of OCI's that needs what is not here, by name
+    │   ├── Unsupported            an operation of OCI that needs what is not here, by name
     │   ├── ParameterInvalid       a parameter of the wrong type or unknown
     │   ├── ParameterUnsupported   a parameter that would change the answer, and that vLLM ignores
     │   ├── NotAllowed             an administrative operation that this server does not take
@@ -305,8 +305,8 @@ class RangeInvalid(RequestError):
     code = "RangeInvalid"
 
 
-class NotOffered(RequestError):
-    code = "NotOffered"
+class Unsupported(RequestError):
+    code = "Unsupported"
 
 
 class ParameterInvalid(RequestError):

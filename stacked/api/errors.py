@@ -43,7 +43,7 @@ STATUS: dict[type[errors.StackedError], int] = {
     errors.EncodingUnsupported: 415,
     errors.LengthRequired: 411,
     errors.RangeInvalid: 416,
-    errors.NotOffered: 501,
+    errors.Unsupported: 501,
     errors.NotAllowed: 403,
     errors.NotAuthenticated: 401,
     errors.InvalidatedRetryToken: 409,
@@ -74,7 +74,7 @@ OCI_CODES: dict[type[errors.StackedError], str] = {
     errors.BodyInvalid: "CannotParseRequest",
     errors.BodyTooLarge: "PayloadTooLarge",
     errors.NotReady: "ServiceUnavailable",
-    errors.NotOffered: "MethodNotImplemented",
+    errors.Unsupported: "MethodNotImplemented",
 }
 
 # What OpenAI's clients call these; they choose their exception class by status.

@@ -1,4 +1,4 @@
-"""Chat templates that adapters bring: what they say, and a process apart in which they are run."""
+"""Adapters' own chat templates: reading them, and a separate process that runs them."""
 
 from stacked.chat.sandbox import Sandbox
 from stacked.chat.templates import CHAT_FILE, ChatTemplates, stored_chat

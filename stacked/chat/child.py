@@ -1,8 +1,8 @@
 """The process in which adapters' chat templates run: a script that imports Jinja and little else.
 
-A line of JSON comes in for each template to look at or to render, a line of JSON goes out. Whatever
-a template does, it does to this process alone: a timer ends one that takes too much of the
-processor, and one that wants too much memory gets none.
+It reads a line of JSON for each template to examine or render, and writes one. Whatever a template
+does affects only this process: a timer ends one that takes too much processor time, and one that
+needs too much memory does not get it.
 
 The environment is the one in which transformers renders templates (`render_jinja_template` of 5.19,
 documented at https://huggingface.co/docs/transformers/chat_templating_writing).
@@ -38,7 +38,7 @@ LONGEST = 32 * 1024 * 1024
 # assignment in it, in the server's own process. The largest templates of known models need 100,000.
 MOST_WALKS = 1_000_000
 
-# What templates raise, on purpose or not. Anything else ends the process, which is reported too.
+# What templates raise, on purpose or not. Anything else ends the process, which is also reported.
 _FAULTS = (
     jinja2.TemplateError,
     ArithmeticError,
@@ -53,7 +53,7 @@ _FAULTS = (
     ValueError,
 )
 
-# One side of a talk each, as chats begin; none needs more than role and content.
+# The beginnings of chats, with one message and with two; role and content are enough.
 _PROBES = (
     [{"role": "user", "content": "probe"}],
     [
@@ -66,11 +66,11 @@ _PROBES = (
 
 
 class _OutOfBounds(Exception):
-    """A template that is refused whatever else it does."""
+    """A template beyond a limit, which is refused."""
 
 
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %}` marks for trainers what the assistant says; nothing is rendered for it."""
+    """`{% generation %}` marks the assistant's text for trainers; it renders nothing itself."""
 
     def __init__(self, environment: jinja2.Environment) -> None:
         super().__init__(environment)
@@ -103,7 +103,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Jinja's own escapes what HTML would read."""
+    """Jinja's own filter escapes HTML."""
     return json.dumps(
         value,
         ensure_ascii=ensure_ascii,
@@ -126,7 +126,7 @@ def compiled(template: str) -> jinja2.Template:
 
 
 def answer(asked: dict[str, Any]) -> dict[str, Any]:
-    """What is sent back: `text`, or of a template that is only looked at, what it is like."""
+    """The reply: `text`, or for a template that is only examined, its properties."""
     template = compiled(asked["template"])
     if "values" in asked:
         return {"text": rendered(template, asked["values"])}
@@ -141,13 +141,13 @@ def rendered(template: jinja2.Template, values: dict[str, Any]) -> str:
 
 
 def looked_at(text: str, template: jinja2.Template) -> dict[str, Any]:
-    """The variables that it reads, and what goes wrong with two plain chats (None: nothing)."""
+    """The variables that it reads, and the errors of two plain chats (None: no error)."""
     tree = ENVIRONMENT.parse(text)
     nodes = sum(1 for _ in _nodes(tree))
     walked = (jinja2.nodes.Macro, jinja2.nodes.Assign, jinja2.nodes.For)
     walks = nodes * (1 + sum(1 for _ in tree.find_all(walked)))
     if walks > MOST_WALKS:
-        raise _OutOfBounds(f"the template is too large or too entangled ({nodes:,} nodes)")
+        raise _OutOfBounds(f"the template is too large or too complex ({nodes:,} nodes)")
     found = [_probed(template, messages) for messages in _PROBES]
     return {
         "variables": sorted(jinja2.meta.find_undeclared_variables(tree)),
@@ -177,18 +177,18 @@ def _reason(error: BaseException) -> str:
 
 
 def _confine() -> None:
-    """From here on memory is bounded, and nothing is written to a disk."""
+    """From here on memory is limited, and nothing can be written to disk."""
     for kind, most in (
         (resource.RLIMIT_AS, MEMORY),
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_CORE, 0),
     ):
-        with contextlib.suppress(ValueError, OSError):  # macOS does not know all of them
+        with contextlib.suppress(ValueError, OSError):  # macOS does not have all of them
             resource.setrlimit(kind, (most, most))
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's, which the server hears too
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's, which the server also gets
     _confine()
     for line in sys.stdin.buffer:
         # Its default action ends the process even inside one long operation, where no handler runs.

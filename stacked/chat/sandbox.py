@@ -1,6 +1,6 @@
-"""A process apart that runs chat templates which nobody vouches for; see `child.py`.
+"""A separate process that runs untrusted chat templates; see `child.py`.
 
-It is started when it is first needed and again after a template has ended it.
+It is started on first use, and again after a template has ended it.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _SCRIPT = Path(__file__).with_name("child.py")
 # In addition to the limit on processor time, which a busy machine gives out slowly.
 _WAIT_SECONDS = 30.0
 _CHUNK = 1 << 16
-# What Python and Jinja need; nothing else of the environment is for a template's process.
+# What Python and Jinja need; a template's process gets nothing else of the environment.
 _ENVIRONMENT = ("LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "SYSTEMROOT")
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What a template is like. `plain`: why it refuses a message by a user, or None.
+    """Properties of a template. `plain`: why it refuses a message by a user, or None.
 
     `late_system`: why it refuses a system message that does not come first.
     """
@@ -42,19 +42,19 @@ class Look:
 
 
 class Sandbox:
-    """One process; calls take turns, block, and may come from any thread. Close it at the end."""
+    """One process. Calls from any thread block and take turns. Close it at the end."""
 
     def __init__(self) -> None:
         self._turn = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
 
     def look(self, template: str) -> Look:
-        """Raises ChatTemplateInvalid where it cannot be parsed or does not keep the bounds."""
+        """Raises ChatTemplateInvalid if it cannot be parsed or exceeds a limit."""
         reply = self._ask({"template": template})
         return Look(frozenset(reply["variables"]), reply["plain"], reply["late_system"])
 
     def render(self, template: str, values: Mapping[str, Any]) -> str:
-        """Raises ChatTemplateInvalid with the template's own reason, or which bound it broke."""
+        """Raises ChatTemplateInvalid with the template's own reason, or the limit it exceeded."""
         return str(self._ask({"template": template, "values": values})["text"])
 
     def close(self) -> None:
@@ -106,9 +106,9 @@ class Sandbox:
 
 @lru_cache(maxsize=128)
 def look_once(template: str) -> Look:
-    """`Sandbox.look` in a process for this one question; a template that was seen is not run again.
+    """`Sandbox.look` in a process of its own; results are cached.
 
-    What serves requests is not kept waiting by a template that is only looked at.
+    So a template that is only examined does not delay requests.
     """
     with Sandbox() as sandbox:
         return sandbox.look(template)
@@ -139,7 +139,7 @@ def _exchange(process: subprocess.Popen[bytes], line: bytes) -> dict[str, Any]:
 
 
 def _ending(process: subprocess.Popen[bytes]) -> str:
-    """Why the process is gone: its own timer, mostly."""
+    """Why the process has ended: mostly its own timer."""
     code = process.wait()
     if code == -signal.SIGPROF:
         return "the template takes too long"

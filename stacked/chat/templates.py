@@ -1,4 +1,4 @@
-"""The chat templates of an adapter, read from the files next to it, in one spelling."""
+"""The chat templates of an adapter, read from the files next to it, in canonical form."""
 
 from __future__ import annotations
 
@@ -11,30 +11,29 @@ from typing import Any
 from stacked.errors import AdapterConfigInvalid
 
 CHAT_FILE = "tokenizer_config.json"
-"""Where transformers keeps templates and special tokens; of it, the store keeps just these."""
+"""Where transformers saves templates and special tokens; the store keeps only these of it."""
 TEMPLATE_FILE = "chat_template.jinja"
 SPECIAL_FILE = "special_tokens_map.json"
 MORE_TEMPLATES = "additional_chat_templates"
 
 _DEFAULT, _TOOLS = "default", "tool_use"
-# Tokenizers whose class says nothing: what their config leaves out is not set. Others have defaults
-# of their own, which are the base's.
+# Tokenizer classes without defaults: what their config leaves out is not set. Others have
+# defaults, which are the base's.
 _BARE = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 
 @dataclass(frozen=True, slots=True)
 class ChatTemplates:
-    """What makes a chat into a prompt: templates by name, and the special tokens that they read.
+    """Templates by name, and the special tokens that they read.
 
-    A token that is None is not set, as in the adapter's own tokenizer; one that is not there is the
-    base's.
+    A token that is None is not set, as in the adapter's own tokenizer; an absent one is the base's.
     """
 
     templates: Mapping[str, str]
     tokens: Mapping[str, str | None]
 
     def chosen(self, asked: str | None, *, tools: bool) -> str | None:
-        """The template of that name, or as transformers chooses; None where there is none."""
+        """The template of that name, or the one transformers chooses; None if there is none."""
         if asked is not None:
             return self.templates.get(asked)
         if tools and _TOOLS in self.templates:
@@ -42,12 +41,12 @@ class ChatTemplates:
         return self.templates.get(_DEFAULT)
 
     def reading(self, variables: Collection[str]) -> ChatTemplates:
-        """The same with just the tokens among these variables."""
+        """The same with only the tokens among these variables."""
         tokens = {name: token for name, token in self.tokens.items() if name in variables}
         return ChatTemplates(self.templates, tokens)
 
     def stored(self) -> bytes:
-        """As transformers writes a tokenizer_config.json, in one spelling: what is hashed."""
+        """A tokenizer_config.json as transformers writes it, in canonical form: this is hashed."""
         rows = [{"name": name, "template": text} for name, text in sorted(self.templates.items())]
         value = self.templates[_DEFAULT] if [*self.templates] == [_DEFAULT] else rows
         tree = {**self.tokens, "chat_template": value}
@@ -55,14 +54,14 @@ class ChatTemplates:
 
 
 def stored_chat(directory: Path) -> ChatTemplates | None:
-    """The chat templates of an adapter in the store, None where it has none of its own."""
+    """The chat templates of a stored adapter, None if it has none of its own."""
     return read_chat(directory) if (directory / CHAT_FILE).is_file() else None
 
 
 def read_chat(directory: Path) -> ChatTemplates | None:
-    """Read them as transformers does: files of templates count before tokenizer_config.json.
+    """Read them as transformers does: template files take precedence over tokenizer_config.json.
 
-    Raises AdapterConfigInvalid where a file is not what transformers writes.
+    Raises AdapterConfigInvalid for a file that transformers did not write.
     """
     config = read_object(directory / CHAT_FILE)
     templates = _from_files(directory) or _from_config(config)
@@ -79,7 +78,9 @@ def read_chat(directory: Path) -> ChatTemplates | None:
 def read_tokens(directory: Path, config: Mapping[str, Any]) -> dict[str, str | None]:
     """The named special tokens (`eos_token`, …) of a tokenizer; None: not set."""
     named = dict(config)
-    if "added_tokens_decoder" not in config:  # an older file, which counts before the config
+    if (
+        "added_tokens_decoder" not in config
+    ):  # an older file, which takes precedence over the config
         named |= read_object(directory / SPECIAL_FILE)
     for more in ("extra_special_tokens", "model_specific_special_tokens"):
         if isinstance(named.get(more), dict):
@@ -95,7 +96,7 @@ def read_tokens(directory: Path, config: Mapping[str, Any]) -> dict[str, str | N
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object, empty where there is no such file. Raises AdapterConfigInvalid."""
+    """A JSON object, empty if there is no such file. Raises AdapterConfigInvalid."""
     try:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""The `stacked` command: serve, predict, update, rollback, status, and what helps with these.
+"""The `stacked` command: serve, predict, update, rollback, status and helpers.
 
-Each command parses, calls one thing and prints. It must not know how any of it works, and what is
-heavy is imported by the command that needs it: `--help` and the client commands come at once.
+Each command parses, calls one function and prints. Heavy imports are in the command that needs
+them, so that `--help` and the client commands are fast.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def serve(
         bool,
         typer.Option(
             "--insecure-no-auth",
-            help="Take requests that nobody signed on any address, not on loopback alone.",
+            help="Accept unsigned requests on any address, not only on loopback.",
         ),
     ] = False,
     data_dir: DataDir = None,
@@ -102,7 +102,7 @@ def serve(
 
     Example:  stacked serve configs/demo.yaml --port 9000
 
-    A file without a base (or no file) begins with the control plane alone.
+    A file without a base (or no file) starts only the control plane.
     """
     from stacked.terminal import Terminal
 
@@ -116,7 +116,7 @@ def serve(
             changed["auth"] = _unsigned(tree)
         server = tree.server.model_copy(update=changed)
         tree = tree.model_copy(update={"server": server})
-        # Brings the engine with it: seconds that no other command should wait for.
+        # Imports the engine, which takes seconds that no other command should wait for.
         from stacked.api.server import run
 
         code = run(tree, data_dir=data_dir_of(data_dir), progress=progress)
@@ -129,7 +129,7 @@ def _unsigned(config: ControlConfig) -> AuthConfig:
 
     if config.server.auth.oci is not None:
         raise ConfigInvalid(
-            "server.auth.oci asks for signed requests; leave --insecure-no-auth out"
+            "server.auth.oci requires signed requests; leave out --insecure-no-auth"
         )
     return AuthConfig(none=True)
 
@@ -152,7 +152,7 @@ def prepare(
     ],
     data_dir: DataDir = None,
 ) -> None:
-    """Fetch a base model, and convert it where that is needed.
+    """Fetch a base model, and convert it if needed.
 
     Example:  stacked prepare smollm2-135m-instruct
     """
@@ -206,7 +206,7 @@ def check(
 
 
 def _modules(base: Path, store: Path) -> BaseModules:
-    """A base, of which vLLM's own class is asked what it can adapt, where a vLLM is installed."""
+    """A base; if vLLM is installed, its own class determines what can be adapted."""
     from stacked.cli.asking import AskedAtOnce
     from stacked.engine.adaptable import Asking
     from stacked.engine.support import find_build
@@ -215,14 +215,14 @@ def _modules(base: Path, store: Path) -> BaseModules:
 
     modules = BaseModules.read(base)
     if find_build() is None:
-        err.print("warning: no vLLM is installed to ask what it can adapt here", style="yellow")
+        err.print("warning: without vLLM, what it can adapt here is not checked", style="yellow")
         return modules
     return replace(modules, engine=AskedAtOnce(Asking(base, {}, store / "engine")))
 
 
 @app.command()
 def predict(
-    prompt: Annotated[str, typer.Argument(help="What to ask; - reads it from standard input.")],
+    prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from standard input.")],
     key: Annotated[
         str | None,
         typer.Option("--key", "-k", help="Inference key. Default: the base.", show_default=False),
@@ -230,21 +230,21 @@ def predict(
     stream: Annotated[bool, typer.Option("--stream", help="Print the answer as it comes.")] = False,
     url: Url = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 128,
-    temperature: Annotated[float, typer.Option(min=0, help="0 gives the same answer always.")] = 0,
+    temperature: Annotated[float, typer.Option(min=0, help="0 always gives the same answer.")] = 0,
     system: Annotated[
         str | None, typer.Option(help="A system message before the prompt.", show_default=False)
     ] = None,
     completion: Annotated[
-        bool, typer.Option("--completion", help="Send the prompt as it is, not as a message.")
+        bool, typer.Option("--completion", help="Send the prompt unchanged, not as a message.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole answer.")] = False,
 ) -> None:
-    """Ask a running server.
+    """Send a prompt to a running server.
 
     Example:  stacked predict --key pirate "Where is the treasure?" --stream
     """
     if completion and system is not None:
-        raise typer.BadParameter("--system needs a chat message; leave --completion out")
+        raise typer.BadParameter("--system needs a chat message; leave out --completion")
     text = sys.stdin.read() if prompt == "-" else prompt
     body: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
     if completion:
@@ -311,7 +311,7 @@ def doctor(
     port: Annotated[int, typer.Option(min=1, max=65535, help="The port to try.")] = 8080,
     data_dir: DataDir = None,
 ) -> None:
-    """Say what this machine has, and what would stop a server or make it slow."""
+    """Report what this machine has, and what would stop a server or make it slow."""
     from stacked.doctor import examine
     from stacked.terminal import out, table
 

@@ -1,6 +1,6 @@
-"""An engine that is asked as soon as anybody wants to know, with a line that says so.
+"""An engine's probe that runs as soon as its answer is needed, with a progress line.
 
-A start asks where it must, as the engine itself will tell soon; a check has nobody else to ask.
+A start avoids the probe where it can, as the engine itself will give the answer; a check cannot.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class AskedAtOnce:
         self._asking = asking
 
     def known(self) -> Adaptable:
-        """What vLLM's class says; half a minute at the first time. Raises BaseUnsupported."""
+        """The answer of vLLM's class; half a minute the first time. Raises BaseUnsupported."""
         return self.ask()
 
     def ask(self) -> Adaptable:
@@ -25,5 +25,5 @@ class AskedAtOnce:
         if known is not None:
             return known
         with Terminal() as progress:
-            progress.begin("Asking vLLM what it can adapt (once for each base)")
+            progress.begin("Finding what vLLM can adapt (once for each base)")
             return self._asking.ask()

@@ -1,7 +1,4 @@
-"""`stacked bench`: throughput, serving, LIVE updates and start, measured on this machine.
-
-It reads options and hands them on.
-"""
+"""`stacked bench`: throughput, serving, LIVE updates and start, measured on this machine."""
 
 from __future__ import annotations
 
@@ -34,7 +31,7 @@ from stacked.cli.shared import DataDir
 bench = typer.Typer(
     name="bench",
     help="Measure on this machine, with engines and servers of its own. Figures are ratios of "
-    "things measured side by side; keep them with --json, --table and --plot.",
+    "things measured side by side; save them with --json, --table and --plot.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -117,22 +114,24 @@ def online(
     base: Base = "smollm2-135m-instruct",
     adapter: AdapterDirs = None,
     adapters: Annotated[
-        int, typer.Option(min=0, help="How many, asked in turn.", rich_help_panel=WHAT)
+        int, typer.Option(min=0, help="How many, used in turn.", rich_help_panel=WHAT)
     ] = 4,
     rank: Rank = 8,
     targets: Targets = "attention",
     clients: Annotated[
         str,
-        typer.Option(help="Loads by clients at once, as 1,8,64.", rich_help_panel=WHAT),
+        typer.Option(help="Loads by concurrent clients, such as 1,8,64.", rich_help_panel=WHAT),
     ] = "1,8",
     rates: Annotated[
         str,
-        typer.Option(help="Loads by arrivals per second, as 5,20.", rich_help_panel=WHAT),
+        typer.Option(help="Loads by arrivals per second, such as 5,20.", rich_help_panel=WHAT),
     ] = "",
     requests: Annotated[
         int,
         typer.Option(
-            min=1, help="Of each client, or of two seconds of a rate.", rich_help_panel=WHAT
+            min=1,
+            help="Requests of each client, or of two seconds at a rate.",
+            rich_help_panel=WHAT,
         ),
     ] = 8,
     prompt_tokens: PromptTokens = 32,
@@ -143,16 +142,17 @@ def online(
         list[str] | None,
         typer.Option(
             metavar="NAME=VALUE",
-            help="In place of vLLM's server, ours again with this engine option; again for each.",
+            help="Compare with our server with this engine option instead; repeatable.",
             rich_help_panel=HOW,
             show_default=False,
         ),
     ] = None,
     starts: Annotated[
-        int, typer.Option(min=1, help="Times each server is started.", rich_help_panel=HOW)
+        int, typer.Option(min=1, help="How often each server is started.", rich_help_panel=HOW)
     ] = 2,
     rounds: Annotated[
-        int, typer.Option(min=1, help="Times all loads, in one start.", rich_help_panel=HOW)
+        int,
+        typer.Option(min=1, help="How often all loads are run in one start.", rich_help_panel=HOW),
     ] = 2,
     together: Together = False,
     data_dir: DataDir = None,
@@ -161,10 +161,10 @@ def online(
     plot_file: PlotFile = None,
     note: Note = "",
 ) -> None:
-    """Our server under vLLM's serving benchmark; with `--peer vllm`, vLLM's own server in turn.
+    """Our server under vLLM's serving benchmark; with `--peer vllm`, vLLM's own, interleaved.
 
     Both get the same engine settings, the same adapters and the same load. With `--against`, a
-    setting is measured: our server without it, and in turn with it.
+    setting is measured: our server without it and with it, interleaved.
 
     Example:  stacked bench online --base tiny --clients 16,64 --peer vllm --together
     """
@@ -257,7 +257,7 @@ def swap(
 ) -> None:
     """LIVE updates under a storm of clients; every answer is compared with a fresh server's.
 
-    Exits with 1 where one answer is lost, mixed, or of a version that was not live.
+    Exits with 1 if an answer is lost, mixed, or of a version that was not live.
 
     With --gaps: how long streams of the first adapter wait between tokens, and for a first token,
     while a LIVE update loads the others; with --peer vllm, while vLLM's own server loads them.

@@ -21,7 +21,7 @@ AdapterDirs = Annotated[
     list[Path] | None,
     typer.Option(
         "--adapter",
-        help="An adapter's directory, again for each; without, random ones are made.",
+        help="An adapter's directory, repeatable; without it, random adapters are made.",
         rich_help_panel=WHAT,
         show_default=False,
     ),
@@ -36,7 +36,7 @@ EngineOptions = Annotated[
     typer.Option(
         "--engine",
         metavar="NAME=VALUE",
-        help="vLLM's option, again for each; as max_model_len=512.",
+        help="An option of vLLM such as max_model_len=512, repeatable.",
         rich_help_panel=WHAT,
         show_default=False,
     ),
@@ -61,7 +61,7 @@ Together = Annotated[
     bool,
     typer.Option(
         "--together/--apart",
-        help="All engines alive at once, one of them at work; else one alive at a time.",
+        help="All engines alive, one of them at work; otherwise one alive at a time.",
         rich_help_panel=HOW,
     ),
 ]
@@ -81,9 +81,7 @@ TableFile = Annotated[
 PlotFile = Annotated[
     Path | None,
     typer.Option(
-        "--plot", help="Draw here, .svg or .png.", rich_help_panel=OUT, show_default=False
+        "--plot", help="Draw a plot here, .svg or .png.", rich_help_panel=OUT, show_default=False
     ),
 ]
-Note = Annotated[
-    str, typer.Option(help="A sentence to keep with the figures.", rich_help_panel=OUT)
-]
+Note = Annotated[str, typer.Option(help="A note to store with the figures.", rich_help_panel=OUT)]

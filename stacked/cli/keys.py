@@ -16,7 +16,7 @@ keys = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Name = Annotated[str, typer.Argument(help="How the key is called here: letters, digits, _ and -.")]
+Name = Annotated[str, typer.Argument(help="A name for the key: letters, digits, _ and -.")]
 
 
 class Bits(StrEnum):
@@ -40,17 +40,15 @@ def create(
     ] = None,
     region: Annotated[
         str | None,
-        typer.Option(help="What the SDK's file says; no server asks for it.", show_default=False),
+        typer.Option(help="The region in the SDK's file; no server checks it.", show_default=False),
     ] = None,
     bits: Annotated[Bits, typer.Option(help="The key's length.")] = Bits.SHORT,
     inference_only: Annotated[
         bool,
-        typer.Option(
-            "--inference-only", help="The key may ask models, and change or list nothing."
-        ),
+        typer.Option("--inference-only", help="The key may only send requests to models."),
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Replace the key of this name, which stops to work.")
+        bool, typer.Option("--force", help="Replace the key of this name, which stops working.")
     ] = False,
 ) -> None:
     """Make a signing key, register its public half, and write a config file for OCI's SDKs.
@@ -83,7 +81,7 @@ def create(
 
 @keys.command("list")
 def list_(data_dir: DataDir = None) -> None:
-    """List the keys that are registered.
+    """List the registered keys.
 
     Example:  stacked keys list
     """

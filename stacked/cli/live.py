@@ -1,7 +1,4 @@
-"""`stacked update --live` and `stacked rollback`: one group for another, followed to its end.
-
-What is sent, and what a person sees meanwhile.
-"""
+"""`stacked update --live` and `stacked rollback`: one group for another, followed to its end."""
 
 from __future__ import annotations
 
@@ -25,15 +22,15 @@ if TYPE_CHECKING:
 
 
 def update(
-    config: Annotated[Path, typer.Argument(help="A YAML file with the group as it shall be.")],
+    config: Annotated[Path, typer.Argument(help="A YAML file with the new group.")],
     live: Annotated[
-        bool, typer.Option("--live", help="Under traffic, without a restart; must be given.")
+        bool, typer.Option("--live", help="Under traffic, without a restart; required.")
     ] = False,
     url: Url = None,
 ) -> None:
     """Replace the served group by that of a file: all of it, or nothing.
 
-    Adapters of this machine are sent to the server, except those that it has.
+    Local adapters are uploaded, except those that the server already has.
 
     Example:  stacked update --live configs/demo.yaml
     """
@@ -78,7 +75,7 @@ def _update(client: Client, tree: Config, progress: Terminal) -> bool:
     recorded = entries_of(served)
     base = next(each for each in recorded if each.model_id == details["baseModelId"])
     _check_base(client, tree, base)
-    # A file without engine settings takes the engine as it is.
+    # A file without engine settings accepts the engine's.
     if tree.engine:
         client.check_engine(tree.engine)
     _check_idle(status)
@@ -89,7 +86,7 @@ def _update(client: Client, tree: Config, progress: Terminal) -> bool:
     ]
     named = {(each.model_id, each.key) for each in wanted}
     coming = replace(base, key=_base_key(tree, base))
-    # An adapter that was loaded by hand is live, and in no group.
+    # An adapter that was loaded alone is live, and in no group.
     same = named == {(each.model_id, each.key) for each in recorded if each != base}
     same = same and named == {(each.model_id, each.key) for each in live}
     if same and coming == base and metadata_of(details) == tree.group.metadata:
@@ -101,7 +98,7 @@ def _update(client: Client, tree: Config, progress: Terminal) -> bool:
 
 
 def _check_base(client: Client, tree: Config, base: Entry) -> None:
-    """Refuse what is certainly another base, before anything is sent."""
+    """Refuse what is certainly another base before anything is sent."""
     from stacked.client import metadata_of
     from stacked.errors import UpdateNotLive
 
@@ -116,12 +113,12 @@ def _check_base(client: Client, tree: Config, base: Entry) -> None:
 
 
 def _base_key(tree: Config, base: Entry) -> str | None:
-    """How the file calls the base, where it says so; another name loads nothing, and is LIVE."""
+    """The file's key for the base, if any; another key loads nothing, so the update can be LIVE."""
     return tree.base.key if "key" in tree.base.model_fields_set else base.key
 
 
 def _check_idle(status: dict[str, Any]) -> None:
-    """Refuse before anything is sent; the server refuses too, where another was faster."""
+    """Refuse before anything is sent; the server also does, if another update came first."""
     from stacked.errors import UpdateInProgress
 
     if status.get("update"):
@@ -171,7 +168,7 @@ def _group_body(
 
 
 def _show_changes(before: Sequence[Entry], after: Sequence[Entry]) -> None:
-    """What a caller of the keys will notice, a line each, on standard output."""
+    """What callers will notice of each key, a line each, on standard output."""
     from stacked.groups.swap import diff
     from stacked.terminal import out, table
 
@@ -190,7 +187,7 @@ def _show_changes(before: Sequence[Entry], after: Sequence[Entry]) -> None:
 
 
 def _members(entries: Sequence[Entry]) -> list[Any]:
-    """Entries as the diff reads them; it looks at labels and contents alone."""
+    """Entries for the diff, which only compares labels and contents."""
     from stacked.core import Adapter, Digest, Member, ModelId
 
     return [
@@ -206,7 +203,7 @@ def _go_live(
     group: dict[str, Any],
     entries: Sequence[Entry],
 ) -> bool:
-    """Update to a group and follow it to its end; whether it is live then."""
+    """Update to a group and follow it to its end; returns whether it is live."""
     from stacked.terminal import show_error
 
     progress.begin(f"Updating LIVE to group {group['displayName']!r}")
@@ -222,12 +219,12 @@ def _go_live(
         blamed = each.get("modelId")
         place = f"{labels.get(blamed, blamed)}: " if blamed else ""
         show_error(str(each.get("code")), f"{place}{each.get('message')}")
-    progress.note(f"The update ended as {ended}; the group before it serves on.")
+    progress.note(f"The update ended as {ended}; the previous group is still served.")
     return False
 
 
 def _follow(client: Client, progress: Terminal, work_id: str) -> str:
-    """Tell an update's logs and its percentage until it has ended; how it ended."""
+    """Show an update's logs and percentage until it has ended; returns how it ended."""
     shown = 0
     try:
         while True:
@@ -240,12 +237,12 @@ def _follow(client: Client, progress: Terminal, work_id: str) -> str:
                 return str(work["status"])
             time.sleep(0.3)
     except KeyboardInterrupt:
-        progress.note("The update goes on without this command; see: stacked status")
+        progress.note("The update continues without this command; see: stacked status")
         raise
 
 
 def _note(progress: Terminal, lines: Sequence[str]) -> None:
-    """New lines of a log; of many at once the last one, which says how far it has come."""
+    """New lines of a log; of many at once only the last one, which has the progress."""
     if len(lines) > 30:
         progress.note(f"… {len(lines) - 1} lines")
         lines = lines[-1:]

@@ -1,4 +1,4 @@
-"""What the `stacked bench` commands share: preparing, measuring, showing and keeping figures."""
+"""What the `stacked bench` commands share: preparing, measuring, showing and saving figures."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from stacked.terminal import Terminal
 
 Outputs = tuple[Path | None, Path | None, Path | None, str]
-"""Where JSON, table and picture go, and a note to keep with them."""
+"""Where JSON, table and plot go, and a note to store with them."""
 
 Run = Callable[["Subject", Path, "Terminal"], "Result"]
 
 
 @contextmanager
 def ends_well() -> Iterator[None]:
-    """A block whose errors end the command, and which SIGTERM leaves as ^C does."""
+    """Within the block errors end the command, and SIGTERM acts as ^C."""
     from stacked.bench.children import ended_by_signals
     from stacked.client import ClientError
 
@@ -62,7 +62,7 @@ def measure(
     where: Outputs,
     config: Path | None = None,
 ) -> None:
-    """Prepare what is measured, measure, show and write."""
+    """Prepare, measure, show and write."""
     from stacked.bases import default_data_dir
     from stacked.bench.plot import check_plot
     from stacked.bench.subject import prepare, subject_of
@@ -126,7 +126,7 @@ def storm(
     data_dir: Path | None,
     where: Outputs,
 ) -> None:
-    """Run the storm and show it; ends with 1 where a promise was broken."""
+    """Run the storm and show it; exits with 1 if a promise was broken."""
     from stacked.bases import default_data_dir
     from stacked.bench.report import with_circumstances, write_json
     from stacked.bench.storm import Settings, run_storm
@@ -137,7 +137,7 @@ def storm(
     from stacked.terminal import Terminal, err, out, table
 
     if where[1] is not None or where[2] is not None:
-        raise ParameterInvalid("the storm writes --json alone; --table and --plot go with --gaps")
+        raise ParameterInvalid("the storm only writes --json; --table and --plot go with --gaps")
     with tempfile.TemporaryDirectory(prefix="stacked-bench-") as name, Terminal() as tell:
         place = Path(name)
         tree: Config

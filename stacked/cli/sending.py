@@ -1,6 +1,6 @@
-"""Adapters of this machine on their way to a server: read, asked for by digest, sent with a bar.
+"""Uploads local adapters to a server that does not have them yet, with a progress bar.
 
-What a command that names adapters to a server does first.
+Commands that name adapters to a server do this first.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a member's adapter comes from: this machine, by its digest, or another one."""
+    """Where a member's adapter comes from: this machine, with its digest, or elsewhere."""
 
     member: MemberConfig
     place: str
-    """Of the member in its file."""
+    """The member's place in its file."""
     digest: Digest | None = None
 
     @property
     def registered(self) -> str:
-        """What the server is to read: an adapter that it has by then, or another machine's."""
+        """What the server reads: an adapter that it then has, or one elsewhere."""
         return self.digest or self.member.source
 
     @property
@@ -37,7 +37,7 @@ class Source:
 
     @contextmanager
     def errors_named(self) -> Iterator[None]:
-        """Errors begin with the place of the member that they are about."""
+        """Within the block errors begin with the member's place."""
         from stacked.client import ClientError
         from stacked.errors import StackedError
 
@@ -51,9 +51,9 @@ class Source:
 
 
 def sent(client: Client, members: Sequence[MemberConfig], progress: Terminal) -> list[Source]:
-    """All members' sources, once the server has every adapter of this machine.
+    """All members' sources, once the server has every local adapter.
 
-    All are read and checked before the first is sent; a single one is copied at a time. Raises
+    All are read and checked before the first is sent; only one is copied at a time. Raises
     StackedError, ClientError.
     """
     progress.begin(f"Reading {len(members)} adapters")
@@ -76,14 +76,14 @@ def sent(client: Client, members: Sequence[MemberConfig], progress: Terminal) ->
 
 
 def _read(source: Source) -> Source:
-    """With the digest of what stands on this machine."""
+    """With the digest of the local adapter."""
     from stacked.store import is_remote, outgoing, parse_hub
 
     given = source.member.source
     with source.errors_named():
         if is_remote(given):
             if "://" not in given:
-                parse_hub(given)  # a mistyped directory, most likely
+                parse_hub(given)  # probably a mistyped directory
             return source
         with outgoing(given) as adapter:
             return Source(source.member, source.place, adapter.digest)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 DataDir = Annotated[
     Path | None,
     typer.Option(
-        help="Where bases, adapters and records are kept. Default: $STACKED_DATA_DIR, else "
+        help="Where bases, adapters and records are stored. Default: $STACKED_DATA_DIR, else "
         ".stacked here if there is one, else ~/.local/share/stacked.",
         show_default=False,
     ),
@@ -57,5 +57,5 @@ def server(url: str | None) -> Iterator[Client]:
 
 
 def brief(content: str | None) -> str:
-    """Twelve characters of a digest or of a model id, for people."""
+    """Twelve characters of a digest or model id, to be displayed."""
     return (content or "").removeprefix("sha256:").rpartition(".")[2][:12]

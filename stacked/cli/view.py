@@ -1,7 +1,4 @@
-"""`stacked status` and `stacked groups`: what a running server serves, once or again and again.
-
-It must not change anything.
-"""
+"""`stacked status` and `stacked groups`: what a running server serves, once or repeatedly."""
 
 from __future__ import annotations
 
@@ -53,7 +50,7 @@ def status(
         bool, typer.Option("--json", help="Print it as JSON, one line each time.")
     ] = False,
 ) -> None:
-    """Say what a running server serves: its group, its generation, every model.
+    """Show what a running server serves: its group, its generation, every model.
 
     Example:  stacked status --watch
     """
@@ -97,17 +94,17 @@ def _watch(client: Client) -> None:
 
 
 def _disk(disk: dict[str, Any] | None) -> str:
-    """What is free, and a warning where that is little."""
+    """The free space, with a warning if it is low."""
     from stacked.terminal import size
 
     if not disk:
         return ""
-    told = f"{size(disk['freeBytes'])} free, {size(disk['storedBytes'])} stored"
-    return f"{told}; filling up, see: stacked gc --dry-run" if disk["low"] else told
+    space = f"{size(disk['freeBytes'])} free, {size(disk['storedBytes'])} stored"
+    return f"{space}; filling up, see: stacked gc --dry-run" if disk["low"] else space
 
 
 def _picture(status: dict[str, Any]) -> Group:
-    """The status for people: what is served in lines, the models in a table."""
+    """The status as lines, with the models in a table."""
     from rich.console import Group
 
     from stacked.terminal import table

@@ -1,6 +1,6 @@
 """Making and removing keys: the public half in a directory, the private one with an SDK's file.
 
-What is written is its owner's alone, and there whole or not at all.
+Files are written atomically, and readable only by their owner.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from stacked.keys.public import MIN_BITS, Principal, fingerprint, keys_dir
 REGION = "us-ashburn-1"
 TENANCY = "ocid1.tenancy.oc1..stacked"
 
-# The last line of a key file that is meant for OCI: its command line warns where it is missing.
+# The last line of a key file for OCI: its command line warns if it is missing.
 _LABEL = b"OCI_API_KEY\n"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _REGION = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
@@ -33,7 +33,7 @@ _REGION = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 
 @dataclass(frozen=True, slots=True)
 class Created:
-    """What `create` has written, and for whom."""
+    """The files that `create` has written, and their principal."""
 
     principal: Principal
     public: Path
@@ -54,7 +54,7 @@ def create(
 ) -> Created:
     """Make a key: public half in `keys/NAME.json`, private half and SDK file in `clients/NAME/`.
 
-    `force` replaces one of that name, which stops to work. Raises KeyFileInvalid.
+    `force` replaces one of that name, which then stops working. Raises KeyFileInvalid.
     """
     _check_name(name)
     if not _REGION.fullmatch(region):
@@ -82,13 +82,13 @@ def create(
 
 
 def remove(data_dir: Path, name: str) -> None:
-    """Forget a key, and its private half where it still stands here. Raises KeyFileInvalid."""
+    """Remove a key, and its private half if it is still here. Raises KeyFileInvalid."""
     _check_name(name)
     public, client = keys_dir(data_dir) / f"{name}.json", _clients_dir(data_dir) / name
     if not os.path.lexists(public) and not os.path.lexists(client):
         raise KeyFileInvalid(f"there is no key {name!r}; `stacked keys list` shows them")
     with _told(data_dir):
-        public.unlink(missing_ok=True)  # first: from here on it does not work
+        public.unlink(missing_ok=True)  # first, as this invalidates the key
         if client.is_dir():
             shutil.rmtree(client)
 
@@ -111,7 +111,7 @@ def _registered(principal: Principal, key: rsa.RSAPublicKey, inference_only: boo
 def _write_client(
     client: Path, private: rsa.RSAPrivateKey, principal: Principal, region: str
 ) -> Path:
-    """Write the private key and the SDK's file; one that was there goes away whole."""
+    """Write the private key and the SDK's file, replacing earlier ones completely."""
     made = Path(tempfile.mkdtemp(dir=client.parent, prefix=".new-"))
     pem = private.private_bytes(
         serialization.Encoding.PEM,
@@ -139,7 +139,7 @@ def _write_client(
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all, and for its owner's eyes only."""
+    """Write atomically, readable only by the owner."""
     number, name = tempfile.mkstemp(dir=path.parent, prefix=".new-")  # of mode 0600
     try:
         with os.fdopen(number, "wb") as file:

@@ -1,6 +1,6 @@
-"""Public keys: whose they are, how they are called, and reading them from their files.
+"""Public keys: their owners and ids, and reading them from files.
 
-A key is filed under `tenancy/user/fingerprint`.
+A key's id is `tenancy/user/fingerprint`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MOST_BYTES = 64 * 1024  # of a key file; one of MAX_BITS is far smaller
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who a key speaks for. `str()` is the key id of a signature."""
+    """The principal of a key. `str()` is the key id of a signature."""
 
     tenancy: str
     user: str
@@ -39,7 +39,7 @@ class Principal:
 
     @classmethod
     def parse(cls, key_id: str) -> Principal:
-        """Raises ValueError for what is not `tenancy/user/fingerprint`."""
+        """Raises ValueError for anything but `tenancy/user/fingerprint`."""
         parts = key_id.split("/")
         if len(parts) != 3 or not all(parts):
             raise ValueError("a key id is tenancy/user/fingerprint")
@@ -61,7 +61,7 @@ class PublicKey:
     name: str = ""
     created: datetime | None = None
     inference_only: bool = False
-    """Whether it may ask models, and nothing else."""
+    """Whether it may only send requests to models."""
 
 
 def fingerprint(key: rsa.RSAPublicKey) -> str:
@@ -75,7 +75,7 @@ def fingerprint(key: rsa.RSAPublicKey) -> str:
 def read_public(pem: bytes) -> rsa.RSAPublicKey:
     """An RSA public key from its PEM. Raises ValueError with the reason; never shows the text."""
     if b"PRIVATE KEY" in pem:
-        raise ValueError("this is a private key; the server keeps public keys alone")
+        raise ValueError("this is a private key; the server only takes public keys")
     try:
         key = serialization.load_pem_public_key(pem.strip())
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
@@ -88,14 +88,14 @@ def read_public(pem: bytes) -> rsa.RSAPublicKey:
 
 
 def keys_dir(data_dir: Path) -> Path:
-    """Where the public halves stand, one file a key."""
+    """The directory of the public halves, one file per key."""
     return data_dir / "keys"
 
 
 def read_directory(directory: Path) -> tuple[list[PublicKey], list[str]]:
-    """The keys of a directory by name, and a sentence for each file that is none.
+    """The keys of a directory by name, and a message for each file that is not a key.
 
-    A directory that is not there holds none. Raises KeyFileInvalid where it cannot be read.
+    A missing directory has none. Raises KeyFileInvalid if it cannot be read.
     """
     found, faults = [], []
     for path in _files(directory):
@@ -136,7 +136,7 @@ def _read(path: Path) -> PublicKey:
     if not all(isinstance(text, str) for text in texts):
         raise ValueError("tenancy, user, publicKey or timeCreated is missing")
     inference_only = tree.get("inferenceOnly")
-    if not isinstance(inference_only, bool):  # what is unclear must not mean more
+    if not isinstance(inference_only, bool):  # an unclear value must not grant more
         raise ValueError("inferenceOnly must be true or false")
     tenancy, user, pem, created = map(str, texts)
     key = read_public(pem.encode())

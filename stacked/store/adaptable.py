@@ -1,7 +1,7 @@
 """What the engine's own class of a base applies adapters to, as a value: module names and shapes.
 
-An engine or a probe of it tells this (`stacked.engine.adaptable`); the checks of an adapter are
-made against it, so that what an adapter has and what is applied are the same set.
+An engine or a probe of it reports this (`stacked.engine.adaptable`). Adapters are checked against
+it, so that what an adapter has and what is applied are the same set.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Renames:
     """How the engine spells the names that checkpoints and PEFT write: rules applied in order.
 
     As `WeightsMapper` in vllm/model_executor/models/utils.py (0.32.0) does: expressions first, then
-    parts, beginnings and ends, each at most once, each on what the one before made.
+    parts, beginnings and ends, each at most once, each on the result of the previous one.
     """
 
     regex: tuple[tuple[str, int, str], ...] = ()
@@ -51,8 +51,8 @@ class Adaptable:
     """Every module that adapters of one base are applied to, in the engine's spelling.
 
     `modules` maps it to (out_features, in_features), or to (num_embeddings, dim) for embeddings;
-    None where the engine does not tell. `passed_by` has modules that the engine takes adapters for
-    and computes without them, with the reason.
+    None if the engine does not report it. `passed_by` has modules whose adapters the engine accepts
+    and then bypasses, with the reason.
     """
 
     architecture: str
@@ -60,11 +60,11 @@ class Adaptable:
     passed_by: Mapping[str, str] = field(default_factory=dict)
     renames: Renames = field(default_factory=Renames)
     text_prefix: str = ""
-    """Where the engine has a language model that adapters may name as if it stood alone."""
+    """The prefix of a language model that adapters may name without it."""
 
     def name_of(self, module: str) -> str:
         """The engine's name of a module, from that of an adapter or a checkpoint."""
-        # Rules may look at the end of a tensor's name, so they are given a whole one.
+        # Rules may match the end of a tensor's name, so they get a complete one.
         end = ".lora_A.weight"
         name = self.renames(module + end).removesuffix(end)
         if self.text_prefix and name not in self.modules:
@@ -75,7 +75,7 @@ class Adaptable:
         return name
 
     def check(self, modules: Collection[str]) -> None:
-        """Whether an adapter of these modules would act in all of them. Raises ModuleUnapplied."""
+        """Raises ModuleUnapplied unless the engine applies adapters to all these modules."""
         names = {module: self.name_of(module) for module in modules}
         unapplied = [module for module, name in names.items() if name not in self.modules]
         if not unapplied:
@@ -99,7 +99,7 @@ class Adaptable:
 
     @classmethod
     def from_json(cls, text: bytes) -> Adaptable:
-        """Raises ValueError where the text is not what `to_json` wrote."""
+        """Raises ValueError for text that `to_json` did not write."""
         return _JSON.validate_json(text)
 
 
@@ -107,10 +107,10 @@ _JSON = TypeAdapter(Adaptable)
 
 
 class Engine(Protocol):
-    """Who can tell what a base's engine applies adapters to; see `stacked.engine.adaptable`."""
+    """Finds out what a base's engine applies adapters to; see `stacked.engine.adaptable`."""
 
     def known(self) -> Adaptable | None:
-        """The earlier answer, at once."""
+        """The stored answer, if any, at once."""
 
     def ask(self) -> Adaptable:
-        """What the engine's class says, half a minute at the first time. Raises BaseUnsupported."""
+        """The answer of the engine's class; half a minute at first. Raises BaseUnsupported."""

@@ -1,4 +1,4 @@
-"""Zip and tar archives: unpacks the files that are wanted of one, and trusts nothing.
+"""Zip and tar archives: unpacks the required files of one, and trusts nothing.
 
 An archive with one unsafe member is refused whole, even if that member would not be unpacked.
 """
@@ -64,7 +64,7 @@ _BROKEN = (
 
 @dataclass(frozen=True, slots=True)
 class _Member:
-    """One entry: `open` gives its bytes, or is None for a directory."""
+    """One entry: `open` returns its bytes, or is None for a directory."""
 
     name: str
     size: int
@@ -72,9 +72,9 @@ class _Member:
 
 
 def unpack(archive: Path, target: Path, scratch: Path, limits: Limits, name: str) -> None:
-    """Unpack the adapter that stands at the top of an archive, or in its one top-level folder.
+    """Unpack the adapter at the top of an archive, or in its only top-level folder.
 
-    `scratch` is a directory for our use alone, `name` what sentences call the archive. Raises
+    `scratch` is a directory for our use only, `name` is the archive's name in messages. Raises
     ArchiveInvalid, PathUnsafe, AdapterTooLarge, FileMissing, PickleRefused.
     """
     with _readable(name, "zip, tar, tar.gz, tar.bz2 or tar.xz"), archive.open("rb") as file:
@@ -92,7 +92,7 @@ def unpack(archive: Path, target: Path, scratch: Path, limits: Limits, name: str
 
 
 def zip_files(archive: Path, limits: Limits, name: str) -> dict[PurePosixPath, int]:
-    """The files of a zip and their sizes, all of them safe and within the limits as declared.
+    """The files of a zip and their declared sizes, all safe and within the limits.
 
     Raises ArchiveInvalid, PathUnsafe, AdapterTooLarge.
     """
@@ -120,12 +120,12 @@ def unpack_zip(
 
 @contextlib.contextmanager
 def _readable(name: str, kinds: str) -> Iterator[None]:
-    """What the readers say of damaged data, as one error."""
+    """What the readers raise for damaged data, as one error."""
     try:
         yield
     except (*_BROKEN, OSError) as error:
-        # gzip and bz2 say OSError of damaged data, and an impossible offset is EINVAL; one with
-        # another number is of our own disk.
+        # gzip and bz2 raise OSError for damaged data, and an impossible offset is EINVAL; any other
+        # number is a failure of our own disk.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         raise ArchiveInvalid(
@@ -136,7 +136,7 @@ def _readable(name: str, kinds: str) -> Iterator[None]:
 def _checked(
     members: Iterator[_Member], packed: int, limits: Limits
 ) -> Iterator[tuple[PurePosixPath, _Member]]:
-    """Every member with its path: safe, there once, and within the limits so far."""
+    """Every member with its path: safe, unique, and within the limits so far."""
     seen: set[PurePosixPath] = set()
     total = 0
     for count, member in enumerate(members, start=1):
@@ -157,9 +157,9 @@ def _checked(
 def _take(
     members: Iterator[_Member], archive: Path, scratch: Path, limits: Limits
 ) -> dict[str, dict[str, Path]]:
-    """Check every member and unpack the wanted ones: folder -> file name -> where it is now.
+    """Check every member and unpack the required ones: folder -> file name -> its new path.
 
-    Files that are not wanted are listed, for the hints in refusals, but not unpacked.
+    Other files are listed, for the hints in refusals, but not unpacked.
     """
     folders: dict[str, dict[str, Path]] = {}
     listed = _checked(members, archive.stat().st_size, limits)
@@ -179,11 +179,11 @@ def _take(
 
 
 def _chosen(folders: dict[str, dict[str, Path]], name: str) -> str:
-    """The folder that is the adapter: the top, else the only one with an adapter's config."""
+    """The adapter's folder: the top, otherwise the only one with an adapter's config."""
     top = folders.get("", {})
     candidates = [folder for folder, files in folders.items() if CONFIG_FILE in files]
     if "" in candidates or not candidates:
-        # Without any config, the most telling listing is the one with files in it.
+        # Without any config, a listing with files in it is the most useful.
         files = top or (next(iter(folders.values())) if len(folders) == 1 else {})
         require_wanted(files, name)
         return ""
@@ -228,7 +228,7 @@ def _check_total(total: int, packed: int, limits: Limits) -> None:
 
 
 class _Careful(io.BufferedReader):
-    """Refuses single large reads: zipfile reads a whole directory, whatever size it claims."""
+    """Refuses single large reads: zipfile reads a whole directory of any declared size."""
 
     def read(self, count: int | None = -1, /) -> bytes:
         if count is not None and count > _ONE_READ:
@@ -256,7 +256,7 @@ def _zip_members(file: IO[bytes]) -> Iterator[_Member]:
             if info.is_dir():
                 yield _Member(info.filename, 0, None)
             else:
-                # The raw name: zipfile cuts it at a NUL by itself.
+                # The raw name: zipfile cuts `filename` at a NUL.
                 yield _Member(info.orig_filename, info.file_size, partial(archive.open, info))
 
 
@@ -274,7 +274,7 @@ def _tar_members(file: IO[bytes]) -> Iterator[_Member]:
 
 
 def _plain_tar(file: IO[bytes], scratch: Path, limits: Limits) -> IO[bytes]:
-    """A tar as it is, or a compressed one inflated into `scratch` as far as the limits go."""
+    """A plain tar, or a compressed one inflated into `scratch` within the limits."""
     packed = file.seek(0, io.SEEK_END)
     file.seek(0)
     magic = file.read(6)
@@ -289,7 +289,7 @@ def _plain_tar(file: IO[bytes], scratch: Path, limits: Limits) -> IO[bytes]:
     else:
         return file
     most = min(limits.max_bytes, max(limits.ratio_floor, limits.max_ratio * packed))
-    # What a tar adds to its members: a header each, padding, and the end.
+    # What a tar adds to its members: a header for each, padding, and the end.
     most += (limits.max_members + 64) * 2048
     place = scratch / "inflated.tar"
     write_copy(reader, place, most, "the archive, unpacked,")
@@ -297,14 +297,14 @@ def _plain_tar(file: IO[bytes], scratch: Path, limits: Limits) -> IO[bytes]:
 
 
 class _Xz:
-    """Reads xz with a bound on memory, which lzma.open does not have."""
+    """Reads xz with a limit on memory, which lzma.open does not have."""
 
     def __init__(self, raw: IO[bytes]) -> None:
         self._raw = raw
         self._stream = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
 
     def read(self, count: int = -1, /) -> bytes:
-        """At least one byte and at most `count`; none at the end."""
+        """At least one and at most `count` bytes; none at the end."""
         data = b""
         while not data and not self._stream.eof:
             packed = self._raw.read(count) if self._stream.needs_input else b""

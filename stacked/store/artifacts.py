@@ -1,4 +1,4 @@
-"""Uploaded files as they came, by the sha256 of their bytes: received, kept, read, dropped."""
+"""Uploaded files, unchanged, by the sha256 of their bytes: received, stored, read, removed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _CHUNK = 1 << 20
 
 
 class Incoming:
-    """A file that is being received; leaving the `with` block discards it unless it was kept."""
+    """A file that is being received; leaving the `with` block discards it unless it was stored."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -32,7 +32,7 @@ class Incoming:
         self._md5 = hashlib.md5(usedforsecurity=False)
 
     def write(self, data: bytes) -> None:
-        """Raises StoreUnusable where the disk is full."""
+        """Raises StoreUnusable if the disk is full."""
         with usable(self.path.parent):
             self._file.write(data)
         self.bytes += len(data)
@@ -40,7 +40,7 @@ class Incoming:
         self._md5.update(data)
 
     def finish(self) -> None:
-        """All of it is there, and on the disk."""
+        """Flush the complete file to the disk."""
         with usable(self.path.parent):
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -66,7 +66,7 @@ class ArtifactFiles:
     """A directory of files. Every method blocks, and may be called from any thread.
 
     root/<64 hex digits>              one file
-    root/incoming/<id>                one that is being received
+    root/incoming/<id>                one being received
     """
 
     def __init__(self, root: Path, keep: Collection[str]) -> None:
@@ -80,19 +80,19 @@ class ArtifactFiles:
         self.drop_others(keep)
 
     def receive(self, expected: int = 0) -> Incoming:
-        """A place for a file. Raises StoreUnusable where `expected` bytes have no room."""
+        """A new file to receive into. Raises StoreUnusable without room for `expected` bytes."""
         with usable(self.root):
             check_room(self.root, expected, "the upload")
             return Incoming(self._incoming / uuid.uuid4().hex)
 
     def keep(self, incoming: Incoming) -> None:
-        """Give a finished file its name; the same bytes are kept once."""
+        """Give a finished file its name; the same bytes are stored once."""
         with usable(self.root):
             incoming.path.rename(self.root / incoming.sha256)
             flush(self.root)
 
     def open(self, sha256: str) -> IO[bytes]:
-        """Raises StoreDamaged where the file is gone."""
+        """Raises StoreDamaged if the file is missing."""
         try:
             return (self.root / sha256).open("rb")
         except FileNotFoundError as error:
@@ -101,7 +101,7 @@ class ArtifactFiles:
             ) from error
 
     def drop_others(self, keep: Collection[str]) -> int:
-        """Remove every file but these; how many."""
+        """Remove every file except these; returns how many."""
         with usable(self.root):
             gone = [name for name in os.listdir(self.root) if name not in keep]
             gone.remove(self._incoming.name)
@@ -110,19 +110,19 @@ class ArtifactFiles:
         return len(gone)
 
     def drop(self, sha256: str) -> None:
-        """Remove a file; whoever has it open reads on."""
+        """Remove a file; readers that have it open continue."""
         with usable(self.root):
             (self.root / sha256).unlink(missing_ok=True)
 
 
 def packed(directory: Path) -> Iterator[bytes]:
-    """A directory's files as a zip, a MB or so at a time: the same directory, the same bytes."""
+    """A directory's files as a zip, about 1 MB at a time; the bytes are reproducible."""
     written = _Written()
     with zipfile.ZipFile(written, "w", zipfile.ZIP_STORED) as archive:
         for file in sorted(path for path in directory.rglob("*") if path.is_file()):
             info = zipfile.ZipInfo(file.relative_to(directory).as_posix(), _MOMENT)
             info.external_attr = 0o100644 << 16
-            info.create_system = 3  # Unix, whatever this machine is
+            info.create_system = 3  # Unix, on every machine
             info.file_size = file.stat().st_size
             with file.open("rb") as source, archive.open(info, "w") as member:
                 while chunk := source.read(_CHUNK):
@@ -138,7 +138,7 @@ def pack(directory: Path, into: Incoming) -> None:
 
 
 class _Written:
-    """What zipfile needs to write forwards alone, until it is taken away."""
+    """What zipfile needs to write without seeking; holds the bytes until they are taken."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
@@ -158,13 +158,13 @@ class _Written:
 
 @contextlib.contextmanager
 def usable(root: Path) -> Iterator[None]:
-    """An error of our own disk is a StoreUnusable."""
+    """Raises errors of our own disk as StoreUnusable."""
     try:
         yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise StoreUnusable(
-            f"artifacts cannot be kept at {root}: {error}; "
+            f"artifacts cannot be stored at {root}: {error}; "
             + ("free some space" if full else "check its permissions")
             + ", or choose another data directory"
         ) from error

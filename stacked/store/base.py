@@ -17,11 +17,11 @@ from stacked.store.tensors import Tensor, read_header
 EMBEDDING_NAMES = frozenset(
     {"embed_tokens", "wte", "word_embeddings", "tok_embeddings", "embed_in", "embeddings"}
 )
-"""How modules that are token embeddings are called: a checkpoint does not tell a layer's kind."""
+"""Names of token embeddings: a checkpoint does not say what kind a layer is."""
 
-# Only in these is the stored shape the module's; others pack several values into one.
+# Only in these types is the stored shape the module's; others pack several values into one.
 _PLAIN = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
-# How quantised checkpoints call the packed weight of a linear module (GPTQ and AWQ,
+# Names in quantised checkpoints of the packed weight of a linear module (GPTQ and AWQ,
 # compressed-tensors, HQQ).
 _PACKED = ("qweight", "weight_packed", "W_q")
 # safetensors itself reads headers of up to 100 MB.
@@ -47,17 +47,17 @@ class BaseModules:
     layers: int | None = None
     embeddings: frozenset[str] = field(default_factory=frozenset)
     language_prefix: str = ""
-    """What the language model's names begin with where the base has other towers, else empty."""
+    """The prefix of the language model's names if the base has other towers, otherwise empty."""
     engine: Engine | None = None
-    """Who can tell what adapters are applied to; without, the checkpoint's names are all."""
+    """Finds out what adapters are applied to; without it, only the checkpoint's names count."""
     directory: Path | None = field(default=None, compare=False)
-    """Where the checkpoint stands, if it does."""
+    """The checkpoint's directory, if it has one."""
 
     @classmethod
     def read(cls, directory: Path) -> BaseModules:
         """Read a local model directory: config.json and safetensors headers, no weights.
 
-        Raises BaseNotFound when the directory holds no such model.
+        Raises BaseNotFound if the directory holds no such model.
         """
         config = _read_json(directory / "config.json")
         text = _text_config(config)
@@ -85,10 +85,10 @@ class BaseModules:
     def adaptable(self, modules: Iterable[str]) -> Adaptable | None:
         """What the engine applies adapters to, as far as these modules need it.
 
-        Asking for the first time takes as long as importing vLLM. So it is asked only where a
-        checkpoint does not tell: names that differ from its own in their beginning alone, and
-        modules outside its numbered layers, which vLLM adapts in some of its classes. Of all
-        others a running engine is asked. Raises BaseUnsupported.
+        The first time takes as long as importing vLLM, so it is only done where a checkpoint does
+        not give the answer: names that differ from its own only in their prefix, and modules
+        outside its numbered layers, which some of vLLM's classes adapt. All others are checked
+        against a running engine. Raises BaseUnsupported.
         """
         known = self.engine.known() if self.engine is not None else None
         if self.engine is None or known is not None:
@@ -109,7 +109,7 @@ class BaseModules:
 
 
 def _tail(module: str) -> str:
-    """What all wrappers of a model call a module alike: from its layers' list on."""
+    """The part of a module's name that all wrappers share: from its list of layers on."""
     found = _LAYER.search(module)
     return module[found.start() :].lstrip(".") if found else module.rpartition(".")[2]
 
@@ -130,7 +130,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _text_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The part that describes the language model: multimodal configs nest it."""
+    """The config of the language model, which multimodal configs nest."""
     for key in ("text_config", "llm_config", "language_config"):
         if isinstance(config.get(key), dict):
             return {**config, **config[key]}
@@ -142,7 +142,7 @@ def _integer(config: dict[str, Any], *names: str) -> int | None:
 
 
 def checkpoint(directory: Path) -> dict[str, tuple[Path, Tensor]]:
-    """Every tensor and its file, from the files that the index names or that stand there.
+    """Every tensor and its file, from the files in the index or else in the directory.
 
     Raises BaseNotFound.
     """
@@ -186,7 +186,7 @@ def _modules(tensors: Iterable[Tensor], layers: int | None) -> dict[str, Shape |
 
 
 def _is_served(module: str, layers: int | None) -> bool:
-    """Leave out the extra layers for multi-token prediction: vLLM skips adapters on them."""
+    """Without the extra layers for multi-token prediction, whose adapters vLLM ignores."""
     if module.startswith("mtp.") or ".mtp." in module:
         return False
     found = _LAYER.search(module)

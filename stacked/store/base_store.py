@@ -26,7 +26,7 @@ class BaseStore:
     """A directory of bases. Every method blocks, and may be called from any thread.
 
         root/bases/<64 hex digits>/       one base, as transformers saves it
-        root/unpacking/<id>/              one that is being checked
+        root/unpacking/<id>/              one being checked
 
     A base appears in one rename, after all checks and after its bytes are on the disk.
     """
@@ -40,9 +40,9 @@ class BaseStore:
             self.tidy()
 
     def add(self, archive: Path, name: str) -> tuple[Digest, int]:
-        """Unpack, check and keep the base in a zip; its digest, and the bytes of its weights.
+        """Unpack, check and store the base in a zip; its digest, and the bytes of its weights.
 
-        `name` is what sentences call the zip. Raises ArchiveInvalid, PathUnsafe, AdapterTooLarge.
+        `name` is the zip's name in messages. Raises ArchiveInvalid, PathUnsafe, AdapterTooLarge.
         """
         with self._usable(), workplace(self._shelf.staging) as place:
             made = place / "base"
@@ -79,16 +79,16 @@ class BaseStore:
             self._shelf.use(digest)
 
     def contents(self) -> Iterator[Stored]:
-        """Every base as it stands on the disk."""
+        """Every base on the disk."""
         return self._shelf.contents("base")
 
     def remove(self, stored: Stored) -> bool:
-        """Remove a base; False where it was used since it was listed, or is being used."""
+        """Remove a base; False if it was used since it was listed, or is in use."""
         with self._usable():
             return self._shelf.remove(stored)
 
     def tidy(self) -> None:
-        """Clear what crashed processes left."""
+        """Remove what crashed processes left."""
         clear_workplaces(self._shelf.staging)
 
     @contextlib.contextmanager

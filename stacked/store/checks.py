@@ -1,4 +1,4 @@
-"""Whether the weights of an adapter fit one base: names, halves, shapes, types and values."""
+"""Whether the weights of an adapter fit one base: names, pairs, shapes, types and values."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from stacked.store.text import quoted, size
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was found out about an adapter that may be served.
+    """What was found about an adapter that may be served.
 
     `rank` is what the engine's max_lora_rank must reach, `modules` how many modules are adapted,
-    `bytes` the size of the weights file. `warnings` are sentences for people: nothing is refused
-    for them here.
+    `bytes` the size of the weights file. `warnings` are for people to read and do not
+    refuse anything.
     """
 
     digest: Digest
@@ -46,11 +46,11 @@ class Report:
     dtypes: tuple[str, ...]
     base: str = ""
     chat: ChatTemplates | None = None
-    """The chat templates that it brings."""
+    """Its own chat templates."""
     warnings: tuple[str, ...] = ()
 
     def adapter(self, path: Path) -> Adapter:
-        """The same as the noun that the rest of the system knows, standing at `path`."""
+        """The adapter at `path`, as the rest of the system knows it."""
         return Adapter(
             self.digest, path, self.rank, self.target_modules, bytes=self.bytes, base=self.base
         )
@@ -65,10 +65,10 @@ def check_directory(
     digest: Digest | None = None,
     known_finite: bool = False,
 ) -> tuple[PeftConfig, Report]:
-    """Run every check on a directory that nobody else can write to.
+    """Run every check on a directory that no one else can write to.
 
     Raises the AdapterError of the first check that fails: config, rank, weights file, names,
-    halves, shapes, values. `digest`, where it was just found; `known_finite`, where the values were
+    pairs, shapes, values. Give `digest` if it was just computed, `known_finite` if the values were
     checked before.
     """
     config = read_config(directory, limits)
@@ -90,8 +90,8 @@ def check_directory(
 def check_alone(directory: Path, limits: Limits = DEFAULT) -> Digest:
     """Run the checks of `check_directory` that need no base. Raises what it raises.
 
-    What it is sent under is the answer, see `sent_digest`. Names are not looked at: with the base
-    they may be made plain, see `stacked.store.plain`.
+    Returns the digest to send it under, see `sent_digest`. Names are not checked: with the base
+    they may be normalised, see `stacked.store.plain`.
     """
     config = read_config(directory, limits)
     check_rank(config, None)
@@ -120,7 +120,7 @@ def report_of(
     *,
     digest: Digest | None = None,
 ) -> Report:
-    """Put together what config and header say. Hashes the files unless `digest` is given."""
+    """A report from config and header. Hashes the files unless `digest` is given."""
     tensors = [half for pair in pairs.values() for half in (pair.a, pair.b)]
     names = sorted({pair.module.rpartition(".")[2] for pair in pairs.values()})
     return Report(
@@ -139,14 +139,14 @@ def report_of(
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """A module of the base that a pair is for, and its shape; None where that is unknown."""
+    """The module of the base that a pair is for, and its shape; None if that is unknown."""
 
     is_embedding: bool
     shape: Shape | None
 
 
 def _check_modules(pairs: dict[str, Pair], base: BaseModules) -> dict[str, _Place]:
-    """Every module is one that the engine will really apply the adapter to; where each stands."""
+    """The target of each pair. Every module must be one to which the engine applies the adapter."""
     adaptable = base.adaptable(pairs)
     places = _places(pairs, base, adaptable)
     unknown = [pair for module, pair in pairs.items() if module not in places]
@@ -173,7 +173,7 @@ def _check_modules(pairs: dict[str, Pair], base: BaseModules) -> dict[str, _Plac
 def _places(
     modules: Collection[str], base: BaseModules, adaptable: Adaptable | None
 ) -> dict[str, _Place]:
-    """Each module under the checkpoint's name, or under another that the engine takes for it."""
+    """Each module under the checkpoint's name, or under another that the engine accepts for it."""
 
     def stored(name: str) -> _Place:
         return _Place(name in base.embeddings, base.modules[name])
@@ -195,7 +195,7 @@ def _places(
 def _explain(module: str, base: BaseModules) -> str:
     """Why a module may be missing: another wrapper's prefix, more layers, another architecture."""
     parts = module.split(".")
-    # `layers.0.self_attn.q_proj` must agree: the end alone says nothing about the beginning.
+    # `layers.0.self_attn.q_proj` must agree: the last part says nothing about the prefix.
     number = next((i for i, part in enumerate(parts) if part.isdecimal()), len(parts) - 1)
     stack = max(number - 1, 0)
     for start in range(stack + 1):
@@ -264,12 +264,12 @@ def _check_finite(values: Values, tensors: dict[str, Tensor]) -> None:
 
 
 def _check_effect(values: Values, pairs: dict[str, Pair], config: PeftConfig) -> None:
-    """Raises AdapterWithoutEffect where the adapter adds nothing to any module."""
+    """Raises AdapterWithoutEffect if the adapter adds nothing to any module."""
 
     def zero(tensor: Tensor) -> bool:
         return is_zero(values.bits(tensor), FLOATS[tensor.dtype])
 
-    # lora_B starts as zero in training, so it tells first.
+    # lora_B starts as zero in training, so it decides most often.
     if config.alpha == 0 or all(zero(pair.b) or zero(pair.a) for pair in pairs.values()):
         raise AdapterWithoutEffect(
             f"{WEIGHTS_FILE}: the weights multiply to zero in every module, so the adapter would "

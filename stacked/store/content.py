@@ -15,9 +15,9 @@ from stacked.store.tensors import read_header
 
 
 def check_content(adapter: Adapter, pause: Callable[[], None] = no_pause) -> None:
-    """Hash the files where the adapter stands; tenths of a second for 100 MB. Raises StoreDamaged.
+    """Hash the adapter's files in place; tenths of a second for 100 MB. Raises StoreDamaged.
 
-    The digest covers every check of values, shapes and names: they were made on the same bytes.
+    The same digest means that all earlier checks hold: they were made on the same bytes.
     """
     try:
         found = digest_of(read_config(adapter.path), adapter.path, pause)

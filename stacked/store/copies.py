@@ -1,6 +1,6 @@
 """Copies of the base's own weights in an adapter: whether they are really the base's.
 
-PEFT saves the embedding with every adapter of it (`save_embedding_layers`), changed or not.
+PEFT saves the embedding with every adapter that targets it (`save_embedding_layers`).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from stacked.store.tensors import Tensor, Values
 from stacked.store.text import quoted
 
 _NUMBERS = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
-"""What numpy calls the types that it has."""
-_CHUNK = 1 << 20  # elements that are compared in one go
+"""numpy's names of the types that it has."""
+_CHUNK = 1 << 20  # elements compared at a time: a few MiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Original:
 
 
 def originals(base: BaseModules) -> dict[str, Original]:
-    """The base's tensors by name, its output layer's also where that is the embedding's.
+    """The base's tensors by name; a tied output layer has the embedding's.
 
     Raises BaseNotFound.
     """
@@ -55,10 +55,10 @@ def refuse_changed(
     of: Mapping[str, Original],
     base: BaseModules,
 ) -> None:
-    """Raise AdapterUnsupported where a tensor of an adapter is not what the base has.
+    """Raise AdapterUnsupported if a tensor of an adapter differs from the base's.
 
-    `copies`: tensors of `weights`, and of which key of `of` each is a copy. Equal is what is equal
-    in the copy's type: it may be wider than the base's, or have been rounded.
+    `copies`: tensors of `weights`, each with the key in `of` of its original. They are compared in
+    the copy's type, which may be wider than the base's, or narrower, with rounded values.
     """
     with Values(weights) as values:
         for copy, name in copies:
@@ -87,7 +87,7 @@ def refuse_changed(
                 differ, rows = _rows_that_differ(values, copy, base_values, original)
             if differ:
                 raise AdapterUnsupported(
-                    f"{where}, but {differ} of {rows} rows differ: it was trained along, or the "
+                    f"{where}, but {differ} of {rows} rows differ: it was trained too, or the "
                     "adapter is another base's. Merge the adapter into its base and serve that; or "
                     "save it with save_embedding_layers=False if the change is not meant"
                 )
@@ -100,7 +100,7 @@ def _is_text(embedding: str, base: BaseModules) -> bool:
 def _rows_that_differ(
     values: Values, copy: Tensor, base_values: Values, original: Tensor
 ) -> tuple[int, int]:
-    """How many rows are not the same, and how many there are."""
+    """How many rows differ, and how many there are."""
     rows = copy.shape[0] if copy.shape else 1
     mine = values.bits(copy).reshape(rows, -1)
     theirs = base_values.bits(original).reshape(rows, -1)

@@ -18,7 +18,7 @@ _CHUNK = 1 << 19
 
 
 def no_pause() -> None:
-    """For who has nobody to leave a turn to."""
+    """For callers that need no pause."""
     return
 
 
@@ -47,9 +47,9 @@ def digest_of(config: PeftConfig, directory: Path, pause: Callable[[], None] = n
 
 
 def sent_digest(config: PeftConfig, directory: Path) -> Digest:
-    """What an adapter is sent under: its digest, where it has nothing but its two files.
+    """The digest to send an adapter under: its own, if it has only its two files.
 
-    Else one over that and every other file, as a store's own digest is of what it keeps of them.
+    Otherwise one over that and every other file, as the store's own digest depends on these.
     """
     own = digest_of(config, directory)
     others = sorted(

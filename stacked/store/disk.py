@@ -1,4 +1,4 @@
-"""The few things a crash-safe directory needs of the disk: locks, workplaces, flushes, removals."""
+"""What a crash-safe directory needs of the disk: locks, workplaces, flushes, removals."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SPARE = 256 * 1024 * 1024
 
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[IO[bytes] | None]:
-    """Hold an advisory lock on a file; None where it is held elsewhere and `wait` is false."""
+    """Hold an advisory lock on a file; None if it is held elsewhere and `wait` is false."""
     while True:
         file = path.open("ab")
         try:
@@ -56,7 +56,7 @@ def check_room(place: Path, needed: int, what: str) -> None:
 
 
 def clear(directory: Path) -> None:
-    """Remove a directory with whatever is in it, read-only directories too."""
+    """Remove a directory and its content, including read-only directories."""
     if not directory.is_dir():
         return
     for place, _, _ in os.walk(directory):
@@ -66,7 +66,7 @@ def clear(directory: Path) -> None:
 
 @contextlib.contextmanager
 def workplace(staging: Path) -> Iterator[Path]:
-    """A new private directory in `staging`, gone afterwards; its lock tells that it is in use."""
+    """A new private directory in `staging`, removed afterwards and locked while in use."""
     name = uuid.uuid4().hex
     with locked(staging / f"{name}.lock") as file:
         assert file is not None
@@ -80,7 +80,7 @@ def workplace(staging: Path) -> Iterator[Path]:
 
 
 def clear_workplaces(staging: Path) -> None:
-    """Clear those that nobody holds the lock of: their process is gone."""
+    """Remove those whose lock is free: their process has ended."""
     for name in sorted({name.removesuffix(".lock") for name in os.listdir(staging)}):
         lock = staging / f"{name}.lock"
         with locked(lock, wait=False) as file:

@@ -1,6 +1,6 @@
 """Python's own matching of many expressions against many names, by PEFT's rule.
 
-Run as a program it does so in a process that can be ended, because `re` cannot be interrupted: it
+As a program it does so in a process that can be killed, because `re` cannot be interrupted: it
 reads {"patterns", "names", "whole", "seconds", "bytes"} as JSON and writes {"found"}, numbers of
 patterns by name, or {"invalid", "reason"}. It must import nothing beyond the standard library, so
 that it starts in milliseconds.
@@ -27,9 +27,9 @@ class Invalid(ValueError):
 def first_of(
     patterns: Sequence[str], names: Iterable[str], seconds: float, *, whole: bool = False
 ) -> dict[str, str]:
-    """For each name the first pattern that matches it: its end from a dot on, or all if `whole`.
+    """For each name the first pattern that matches its end after a dot, or all of it if `whole`.
 
-    Names that nothing matches are left out. Raises Invalid, and TimeoutError between two names.
+    Names without a match are left out. Raises Invalid, and TimeoutError between two names.
     """
     until = time.monotonic() + seconds
     compiled = []

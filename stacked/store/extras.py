@@ -1,6 +1,6 @@
-"""What an adapter brings besides its two files: its chat templates, and the tokens that it knows.
+"""What an adapter has besides its two files: its chat templates and its tokens.
 
-Templates become a part of its content; the rest is looked at once and not kept.
+Templates become a part of its content; the rest is checked once and not stored.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from stacked.store.tokens import check_tokens
 def settle(
     copy: Path, base: Path | None, limits: Limits, *, foreign_tokens: bool = False
 ) -> tuple[str, ...]:
-    """Leave in a private copy what is the adapter's content; warnings about what is lost.
+    """Reduce a private copy to the adapter's content; returns warnings about what is lost.
 
     `base`: the directory of its base model. Raises TokensDiffer, ChatTemplateInvalid,
     AdapterConfigInvalid, AdapterTooLarge.
@@ -41,7 +41,7 @@ def settle(
 
 
 def chat_summary(chat: ChatTemplates | None, base: Path | None) -> str:
-    """Which chat template an adapter's prompts are made with, for people."""
+    """Which chat template an adapter's prompts use, to be displayed."""
     if chat is None:
         return "the base's"
     names = "" if [*chat.templates] == ["default"] else f" ({', '.join(sorted(chat.templates))})"
@@ -54,7 +54,7 @@ def chat_summary(chat: ChatTemplates | None, base: Path | None) -> str:
 
 
 def _looked_at(chat: ChatTemplates, limits: Limits) -> tuple[ChatTemplates, tuple[str, ...]]:
-    """The templates with just the tokens that they read, and what people should know of them."""
+    """The templates with only the tokens that they read, and warnings about them."""
     variables: set[str] = set()
     warnings = []
     if len(chat.templates) > limits.max_templates:

@@ -1,4 +1,4 @@
-"""Private copies of the files that make an adapter, taken from a directory nobody trusts."""
+"""Private copies of an adapter's files, taken from an untrusted directory."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
 ADDED_FILE = "added_tokens.json"
 WANTED = (CONFIG_FILE, WEIGHTS_FILE)
-"""What makes an adapter, under the names that PEFT writes and vLLM reads."""
+"""An adapter's files, under the names that PEFT writes and vLLM reads."""
 
 EXTRA = (CHAT_FILE, TEMPLATE_FILE, SPECIAL_FILE, ADDED_FILE, TOKENIZER_FILE)
-"""Optional files, as transformers writes them, that say how prompts are made."""
+"""Optional files, as transformers writes them, about how prompts are made."""
 PATTERNS = (*WANTED, *EXTRA, f"{MORE_TEMPLATES}/*.jinja")
 """All that is read of a source."""
 
@@ -40,7 +40,7 @@ _PICKLE_STEMS = ("adapter_model", "pytorch_model", "adapter", "model")
 
 
 class Readable(Protocol):
-    """Anything that gives bytes, `count` at most, and none at its end."""
+    """Anything that returns bytes, `count` at most, and none at its end."""
 
     def read(self, count: int = ..., /) -> bytes: ...
 
@@ -48,10 +48,10 @@ class Readable(Protocol):
 def copy_adapter(
     source: Path, target: Path, limits: Limits, roots: Sequence[Path] | None = None
 ) -> None:
-    """Copy what makes an adapter from the directory `source` into `target`, and nothing else.
+    """Copy only an adapter's files from the directory `source` into `target`.
 
     A link inside `source` may lead anywhere inside it; in a Hub cache, anywhere in the folder of
-    its repository. `roots`: resolved directories outside of which nothing is read at all. Raises
+    its repository. `roots`: resolved directories outside of which nothing is read. Raises
     FileMissing, PickleRefused, PathUnsafe, AdapterTooLarge, SourceNotFound, SourceRefused.
     """
     try:
@@ -79,7 +79,7 @@ def is_read(name: str) -> bool:
 
 
 def most_bytes(name: str, limits: Limits) -> int:
-    """How much of the file of that name is read."""
+    """The largest size of a file of that name."""
     most = {
         CONFIG_FILE: limits.max_config_bytes,
         WEIGHTS_FILE: limits.max_bytes,
@@ -89,7 +89,7 @@ def most_bytes(name: str, limits: Limits) -> int:
 
 
 def require_wanted(names: Collection[str], where: str, hint: str = "") -> None:
-    """Raise FileMissing or PickleRefused where a listing lacks one of the two files.
+    """Raise FileMissing or PickleRefused if a listing lacks one of the two files.
 
     A pickle next to safetensors weights is not an error: it is not copied.
     """
@@ -113,7 +113,7 @@ def require_wanted(names: Collection[str], where: str, hint: str = "") -> None:
 
 
 def _other_layout(names: Collection[str]) -> str:
-    """What the files are instead, where another tool's names tell."""
+    """What the files are instead, if they have another tool's names."""
     for name in sorted(names):
         if re.fullmatch(
             r"adapter_model(-\d+-of-\d+\.safetensors|\.safetensors\.index\.json)", name
@@ -147,7 +147,7 @@ def write_copy(reader: Readable, target: Path, limit: int, name: str, expected: 
 
 
 def _more_templates(directory: Path, bounds: Sequence[Path]) -> list[str]:
-    """The names of the templates in a folder of their own, which may be a link itself."""
+    """The names of the templates in their folder, which may itself be a link."""
     folder = Path(os.path.realpath(directory / MORE_TEMPLATES))
     if not folder.is_dir():
         return []
@@ -171,7 +171,7 @@ def _open(path: Path, directory: Path, bounds: Sequence[Path]) -> IO[bytes]:
         raise _leads_out(path.name, directory, real)
     if roots and not any(real.is_relative_to(root) for root in roots):
         raise SourceRefused(f"{real} is outside the directories that adapters may be loaded from")
-    # NONBLOCK: a named pipe must not hang us. NOFOLLOW: nobody swaps in a link after the look.
+    # NONBLOCK: a named pipe must not block. NOFOLLOW: no link may be swapped in after the check.
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
     try:
         descriptor = os.open(real, flags)
@@ -196,6 +196,6 @@ def _extent(directory: Path) -> Path:
 
 
 def _elsewhere(directory: Path) -> str:
-    """A hint for somebody who pointed at the folder above: checkpoints of a trainer, mostly."""
+    """A hint if the folder above was given, mostly one with a trainer's checkpoints."""
     found = sorted(path.parent.name for path in directory.glob(f"*/{CONFIG_FILE}"))
     return f"There is one in {', '.join(found[:5])}: point at that" if found else ""

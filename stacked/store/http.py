@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 def download(url: str, target: Path, limits: Limits) -> None:
-    """Stream an address to a file; redirects are followed by hand, to see each of them."""
+    """Stream a URL to a file; redirects are followed one by one, to check each of them."""
     # Imported here: a third of a second that local sources do not need.
     import httpx
 
     timeout = httpx.Timeout(limits.read_seconds, connect=limits.connect_seconds)
     deadline = time.monotonic() + limits.download_seconds
-    # `identity`: what comes is what the file is, so that the size on the wire is its size.
+    # `identity`: no compression, so that the size on the wire is the file's.
     headers = {"accept-encoding": "identity", "user-agent": "stacked"}
     try:
         with httpx.Client(timeout=timeout, headers=headers) as client:
@@ -96,7 +96,7 @@ def _redirect(url: str, location: str) -> str:
 
 
 def shown_url(url: str) -> str:
-    """An address for sentences and logs: without user, password and query, which may be secrets."""
+    """A URL for messages and logs: without user, password and query, which may be secrets."""
     try:
         parts = urlsplit(url)
         host = parts.netloc.rpartition("@")[2]

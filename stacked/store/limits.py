@@ -19,10 +19,10 @@ class Limits:
     max_ratio: int = 200
     """Unpacked over packed size of an archive; only looked at above `ratio_floor`."""
     ratio_floor: int = 16 * MIB
-    """Small archives of zeros compress past any sensible ratio and harm nobody."""
+    """Small archives of zeros compress beyond any sensible ratio and do no harm."""
     max_config_bytes: int = MIB
     max_tokenizer_bytes: int = 128 * MIB
-    """tokenizer.json; of 256,000 tokens, it has 33 MiB."""
+    """tokenizer.json; with 256,000 tokens, it has 33 MiB."""
     max_extra_bytes: int = 16 * MIB
     """Every file other than the adapter's two."""
     max_templates: int = 16

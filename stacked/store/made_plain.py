@@ -1,7 +1,7 @@
-"""Under which digest an upload is kept that was not plain: as `stacked.store.plain` made it.
+"""The digest under which a normalised upload is stored, see `stacked.store.plain`.
 
-Who sends an adapter knows the digest of what stands on its disk alone; asked for by that, the store
-finds what it has made of it.
+A client that sends an adapter only knows the digest of its own files; with that, the store finds
+what it made of them.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 class MadePlain:
-    """A directory of small files: named by the digest that came, holding the one that is kept."""
+    """A directory of small files: named by the digest sent, containing the one stored."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
     def put(self, came: Digest, kept: Digest) -> None:
-        """Remember one; whole or not at all."""
+        """Record one, atomically."""
         self._directory.mkdir(exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=self._directory, delete=False) as part:
             part.write(kept.encode())
         os.replace(part.name, self._file(came))
 
     def get(self, digest: Digest) -> Digest:
-        """What is kept of this one: another, or itself."""
+        """The digest this one is stored under: another, or itself."""
         if not _DIGEST.fullmatch(digest):
             return digest
         with contextlib.suppress(OSError, UnicodeError):
@@ -42,7 +42,7 @@ class MadePlain:
         return digest
 
     def forget(self, there: Collection[str]) -> None:
-        """Drop what does not lead to one of these names."""
+        """Remove what does not lead to one of these names."""
         if not self._directory.is_dir():
             return
         for file in self._directory.iterdir():

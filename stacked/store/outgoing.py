@@ -1,6 +1,6 @@
-"""An adapter on its way from this machine to a store elsewhere: what that store will call it.
+"""An adapter to be sent from this machine to a store elsewhere, and its digest there.
 
-It is read, checked and packed as the store would; only the base is not here to check against.
+It is read, checked and packed as the store would, but without a base to check against.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class Outgoing:
     directory: Path
 
     def parts(self) -> Iterator[bytes]:
-        """The zip that `AdapterStore.add_upload` takes, a MB or so at a time."""
+        """The zip for `AdapterStore.add_upload`, about 1 MB at a time."""
         return packed(self.directory)
 
     def size(self) -> int:
-        """How many bytes the parts are in all."""
+        """The total bytes of the parts."""
         return sum(map(len, self.parts()))
 
 

@@ -1,6 +1,6 @@
 """Tensor names of an adapter, and the two halves of each module that it adapts.
 
-How vLLM reads the names stands in vllm/lora/utils.py and vllm/lora/lora_model.py (0.32.0).
+vLLM reads the names in vllm/lora/utils.py and vllm/lora/lora_model.py (0.32.0).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from stacked.store.tensors import FLOATS, Tensor
 from stacked.store.text import quoted
 
 PREFIX = "base_model.model."
-# Parts of tensor names that PEFT writes for what is not a plain LoRA, and what to call them.
+# Parts of tensor names that PEFT writes for anything but plain LoRA, and their description.
 _FOREIGN = {
     "lora_magnitude_vector": "DoRA",
     "modules_to_save": "a fully trained module (modules_to_save)",
@@ -23,7 +23,7 @@ _FOREIGN = {
     "lora_velora_embed": "VeLoRA",
     "lora_diag": "KaSA",
 }
-# The same of other trainers, and what to do with such a file.
+# The same for other trainers, with what to do with such a file.
 _OTHERS = {
     "_flat_param": "FSDP's flattened parameters; gather them before saving (FULL_STATE_DICT)",
     "lora_a": "MLX's; convert the adapter to PEFT's layout, which has both halves the other way up",
@@ -99,8 +99,8 @@ def _foreign_name(name: str, parts: list[str]) -> AdapterUnsupported | ModuleUnk
             return ModuleUnknown(f"{where} has a name of {_OTHERS[part]}")
     if parts[-2:] == ["base_layer", "weight"]:
         return AdapterUnsupported(
-            f"{where} is a copy of a layer that the base's checkpoint has not by that name; save "
-            "the adapter with save_pretrained(…, save_embedding_layers=False)"
+            f"{where} is a copy of a layer that the base's checkpoint does not have by that name; "
+            "save the adapter with save_pretrained(…, save_embedding_layers=False)"
         )
     return ModuleUnknown(
         f"{where} is not a LoRA weight (…lora_A.weight, …lora_B.weight, …lora_embedding_A or "

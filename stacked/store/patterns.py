@@ -21,7 +21,7 @@ from stacked.store.limits import MIB
 from stacked.store.text import quoted
 
 FEW = 64
-"""So many patterns the engine may look through for each module."""
+"""The number of patterns that the engine may try for each module."""
 
 _SECONDS = 10.0
 _BYTES = 512 * MIB
@@ -30,15 +30,15 @@ _PLAIN = re.compile(r"(?:[\w|^]|\\?[.-])+", re.ASCII)
 
 
 def is_plain(pattern: str) -> bool:
-    """Whether a pattern is made of names alone, which no engine takes long to match."""
+    """Whether a pattern is only made of names, which are always fast to match."""
     return _PLAIN.fullmatch(pattern) is not None
 
 
 def first_matches(key: str, patterns: Collection[str], names: Collection[str]) -> Mapping[str, str]:
     """For each of these names the first pattern that matches it; names without one are left out.
 
-    `key` is where the patterns stand. Raises AdapterConfigInvalid where one is no expression, or
-    where they take too long.
+    `key` is the patterns' key in the config. Raises AdapterConfigInvalid if one is not a valid
+    expression, or if they take too long.
     """
     return _matches(key, list(patterns), list(names), whole=False)
 

@@ -1,7 +1,6 @@
-"""adapter_config.json: what is valid in it, the ranks it asks for, and its canonical form.
+"""adapter_config.json: what is valid in it, the ranks it needs, and its canonical form.
 
-vLLM's own reading of the file stands in vllm/lora/peft_helper.py, its ranks in vllm/config/lora.py
-(0.32.0).
+vLLM reads the file in vllm/lora/peft_helper.py; its ranks are in vllm/config/lora.py (0.32.0).
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ class PeftConfig:
     rank: int
     alpha: float
     targets: tuple[str, ...]
-    """Names from target_modules; empty where it is a pattern, which only PEFT interprets."""
+    """Names from target_modules; empty if it is a pattern, which only PEFT interprets."""
     rank_pattern: Mapping[str, int]
     """Regular expressions for the ends of modules' names; the first that matches counts."""
     alpha_pattern: Mapping[str, float]
@@ -41,7 +40,7 @@ class PeftConfig:
 
     @property
     def base(self) -> str:
-        """What the adapter calls its base. Told to people, trusted by nobody."""
+        """The adapter's name for its base: displayed, never relied on."""
         name = self.raw.get("base_model_name_or_path")
         return name[:255] if isinstance(name, str) else ""
 
@@ -59,14 +58,14 @@ class PeftConfig:
         }
 
     def stored(self) -> bytes:
-        """The file as the store keeps it: the same values, one spelling."""
+        """The file as it is stored: the same values, in one spelling."""
         return (json.dumps(self._sorted(), indent=2) + "\n").encode("ascii")
 
     def canonical(self) -> bytes:
-        """What of the file goes into the digest.
+        """The part of the file that goes into the digest.
 
         Without informational keys and without nulls; keys sorted, and target_modules too, which is
-        a set. The order inside rank_pattern and alpha_pattern is kept: the first match wins there.
+        a set. The order inside rank_pattern and alpha_pattern stays: there the first match wins.
         """
         meant = {key: value for key, value in self._sorted().items() if key not in INFORMATIONAL}
         return json.dumps(meant, separators=(",", ":")).encode("ascii")
@@ -79,8 +78,8 @@ class PeftConfig:
 def parse_config(data: bytes) -> PeftConfig:
     """Check the bytes of an adapter_config.json.
 
-    Raises AdapterConfigInvalid where it is not what PEFT writes, AdapterUnsupported, by name,
-    where it is more than the plain LoRA that the engine serves.
+    Raises AdapterConfigInvalid if it is not as PEFT writes it, and AdapterUnsupported, by name, if
+    it is more than the plain LoRA that the engine serves.
     """
     raw = _parse_json(data)
     kind = raw.get("peft_type")
@@ -116,7 +115,7 @@ def parse_config(data: bytes) -> PeftConfig:
 
 
 def check_rank(config: PeftConfig, max_rank: int | None) -> None:
-    """Raise RankRefused where the engine (`max_rank`) or vLLM itself does not take this rank."""
+    """Raise RankRefused if the engine (`max_rank`) or vLLM itself does not accept this rank."""
     rank = config.max_rank
     if rank > RANK_LADDER[-1]:
         raise RankRefused(

@@ -1,8 +1,8 @@
-"""An adapter as its trainer saved it, made the adapter that PEFT would have saved.
+"""Normalises an adapter as its trainer saved it to the one that PEFT would have saved.
 
-Names lose what wrappers and raw state dicts put into them, copies of the base's own weights are
-left out where they are the base's, and patterns that the engine would search long become the names
-that they match. What is plain already is not touched.
+Names lose what wrappers and raw state dicts add, copies of the base's own weights are left out if
+they equal the base's, and patterns that the engine would search for too long are replaced by the
+names that they match. Everything else is unchanged.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from stacked.store.text import quoted, size
 logger = logging.getLogger(__name__)
 
 _LONGEST = 1024
-"""Characters of a module's name, wrappers and all."""
+"""Characters of a module's name, wrappers included."""
 
 
 def make_plain(directory: Path, base: BaseModules, limits: Limits) -> None:
-    """Rewrite what is not plain in the files of a directory that nobody else has.
+    """Normalise the files of a private directory.
 
-    What has no plain form is left for the checks to refuse. Raises AdapterConfigInvalid,
+    What cannot be normalised is left for the checks to refuse. Raises AdapterConfigInvalid,
     AdapterUnsupported, ModuleUnknown, WeightsInvalid, BaseNotFound.
     """
     config = read_config(directory, limits)
@@ -74,9 +74,9 @@ def _write_config(path: Path, config: PeftConfig, plain: PeftConfig, limits: Lim
     stored = plain.stored()
     if len(stored) > limits.max_config_bytes:
         raise AdapterConfigInvalid(
-            f"{CONFIG_FILE}: the patterns tell so many modules apart that the file would have "
-            f"{size(len(stored))}; at most {size(limits.max_config_bytes)} are read. Use at most "
-            f"{FEW} patterns of names alone"
+            f"{CONFIG_FILE}: the patterns give so many modules a value of their own that the file "
+            f"would have {size(len(stored))}; at most {size(limits.max_config_bytes)} are read. "
+            f"Use at most {FEW} patterns, of names only"
         )
     path.write_bytes(stored)
 
@@ -97,7 +97,7 @@ def _without_copies(
     spelt: Mapping[str, Spelling | None],
     base: BaseModules,
 ) -> dict[str, Tensor]:
-    """The tensors but those that are what the base has; refuses those that it has otherwise."""
+    """The tensors without copies of the base's; refuses copies that differ from the base's."""
     others = {name: found for name, found in spelt.items() if found and not found.is_lora}
     if not others:
         return dict(tensors)
@@ -114,7 +114,7 @@ def _without_copies(
 def _renamed(
     tensors: Mapping[str, Tensor], spelt: Mapping[str, Spelling | None]
 ) -> dict[str, Tensor]:
-    """The tensors by their plain names; a name that is plain, with PEFT's prefix or not, stays."""
+    """The tensors by their normalised names; those in order stay, with PEFT's prefix or without."""
     renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         found = spelt[name]
@@ -131,7 +131,7 @@ def _renamed(
 
 
 def _plain_config(config: PeftConfig, modules: Mapping[str, str], base: BaseModules) -> PeftConfig:
-    """The config for the plain names. `modules`: these, by the names that the trainer wrote."""
+    """The config for the normalised names. `modules`: these, by the trainer's names."""
     changes: dict[str, Any] = {}
     for key, default in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha")):
         values = _by_module(key, config.raw.get(key, {}), config.raw[default], modules)
@@ -148,7 +148,7 @@ def _plain_config(config: PeftConfig, modules: Mapping[str, str], base: BaseModu
 def _by_module(
     key: str, pattern: Mapping[str, Any], default: Any, modules: Mapping[str, str]
 ) -> dict[str, Any] | None:
-    """The value of each plain name; None where the engine finds the same in the pattern, soon."""
+    """The value of each normalised name; None if the engine finds it in the patterns quickly."""
     found = first_matches(key, pattern, {*modules, *modules.values()})
     values: dict[str, Any] = {}
     as_it_is = len(pattern) <= FEW and all(map(is_plain, pattern))
@@ -168,9 +168,9 @@ def _by_module(
 
 
 def _grouped(values: Mapping[str, Any], default: Any) -> dict[str, Any]:
-    """A pattern with one expression for each value: what modules are called that have it.
+    """A pattern with one expression for each value, which matches the names that have it.
 
-    The last part of a name where all that end in it agree, else the whole name.
+    The last part of a name if all names that end in it agree, otherwise the whole name.
     """
     by_end: dict[str, set[Any]] = {}
     for module, value in values.items():

@@ -1,6 +1,6 @@
 """A directory of content by digest: what is there, when it was last used, and its safe removal.
 
-Who adds, who uses and who removes content take turns by one lock, across threads and processes.
+Adding, using and removing content exclude each other by one lock, across threads and processes.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ _pin: ContextVar[IO[bytes] | None] = ContextVar("pin", default=None)
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """One content of a shelf. `used_ns`: when it was last added, claimed or asked for."""
+    """One content of a shelf. `used_ns`: when it was last added, claimed or requested."""
 
     kind: str
     digest: Digest
     bytes: int
     used_ns: int
     awaited: bool = False
-    """It was uploaded, or its presence confirmed, for somebody who has not registered it yet."""
+    """It was uploaded, or its presence confirmed, for a client that has not registered it yet."""
 
 
 class Shelf:
-    """`root/<name>/<64 hex digits>/`: each directory appears and goes in one rename.
+    """`root/<name>/<64 hex digits>/`: each directory appears and disappears in one rename.
 
         root/lock             held while any shelf of this root changes
         root/pins/<id>        digests that a running operation needs, locked while it runs
-        staging/<id>/         what is on its way in, or out; see `stacked.store.disk.workplace`
+        staging/<id>/         content being added or removed; see `stacked.store.disk.workplace`
 
     A directory's modification time is when its content was last used.
     """
@@ -54,7 +54,7 @@ class Shelf:
             directory.mkdir(parents=True, exist_ok=True)
 
     def path(self, digest: str) -> Path:
-        """Where a content stands, if it is there. Raises AdapterAbsent where this is no digest."""
+        """The path of a content, if present. Raises AdapterAbsent for anything but a digest."""
         name = digest.removeprefix("sha256:")
         if not _HEX.fullmatch(name):
             raise AdapterAbsent(f"{digest!r} is not a digest (sha256: and 64 hex digits)")
@@ -66,16 +66,16 @@ class Shelf:
 
     @contextlib.contextmanager
     def changing(self) -> Iterator[None]:
-        """Nobody else adds, uses or removes content meanwhile: no thread, no process."""
+        """Within the block no other thread or process adds, uses or removes content."""
         with locked(self.root / "lock"):
             yield
 
     def use(self, digest: str) -> bool:
-        """Whether it is here; if so it was used now, and `pinned` operations keep it.
+        """Whether it is present; if so it counts as used now, and `pinned` operations protect it.
 
         Hold `changing`.
         """
-        now = time.time_ns()  # finer than the kernel's own stamps: two uses never look like one
+        now = time.time_ns()  # finer than the kernel's own timestamps: two uses always differ
         try:
             os.utime(self.path(digest), ns=(now, now))
         except FileNotFoundError:
@@ -87,7 +87,7 @@ class Shelf:
         return True
 
     def contents(self, kind: str) -> Iterator[Stored]:
-        """What is here; what goes meanwhile is left out."""
+        """Every content; those removed meanwhile are left out."""
         for digest in self.digests():
             with contextlib.suppress(FileNotFoundError), os.scandir(self.path(digest)) as files:
                 total = sum(file.stat().st_size for file in files)
@@ -96,7 +96,7 @@ class Shelf:
     def remove(self, stored: Stored) -> bool:
         """Remove a content, unless it was used since it was listed or is pinned.
 
-        The rename is what removes it; a crash after it leaves a workplace, which is cleared later.
+        The rename removes it; a crash afterwards leaves a workplace, which is cleared later.
         """
         path = self.path(stored.digest)
         with workplace(self.staging) as place, self.changing():
@@ -115,7 +115,7 @@ class Shelf:
 
 @contextlib.contextmanager
 def pinned(root: Path) -> Iterator[None]:
-    """What this context uses of the shelves at `root` is not removed until the block ends.
+    """Content that this context uses at `root` is not removed until the block ends.
 
     For the time between adding content and recording it. Threads started with a copy of this
     context (`asyncio.to_thread`) pin too.

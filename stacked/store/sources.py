@@ -33,7 +33,7 @@ class HubRef:
 
 
 Download = Callable[[HubRef, Sequence[str]], Path]
-"""Fetches files by pattern and returns the local directory that stands for the repository."""
+"""Fetches files by pattern and returns the local directory of the repository."""
 
 
 def fetch(
@@ -46,10 +46,10 @@ def fetch(
     remote: bool = True,
     download: Download | None = None,
 ) -> None:
-    """Leave private copies of what makes the adapter in `target`.
+    """Put private copies of the adapter's files into `target`.
 
-    `scratch` is an empty directory for our use alone. `roots`: resolved directories outside of
-    which no local path is read; `remote`: whether another machine is asked. An existing local path
+    `scratch` is an empty directory for our use only. `roots`: resolved directories outside of which
+    no local path is read; `remote`: whether other machines may be read from. An existing local path
     wins over a Hub id; what looks like a path is never a Hub id. Raises an AdapterError about the
     source, the archive or the files.
     """
@@ -91,8 +91,8 @@ def is_remote(source: str) -> bool:
 def parse_hub(source: str) -> HubRef:
     """`org/name[@revision]`, or `hf://org/name[@revision][/folder]`; a slash in a revision is %2F.
 
-    Raises SourceNotFound where a bare word is neither a path nor such an id, SourceRefused where
-    an hf:// address is malformed.
+    Raises SourceNotFound if a bare word is neither a path nor such an id, SourceRefused for a
+    malformed hf:// address.
     """
     bare = source.removeprefix("hf://")
     organisation, _, rest = bare.partition("/")
@@ -145,7 +145,7 @@ def hub_download(ref: HubRef, patterns: Sequence[str]) -> Path:
             f"{shown} is not in the local Hub cache, and the Hub was not reached (no network, or "
             "HF_HUB_OFFLINE is set); fetch it where there is a network, or give a directory"
         ) from error
-    # Each version of the library lets its own HTTP client's errors through; they mean the same.
+    # Each version of the library raises its own HTTP client's errors; they mean the same.
     except Exception as error:
         raise SourceUnreachable(
             f"Hub repository {shown} could not be fetched "
@@ -184,7 +184,7 @@ def _file_path(source: str) -> Path:
 def _local(
     path: Path, target: Path, scratch: Path, limits: Limits, roots: Sequence[Path] | None
 ) -> None:
-    """A directory or an archive on this machine; outside of the roots nothing is even looked at."""
+    """A directory or an archive on this machine; nothing outside the roots is accessed."""
     try:
         real = Path(os.path.realpath(path))
         if roots is not None and not any(real.is_relative_to(root) for root in roots):

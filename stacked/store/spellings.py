@@ -1,7 +1,7 @@
 """Names of tensors as trainers write them, read as the names that PEFT writes.
 
-Torch's wrappers put parts of their own into every name below them, a raw state dict keeps the
-adapter's name, and a training framework may put its own before all.
+Torch's wrappers add parts to every name below them, a raw state dict has the adapter's name in it,
+and a training framework may add its own prefix.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _EMBEDDING_HALVES = frozenset({"lora_embedding_A", "lora_embedding_B"})
 
 @dataclass(frozen=True, slots=True)
 class Spelling:
-    """A tensor's name taken apart. `written` is the module as the file has it, without PREFIX."""
+    """A parsed tensor name. `written` is the module as in the file, without PREFIX."""
 
     written: str
     module: str
     ending: str
-    """`lora_A.weight`, `lora_embedding_B`, or what is below a module of the base: `weight`."""
+    """`lora_A.weight`, `lora_embedding_B`, or the part below a module of the base: `weight`."""
     adapter: str = ""
     """The adapter's name between the two, which PEFT leaves out."""
 
@@ -44,10 +44,10 @@ class Spelling:
 
 
 def spell(name: str, is_known: Callable[[str], bool]) -> Spelling | None:
-    """Take a name apart; None where it is neither LoRA's nor what a checkpoint has.
+    """Parse a name; None if it is neither LoRA's nor one of a checkpoint.
 
-    `is_known`: whether the base has a module of that name. `module.`, which is all that DDP leaves
-    behind, is a wrapper only where the name is the base's without it.
+    `is_known`: whether the base has a module of that name. `module.`, the only trace of DDP, is a
+    wrapper only if the name is the base's without it.
     """
     parts = (name.partition(PREFIX)[2] or name).split(".")
     at = next(
@@ -81,7 +81,7 @@ def unwrapped(parts: list[str], is_known: Callable[[str], bool]) -> str:
 
 
 def one_adapter(spellings: Iterable[Spelling | None]) -> None:
-    """Raise ModuleUnknown where the tensors of several adapters are in one file."""
+    """Raise ModuleUnknown if the tensors of several adapters are in one file."""
     names = sorted({found.adapter for found in spellings if found and found.is_lora})
     if len(names) > 1:
         listed = ", ".join(quoted(name, 40) if name else "one without a name" for name in names[:5])

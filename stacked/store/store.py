@@ -47,7 +47,7 @@ class AdapterStore:
     """A directory of adapters. Every method blocks, and may be called from any thread.
 
         root/adapters/<64 hex digits>/    one adapter: config, weights, its own chat templates
-        root/staging/<id>/                a copy that is being checked
+        root/staging/<id>/                a copy being checked
         root/staging/<id>.lock            held while somebody works on it
         root/unclaimed/<64 hex digits>    a client knows that it is here, and may register it
 
@@ -59,7 +59,7 @@ class AdapterStore:
         self, root: Path, limits: Limits = DEFAULT, *, download: Download | None = None
     ) -> None:
         """`download` replaces `huggingface_hub`. Raises StoreUnusable."""
-        # Absolute, because vLLM takes a relative path that is not there for a Hub id.
+        # Absolute, because vLLM takes a missing relative path for a Hub id.
         self.root = Path(root).absolute()
         self.limits = limits
         self._unclaimed = Unclaimed(self.root / "unclaimed")
@@ -80,10 +80,10 @@ class AdapterStore:
         remote: bool = True,
         foreign_tokens: bool = False,
     ) -> Adapter:
-        """Fetch, check and keep the adapter at `source`; the same content is kept once.
+        """Fetch, check and store the adapter at `source`; the same content is stored once.
 
         `max_rank` is the engine's max_lora_rank. With `allowed_roots`, local paths outside of these
-        directories are refused; without `remote`, other machines are. `foreign_tokens` accepts a
+        directories are refused; without `remote`, so are other machines. `foreign_tokens` accepts a
         tokenizer with tokens that the base's lacks, without these tokens. Raises an AdapterError,
         or StoreUnusable.
         """
@@ -94,7 +94,7 @@ class AdapterStore:
     def add_archive(
         self, archive: Path, name: str, *, base: BaseModules, foreign_tokens: bool = False
     ) -> Adapter:
-        """`add` for an archive that was sent; `name` is what sentences call it."""
+        """`add` for an archive that was sent; `name` is its name in messages."""
         with self._usable(), self._workplace() as place:
             copy, scratch = _rooms(place)
             unpack(archive, copy, scratch, self.limits, name)
@@ -103,9 +103,9 @@ class AdapterStore:
     def add_upload(
         self, archive: Path, announced: Digest, *, base: BaseModules, foreign_tokens: bool = False
     ) -> None:
-        """`add_archive` for what must be the adapter `announced`, to be claimed soon.
+        """`add_archive` for an archive that must be the adapter `announced`, to be claimed soon.
 
-        Raises DigestMismatch, with nothing kept, too.
+        Also raises DigestMismatch; nothing is stored then.
         """
         with self._usable(), self._workplace() as place:
             copy, scratch = _rooms(place)
@@ -113,7 +113,7 @@ class AdapterStore:
             came = sent_digest(read_config(copy, self.limits), copy)
             if came != announced:
                 raise DigestMismatch(
-                    f"adapter {short(announced)} was announced, and {short(came)} came; "
+                    f"adapter {short(announced)} was announced, but {short(came)} was sent; "
                     "send it again, and with the server's version of Stacked"
                 )
             kept = self._kept(copy, base, None, foreign_tokens, claim=False).digest
@@ -121,7 +121,7 @@ class AdapterStore:
                 self._made_plain.put(announced, kept)
 
     def holds(self, digest: Digest) -> bool:
-        """Whether an adapter is here and whole; it then waits to be claimed as if it had come."""
+        """Whether an adapter is present and whole; it then waits to be claimed like an upload."""
         digest = self._made_plain.get(digest)
         try:
             self.verify(digest)
@@ -143,27 +143,27 @@ class AdapterStore:
         return report.adapter(path)
 
     def pinned(self) -> AbstractContextManager[None]:
-        """A block in which what is added or claimed is not removed; see `stacked.store.shelf`."""
+        """Within the block, added and claimed adapters are not removed; see `shelf.pinned`."""
         return pinned(self.root)
 
     def pins(self) -> frozenset[Digest]:
-        """What is pinned now, by this process or others, bases included."""
+        """Digests pinned now, by this process or others, bases included."""
         with self._usable(), self._shelf.changing():
             return pins(self.root)
 
     def contents(self) -> Iterator[Stored]:
-        """Every adapter as it stands on the disk."""
+        """Every adapter on the disk."""
         for each in self._shelf.contents("adapter"):
             yield replace(each, awaited=self._unclaimed.has(self._path(each.digest).name))
 
     def used_ns(self, digest: Digest) -> int | None:
-        """When an adapter was last added, claimed or asked for; None where it is not here."""
+        """When an adapter was last added, claimed or requested; None if it is absent."""
         with contextlib.suppress(FileNotFoundError):
             return self._path(digest).stat().st_mtime_ns
         return None
 
     def remove(self, stored: Stored) -> bool:
-        """Remove an adapter; False where it was used since it was listed, or is being used.
+        """Remove an adapter; False if it was used since it was listed, or is in use.
 
         Nothing that an engine may still read is removed: callers see to that.
         """
@@ -172,12 +172,12 @@ class AdapterStore:
                 return False
             self._known.pop(stored.digest, None)
             with self._shelf.changing():
-                if not self._path(stored.digest).exists():  # else it came again meanwhile
+                if not self._path(stored.digest).exists():  # otherwise it was added again meanwhile
                     self._unclaimed.claim(self._path(stored.digest).name)
         return True
 
     def tidy(self) -> None:
-        """Clear what crashed processes left, and notes about adapters that are gone."""
+        """Remove what crashed processes left, and notes about removed adapters."""
         with self._usable():
             clear_workplaces(self._shelf.staging)
             with self._shelf.changing():
@@ -193,7 +193,7 @@ class AdapterStore:
         max_rank: int | None = None,
         foreign_tokens: bool = False,
     ) -> Report:
-        """The checks of `add` and what they found; nothing is kept. Raises what `add` raises."""
+        """The checks of `add` and what they found; nothing is stored. Raises what `add` raises."""
         with self._usable(), self._workplace() as place:
             copy = self._fetched(source, place, None)
             make_plain(copy, base, self.limits)
@@ -222,13 +222,13 @@ class AdapterStore:
             try:
                 found.append(self.get(digest))
             except AdapterAbsent:
-                continue  # removed by somebody else meanwhile
+                continue  # removed by another process meanwhile
             except StoreDamaged as error:
                 logger.warning("%s", error)
         return found
 
     def verify(self, digest: Digest) -> None:
-        """Hash the stored bytes again. Raises StoreDamaged where they are not what was added."""
+        """Hash the stored bytes again. Raises StoreDamaged if they have changed."""
         path = self._path(digest)
         if not path.is_dir():
             raise self._absent(digest)
@@ -242,7 +242,7 @@ class AdapterStore:
     def _fetched(
         self, source: str, place: Path, allowed: Sequence[Path] | None, remote: bool = True
     ) -> Path:
-        """A copy of the source within `place`, which nobody else has: checks are of that."""
+        """A private copy of the source within `place`, for the checks."""
         copy, scratch = _rooms(place)
         roots = None if allowed is None else [Path(root).resolve() for root in allowed]
         download = self._download
@@ -258,8 +258,8 @@ class AdapterStore:
         *,
         claim: bool = True,
     ) -> Adapter:
-        """Check a copy and make it the store's, unless the store has the same already."""
-        make_plain(copy, base, self.limits)  # the digest is of what is kept
+        """Check a copy and add it to the store, unless the store already has the same."""
+        make_plain(copy, base, self.limits)  # the digest covers what is stored
         config = read_config(copy, self.limits)
         lost = settle(copy, base.directory, self.limits, foreign_tokens=foreign_tokens)
         digest = digest_of(config, copy)
@@ -272,9 +272,10 @@ class AdapterStore:
         return report.adapter(path)
 
     def _standing(self, digest: Digest, base: BaseModules, max_rank: int | None) -> Report | None:
-        """What stands under a digest, checked again but for its values; None unless all is well.
+        """The adapter stored under a digest, checked again except for its values; None if not
+        valid.
 
-        That it is absent, damaged, or does not fit, the checks of the copy tell better.
+        If it is absent, damaged, or does not fit, the checks of the copy explain it better.
         """
         try:
             path = self._path(digest)
@@ -303,7 +304,7 @@ class AdapterStore:
         return path
 
     def _is_there(self, digest: Digest, *, claim: bool) -> bool:
-        """Whether an adapter stands here, needed from now on, or with `claim` off soon."""
+        """Whether an adapter is present; it is needed from now on, or, without `claim`, soon."""
         with self._shelf.changing():
             return self._use(digest, claim=claim)
 
@@ -324,7 +325,7 @@ class AdapterStore:
         return True
 
     def _read(self, digest: Digest, path: Path, *, rehash: bool = False) -> Report:
-        """What the stored files say; their bytes are hashed only the first time, or on demand."""
+        """A report from the stored files; the bytes are hashed only at first, or on demand."""
         try:
             config = read_config(path, self.limits)
             pairs = pair_up(read_header(path / WEIGHTS_FILE, self.limits))
@@ -349,7 +350,7 @@ class AdapterStore:
 
     @contextlib.contextmanager
     def _usable(self) -> Iterator[None]:
-        """An error of our own disk is a StoreUnusable: sources turn theirs into refusals."""
+        """Raises errors of our own disk as StoreUnusable; those of sources are refusals already."""
         try:
             yield
         except OSError as error:
@@ -360,7 +361,7 @@ class AdapterStore:
 
 
 def _rooms(place: Path) -> tuple[Path, Path]:
-    """Within a workplace: where the copy goes, and where archives are taken apart."""
+    """Within a workplace: where the copy goes, and where archives are unpacked."""
     copy, scratch = place / "adapter", place / "scratch"
     copy.mkdir()
     scratch.mkdir()

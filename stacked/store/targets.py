@@ -1,7 +1,7 @@
-"""Whether the config of an adapter names the modules that its weights are for, by PEFT's rule.
+"""Whether the config of an adapter selects the modules that its weights are for, by PEFT's rule.
 
-PEFT leaves out weights of modules that it does not name, vLLM applies them: the answers would
-differ. The rule stands in peft/tuners/tuners_utils.py (0.21), check_target_module_exists.
+PEFT ignores weights of other modules, vLLM applies them: the answers would differ. The rule is in
+peft/tuners/tuners_utils.py (0.21), check_target_module_exists.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _NOT_LINEAR = EMBEDDING_NAMES | {"lm_head"}
 
 
 def check_targets(config: PeftConfig, modules: Mapping[str, str]) -> None:
-    """Raise AdapterConfigInvalid where PEFT would leave out a module that has weights.
+    """Raise AdapterConfigInvalid if PEFT would ignore a module that has weights.
 
-    `modules`: the base's modules by the names that the trainer wrote; either name may be meant.
+    `modules`: the base's modules by the trainer's names; either name may match.
     """
     names = {*modules, *modules.values()}
     targets = config.targets or str(config.raw["target_modules"])
@@ -45,7 +45,7 @@ def check_targets(config: PeftConfig, modules: Mapping[str, str]) -> None:
 
 
 def _named(targets: Any, key: str, names: Collection[str]) -> set[str]:
-    """Those of the names that a list of ends names, or a pattern for the whole of a name."""
+    """The names that a list of suffixes selects, or a pattern for the whole name."""
     if isinstance(targets, str):
         if targets.lower() == _ALL_LINEAR:
             return {name for name in names if name.rpartition(".")[2] not in _NOT_LINEAR}
@@ -60,7 +60,7 @@ def _ends(name: str) -> list[str]:
 
 
 def _is_of_layers(name: str, raw: Mapping[str, Any]) -> bool:
-    """Whether a module's layer is one of `layers_to_transform`, if that is set."""
+    """Whether a module's layer is in `layers_to_transform`, if that is set."""
     layers = raw.get("layers_to_transform")
     if layers is None or layers == []:
         return True

@@ -17,12 +17,12 @@ from stacked.errors import WeightsInvalid
 from stacked.store.limits import DEFAULT, Limits
 from stacked.store.text import size, unique_keys
 
-_CHUNK = 1 << 20  # elements looked at in one go: a few MiB, which a core's cache holds
+_CHUNK = 1 << 20  # elements checked at a time: a few MiB, which fit a core's cache
 
 
 @dataclass(frozen=True, slots=True)
 class Float:
-    """How a float type is laid out, so that its bits can be tested where numpy has no such type.
+    """The layout of a float type, so that its bits can be tested if numpy has no such type.
 
     A value is not finite when its bits under `exponent` are all set. `magnitude` leaves out the
     sign, so that -0.0 counts as zero.
@@ -60,7 +60,7 @@ def read_header(path: Path, limits: Limits = DEFAULT) -> dict[str, Tensor]:
     """The tensors of a safetensors file by name, in the order of their bytes.
 
     The library checks the file itself (header, offsets inside the file, no overlap, no hole, sizes
-    that fit the shapes); our own parse only adds the offsets it does not tell. Raises
+    that fit the shapes); our own parser only adds the offsets that it does not return. Raises
     WeightsInvalid.
     """
     total = path.stat().st_size
@@ -87,7 +87,7 @@ def read_header(path: Path, limits: Limits = DEFAULT) -> dict[str, Tensor]:
 def write_file(source: Path, target: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors of one file to another under new names, byte for byte as PEFT would save them.
 
-    That is in the library's own order: the widest types first, then by name.
+    The order is the library's own: the widest types first, then by name.
     """
     rows = sorted(tensors.items(), key=lambda row: (_ORDER[row[1].dtype], row[0]))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -136,7 +136,7 @@ class Values:
         return np.frombuffer(self._map, dtype=kind, count=count, offset=tensor.start)
 
     def all_bits(self, tensors: Mapping[str, Tensor]) -> np.ndarray[Any, Any]:
-        """The values of all tensors, which are of one type: the format leaves no hole between."""
+        """The values of all tensors, which have one type: the format leaves no gaps."""
         first = min(tensors.values(), key=lambda tensor: tensor.start)
         end = max(tensor.start + tensor.bytes for tensor in tensors.values())
         return self.bits(replace(first, bytes=end - first.start))
@@ -145,7 +145,7 @@ class Values:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # The mapping itself goes when the last array on it does.
+        # The mapping itself ends with the last array on it.
         self._file.close()
 
 

@@ -1,4 +1,4 @@
-"""How refusals spell names and sizes, and the one strictness that every JSON file is read with."""
+"""Names and sizes in messages, and the strict reading of JSON files."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 
 def quoted(text: str, limit: int = 120) -> str:
-    """`text` in quotes for a sentence: control characters escaped, cut to `limit` characters."""
+    """`text` in quotes for a message: control characters escaped, cut to `limit` characters."""
     return repr(text if len(text) <= limit else text[:limit] + "…")
 
 
 def shown(value: Any) -> str:
-    """A JSON value for a sentence, cut short."""
+    """A JSON value for a message, cut short."""
     return "missing" if value is None else quoted(json.dumps(value), 80)[1:-1]
 
 
@@ -29,13 +29,13 @@ def size(count: int) -> str:
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """For `json.loads(object_pairs_hook=…)`: ValueError where a key stands twice in one object.
+    """For `json.loads(object_pairs_hook=…)`: ValueError if an object has a key twice.
 
-    Readers disagree about which of the two counts, so a check would not hold for the engine.
+    Parsers disagree about which one counts, so a check might not hold for the engine.
     """
     value = dict(pairs)
     if len(value) != len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"key {quoted(twice)} stands twice")
+        raise ValueError(f"key {quoted(twice)} appears twice")
     return value

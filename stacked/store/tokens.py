@@ -1,7 +1,7 @@
 """Whether an adapter's tokenizer has tokens that its base's lacks, or other ones under their ids.
 
-What counts is what a prompt can become: texts and ids of tokens, and how text is split. Padding,
-truncation, lengths and a token that only pads do not count.
+Only what can change a prompt counts: texts and ids of tokens, and how text is split. Padding,
+truncation, lengths and a token that only pads do not.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from stacked.store.files import ADDED_FILE, TOKENIZER_FILE
 from stacked.store.text import quoted
 
 _SHOWN = 5
-# Bytes of a tokenizer.json that are parsed in a millisecond or so.
+# Bytes of a tokenizer.json that are parsed in about a millisecond.
 _LARGE = 128 * 1024
-# What comparisons in a process of its own found: the adapters of a group mostly bring the same.
+# Results of comparisons in a separate process: most adapters of a group have the same tokenizer.
 _REMEMBERED = 64
 _APART: dict[tuple[str, str, bool], tuple[str, ...]] = {}
 # Parts of a tokenizer.json other than the vocabulary that decide how text is split.
@@ -36,7 +36,7 @@ class Tokens:
     """A tokenizer as far as it is known from its files.
 
     `whole`: whether `ids` has all of its tokens, not just those that were added to a vocabulary.
-    `splitting` tells two ways of splitting text apart, where it is known.
+    `splitting` identifies how text is split, if that is known.
     """
 
     ids: Mapping[str, int]
@@ -67,12 +67,12 @@ def check_tokens(directory: Path, base: Path | None, *, foreign: bool) -> tuple[
 def compare(
     directory: Path, base: Path, *, foreign: bool, vocabulary: bool = True
 ) -> tuple[str, ...]:
-    """`check_tokens`, here and now; `vocabulary` may be left out where it is the same."""
+    """`check_tokens` in this process; `vocabulary` may be skipped if it is the same."""
     brought = read_tokenizer(directory, vocabulary=vocabulary)
     try:
         there = read_tokenizer(base, vocabulary=vocabulary)
     except (AdapterConfigInvalid, OSError):
-        return ()  # a base's that cannot be read is for the engine to tell
+        return ()  # the engine reports a base's tokenizer that cannot be read
     if brought is None or there is None:
         return ()
     return tuple(_compared(brought, there, foreign=foreign))
@@ -84,7 +84,7 @@ def _size(directory: Path) -> int:
 
 
 def _fingerprint(directory: Path) -> str:
-    """Tells tokenizers apart, as far as they are compared."""
+    """Identifies a tokenizer, as far as it is compared."""
     config = read_object(directory / CHAT_FILE)
     known = [dict(_beside(directory, config)), read_tokens(directory, config)]
     total = hashlib.sha256(json.dumps(known, sort_keys=True).encode())
@@ -105,7 +105,7 @@ def _same_at_a_glance(directory: Path, base: Path) -> bool:
 
 
 def _compared_apart(directory: Path, base: Path, foreign: bool) -> tuple[str, ...]:
-    """`compare` in a process of its own: to parse megabytes of JSON stops every other thread."""
+    """`compare` in a separate process: parsing megabytes of JSON would block every other thread."""
     script = "import sys; from stacked.store.tokens import tell; tell(*sys.argv[1:])"
     arguments = [str(directory), str(base), "foreign" if foreign else ""]
     done = subprocess.run(
@@ -124,7 +124,7 @@ def _compared_apart(directory: Path, base: Path, foreign: bool) -> tuple[str, ..
 
 
 def tell(directory: str, base: str, foreign: str) -> None:
-    """Print what `compare` finds, for the process that asked."""
+    """Print what `compare` finds, for the process that started this one."""
     try:
         said: Any = compare(Path(directory), Path(base), foreign=bool(foreign))
         code = None
@@ -134,7 +134,7 @@ def tell(directory: str, base: str, foreign: str) -> None:
 
 
 def read_tokenizer(directory: Path, *, vocabulary: bool = True) -> Tokens | None:
-    """What the files of a tokenizer say; None where there are none. Raises AdapterConfigInvalid."""
+    """A tokenizer from its files; None if there are none. Raises AdapterConfigInvalid."""
     config = read_object(directory / CHAT_FILE)
     special = read_tokens(directory, config)
     ids = dict(_beside(directory, config))
@@ -148,7 +148,7 @@ def read_tokenizer(directory: Path, *, vocabulary: bool = True) -> Tokens | None
 
 
 def _parsed(data: bytes) -> Tokens:
-    """What a tokenizer.json says."""
+    """A tokenizer from its tokenizer.json."""
     try:
         tree = json.loads(data)
         model, added = tree["model"], tree.get("added_tokens") or ()
@@ -170,7 +170,7 @@ def _compared(adapter: Tokens, base: Tokens, *, foreign: bool) -> Iterator[str]:
     if differing:
         named = ", ".join(differing[:_SHOWN]) + (", …" if len(differing) > _SHOWN else "")
         count = "1 token" if len(differing) == 1 else f"{len(differing)} tokens"
-        said = f"its tokenizer has {count} that the base's has not, or under other ids: {named}"
+        said = f"its tokenizer has {count} that the base's lacks or has under other ids: {named}"
         if not foreign:
             raise TokensDiffer(
                 f"{said}. The base's tokenizer would split their text into other tokens than the "
@@ -194,7 +194,7 @@ def _compared(adapter: Tokens, base: Tokens, *, foreign: bool) -> Iterator[str]:
 
 
 def _differences(adapter: Tokens, base: Tokens) -> list[str]:
-    """The tokens that matter and are not the base's, as sentences name them."""
+    """The tokens that matter and are not the base's, as messages name them."""
     named = {text for text in base.special.values() if text}
     differing = []
     for text in adapter.ids if base.whole else adapter.added:
@@ -208,7 +208,7 @@ def _differences(adapter: Tokens, base: Tokens) -> list[str]:
 
 
 def _only_pads(text: str, adapter: Tokens) -> bool:
-    """Whether a token is there to fill batches in training, and never in a prompt."""
+    """Whether a token only fills batches in training, and is never in a prompt."""
     return [name for name, other in adapter.special.items() if other == text] == ["pad_token"]
 
 
@@ -225,7 +225,7 @@ def _beside(directory: Path, config: Mapping[str, Any]) -> Iterator[tuple[str, i
 
 
 def _splitting(tree: Mapping[str, Any]) -> str:
-    """A hash of how text is split; what versions spell in two ways is one."""
+    """A hash of how text is split, equal for the spellings of all versions."""
     total = hashlib.sha256()
     for merge in tree["model"].get("merges") or ():
         total.update((merge if isinstance(merge, str) else " ".join(merge)).encode() + b"\n")
@@ -234,7 +234,7 @@ def _splitting(tree: Mapping[str, Any]) -> str:
 
 
 def _set(value: Any) -> Any:
-    """Without what is null or false, which some versions leave out."""
+    """Without null and false values, which some versions leave out."""
     if isinstance(value, dict):
         return {key: _set(each) for key, each in sorted(value.items()) if each not in (None, False)}
     return [_set(each) for each in value] if isinstance(value, list) else value

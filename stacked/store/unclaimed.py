@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 class Unclaimed:
-    """An empty file for each of them, named like the adapter."""
+    """A directory with an empty file for each, named like the adapter."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -26,7 +26,7 @@ class Unclaimed:
         return (self.directory / name).exists()
 
     def forget(self, there: Collection[str]) -> None:
-        """Drop the marks of all but these."""
+        """Remove the marks of all but these."""
         for name in os.listdir(self.directory):
             if name not in there:
                 self.claim(name)

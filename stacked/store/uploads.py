@@ -13,10 +13,10 @@ from stacked.store.files import CONFIG_FILE
 from stacked.store.limits import GIB, Limits
 
 BASE_LIMITS = Limits(max_bytes=512 * GIB, max_members=10_000, max_ratio=20)
-"""For a base. Trained weights hardly shrink, so what unpacks to far more is none."""
+"""For a base. Trained weights hardly compress, so an archive that unpacks to far more is none."""
 
 LISTED_LIMITS = Limits(max_bytes=512 * GIB, max_members=10_000)
-"""For looking at what a zip holds; what it is decides how much of it is unpacked."""
+"""For listing a zip's content, which decides how much of it may be unpacked."""
 
 # What transformers and vLLM read of a base: data, never code or pickles.
 _KEPT = frozenset({".safetensors", ".json", ".jinja", ".model", ".txt", ".md", ".tiktoken"})
@@ -45,7 +45,7 @@ def kind_of(archive: Path, limits: Limits, name: str) -> Kind:
 
 
 def unpack_base(archive: Path, target: Path, limits: Limits, name: str) -> None:
-    """Unpack a base into `target`: its config, tokenizer, texts and safetensors, and nothing else.
+    """Unpack only a base's config, tokenizer, texts and safetensors into `target`.
 
     Raises ArchiveInvalid, PathUnsafe, AdapterTooLarge.
     """
@@ -59,7 +59,7 @@ def unpack_base(archive: Path, target: Path, limits: Limits, name: str) -> None:
 
 
 def _base_folder(names: Collection[PurePosixPath]) -> PurePosixPath | None:
-    """The folder with a config and weights: the top, else the only one."""
+    """The folder with a config and weights: the top, otherwise the only one."""
     found = [
         path.parent
         for path in names

@@ -1,7 +1,7 @@
-"""Which kinds of LoRA the engine serves, by the keys of adapter_config.json that ask for others.
+"""Which kinds of LoRA the engine serves, by the keys of adapter_config.json that select others.
 
-What vLLM serves was read in vllm/lora/peft_helper.py of 0.32.0; what PEFT can ask for, in
-peft/tuners/lora/config.py of 0.21.
+vLLM's kinds are in vllm/lora/peft_helper.py of 0.32.0, PEFT's in peft/tuners/lora/config.py of
+0.21.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ INFORMATIONAL = frozenset(
         "task_type",
     }
 )
-"""Keys that say where an adapter comes from, not what it computes. They are not in the digest."""
+"""Keys about an adapter's origin, not what it computes. They are not in the digest."""
 
-# Initialisations that leave the base as it is; all others change its weights when PEFT loads the
-# adapter, which no engine that shares one base can do.
+# Initialisations that do not change the base; all others change its weights when PEFT loads the
+# adapter, which an engine with one shared base cannot do.
 _SERVED_INITS = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})
 
-# Key -> what it is called. Set to anything but null, false or empty, the adapter is more than
+# Key -> description. Set to anything but null, false or empty, the adapter is more than
 # x + scaling * B(A(x)), and vLLM would either refuse it or, worse, serve it without the extra.
 _UNSUPPORTED = {
     "use_dora": "DoRA",
@@ -83,7 +83,7 @@ _HARMLESS = frozenset(
 
 
 def refuse_variants(raw: Mapping[str, Any]) -> None:
-    """Raise AdapterUnsupported, by name, where a parsed config asks for more than plain LoRA."""
+    """Raise AdapterUnsupported, by name, if a parsed config has more than plain LoRA."""
     for name, called in _UNSUPPORTED.items():
         if raw.get(name):
             advice = _ADVICE.get(name, "train a plain LoRA, or merge the adapter into the base")

@@ -1,4 +1,4 @@
-"""Which adapters have answered as they should on one kind of engine, remembered by digest."""
+"""Which adapters have passed their canary on one kind of engine, by digest."""
 
 from __future__ import annotations
 

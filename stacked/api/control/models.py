@@ -35,7 +35,7 @@ from stacked.api.control.calls import (
     success,
 )
 from stacked.core import check_model_id
-from stacked.errors import NotOffered, ParameterInvalid, RecordAbsent, RecordConflict
+from stacked.errors import ParameterInvalid, RecordAbsent, RecordConflict, Unsupported
 from stacked.registry import MODEL, new_id, records
 from stacked.registry.records import Record
 from stacked.registry.states import ModelState
@@ -355,7 +355,7 @@ def move_model_artifact_to_or_from_object_storage(
     advice = OBJECT_STORAGE.get(action)
     if advice is None:
         raise RecordAbsent(f"models have no action {action[:40]!r}")
-    raise NotOffered(f"{action} needs OCI's object storage, which is not here; {advice}")
+    raise Unsupported(f"{action} needs OCI's object storage, which is not here; {advice}")
 
 
 # -- provenance ---------------------------------------------------------------------------
