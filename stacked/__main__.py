@@ -1,4 +1,4 @@
-"""`python -m stacked` is the `stacked` command; it must not do anything else."""
+"""`python -m stacked` is the `stacked` command."""
 
 from stacked.cli import main
 

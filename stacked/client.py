@@ -20,24 +20,24 @@ DEFAULT_URL = "http://127.0.0.1:8080"
 
 
 def default_url() -> str:
-    """`$STACKED_URL`, else where `stacked serve` serves by default."""
+    """`$STACKED_URL`, otherwise the default address of `stacked serve`."""
     return os.environ.get("STACKED_URL") or DEFAULT_URL
 
 
 def _signer() -> httpx.Auth | None:
-    """Who signs: the key of `$STACKED_OCI_CONFIG`. Raises KeyFileInvalid."""
+    """Signs with the key of `$STACKED_OCI_CONFIG`, if set. Raises KeyFileInvalid."""
     path = os.environ.get("STACKED_OCI_CONFIG")
     if not path:
         return None
-    from stacked.signing import Signer  # brings cryptography, which most calls do not need
+    from stacked.signing import Signer  # imports cryptography, which most calls do not need
 
     return Signer.from_file(Path(path).expanduser())
 
 
 class ClientError(Exception):
-    """What the server refused, or that there is none: its `code`, and its HTTP `status` or 0.
+    """A refusal by the server, or no server: its `code`, and its HTTP `status` or 0.
 
-    Not a StackedError: the code is the server's word, not one of this program's classes.
+    Not a StackedError: the code comes from the server, not from this program's classes.
     """
 
     def __init__(self, code: str, message: str, status: int = 0) -> None:
@@ -48,7 +48,7 @@ class ClientError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """One model that the server lists: how it is called, what it is, whether it serves."""
+    """One model that the server lists: its names, its content, whether it is served."""
 
     key: str
     model_id: str
@@ -59,9 +59,9 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One entry of a group, the base included. `content` tells whether two are the same weights.
+    """One entry of a group, the base included. `content` identifies its weights.
 
-    It is the digest where that is known, else the model id, which names one content too.
+    It is the digest if known, otherwise the model id, which also names one content.
     """
 
     model_id: str
@@ -80,14 +80,14 @@ class Entry:
 class Client:
     """One server, reached at `url`. A context manager; not for several threads at once.
 
-    Requests are signed where `$STACKED_OCI_CONFIG` names a file that says as whom.
+    Requests are signed if `$STACKED_OCI_CONFIG` names a config file of OCI's SDKs.
     """
 
     def __init__(self, url: str | None = None, *, timeout: float = 600) -> None:
         self.url = (url or default_url()).rstrip("/")
         if "://" not in self.url:
             self.url = f"http://{self.url}"
-        # An answer may take minutes on a CPU; that a server is there shows at once.
+        # An answer may take minutes on a CPU, a connection only moments.
         self._http = httpx.Client(timeout=httpx.Timeout(timeout, connect=5), auth=_signer())
 
     def predict(self, key: str | None, body: dict[str, Any]) -> dict[str, Any]:
@@ -97,7 +97,7 @@ class Client:
             return _object(response)
 
     def predict_stream(self, key: str | None, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """POST /predict with `stream: true`; each event as it comes. Raises ClientError."""
+        """POST /predict with `stream: true`; yields events as they arrive. Raises ClientError."""
         body = {**body, "stream": True}
         with self._asked("POST", "/predict", headers=_headers(key), json=body) as response:
             for data in _events(response.iter_lines()):
@@ -125,7 +125,7 @@ class Client:
         return self._one("GET", f"{_CONTROL}/models/{quote(id, safe='')}")
 
     def has_adapter(self, digest: str) -> bool:
-        """Whether the server's store has an adapter, whole, so that it need not be sent."""
+        """Whether the server's store has an adapter, complete, so that it need not be sent."""
         try:
             with self._asked("GET", _adapter(digest)):
                 return True
@@ -135,14 +135,14 @@ class Client:
             if error.status in (404, 405):
                 raise ClientError(
                     "ServerTooOld",
-                    f"{self.url} takes no adapters from other places: it is older than this "
+                    f"{self.url} accepts no uploaded adapters: it is older than this "
                     "command; install the same version there",
                     error.status,
                 ) from error
             raise
 
     def send_adapter(self, digest: str, parts: Iterable[bytes], size: int) -> None:
-        """Send an adapter as the `size` bytes of a zip, for `register` to keep; again is fine."""
+        """Send an adapter as the `size` bytes of a zip, for `register` to use. Idempotent."""
         headers = {"content-length": str(size), "content-type": "application/zip"}
         with self._asked("PUT", _adapter(digest), content=parts, headers=headers):
             pass
@@ -150,9 +150,9 @@ class Client:
     def register(
         self, source: str, *, key: str | None = None, model_id: str | None = None
     ) -> Entry:
-        """Let the server fetch, check and keep the adapter at `source`; asking again is fine.
+        """Have the server fetch, check and store the adapter at `source`. Idempotent.
 
-        The digest of an adapter that the server has is a source too. A model that is new goes with
+        The digest of an adapter that the server has is also a source. A new model is removed with
         the last group version that has it.
         """
         given = {"source": source, "modelId": model_id}
@@ -172,12 +172,12 @@ class Client:
         return self._one("POST", f"{_CONTROL}/modelGroups", json=body)
 
     def check_engine(self, engine: dict[str, Any]) -> None:
-        """Let the server refuse settings that are not those its engine runs with."""
+        """Have the server refuse settings that differ from its engine's."""
         with self._asked("POST", "/stacked/check", json={"engine": engine}):
             pass
 
     def collect(self, *, dry_run: bool = False) -> dict[str, Any]:
-        """Let the server remove what nobody needs any more; what went and what stays."""
+        """Have the server remove what is no longer needed; returns its report."""
         return self._one("POST", f"/stacked/collect?dryRun={str(dry_run).lower()}")
 
     def update_live(self, deployment_id: str, group_id: str) -> str:
@@ -226,7 +226,7 @@ class Client:
 
     @contextmanager
     def _asked(self, method: str, path: str, **rest: Any) -> Iterator[httpx.Response]:
-        """An answer whose status is good and whose body is not read yet."""
+        """A successful response whose body is not read yet."""
         try:
             with self._http.stream(method, self.url + path, **rest) as response:
                 if not response.is_success:
@@ -254,7 +254,7 @@ class Client:
 
 
 def text_of(answer: dict[str, Any]) -> str:
-    """The words in an answer or in one event of a stream, chat or completion."""
+    """The text of an answer or of one event of a stream, chat or completion."""
     for choice in answer.get("choices") or ():
         said = choice.get("text")
         for place in ("message", "delta"):
@@ -264,7 +264,7 @@ def text_of(answer: dict[str, Any]) -> str:
 
 
 def entries_of(group: dict[str, Any]) -> list[Entry]:
-    """The entries of a group's JSON, their contents told by model id."""
+    """The entries of a group's JSON, with their contents by model id."""
     listed = (group.get("memberModelEntries") or {}).get("memberModelDetails") or []
     return [Entry(each["modelId"], each.get("inferenceKey"), each["modelId"]) for each in listed]
 
@@ -323,7 +323,7 @@ def _not_stacked(response: httpx.Response) -> ClientError:
 
 
 def _refusal(response: httpx.Response) -> ClientError:
-    """An error answer, in the shape of `/v1` or of the rest, or from whatever stands between."""
+    """An error response, in the shape of `/v1` or of the rest, or from a proxy in between."""
     try:
         return _error(_object(response), response.status_code)
     except ClientError:

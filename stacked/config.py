@@ -1,4 +1,4 @@
-"""One YAML file to one frozen, validated tree; unknown keys are refused with their place."""
+"""One YAML file as one frozen, validated tree; unknown keys are refused with their location."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _DURATION = re.compile(r"(\d{1,6})\s*([smhd])")
 
 
 def _as_value_error(check: Any) -> Any:
-    """Our own errors as ValueError, so that pydantic adds the key path to the sentence."""
+    """Raises our own errors as ValueError, so that pydantic adds the key path."""
 
     def checked(text: str) -> str:
         try:
@@ -57,7 +57,7 @@ def _duration(value: object) -> object:
 
 
 def _without_last_slash(path: str) -> str:
-    """As the gateway sees paths: there, a slash at the end means nothing."""
+    """As the gateway sees paths, where a trailing slash is ignored."""
     return path.rstrip("/") or "/"
 
 
@@ -85,7 +85,7 @@ class MemberConfig(_Frozen):
     key: Key | None = None
     id: Ocid | None = None
     foreign_tokens: bool = False
-    """Serve it even where its tokenizer has tokens that the base's lacks, without these."""
+    """Serve it even if its tokenizer has tokens that the base's lacks, without these."""
 
 
 class GroupConfig(_Frozen):
@@ -95,7 +95,7 @@ class GroupConfig(_Frozen):
 
 
 class OciAuth(_Frozen):
-    """Requests are signed as OCI's SDKs do; these keys may."""
+    """Requests must be signed as by OCI's SDKs, with one of these keys."""
 
     keys: dict[str, str] = {}
     """`tenancy/user/fingerprint` to a public key: PEM, or the path of one."""
@@ -106,11 +106,11 @@ class OciAuth(_Frozen):
 
 
 class AuthConfig(_Frozen):
-    """Who may call. Neither: whoever can, and on a loopback address alone."""
+    """Who may call. With neither, unsigned requests are accepted, on loopback only."""
 
     oci: OciAuth | None = None
     none: bool = False
-    """Whether requests that nobody signed are taken on any address."""
+    """Whether unsigned requests are accepted on any address."""
 
     @field_validator("oci", mode="before")
     @classmethod
@@ -122,7 +122,9 @@ class AuthConfig(_Frozen):
     @model_validator(mode="after")
     def _one_of_them(self) -> AuthConfig:
         if self.oci is not None and self.none:
-            raise ValueError("oci asks for signed requests and none for no signature; keep one")
+            raise ValueError(
+                "oci requires signed requests and none accepts unsigned ones; set only one"
+            )
         return self
 
 
@@ -130,7 +132,7 @@ class ServerConfig(_Frozen):
     host: str = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65535)
     health_port: int | None = Field(default=None, ge=1, le=65535)
-    """Where `/health` answers too, when the platform probes another port."""
+    """Where `/health` also answers, if the platform probes another port."""
     health_path: Annotated[str, AfterValidator(_without_last_slash)] | None = Field(
         default=None, pattern=r"^/[\w./-]*$"
     )
@@ -138,15 +140,15 @@ class ServerConfig(_Frozen):
     predict_endpoint: PredictEndpoint | None = None
     """What `/predict` means; None: `messages` in the body means chat, else completions."""
     unknown_parameters: UnknownParameters | None = None
-    """What a body's parameters that vLLM does not know are; None: refused on vLLM's own paths,
-    ignored on `/predict` and below, whose clients send what other servers take."""
+    """What happens to body parameters that vLLM does not know; None: refused on vLLM's own paths,
+    ignored on `/predict` and below, whose clients send parameters of other servers."""
     max_body_bytes: int = Field(default=10 * 1024 * 1024, ge=1024)
     max_artifact_bytes: int = Field(default=64 * 1024**3, ge=1024)
     """How large an uploaded artifact of a model or group may be."""
     drain_seconds: float = Field(default=300, ge=0)
     """How long requests may finish on a removed adapter or at shutdown before they are ended."""
     runtime_updates: bool | None = None
-    """Whether HTTP callers may load and remove adapters; None: on a loopback address, and where
+    """Whether HTTP callers may load and remove adapters; None: on a loopback address, and if
     requests are signed."""
     adapter_roots: tuple[str, ...] = ()
     """Local directories from which HTTP callers may load adapters."""
@@ -160,20 +162,20 @@ class ServerConfig(_Frozen):
         "BM.GPU.A10.4",
         "VM.Standard.E4.Flex",
     )
-    """What else than `LOCAL` this machine is called in the list of shapes: those that clients of
-    the control plane ask for by name. A deployment may name any."""
+    """Further names of this machine, besides `LOCAL`, in the list of shapes: those that clients of
+    the control plane look up by name. A deployment may name any."""
     auth: AuthConfig = AuthConfig()
 
 
 class RetentionConfig(_Frozen):
-    """How long the server stores what nobody needs any more.
+    """How long the server stores what is no longer needed.
 
     What is served, was served before that, or is named by a model or a retained group version stays
     whatever its age.
     """
 
     interval: Duration = Field(default=timedelta(minutes=1), ge=timedelta(seconds=1))
-    """How often the server looks for what can go."""
+    """How often the server looks for what can be removed."""
     unused_content: Duration = Field(default=timedelta(days=1), ge=timedelta(minutes=1))
     """Adapters and bases that no record ever named, such as uploads, since their last use."""
     group_versions: int = Field(default=10, ge=1)
@@ -185,13 +187,13 @@ class RetentionConfig(_Frozen):
     engine_logs: int = Field(default=10, ge=1)
     """How many logs of engines are stored."""
     engine_notes: Duration = timedelta(days=30)
-    """What is known of an engine (its modules, adapters verified on it), since its last start."""
+    """Notes on an engine (its modules, adapters verified on it), since its last start."""
     low_disk_bytes: int = Field(default=LOW_DISK_BYTES, ge=0)
     """With less free space than this, `stacked status`, `stacked doctor` and the log warn."""
 
 
 class ControlConfig(_Frozen):
-    """A file without a base: a server that begins with nothing deployed.
+    """A file without a base: a server that starts with nothing deployed.
 
     `group.name` names its records, `engine` holds defaults for what is deployed over HTTP.
     """
@@ -226,7 +228,7 @@ def load(path: Path) -> Config:
 
 
 def load_server(path: Path) -> ControlConfig:
-    """`load`, for a server: a file without `base` is one that begins with nothing deployed."""
+    """`load` for a server, which may start without `base`, with nothing deployed."""
     tree, directory = _read(path), path.resolve().parent
     if not isinstance(tree, dict) or "base" in tree:
         return parse(tree, where=str(path), directory=directory)
@@ -293,7 +295,7 @@ def _resolved_auth(auth: AuthConfig, directory: Path) -> AuthConfig:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches what listens on `host`."""
+    """Whether only this machine can reach a server that listens on `host`."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -304,7 +306,7 @@ def resolve_path(text: str, directory: Path) -> str:
     """Make a path absolute against `directory`; leave URLs, Hub ids and known names as they are.
 
     What begins with `.`, `/` or `~`, or has more than one slash, is a path. A single word or
-    `org/name` is left to the reader, which tries a directory of that name first.
+    `org/name` is left to the caller, which tries a directory of that name first.
     """
     if _SCHEME.match(text):
         return text
@@ -318,7 +320,7 @@ def resolve_path(text: str, directory: Path) -> str:
 
 
 def said_of(issue: Mapping[str, Any]) -> str:
-    """What is wrong, of one of pydantic's errors: in a validator's own words where it has some."""
+    """The message of one of pydantic's errors: the validator's own, if it has one."""
     return str(issue["ctx"]["error"] if issue["type"] == "value_error" else issue["msg"])
 
 
@@ -339,7 +341,7 @@ def _sentences(where: str, error: ValidationError) -> str:
 
 
 def _siblings(location: tuple[int | str, ...]) -> list[str]:
-    """The keys that are known where an unknown one was found."""
+    """The keys that are allowed where an unknown one was found."""
     models: dict[str, type[_Frozen]] = {
         "base": BaseConfig,
         "group": GroupConfig,
@@ -367,7 +369,7 @@ class _UniqueKeys(yaml.SafeLoader):
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, Hashable) and key in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} stands twice", key_node.start_mark
+                    None, None, f"key {key!r} appears twice", key_node.start_mark
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)

@@ -1,4 +1,4 @@
-"""The container contract of a STACKED deployment: environment and model directory to a Config.
+"""The container contract of a STACKED deployment: environment and model directory as a Config.
 
 The variables are those that the platform and its clients set (see docs).
 
@@ -14,7 +14,7 @@ The variables are those that the platform and its clients set (see docs).
     STACKED_AUTH                       none (default), or oci: requests are signed
     STACKED_FOREIGN_TOKENS             whether tokens that the base lacks are accepted
 
-Known and without effect here, since the engine streams whenever asked and there is one base:
+Accepted without effect, since the engine streams on request and there is one base:
 MODEL_DEPLOY_ENABLE_STREAMING, BASE_MODEL, BASE_MODEL_FILE, FT_MODEL, WEB_CONCURRENCY.
 """
 
@@ -32,7 +32,7 @@ from stacked.steps import Progress, Silent
 from stacked.vllm_flags import read_flags
 
 MODEL_DIR = "/opt/ds/model/deployed_model"
-# A by-reference member keeps its bucket prefix below its OCID; a bucket's prefix is not deeper.
+# A by-reference member has its bucket prefix below its OCID; a bucket's prefix is not deeper.
 _DEEPEST = 8
 
 _TRUE, _FALSE = {"true", "1", "yes", "on"}, {"false", "0", "no", "off", ""}
@@ -49,7 +49,8 @@ def is_container(environ: Environment) -> bool:
 def read_environment(environ: Environment, progress: Progress | None = None) -> Config:
     """The Config that the environment and the model directory describe.
 
-    Raises ConfigInvalid naming the variable. What is there but not served is told to `progress`.
+    Raises ConfigInvalid naming the variable. What is present but not served is reported to
+    `progress`.
     """
     tell = progress or Silent()
     options = read_flags(environ.get("PARAMS", ""), where="PARAMS")
@@ -75,20 +76,20 @@ def read_environment(environ: Environment, progress: Progress | None = None) -> 
     return parse(tree, where="environment", directory=Path.cwd())
 
 
-# --- what stands in the model directory ----------------------------------------------------------
+# --- the model directory -------------------------------------------------------------------------
 
 
 def _models(root: Path) -> dict[str, Path]:
-    """The directories of the models that were put here, by OCID."""
+    """The directories of models below this one, by OCID."""
     if not root.is_dir():
         return {}
     return {path.name: path for path in _directories(root) if path.name.startswith("ocid1.")}
 
 
 def find_model(directory: Path, file: str) -> Path | None:
-    """The directory at or below `directory`, the nearest to it, that holds `file`.
+    """The nearest directory at or below `directory` that holds `file`.
 
-    Raises ConfigInvalid where two are equally near: which one is meant cannot be told.
+    Raises ConfigInvalid if two are equally near, as either could be meant.
     """
     level = [directory]
     for _ in range(_DEEPEST):
@@ -117,7 +118,7 @@ def _directories(path: Path) -> list[Path]:
 def _base(
     environ: Environment, options: Mapping[str, Any], root: Path, models: Mapping[str, Path]
 ) -> str:
-    """MODEL (or `--model`), else the only directory that holds a whole model."""
+    """MODEL (or `--model`), otherwise the only directory that holds a whole model."""
     if named := environ.get("MODEL") or options.get("model"):
         directory = Path(str(named))
         if not directory.is_absolute():
@@ -141,7 +142,7 @@ def _base(
 
 
 def _owner(base: Path) -> str | None:
-    """The OCID of the directory that the base stands in, where there is one."""
+    """The OCID of the base's directory, if it has one."""
     for path in (base, *base.parents):
         if path.name.startswith("ocid1."):
             return _ocid(path.name, f"MODEL: {path}")
@@ -172,7 +173,7 @@ def _members(
     return members
 
 
-# --- what the variables say ----------------------------------------------------------------------
+# --- the variables -------------------------------------------------------------------------------
 
 
 def served_names(options: Mapping[str, Any]) -> dict[str, str]:
@@ -201,7 +202,7 @@ def _name_base(names: dict[str, str], keys: dict[str, list[str]]) -> None:
     for key in keys.pop(names.get("id", ""), []):
         if names.setdefault("key", key) != key:
             raise ConfigInvalid(
-                f"STACKED_KEYS: the base is called {names['key']!r} already, and {key!r} here; "
+                f"STACKED_KEYS: the base already has the key {names['key']!r}, and {key!r} here; "
                 "it has one inference key"
             )
 
@@ -223,7 +224,7 @@ def _lora_modules(options: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def _keys(environ: Environment) -> dict[str, list[str]]:
-    """STACKED_KEYS the other way round: OCID to its inference keys."""
+    """STACKED_KEYS inverted: OCID to its inference keys."""
     text = environ.get("STACKED_KEYS", "").strip()
     keys: dict[str, list[str]] = {}
     for key, ocid in _json_object(text, "STACKED_KEYS").items() if text else ():
@@ -240,7 +241,7 @@ def _server(environ: Environment, options: Mapping[str, Any], root: Path) -> dic
     health = _port(environ, "HEALTH_CHECK_PORT", port)
     server: dict[str, Any] = {
         "auth": _auth(environ),
-        "host": str(options.get("host", "0.0.0.0")),  # the platform probes from outside
+        "host": str(options.get("host", "0.0.0.0")),  # the platform probes from other machines
         "port": port,
         "adapter_roots": [str(root)],
     }
@@ -267,7 +268,7 @@ def _server(environ: Environment, options: Mapping[str, Any], root: Path) -> dic
 
 
 def _auth(environ: Environment) -> dict[str, bool]:
-    """The platform checks signatures before it passes a request on; elsewhere, ask for them."""
+    """The platform checks signatures before it passes a request on; elsewhere, set oci."""
     text = (environ.get("STACKED_AUTH") or "none").strip().lower()
     if text not in ("none", "oci"):
         raise ConfigInvalid(f"STACKED_AUTH: expected none or oci, got {text[:80]!r}")

@@ -46,12 +46,12 @@ def check_digest(text: str) -> Digest:
 
 
 def short(digest: Digest) -> str:
-    """The first 12 hex digits: enough for people, never used as an identity."""
+    """The first 12 hex digits: enough to display, never used as an identity."""
     return digest.removeprefix("sha256:")[:12]
 
 
 def model_id_of(digest: Digest) -> ModelId:
-    """The model id of an adapter that was given none: the same content, the same id."""
+    """The model id of an adapter without one: the same content has the same id."""
     return ModelId(f"ocid1.datasciencemodel.oc1..{digest.removeprefix('sha256:')}")
 
 
@@ -63,10 +63,10 @@ def check_model_id(text: str) -> ModelId:
 
 
 def check_key(text: str) -> str:
-    """Return `text` if it may be an inference key, else raise KeyTooLong or KeyInvalid.
+    """Return `text` if it may be an inference key, otherwise raise KeyTooLong or KeyInvalid.
 
-    At most 32 characters (the limit of the service whose contract this is), of any script: what a
-    header, a URL path, a JSON body and a metric label can all carry without becoming another key.
+    At most 32 characters (OCI's limit) of any script that a header, a URL path, a JSON body and a
+    metric label can all carry unchanged.
     A key may not look like an OCID: it would be ambiguous with another member's model id.
     """
     if len(text) > MAX_KEY_LENGTH:
@@ -96,7 +96,7 @@ def _fault_of_key(text: str) -> str | None:
 
 
 def name_from_bytes(raw: bytes) -> str:
-    """The key or model id that stands in a header or a path: percent-coded, UTF-8 or Latin-1."""
+    """The key or model id in a header or a path: percent-encoded, UTF-8 or Latin-1."""
     try:
         text = raw.decode()
     except UnicodeDecodeError:
@@ -105,7 +105,7 @@ def name_from_bytes(raw: bytes) -> str:
 
 
 def header_form(name: str) -> str:
-    """A key as a header carries it: as it is where it is ASCII, else percent-coded UTF-8."""
+    """A key as a header carries it: unchanged if ASCII, otherwise percent-encoded UTF-8."""
     return quote(name, safe=_ASCII)
 
 
@@ -115,7 +115,7 @@ def _in_latin1(text: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """A LoRA adapter that passed every check and stands immutable in the store.
+    """A LoRA adapter that passed every check and is immutable in the store.
 
     `rank` is the largest rank of any of its modules, `bytes` the size of its weights on disk.
     """
@@ -126,11 +126,11 @@ class Adapter:
     target_modules: tuple[str, ...]
     bytes: int
     base: str = ""
-    """What the adapter's own config calls its base; told to people, trusted by nobody."""
+    """The base's name in the adapter's own config: displayed, never relied on."""
 
 
 class Handle(Protocol):
-    """What an engine gives for content that it holds. `number` is used once."""
+    """What an engine returns for content that it holds. `number` is used once."""
 
     @property
     def digest(self) -> Digest: ...
@@ -150,7 +150,7 @@ class Member:
 
     @property
     def label(self) -> str:
-        """How answers, logs and metrics call this member: its key, else its model id."""
+        """The member's name in answers, logs and metrics: its key, otherwise its model id."""
         return self.key or self.model_id
 
 
@@ -163,15 +163,15 @@ class Base:
     path: str
     """The local directory that the engine loads."""
     digest: str = ""
-    """Tells one base from another; see `stacked.service`. Not a hash of the weights."""
+    """Identifies the base; see `stacked.service`. Not a hash of the weights."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelGroup:
-    """An immutable group: one base and its fine-tunes. Raises GroupInvalid where it cannot be.
+    """An immutable group: one base and its fine-tunes. Raises GroupInvalid.
 
     Two keys may name one model; one key names one model. A member may have no key: it is then
-    reached by its model id alone.
+    reached only by its model id.
     """
 
     name: str

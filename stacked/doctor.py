@@ -1,4 +1,4 @@
-"""What this machine has, and what of it would stop a server or make it slow.
+"""What this machine has, and what would stop a server or make it slow.
 
 It starts nothing and imports neither torch nor vLLM: everything is read from the operating system
 and from the metadata of what is installed.
@@ -29,7 +29,7 @@ Level = Literal["ok", "slow", "bad"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing looked at. `bad`: a server cannot start so; `slow`: it can; with what to do."""
+    """One finding, with advice. `bad`: a server cannot start; `slow`: it can."""
 
     name: str
     value: str
@@ -38,7 +38,7 @@ class Finding:
 
 
 def examine(data_dir: Path, port: int = 8080) -> list[Finding]:
-    """Look at everything that a server on this machine depends on."""
+    """Check everything that a server on this machine depends on."""
     machine, build = look(), find_build()
     return [
         _python(),
@@ -78,7 +78,7 @@ def _cpu(machine: Machine, build: Build | None) -> Iterator[Finding]:
     else:
         yield Finding("instructions", value)
     if serves and machine.cores < 4:
-        advice = "answers come at the pace of the cores; keep max_tokens and the base small"
+        advice = "answers are as fast as the cores; keep max_tokens and the base small"
         yield Finding("cores", str(machine.cores), "slow", advice)
 
 

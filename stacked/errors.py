@@ -1,4 +1,4 @@
-"""Every way Stacked can fail, one class a cause, each with a stable code and a sentence.
+"""Every way Stacked can fail: one class per cause, each with a stable code and a message.
 
     StackedError
     ├── ConfigError
@@ -14,8 +14,8 @@
     │   └── KeyFileInvalid         a signing key cannot be made, found or removed as asked
     ├── PlanError
     │   └── GroupImpossible        the group cannot fit this machine; the arithmetic is shown
-    ├── AdapterError               an adapter that is refused, before the engine hears of it
-    │   ├── SourceNotFound         nothing stands where the source points
+    ├── AdapterError               an adapter that is refused before it reaches the engine
+    │   ├── SourceNotFound         nothing exists where the source points
     │   ├── SourceRefused          a scheme or place that may not be read
     │   ├── SourceUnreachable      the network or a server said no
     │   ├── ArchiveInvalid         not a zip or tar that can be read
@@ -25,7 +25,7 @@
     │   ├── PickleRefused          weights as a pickle, which can run code
     │   ├── AdapterConfigInvalid   adapter_config.json is not what PEFT writes
     │   ├── AdapterUnsupported     DoRA and others that this engine cannot serve, by name
-    │   ├── RankRefused            a rank that vLLM or this engine does not take
+    │   ├── RankRefused            a rank that vLLM or this engine does not support
     │   ├── WeightsInvalid         not a readable safetensors file of floats, or cut short
     │   ├── ModuleUnknown          a tensor for a module that this base does not have
     │   ├── ModuleUnapplied        a module of this base to which the engine applies no adapters
@@ -34,8 +34,8 @@
     │   ├── ShapeMismatch          a tensor that does not fit its module
     │   ├── ValueNotFinite         NaN or infinity in the weights
     │   ├── TokensDiffer           a tokenizer with tokens that the base's does not have
-    │   ├── ChatTemplateInvalid    a chat template that cannot be read, or breaks its bounds
-    │   ├── AdapterAbsent          the store has nothing of that digest
+    │   ├── ChatTemplateInvalid    a chat template that cannot be read, or exceeds a limit
+    │   ├── AdapterAbsent          the store has no adapter with that digest
     │   ├── DigestMismatch         an upload that is not the adapter it was announced as
     │   └── StoreDamaged           a stored copy no longer matches its digest
     ├── RoutingError               which adapter a request means
@@ -46,17 +46,17 @@
     │   ├── KeyConflict            header and body, or two headers, name different models
     │   ├── DrainExpired           its model was replaced, and it outlasted the drain deadline
     │   └── KeyInUse               an operation on a key or model that is already there
-    ├── RequestError               a request that is wrong before any model is asked
+    ├── RequestError               a request that is wrong before it reaches a model
     │   ├── BodyInvalid            not JSON, or not an object
     │   ├── BodyTooLarge           over the payload limit
-    │   ├── EncodingUnsupported    a content coding that is not taken
+    │   ├── EncodingUnsupported    a content coding that is not supported
     │   ├── LengthRequired         an upload that does not say how long it is
     │   ├── RangeInvalid           a part of an artifact that it does not have
-    │   ├── Unsupported            an operation of OCI that needs what is not here, by name
+    │   ├── Unsupported            an operation of OCI that needs a service of OCI's, by name
     │   ├── ParameterInvalid       a parameter of the wrong type or unknown
     │   ├── ParameterUnsupported   a parameter that would change the answer, and that vLLM ignores
-    │   ├── NotAllowed             an administrative operation that this server does not take
-    │   ├── NotAuthenticated       not signed, or not by a key that is known here
+    │   ├── NotAllowed             an administrative operation that this server does not allow
+    │   ├── NotAuthenticated       not signed, or not by a known key
     │   └── InvalidatedRetryToken  a retry token that was used for something else
     ├── RegistryError              the durable records
     │   ├── RecordAbsent           no record of that id
@@ -78,7 +78,7 @@
         ├── EngineLoadFailed       it refused an adapter that passed our checks
         └── NotReady               starting or stopping
 
-No class here knows HTTP: status codes stand in one table in `stacked/api/errors.py`.
+No class here knows HTTP: status codes are in one table in `stacked/api/errors.py`.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ from typing import ClassVar
 
 
 class StackedError(Exception):
-    """Base of all errors. `str(error)` is a sentence that says what to do."""
+    """Base of all errors. `str(error)` is a message that says what to do."""
 
     code: ClassVar[str] = "InternalError"
 
@@ -401,7 +401,7 @@ class EngineLoadFailed(EngineError):
     code = "EngineLoadFailed"
 
     def __init__(self, sentence: str, digest: str | None = None) -> None:
-        """`digest`: of the adapter that is at fault, where it was one of several."""
+        """`digest`: of the adapter at fault, if it was one of several."""
         super().__init__(sentence)
         self.digest = digest
 

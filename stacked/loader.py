@@ -1,7 +1,4 @@
-"""Adapters on their way into one engine and out of it: checked, staged, verified, let go of.
-
-It must not know keys, requests or which group is served.
-"""
+"""Loads adapters into one engine and removes them: checked, staged, verified, removed."""
 
 from __future__ import annotations
 
@@ -39,28 +36,28 @@ class GroupEngine(Protocol[H]):
         """From now on requests may use it."""
 
     async def activate(self, handle: H, /) -> bool:
-        """Have it where it computes, if there is room."""
+        """Put it where it is computed with, if there is room."""
 
     async def verify(
         self, staged: Mapping[Digest, H], done: Count
     ) -> Mapping[Digest, StackedError]:
-        """Which of these do not answer as they must, and why.
+        """Which of these do not answer correctly, and why.
 
-        Raises CanaryFailed where what served before is answered differently.
+        Raises CanaryFailed if the base then answers differently.
         """
 
     async def discard(self, *handles: H) -> None:
-        """Forget what was staged and not adopted. Twice is allowed, as for `remove`."""
+        """Drop adapters that were staged and not adopted. Idempotent, as `remove` is."""
 
     async def remove(self, *handles: H) -> None:
-        """Forget what was adopted."""
+        """Remove adapters that were adopted."""
 
     def undisturbed(self) -> AbstractAsyncContextManager[None]:
-        """While new content is brought in, requests are delayed as little as possible."""
+        """Within the block, loading delays requests as little as possible."""
 
 
 class Loader(Generic[H]):
-    """What one engine is asked to take and to let go of."""
+    """Loads adapters into one engine and removes them."""
 
     def __init__(self, engine: GroupEngine[H]) -> None:
         self._engine = engine
@@ -68,7 +65,7 @@ class Loader(Generic[H]):
 
     @property
     def stuck(self) -> list[H]:
-        """What the engine did not let go of when it was asked to. From any thread."""
+        """What the engine failed to remove. From any thread."""
         return list(self._stuck.values())
 
     def check(self, adapters: Iterable[Adapter]) -> dict[Digest, StackedError]:
@@ -84,9 +81,10 @@ class Loader(Generic[H]):
     async def stage(
         self, adapters: Sequence[Adapter], staged: dict[Digest, H], done: Count
     ) -> dict[Digest, StackedError]:
-        """Bring these in. Which failed, and why: all are tried while the engine itself is well.
+        """Load these; returns which failed, and why. Every failure is reported unless the engine
+        fails.
 
-        Whatever the engine has of them is in `staged`, also after an error or a cancellation.
+        Those that the engine has are in `staged`, also after an error or a cancellation.
         """
         failed: dict[Digest, StackedError] = {}
         count = 0
@@ -112,10 +110,10 @@ class Loader(Generic[H]):
         return None
 
     async def let_go(self, handles: Iterable[H]) -> dict[Digest, StackedError]:
-        """Have the engine forget these, staged or adopted; which it still has, and why.
+        """Have the engine drop these, staged or adopted; returns which it still has, and why.
 
-        All are asked for at once, and one by one where that fails. An engine that is silent is
-        asked no more: there may be hundreds.
+        All at once, or one by one if that fails. An engine that is silent gets no further calls, as
+        there may be hundreds.
         """
         loaded = {handle.number: handle for handle in handles}
         left: dict[int, StackedError] = {}
@@ -139,7 +137,7 @@ class Loader(Generic[H]):
         return {loaded[number].digest: error for number, error in left.items()}
 
     async def _forget(self, *handles: H) -> None:
-        """Raises EngineSilent, and StackedError where the engine has them still."""
+        """Raises EngineSilent, and StackedError if the engine still has them."""
 
         async def ask() -> None:
             await self._engine.discard(*handles)
@@ -148,14 +146,14 @@ class Loader(Generic[H]):
         task = asyncio.ensure_future(ask())
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
-            # Shielded: what was asked may still be done when nobody waits for it any more.
+            # Shielded: the call may still be carried out after this has stopped waiting.
             await asyncio.wait_for(asyncio.shield(task), _UNDO_SECONDS)
         except TimeoutError as error:
             raise EngineSilent(f"no answer from the engine in {_UNDO_SECONDS:.0f} s") from error
 
 
 def is_the_engines(error: StackedError) -> bool:
-    """Whether the engine itself is at fault: then the next adapter would fare no better."""
+    """Whether the engine itself is at fault, so that the next adapter would also fail."""
     return isinstance(error, EngineError) and not isinstance(error, EngineLoadFailed)
 
 

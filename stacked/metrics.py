@@ -42,7 +42,7 @@ _adapters = Gauge("stacked_adapters", "Distinct adapters of the group that is se
 _stored = Gauge("stacked_store_bytes", "Content in the stores, as of the last round", ("kind",))
 _disk = Gauge("stacked_disk_bytes", "The disk of the data directory", ("kind",))
 
-# How many requests are in flight under each, those used last at the end.
+# How many requests are in flight under each, the most recently used last.
 _used: OrderedDict[tuple[str, str], int] = OrderedDict()
 _TOKEN_KINDS = ("prompt", "generated")
 _STATUSES = ("2xx", "4xx", "5xx", "gone")
@@ -65,13 +65,13 @@ def first_byte(key: str, digest: str, seconds: float) -> None:
 
 
 def tokens(key: str, digest: str, prompt: int, generated: int) -> None:
-    """What one prompt cost; a request of several prompts tells this for each."""
+    """The tokens of one prompt; called for each prompt of a request."""
     for kind, count in zip(_TOKEN_KINDS, (prompt, generated), strict=True):
         _tokens.labels(key, digest, kind).inc(count)
 
 
 def request_ended(key: str, digest: str, status: int | None) -> None:
-    """`status` is None where the client left before an answer had begun."""
+    """`status` is None if the client left before the response began."""
     kind = "gone" if status is None else f"{status // 100}xx"
     _requests.labels(key, digest, kind).inc()
     _in_flight.labels(key, digest).dec()
@@ -91,7 +91,7 @@ def serving(generation: int, adapters: int) -> None:
 
 
 def disk(free: int, total: int, stored: Mapping[str, int]) -> None:
-    """What a round of collecting has found; `stored` by kind."""
+    """The result of a round of collecting; `stored` by kind."""
     _disk.labels("free").set(free)
     _disk.labels("total").set(total)
     for kind in ("adapter", "base"):
@@ -124,9 +124,9 @@ class LoraInfo(Collector):
     """vLLM's gauge of the adapters with requests, in which they have their inference keys.
 
     Gateways route by it (Gateway API Inference Extension, AIBrix). The engine's name of an adapter
-    is `<digest>.<number>`; a digest under several keys is told by all of them, one that is not
-    served any more by none. vLLM sets a series for each combination to the time, and readers take
-    the newest: only that one is told, and the others are let go.
+    is `<digest>.<number>`; a digest under several keys has all of them, one that is no longer
+    served has none. vLLM sets a series for each combination to the time, and readers take the
+    newest: only that one is exposed, and the others are dropped.
     """
 
     def __init__(self, gauge: Any, names: Names) -> None:
@@ -135,7 +135,7 @@ class LoraInfo(Collector):
         self._name = LORA_INFO  # vLLM unregisters its own by this before it starts another engine
 
     def describe(self) -> Any:
-        """What the registry files it under, without asking who is served."""
+        """The names for the registry, which do not depend on what is served."""
         return self._gauge.describe()
 
     def collect(self) -> Iterator[Metric]:
@@ -152,9 +152,9 @@ class LoraInfo(Collector):
 
 
 def name_adapters(names: Names) -> None:
-    """Tell the adapters of vLLM's gauge by inference key from now on: digest -> keys.
+    """Name the adapters of vLLM's gauge by inference key from now on: digest -> keys.
 
-    Nothing where vLLM keeps no statistics, and so has no such gauge.
+    Does nothing if vLLM keeps no statistics, and so has no such gauge.
     """
     gauge: Any = REGISTRY._names_to_collectors.get(LORA_INFO)
     if gauge is None:
@@ -164,7 +164,7 @@ def name_adapters(names: Names) -> None:
 
 
 def _keys(adapters: str, names: Mapping[str, Sequence[str]]) -> str:
-    """The keys of a list such as `sha256:….3,sha256:….7`; a comma in a key is told as `%2C`."""
+    """The keys of a list such as `sha256:….3,sha256:….7`; a comma in a key is written `%2C`."""
     digests = (each.rpartition(".")[0] for each in adapters.split(","))
     found = (key.replace(",", "%2C") for digest in digests for key in names.get(digest, ()))
     return ",".join(dict.fromkeys(found))

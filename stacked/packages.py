@@ -20,10 +20,10 @@ _PROGRESS = re.compile(r"Progress (\d+) of (\d+)")
 def download_package(
     requirement: str, target: Path, fraction: Callable[[float], None] = lambda _: None
 ) -> Path:
-    """Unpack the wheel of `name==version` into `target`, without what it depends on.
+    """Unpack the wheel of `name==version` into `target`, without its dependencies.
 
-    pip is asked first, since it follows the user's own pip settings (mirrors, proxies,
-    find-links), then uv. Raises PrepareFailed with what the last of them said.
+    pip is tried first, since it follows the user's own pip settings (mirrors, proxies, find-links),
+    then uv. Raises PrepareFailed with the last one's message.
     """
     said = ""
     for tool, command in _installers(requirement, target):
@@ -46,7 +46,7 @@ def download_package(
 
 
 def _installers(requirement: str, target: Path) -> list[tuple[str, list[str]]]:
-    """The commands that could fetch it here, best first."""
+    """The commands that can fetch it here, best first."""
     found: list[tuple[str, list[str]]] = []
     if importlib.util.find_spec("pip"):
         pip = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check"]
@@ -60,7 +60,7 @@ def _installers(requirement: str, target: Path) -> list[tuple[str, list[str]]]:
 
 
 def _run(command: list[str], fraction: Callable[[float], None]) -> tuple[bool, str]:
-    """Run it; return whether it worked and the line that says why not."""
+    """Run it; return whether it worked and the line with the reason if not."""
     lines: list[str] = []
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"

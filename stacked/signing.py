@@ -1,4 +1,4 @@
-"""The other side of signed requests: a client's, with the config file of OCI's SDKs."""
+"""A client's side of signed requests, with the config file of OCI's SDKs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Signer(httpx.Auth):
 
     @classmethod
     def from_file(cls, path: Path, profile: str = "DEFAULT") -> Signer:
-        """Whose key an SDK config file names. Raises KeyFileInvalid with what is wrong in it."""
+        """The key that an SDK config file names. Raises KeyFileInvalid."""
         parser = configparser.ConfigParser(interpolation=None)
         try:
             parser.read_string(path.read_text(encoding="utf-8"))
@@ -66,7 +66,7 @@ class Signer(httpx.Auth):
 
 
 def _body(request: httpx.Request) -> bytes | None:
-    """None: an upload, which is sent as it is read; servers take those without its digest."""
+    """None for an upload, which is sent while it is read; servers accept it without a digest."""
     try:
         return request.content
     except httpx.RequestNotRead:
@@ -81,7 +81,7 @@ def _private_key(config: Path, name: str, phrase: str | None) -> rsa.RSAPrivateK
         )
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise KeyFileInvalid(
-            f"{path} is not a private key in PEM form, or its pass phrase is another one"
+            f"{path} is not a private key in PEM form, or its pass phrase is wrong"
         ) from error
     if not isinstance(key, rsa.RSAPrivateKey):
         raise KeyFileInvalid(f"{path} is not an RSA key")

@@ -60,7 +60,7 @@ class Stack:
 
     @property
     def keys(self) -> list[str]:
-        """The inference keys that are served, the base's first; a model id where there is none."""
+        """The served inference keys, the base's first; a model id for those without one."""
         return [route.label for route in self.service.routing]
 
     async def generate(
@@ -116,7 +116,7 @@ class Stack:
                     sent = len(text)
 
     def chat_prompt(self, messages: Sequence[dict[str, Any]], key: str | None = None) -> str:
-        """Messages as the prompt text that the chat template of `key` (None: the base) makes.
+        """The prompt text that the chat template of `key` (None: the base) makes of messages.
 
         Raises KeyUnknown, ChatTemplateInvalid.
         """

@@ -1,4 +1,4 @@
-"""How the commands talk to a person: steps with seconds, errors in one line, tables.
+"""The commands' output: steps with seconds, errors in one line, tables.
 
 Everything that is not a command's answer goes to stderr, and without a terminal it is plain lines.
 """
@@ -27,7 +27,7 @@ from rich.text import Text
 
 from stacked.steps import Step, sentence
 
-# Without a terminal nothing may be cut to a width that nobody has.
+# Without a terminal there is no width to cut lines to.
 _WIDE = 10_000
 out = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDE)
 err = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else _WIDE)
@@ -36,7 +36,7 @@ err = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() el
 class Terminal:
     """A Progress that shows each step as it runs and with its seconds once it is done.
 
-    A context manager: leaving it ends the last step, as failed where an exception passes.
+    A context manager: leaving it ends the last step, as failed after an exception.
     """
 
     def __init__(self, console: Console = err) -> None:
@@ -48,7 +48,7 @@ class Terminal:
         self._began = 0.0
 
     def step(self, step: Step, done: float = 0.0, detail: str = "") -> None:
-        """See `stacked.steps.Progress`. A step that goes on moves its bar."""
+        """See `stacked.steps.Progress`. A step in progress moves its bar."""
         text = sentence(step, detail)
         if step is not self._step:
             self.begin(text)
@@ -60,7 +60,7 @@ class Terminal:
             self.fraction(done)
 
     def begin(self, text: str, bytes: int | None = None) -> None:
-        """The work before is done; this begins. `bytes`: how many of them it moves, see `moved`."""
+        """The previous work is done; this begins. `bytes`: how many it moves, see `moved`."""
         self.done()
         self._text, self._began = text, time.monotonic()
         if not self._console.is_terminal:
@@ -78,8 +78,8 @@ class Terminal:
             TimeElapsedColumn(),
             console=self._console,
             transient=True,
-            refresh_per_second=4,  # a CPU that is busy answering has better things to do
-            # What others write to stdout and stderr is theirs; it is not ours to reflow.
+            refresh_per_second=4,  # a busy CPU is needed for answers
+            # What others write to stdout and stderr must not be reflowed.
             redirect_stdout=False,
             redirect_stderr=False,
         )
@@ -92,17 +92,17 @@ class Terminal:
             self._console.print(f"    {line}", markup=False)
 
     def fraction(self, done: float) -> None:
-        """How much of the present step is done, from 0 to 1."""
+        """How much of the current step is done, from 0 to 1."""
         if self._live is not None and self._task is not None:
             self._live.update(self._task, total=1.0, completed=min(done, 1.0))
 
     def moved(self, count: int) -> None:
-        """So many bytes more of the present step."""
+        """So many more bytes of the current step."""
         if self._live is not None and self._task is not None:
             self._live.advance(self._task, count)
 
     def done(self, mark: str = "✓", style: str = "green") -> None:
-        """The present step is over, and none begins."""
+        """The current step is over, and no other begins."""
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -114,7 +114,7 @@ class Terminal:
         self._step = None
 
     def finish(self, text: str) -> None:
-        """The work is over; `text` says what stands now, for as long as it stands."""
+        """The work is over; `text` is shown as its result."""
         self.done()
         self._console.print(f"  ✓ {text}", markup=False)
 
@@ -134,13 +134,13 @@ class Terminal:
 
 
 def show_error(code: str, sentence: str) -> None:
-    """One line (or one for each cause) on stderr, red where there is a terminal."""
+    """One line (or one for each cause) on stderr, red on a terminal."""
     for line in sentence.splitlines() or [""]:
         err.print(f"error [{code}]: {line}", style="red", markup=False)
 
 
 def size(count: float) -> str:
-    """Bytes for people: 1.9 MB."""
+    """Bytes to display: 1.9 MB."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000 or unit == "GB":
             return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
@@ -149,7 +149,7 @@ def size(count: float) -> str:
 
 
 def write(text: str) -> None:
-    """A piece of an answer, as it came and at once."""
+    """Print a piece of an answer at once, unchanged."""
     sys.stdout.write(text)
     sys.stdout.flush()
 
@@ -159,7 +159,7 @@ def table(
 ) -> Table:
     """Rows of plain text, folded and never cut; a column that is empty in every row is left out.
 
-    `marks`, one for each row, stand before it and may have rich's markup.
+    `marks`, one for each row, come before it and may have rich's markup.
     """
     shown = Table(box=None, show_header=header is not None, pad_edge=False, padding=(0, 2, 0, 0))
     width = max((len(row) for row in rows), default=len(header or ()))
@@ -167,7 +167,7 @@ def table(
     if marks:
         shown.add_column(no_wrap=True)
     for at in full:
-        # The first column names the row: it is short, and whole or of no use.
+        # The first column names the row: it is short, and useless if cut.
         shown.add_column(header[at] if header else "", overflow="fold", no_wrap=at == 0)
     for at, row in enumerate(rows):
         plain = [Text(row[column]) for column in full]

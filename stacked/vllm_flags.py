@@ -8,7 +8,7 @@ from typing import Any
 
 from stacked.errors import ConfigInvalid
 
-# The short spellings that `vllm serve` has and that make sense for one engine.
+# The short options of `vllm serve` that make sense for one engine.
 _SHORT = {
     "-tp": "--tensor-parallel-size",
     "-pp": "--pipeline-parallel-size",
@@ -28,7 +28,7 @@ _NUMBER = re.compile(r"-?(\d+\.\d*|\.?\d+)([eE][+-]?\d+)?")
 def read_flags(text: str, *, where: str) -> dict[str, Any]:
     """`--max-model-len 4096 --enable_lora` as `{"max_model_len": 4096, "enable_lora": True}`.
 
-    Underscores and hyphens are alike, `--name=value` is `--name value`, a flag without a value is
+    Underscores and hyphens are equal, `--name=value` is `--name value`, a flag without a value is
     True and `--no-name` False, several values are a list, a dotted name is a nested mapping, and
     the last of equal flags counts: all as in vLLM's own parser. Raises ConfigInvalid, naming
     `where`.
@@ -71,12 +71,12 @@ def _place(options: dict[str, Any], name: str, said: list[str], where: str) -> N
     for parent in parents:
         inner = inner.setdefault(parent, {})
         if not isinstance(inner, dict):
-            raise ConfigInvalid(f"{where}: --{parent} is given both whole and as --{name}")
+            raise ConfigInvalid(f"{where}: --{parent} is given both as a whole and as --{name}")
     inner[last] = value
 
 
 def _scalar(word: str) -> Any:
-    """Numbers as numbers; all else stays text, since only vLLM knows what an option takes."""
+    """Numbers as numbers; everything else stays text, since only vLLM knows an option's type."""
     if _INTEGER.fullmatch(word):
         return int(word)
     return float(word) if _NUMBER.fullmatch(word) else word

@@ -269,7 +269,7 @@ def test_what_changes_no_prompt_is_accepted_without_a_word(
 @pytest.mark.parametrize(
     ("tree", "config", "said"),
     [
-        (with_token("<|im_start|>", 6), {}, "1 token that the base's has not"),
+        (with_token("<|im_start|>", 6), {}, "1 token that the base's lacks"),
         (with_token("<|im_start|>", 6), {}, "'<|im_start|>' (6)"),
         (with_token("</s>", 9), {}, "'</s>' (9, the base's 1)"),
         (with_token("<|end|>", 6), {"pad_token": "<|end|>", "eos_token": "<|end|>"}, "'<|end|>'"),
@@ -336,7 +336,7 @@ def test_large_vocabularies_are_compared_alike(
     padded = changed("model", "vocab", to=large()["model"]["vocab"]) | {"padding": {"x": 1}}
     assert warned(store, tokenizer(adapter, padded), modules) == ""
     tokenizer(adapter, large({"new": 9000}))
-    assert "1 token that the base's has not, or under other ids: 'new' (9000)" in refused(
+    assert "1 token that the base's lacks or has under other ids: 'new' (9000)" in refused(
         TokensDiffer, store, adapter, modules
     )
     assert "They are lost" in warned(store, adapter, modules, foreign_tokens=True)
