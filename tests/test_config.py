@@ -103,7 +103,7 @@ def test_what_is_a_path_and_what_a_name(tmp_path: Path, text: str, meant: str) -
         ),
         ("base: {model: m, key: ' a'}", ["base.key", "a space"]),
         ("base: {model: m, id: x}", ["base.id", "not an OCID"]),
-        ("base: {model: m}\nbase: {model: n}", ["stands twice", "line 2"]),
+        ("base: {model: m}\nbase: {model: n}", ["appears twice", "line 2"]),
         ("base: [", ["not valid YAML"]),
         ("- a", ["expected a mapping"]),
         ("", ["expected a mapping"]),
@@ -183,7 +183,7 @@ def test_without_auth_nothing_is_asked_for(tmp_path: Path) -> None:
     [
         ("{oci: }", "expected true, or a mapping"),
         ("{oci: false}", "expected true, or a mapping"),
-        ("{oci: true, none: true}", "keep one"),
+        ("{oci: true, none: true}", "set only one"),
         ("{oci: {keyz: {}}}", "expected one of: keys, directory, clock_skew_seconds"),
         ("{oidc: {}}", "expected one of: oci, none"),
         ("{oci: {clock_skew_seconds: 0}}", "server.auth.oci.clock_skew_seconds"),

@@ -201,7 +201,7 @@ def test_a_key_for_the_base_that_PARAMS_names_otherwise_is_refused(deployment: D
     said = deployment.refusal(
         PARAMS="--served-model-name main", STACKED_KEYS=f'{{"other": "{BASE}"}}'
     )
-    assert "'main' already" in said
+    assert "already has the key 'main'" in said
 
 
 def test_two_adapters_under_one_ocid_are_refused(deployment: Deployment) -> None:
