@@ -22,6 +22,13 @@ from stacked.api.control.base import (
     ResponseModel,
     Updated,
 )
+from stacked.api.control.blocks import (
+    Block,
+    Environment,
+    InstancePool,
+    Logs,
+    blocks_of,
+)
 from stacked.api.control.calls import (
     Action,
     Change,
@@ -32,13 +39,6 @@ from stacked.api.control.calls import (
     done,
     resource_router,
     success,
-)
-from stacked.api.control.parts import (
-    Environment,
-    InstancePool,
-    Logs,
-    Part,
-    parts_of,
 )
 from stacked.deployment.activation import wanted_group
 from stacked.deployment.deployments import Revision
@@ -101,13 +101,13 @@ class ConfigurationChange(Configuration):
     update_type: Literal["LIVE", "ZDT"] | None = None
 
 
-def _given(details: Configuration | None, logs: Logs | None) -> dict[str, Part]:
+def _given(details: Configuration | None, logs: Logs | None) -> dict[str, Block]:
     """The blocks of a body, by the name they are stored under."""
-    blocks: dict[str, Part | None] = {"logs": logs}
+    blocks: dict[str, Block | None] = {"logs": logs}
     if details is not None:
         blocks["infrastructure"] = details.infrastructure_configuration_details
         blocks["environment"] = details.environment_configuration_details
-    return {name: part for name, part in blocks.items() if part is not None}
+    return {name: block for name, block in blocks.items() if block is not None}
 
 
 class CreateDeployment(Created):
@@ -119,11 +119,11 @@ class CreateDeployment(Created):
         """Raises ParameterInvalid."""
         details = self.model_deployment_configuration_details
         given = _given(details, self.category_log_details)
-        parts = {name: part.stored() for name, part in given.items()}
+        blocks = {name: block.stored() for name, block in given.items()}
         return Deployment(
             id=new_id(DEPLOYMENT),
             description=self.description,
-            configuration={"group": details.group_id(), **parts},
+            configuration={"group": details.group_id(), **blocks},
             **self.head(created_by, named="modeldeployment"),
         )
 
@@ -135,26 +135,26 @@ class UpdateDeployment(Updated):
     def revision(self, record: Deployment) -> Revision:
         """What changes of a deployment. Raises ParameterInvalid."""
         details = self.model_deployment_configuration_details
-        there, given = parts_of(record), _given(details, self.category_log_details)
+        there, given = blocks_of(record), _given(details, self.category_log_details)
         idle = record.state is DeploymentState.INACTIVE
         live = details is not None and details.update_type == "LIVE" and not idle
         group_id = None
         if details is not None and live:
             group_id = details.group_id()
             _check_live(given, there)
-            given = {name: part for name, part in given.items() if name == "logs"}
+            given = {name: block for name, block in given.items() if name == "logs"}
         elif details is not None and details.model_group_configuration_details is not None:
             chosen = details.group_id()
             group_id = None if chosen == wanted_group(record) else chosen
-        merged = {name: there[name].updated(part) for name, part in given.items()}
-        parts = {name: part.stored() for name, part in merged.items() if part != there[name]}
-        environment = parts.pop("environment", None)
-        described = self.changes(record) | ({"configuration": parts} if parts else {})
+        merged = {name: there[name].updated(block) for name, block in given.items()}
+        blocks = {name: block.stored() for name, block in merged.items() if block != there[name]}
+        environment = blocks.pop("environment", None)
+        described = self.changes(record) | ({"configuration": blocks} if blocks else {})
         return Revision(group_id, environment, live, cast(DeploymentChanges, described))
 
 
-def _check_live(given: Mapping[str, Part], there: Mapping[str, Part]) -> None:
-    """LIVE changes the model group alone; clients send the other blocks along as they are.
+def _check_live(given: Mapping[str, Block], there: Mapping[str, Block]) -> None:
+    """LIVE changes the model group alone; clients send the other blocks unchanged.
 
     Raises ParameterInvalid naming what differs.
     """
@@ -202,17 +202,17 @@ class ModelDeploymentSummary(Resource):
     @classmethod
     def of(cls, record: Any, *, url: str = "", **more: Any) -> Self:
         """`url` is where this server is reached; clients put `/predict` behind the deployment's."""
-        parts, stored = parts_of(record), record.configuration
+        blocks, stored = blocks_of(record), record.configuration
         group_id = record.group_id or stored.get("group")
         details = {
             "model_group_configuration_details": {"model_group_id": group_id},
-            "infrastructure_configuration_details": parts["infrastructure"],
-            "environment_configuration_details": parts["environment"],
+            "infrastructure_configuration_details": blocks["infrastructure"],
+            "environment_configuration_details": blocks["environment"],
         }
         return super().of(
             record,
             model_deployment_configuration_details=details,
-            category_log_details=parts["logs"] if stored.get("logs") else None,
+            category_log_details=blocks["logs"] if stored.get("logs") else None,
             model_deployment_url=f"{url}/{record.id}",
             model_deployment_system_data={"current_instance_count": int(record.state in _RUNS)},
             **more,

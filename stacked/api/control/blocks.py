@@ -23,11 +23,8 @@ def _optional() -> Any:
     return Field(None, exclude_if=lambda value: value is None)
 
 
-class Part(RequestModel):
-    """A block that is stored and shown as it was given, with what is not declared in it.
-
-    What is null was left out.
-    """
+class Block(RequestModel):
+    """Stored and shown as it was given, undeclared fields included. A null means left out."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -41,18 +38,18 @@ class Part(RequestModel):
     def stored(self) -> Json:
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
-    def updated(self, given: Part) -> Self:
-        """This block with what is given of another one; what is left out stays.
+    def updated(self, given: Block) -> Self:
+        """This block with the fields that `given` sets; the others stay.
 
-        Raises ParameterInvalid where the two together are none.
+        Raises ParameterInvalid where the result is not valid.
         """
         try:
             return self.model_validate({**self.stored(), **given.stored()})
         except ValidationError as error:
             raise ParameterInvalid(fault_of(error.errors())[1]) from error
 
-    def differing(self, given: Part, place: str) -> list[str]:
-        """The places where what is given is not what is here; what is left out stays."""
+    def differing(self, given: Block, place: str) -> list[str]:
+        """The places where `given` sets another value than this block has."""
         return list(_differing(given.stored(), self.stored(), place))
 
 
@@ -64,11 +61,11 @@ def _differing(given: Any, there: Any, place: str) -> Iterator[str]:
         yield place
 
 
-class Instance(Part):
+class Instance(Block):
     instance_shape_name: str = Field(min_length=1)
 
 
-class Scaling(Part):
+class Scaling(Block):
     policy_type: str
     instance_count: int | None = _optional()
 
@@ -83,7 +80,7 @@ class Scaling(Part):
         return self
 
 
-class InstancePool(Part):
+class InstancePool(Block):
     """What runs it: one machine."""
 
     infrastructure_type: Literal["INSTANCE_POOL"]
@@ -100,7 +97,7 @@ def _free_port(port: int) -> int:
 Port = Annotated[int, Field(ge=1024, le=65535), AfterValidator(_free_port)]
 
 
-class Environment(Part):
+class Environment(Block):
     """Its variables are read; ports are this server's own: checked and stored, not bound."""
 
     environment_configuration_type: Literal["DEFAULT", "OCIR_CONTAINER"]
@@ -118,12 +115,12 @@ class Environment(Part):
         return self
 
 
-class Logs(Part):
+class Logs(Block):
     access: Json | None = _optional()
     predict: Json | None = _optional()
 
 
-def parts_of(record: Deployment) -> dict[str, Part]:
+def blocks_of(record: Deployment) -> dict[str, Block]:
     """The blocks of a deployment, by the name they are stored under."""
     stored = record.configuration
     pool = {
