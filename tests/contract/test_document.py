@@ -191,12 +191,6 @@ def test_the_document_is_served_also_when_nothing_is_deployed() -> None:
         assert http.get("/openapi.json").json() == DOCUMENT
 
 
-@pytest.mark.parametrize("page", ["/docs", "/redoc"])
-def test_a_page_shows_the_document(page: str) -> None:
-    with TestClient(create_routes(service())) as http:
-        assert "/openapi.json" in http.get(page).text
-
-
 def test_a_server_that_asks_for_signatures_says_so() -> None:
     signed = document(service(auth=AuthConfig(oci=OciAuth())))
     assert signed["security"] == [{"ociSignature": []}]
