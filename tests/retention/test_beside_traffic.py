@@ -26,7 +26,7 @@ from tests.test_cli import run
 pytestmark = [pytest.mark.long, pytest.mark.engine]
 
 CLIENTS = 16
-SECONDS = 150
+SECONDS = 120
 VERSIONS = 3
 RETENTION = {
     "interval": "1s",
