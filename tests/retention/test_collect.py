@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from stacked.config import RetentionConfig
-from stacked.core import VERSIONED
+from stacked.core import VERSIONED, check_digest
 from stacked.errors import RecordAbsent
 from stacked.registry import MODEL, Model, ModelState, new_id
 from stacked.retention.collect import Report
@@ -247,3 +249,44 @@ def test_an_upload_that_was_never_registered_goes(ground: Ground) -> None:
         ground.age()
         assert counts(ground.collect(), "adapters", freed=True) == {Reason.UNUSED.value: 1}
         assert not ground.store.holds(ready.digest)
+
+
+def test_content_that_comes_back_while_it_is_collected_is_there(ground: Ground) -> None:
+    """Each thread has models of its own of content that all share: deleted, and there again."""
+    stop = threading.Event()
+    for seed in range(2):
+        write_adapter(ground.sources / f"adapter-{seed}", seed=seed)
+
+    def collect() -> int:
+        rounds = removed = 0
+        while not stop.is_set():
+            report = ground.collect()
+            removed += sum(counts(report, "adapters", freed=True).values())
+            rounds += 1
+        assert rounds
+        return removed
+
+    def churn(number: int) -> None:
+        for step in range(12):
+            id = f"ocid1.datasciencemodel.oc1..t{number}-{step}"
+            model = ground.register((number + step) % 2, id)
+            ground.store.verify(check_digest(model.digest))
+            if step % 3:
+                ground.catalogue.delete(id)
+                continue
+            ground.group(model, name=f"g{number}-{step}")
+            ground.store.verify(check_digest(model.digest))
+            for group in ground.registry.groups.list(display_name=f"g{number}-{step}").items:
+                ground.catalogue.delete_group(group.id)
+            ground.catalogue.delete(id)
+
+    with ThreadPoolExecutor(7) as pool:
+        collecting = pool.submit(collect)
+        try:
+            for done in [pool.submit(churn, number) for number in range(5)]:
+                done.result()
+        finally:
+            stop.set()
+        print(f"{collecting.result()} adapters were removed while they were added again")
+    ground.collect()
+    assert ground.digests() == set()
