@@ -2,7 +2,6 @@
 
 The routing table is one immutable value behind one reference. Everything that can fail comes before
 the reference is replaced; everything slow that follows touches only what no request uses any more.
-It must not know wire formats, sources, or where records are kept.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ H = TypeVar("H", bound=Handle)
 
 
 class Journal(Protocol):
-    """Who is told how an update goes, and makes it durable."""
+    """Follows an update, and makes it durable."""
 
     def step(self, step: Phase, done: float, detail: str) -> None:
         """See `stacked.steps.Progress`."""
@@ -297,7 +296,7 @@ class Live(Generic[H]):
         return ended
 
     async def _drop(self, before: Routing[H], plan: SwapPlan, clock: _Clock) -> tuple[Digest, ...]:
-        """Remove what nobody uses. What the engine keeps is told: the new group serves already."""
+        """Remove what nobody uses. What the engine still has is reported, not raised."""
         clock.enter(Phase.REMOVE, f"{len(plan.drop)} adapters")
         handles = [before.handles[digest] for digest in plan.drop]
         busy = [handle for handle in handles if self.leases.held(handle)]

@@ -1,7 +1,7 @@
 """Who may come in: every request is signed by a known key, except those that ask for health.
 
 Bodies are compared with what was signed before anything acts on them; those of uploads while they
-pass. It must not know how a signature is made (`signatures.py`) or what a request is for.
+pass.
 """
 
 from __future__ import annotations

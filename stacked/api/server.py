@@ -1,7 +1,6 @@
 """The server process: its sockets, the engine's log, start, signals and shutdown.
 
-HTTP is up before the engine, so that `/health` can tell what start is doing. It must not know
-routes.
+HTTP is up before the engine, so that `/health` can tell what start is doing.
 """
 
 from __future__ import annotations

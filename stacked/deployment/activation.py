@@ -56,7 +56,7 @@ class Slot:
         self.active: Active | None = None
         self.reason = NOTHING
         """Why nothing answers, when nothing does."""
-        # What is being started or ended besides what is active.
+        # What is being started or ended, active or not.
         self._in_change: frozenset[str] = frozenset()
 
     @property
@@ -225,7 +225,7 @@ class Activation:
         await self._ledger.with_retry(self._registry.deployments.set_state, id, state, reason)
 
     def _progress(self, change: Change) -> WorkProgress:
-        """Written down, and what a request is told while there is nothing to answer it."""
+        """Written down, and the reason that requests get while nothing serves them."""
 
         def hear(text: str) -> None:
             self._slot.reason = f"deployment {change.deployment_id} is starting: {text}"
@@ -237,7 +237,7 @@ class Activation:
     async def change_engines(
         self, change: Change, old: Active, record: Deployment, group_id: str, parts: Json
     ) -> str:
-        """Another engine beside the one that serves where memory allows it, else after it."""
+        """Another engine next to the one that serves where memory allows it, else after it."""
         tell = self._progress(change)
         coming = await self._prepare(group_id, {**record.configuration, **parts}, tell)
         room = self._starts.room(old.serving, coming)

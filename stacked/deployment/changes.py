@@ -1,7 +1,4 @@
-"""Work on deployments: one piece at a time, each with its work request, its end, and its undoing.
-
-It must not know what the work is.
-"""
+"""Work on deployments: one piece at a time, each with its work request and its undoing."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ logger = logging.getLogger("stacked.deployment.changes")
 CANCELED = "it was canceled"
 
 Undo = Callable[[str], Awaitable[None]]
-"""Puts everything back, and is told why."""
+"""Puts everything back; called with the reason."""
 
 
 class Change:
@@ -126,8 +123,8 @@ class Changes:
         except Exception as error:  # a fault of ours must not leave the record open for ever
             change.settle("it has failed")
             logger.exception("work %s failed", change.work_id)
-            told = UpdateFailed(f"an internal error: {type(error).__name__}")
-            await self._failed(change, told, undo)
+            fault = UpdateFailed(f"an internal error: {type(error).__name__}")
+            await self._failed(change, fault, undo)
         else:
             change.over = True
             await write(registry.work_requests.succeed, change.work_id, text)

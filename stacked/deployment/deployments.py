@@ -1,7 +1,6 @@
 """What may be asked of deployments, in which state, and the work request that each change gets.
 
-One deployment is active at a time, one change under way. It must not know HTTP, vLLM, or how a
-group is brought to an engine.
+One deployment is active at a time, one change under way.
 """
 
 from __future__ import annotations
@@ -255,9 +254,9 @@ class Deployments:
             partial(self._registry.deployments.update, id, expect, **changes)
         )
         work = await self._open(_UPDATE, "UPDATED", record, record.group_id)
-        told = "names and tags were written" if changes else "nothing differs from what is there"
+        done = "names and tags were written" if changes else "nothing differs from what is there"
         return await self._ledger.do(
-            self._registry.work_requests.succeed, work.id, f"{told}; the engine was not touched"
+            self._registry.work_requests.succeed, work.id, f"{done}; the engine was not touched"
         )
 
     async def _revise(

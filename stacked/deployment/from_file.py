@@ -1,7 +1,7 @@
 """The deployment of a configuration file: what of it is served when a process starts with the file.
 
 A file is served as it stands, until its deployment is changed over the control plane; then as it
-was changed, until the file changes. It must not know HTTP, or how an engine is started.
+was changed, until the file changes.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def _is_same(held: Deployment, declared: ModelGroup | None, config: Config) -> b
 def _configuration(
     config: Config, declared: ModelGroup | None, held: Deployment | None
 ) -> dict[str, Any]:
-    """What is kept of a file; `held`: its deployment, where what was changed there still counts."""
+    """What is stored of a file; `held`: its deployment, where changes of it still count."""
     before = held.configuration if held is not None else {}
     own = dict(config.engine)
     engine = own

@@ -1,6 +1,6 @@
 """How work on a deployment is written down as it goes: percentages, lines, reasons, and the commit.
 
-Everything goes to the ledger's writing thread, in order. It must not know how the work is done.
+Everything goes to the ledger's writing thread, in order.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ class UpdateJournal(WorkProgress):
         for member in self._wanted:
             blame = self._blamed.get(member.adapter.digest)
             if blame is not None:
-                told = (self._work_id, blame.code, str(blame), member.model_id)
-                await self._ledger.with_retry(self._registry.work_requests.add_error, *told)
+                error = (self._work_id, blame.code, str(blame), member.model_id)
+                await self._ledger.with_retry(self._registry.work_requests.add_error, *error)
         put = self._registry.deployments.put_members
         await self._ledger.with_retry(put, self._deployment_id, self._group_id, self._members())
 

@@ -202,9 +202,9 @@ class Ledger:
 
     def _find_base_again(self, base: Base) -> None:
         """A base that was moved on this machine: later starts look where the file says it is."""
-        kept = self.registry.models.get(base.model_id)
-        if kept.source != base.path:
-            self.registry.models.put(replace(kept, source=base.path))
+        stored = self.registry.models.get(base.model_id)
+        if stored.source != base.path:
+            self.registry.models.put(replace(stored, source=base.path))
 
     def _commit_first(self, held: Deployment, group_id: str) -> Deployment:
         operation = "MODEL_DEPLOYMENT_UPDATE" if held.group_id else "MODEL_DEPLOYMENT_CREATE"

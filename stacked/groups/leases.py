@@ -1,7 +1,7 @@
 """Who is using an adapter now: leases that are released exactly once, and waiting for the last.
 
 A lease is taken where a request is admitted and held until its last byte. All methods are
-synchronous, so that nothing can come between a check and a change. It must not know vLLM or HTTP.
+synchronous, so that nothing can come between a check and a change.
 """
 
 from __future__ import annotations

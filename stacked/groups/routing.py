@@ -1,7 +1,6 @@
 """Which adapter a name means, as one immutable snapshot that is replaced whole.
 
-A request resolves its names once, in one snapshot, and keeps the route it got. It must not know
-vLLM, HTTP or the disk; the engine's handle of an adapter is opaque here.
+A request resolves its names once, in one snapshot, and keeps the route it got.
 """
 
 from __future__ import annotations
@@ -120,11 +119,11 @@ class Routing(Generic[H]):
         routes = {place: self.resolve(name) for place, name in names.items()}
         models = {route.model_id for route in routes.values()}
         if len(models) > 1:
-            told = " and ".join(f"{place} {names[place]!r}" for place in routes)
-            raise KeyConflict(f"{told} name different models; send one of them")
+            named = " and ".join(f"{place} {names[place]!r}" for place in routes)
+            raise KeyConflict(f"{named} name different models; send one of them")
         if not routes:
             return self.resolve(None)
-        # A key says more than an id: two keys of one model are one model, told by the key used.
+        # A key says more than an id: two keys of one model are one model, called by the key used.
         return max(routes.values(), key=lambda route: route.key is not None)
 
     def __iter__(self) -> Iterator[Route[H]]:

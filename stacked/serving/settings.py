@@ -56,7 +56,7 @@ class ServingSettings:
     runtime_updates: bool = True
     """False: adapters are not loaded and removed one by one in this deployment."""
     notes: tuple[str, ...] = ()
-    """What is kept and has no effect, in sentences."""
+    """What is accepted and ignored, in sentences."""
 
 
 def read_settings(environ: Mapping[str, str], defaults: Mapping[str, Any]) -> ServingSettings:
@@ -99,9 +99,9 @@ def _notes(environ: Mapping[str, str], options: Mapping[str, Any]) -> tuple[str,
     unknown = [name for name in environ if name not in (*_READ, *_WITHOUT_EFFECT)]
     notes = []
     if idle:
-        notes.append(f"kept without effect, as this server decides them: {', '.join(idle)}")
+        notes.append(f"accepted and ignored, as this server decides them: {', '.join(idle)}")
     if unknown:
-        notes.append(f"kept without effect, as nothing here reads them: {', '.join(unknown)}")
+        notes.append(f"accepted and ignored, as nothing here reads them: {', '.join(unknown)}")
     return tuple(notes)
 
 

@@ -49,7 +49,7 @@ async def test_engine_options_are_the_environments_over_the_servers(machine: Mac
     assert await machine.end(work) == "SUCCEEDED"
     kept = machine.registry.deployments.get(record.id).configuration
     assert kept["engine"] == {"max_loras": 4, "max_model_len": 99}
-    assert "kept without effect, as this server decides them: PORT" in machine.logs(work)
+    assert "accepted and ignored, as this server decides them: PORT" in machine.logs(work)
 
 
 async def test_deployment_that_cannot_start_is_failed_and_says_why(machine: Machine) -> None:
