@@ -126,7 +126,8 @@ def pinned(root: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            _pin.reset(token)
+            with contextlib.suppress(ValueError):  # closed by another task than entered it
+                _pin.reset(token)
             path.unlink(missing_ok=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,24 @@ def test_a_thread_of_an_operation_pins_for_it(
             return await asyncio.to_thread(lambda: store.remove(*listed(store)))
 
     assert not asyncio.run(main())
+
+
+def test_an_operation_may_be_ended_by_another_task(
+    store: AdapterStore, base: BaseModules, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        held = contextlib.ExitStack()
+
+        async def begin() -> None:
+            held.enter_context(store.pinned())
+            add(store, base, tmp_path)
+
+        await asyncio.create_task(begin())
+        assert not store.remove(*listed(store))
+        held.close()
+        assert store.remove(*listed(store))
+
+    asyncio.run(main())
 
 
 KILLED = """
