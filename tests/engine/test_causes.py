@@ -14,6 +14,7 @@ import pytest
 from pydantic import BaseModel, model_validator
 
 from stacked.engine.causes import Causes, listen, missing_package, sentence
+from tests.engine.releases import since
 
 VLLM = logging.getLogger("vllm.v1.engine.core")
 
@@ -157,6 +158,7 @@ def test_a_missing_package_is_named_by_the_class_that_needs_it(
 
 
 @pytest.mark.skipif(find_spec("torchvision") is not None, reason="torchvision is installed")
+@since(0, 27, "its class of Qwen3.5 imports torchvision")
 def test_qwen_3_5_names_the_package_that_a_set_up_leaves_out(tmp_path: Path) -> None:
     pytest.importorskip("vllm")
     config = {"architectures": ["Qwen3_5ForCausalLM"]}
