@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from stacked.cli import app
+from stacked.cli.view import _disk
 from stacked.errors import DataDirInUse
 from stacked.registry import lock_data_dir
 from tests.retention.ground import Ground
@@ -64,3 +65,10 @@ def test_a_directory_that_a_server_has_is_left_alone_and_the_way_is_told(ground:
     assert isinstance(done.exception, DataDirInUse)
     assert "stacked gc --url http://127.0.0.1:8080" in str(done.exception)
     assert len(ground.digests()) == 2
+
+
+def test_status_says_what_is_stored_and_when_the_disk_fills_up() -> None:
+    disk = {"freeBytes": 3 * 10**9, "totalBytes": 10**11, "storedBytes": 2 * 10**6, "low": False}
+    assert _disk(disk) == "3.0 GB free, 2.0 MB stored"
+    assert _disk({**disk, "low": True}).endswith("filling up, see: stacked gc --dry-run")
+    assert _disk(None) == ""

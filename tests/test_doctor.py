@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -114,3 +115,13 @@ def test_prepared_bases_are_named(tmp_path: Path) -> None:
     (base / "model.safetensors").write_bytes(b"")
     (found,) = [each for each in examine(tmp_path, 0) if each.name == "bases"]
     assert found.value == "mine"
+
+
+@pytest.mark.parametrize(("gib", "level"), [(0.5, "bad"), (2, "slow"), (50, "ok")])
+def test_a_disk_that_fills_up_is_told_before_it_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gib: float, level: str
+) -> None:
+    usage = SimpleNamespace(free=gib * doctor.GIB)
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage)
+    finding = doctor._disk(tmp_path / "absent")
+    assert (finding.level, bool(finding.advice)) == (level, level != "ok")
