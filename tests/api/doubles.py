@@ -35,9 +35,12 @@ class Double:
     """A service whose models are names alone; it keeps what each request was admitted by."""
 
     def __init__(self, app: Any, **server: Any) -> None:
-        self.app = app
         self.config = SimpleNamespace(server=ServerConfig(**server))
         self.names: dict[str, str] = {}
+        self.use(app)
+
+    def use(self, app: Any) -> None:
+        self.app = app
         self.door = Door(app, unknown_parameters=self.config.server.unknown_parameters)
 
     def admit(self, target: Target, scope: Any, body: bytes, end: Callable[[], None]) -> Any:

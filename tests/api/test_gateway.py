@@ -11,7 +11,7 @@ from starlette.types import Message
 
 from stacked.api.gateway import Gateway
 from stacked.service import Service
-from tests.api.doubles import Double, client_of, vllm
+from tests.api.doubles import Asked, Double, client_of, vllm
 
 
 @pytest.fixture
@@ -181,6 +181,27 @@ async def test_unknown_parameters_are_ignored_or_refused_by_surface(
     assert answer.status_code == status
     if status == 400:
         assert "did you mean 'max_tokens'" in answer.text
+
+
+class More(Asked):
+    """A body of another engine's."""
+
+    top_z: int = 0
+
+
+async def test_parameters_are_those_of_the_engine_that_serves_now(
+    http: httpx.AsyncClient, double: Double
+) -> None:
+    asked = {**PROMPT, "top_z": 1}
+    assert (await http.post("/v1/completions", json=asked)).status_code == 400
+    another = FastAPI()
+
+    @another.post("/v1/completions")
+    async def completions(given: More) -> dict[str, int]:
+        return {"top_z": given.top_z}
+
+    double.use(another)
+    assert (await http.post("/v1/completions", json=asked)).json() == {"top_z": 1}
 
 
 @pytest.mark.parametrize("path", ["/predict", "/v1/completions", "/tokenize", "/invocations"])
