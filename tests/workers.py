@@ -15,7 +15,6 @@ _PIECES = {
     "servers": (
         "tests/api/test_admission.py",
         "tests/api/test_chat_templates.py",
-        "tests/api/test_deployments.py",
         "tests/api/test_errors.py",
         "tests/api/test_formats.py",
         "tests/api/test_live_update.py",
@@ -25,6 +24,7 @@ _PIECES = {
         "tests/clients/test_recorded.py",
         "tests/contract/test_inference_fuzzed.py",
         "tests/contract/test_json_samples.py",
+        "tests/contract/test_lifecycle.py",
         "tests/contract/test_operations.py",
         "tests/contract/test_rules.py",
         "tests/contract/test_walk.py",

@@ -187,7 +187,7 @@ def list_work_request_errors(world: World) -> None:
 
 @operation
 def cancel_work_request(world: World) -> None:
-    """What is over cannot be canceled; what is under way is in `tests/api/test_deployments`."""
+    """What is over cannot be canceled; what is under way is in `test_lifecycle`."""
     rows = world.control.list_work_requests(C, resource_id=world.deployment()).data
     refused(409, "Conflict", world.control.cancel_work_request, rows[-1].id)
     call = world.control.cancel_work_request
