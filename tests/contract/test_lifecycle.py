@@ -141,7 +141,7 @@ def replaced(world: World, id: str, group_id: str, texts: dict[str, str]) -> Non
         canceled(world, id, group_id, "ZDT", "--max-model-len 1024")
         assert longest(world, id) == before != 1024
         told = updated(world, id, group_id, "ZDT", "--max-model-len 1024")
-        both = "beside the old one" in told
+        both = "next to the old one" in told
         assert both or "the old engine is stopped before" in told
         assert longest(world, id) == 1024
         assert {key: world.answers(id, key) for key in texts} == texts
