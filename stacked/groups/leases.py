@@ -58,9 +58,6 @@ class Leases(Generic[Thing]):
         """What is held now. From any thread."""
         return list(self._held)
 
-    def total(self) -> int:
-        return sum(map(len, self._held.values()))
-
     def end(self, thing: Thing) -> int:
         """Ask every holder of `thing` to finish at once; how many were asked."""
         asked = [lease for lease in self._held.get(thing, ()) if lease.end is not None]

@@ -48,7 +48,7 @@ def test_lease_is_released_when_its_block_raises() -> None:
     leases = Leases()
     with pytest.raises(ValueError), leases.take("a"):
         raise ValueError
-    assert leases.total() == 0
+    assert leases.things() == []
 
 
 async def test_waiting_for_all_of_them_ends_with_the_last() -> None:
@@ -59,7 +59,7 @@ async def test_waiting_for_all_of_them_ends_with_the_last() -> None:
     asyncio.get_running_loop().call_later(0.02, held[1].release)
     asyncio.get_running_loop().call_later(0.03, held[2].release)
     assert await leases.until_all_free(5)
-    assert leases.total() == 0
+    assert leases.things() == []
 
 
 async def test_all_holders_are_asked_to_end() -> None:

@@ -78,7 +78,7 @@ def check_clean(lab: Lab) -> None:
     assert resident.host == lab.handles()
     assert {number for number in resident.slots if number} <= lab.handles()
     assert lab.run(lab.engine.list()) == lab.handles()
-    assert lab.live.leases.total() == 0
+    assert lab.live.leases.things() == []
 
 
 def refused(lab: Lab, victim: Adapter, refusal: StackedError | None = None) -> Outcome:
