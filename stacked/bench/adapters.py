@@ -1,6 +1,6 @@
-"""Random LoRA adapters of a chosen rank for any base, to measure with where there are none.
+"""Random LoRA adapters of a chosen rank for any base, to measure without real ones.
 
-Their answers mean nothing; their sizes and products are those of real ones.
+Their answers mean nothing; their sizes and products are real.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 LINEAR = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
 TARGETS = {"attention": ATTENTION, "all-linear": LINEAR}
 
-# Small enough that answers stay finite in any dtype, large enough that an answer changes.
+# Small enough that answers stay finite in any dtype, large enough to change an answer.
 _DEVIATION = 0.05
 
 # A prime, so that no row of a matrix begins where another does.
@@ -38,7 +38,7 @@ def generate(
 ) -> list[Path]:
     """Write `count` different adapters in float16 below `directory`; their directories.
 
-    Raises BaseNotFound where the base has none of the targets.
+    Raises BaseNotFound if the base has none of the targets.
     """
     shapes = _shapes(modules, targets)
     config = json.dumps(_config(rank, targets), indent=2)
@@ -77,8 +77,8 @@ def _shapes(modules: BaseModules, targets: Sequence[str]) -> dict[str, tuple[int
 def _tensors(shapes: dict[str, tuple[int, int]], rank: int, seed: int) -> dict[str, Weights]:
     """lora_A [rank, in] and lora_B [out, rank] of every module.
 
-    Drawing each number of hundreds of large adapters would take minutes: drawn is a stretch of
-    them, which every tensor reads from another place, over and over.
+    Drawing every number of hundreds of large adapters would take minutes, so a stretch of them is
+    drawn, and every tensor repeats it from another offset.
     """
     chance = np.random.default_rng(seed)
     numbers = chance.standard_normal(_DRAWN, dtype=np.float32) * np.float32(_DEVIATION)

@@ -28,7 +28,7 @@ PROMPTS = (
 
 
 class Refused(Exception):
-    """The server answered with an error, or the answer broke off."""
+    """The server answered with an error, or the answer was cut short."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -37,7 +37,7 @@ class Refused(Exception):
 
 @dataclass(slots=True)
 class Got:
-    """What has come so far of one answer."""
+    """The part of an answer received so far."""
 
     digest: str = ""
     generation: int = 0
@@ -77,7 +77,7 @@ async def plain(client: httpx.AsyncClient, request: dict[str, Any], got: Got) ->
 async def stream(
     client: httpx.AsyncClient, request: dict[str, Any], got: Got
 ) -> AsyncGenerator[None, None]:
-    """Fill `got` as tokens come, yielding after each event. Raises Refused."""
+    """Fill `got` as tokens arrive, yielding after each event. Raises Refused."""
     try:
         async with client.stream(
             "POST", "/v1/completions", json=request | {"stream": True}
@@ -99,7 +99,7 @@ async def stream(
 async def references(
     url: str, group: int, keys: dict[str, str], base: str, max_tokens: int
 ) -> dict[tuple[int, str, int], Tokens]:
-    """Every answer of a server that serves only this group, each asked alone.
+    """Every answer of a server that serves only this group, requested one at a time.
 
     `keys` maps inference keys to digests. Raises Refused.
     """
@@ -118,7 +118,7 @@ async def references(
 def apart(found: References) -> tuple[int, int]:
     """How many of the (model, prompt) pairs have an answer that no other model gives; of how many.
 
-    What answers as another does cannot show that the wrong one answered.
+    A model that answers like another cannot show that the wrong one answered.
     """
     by_pair = {(digest, prompt): tokens for (_, digest, prompt), tokens in found.items()}
     alone = [

@@ -1,6 +1,6 @@
-"""The least time that a machine's ceilings allow for a run, to hold a measured one against.
+"""The least time that a machine's ceilings allow for a run, to compare a measured one with.
 
-The ceilings are measured by a process of their own (`python -m stacked.bench.ceilings DTYPE`), so
+The ceilings are measured by a separate process (`python -m stacked.bench.ceilings DTYPE`), so
 that its memory is free again before an engine starts.
 """
 
@@ -32,14 +32,14 @@ class Bound:
 
 @dataclass(frozen=True, slots=True)
 class BaseWeights:
-    """A base's linear layers in numbers: how many weights, and how many of them are the head's."""
+    """A base's linear layers: how many weights, and how many of them are the head's."""
 
     weights: int
     head: int
 
     @classmethod
     def of(cls, modules: BaseModules) -> BaseWeights | None:
-        """None where a shape is unknown, as for a quantised base."""
+        """None if a shape is unknown, as for a quantised base."""
         head = layers = 0
         for name, shape in modules.modules.items():
             if name in modules.embeddings or not modules.in_language_model(name):
@@ -71,7 +71,7 @@ def least_seconds(
 
 
 def dtype_of(base: Path, chosen: object) -> str:
-    """What `auto` means for this base."""
+    """The dtype that `auto` means for this base."""
     if isinstance(chosen, str) and chosen in _BYTES:
         return chosen
     config = json.loads((base / "config.json").read_bytes())

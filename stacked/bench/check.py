@@ -1,6 +1,6 @@
 """The judge of a storm: which answers, refusals and cuts a LIVE update may cause, and which not.
 
-Pure: it sees what clients saw and when each version may have served. It must not send anything.
+Pure: from what clients saw, and when each version may have served.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 Tokens = tuple[int, ...]
 BASE = "base"
-"""What the `model-digest` header says of an answer of the base."""
+"""The `model-digest` header of an answer of the base."""
 
 _ABSENT = ("KeyUnknown", "KeyRemoved", "DrainExpired")
 
@@ -20,8 +20,8 @@ _ABSENT = ("KeyUnknown", "KeyRemoved", "DrainExpired")
 class Version:
     """One generation: what its keys mean, and when it may have served, in seconds of one clock.
 
-    `began`: its update was asked for, so that nothing earlier can be of it. `replaced`: the switch
-    away from it was acknowledged, so that nothing admitted later may be of it.
+    `began`: its update was requested, so nothing earlier can be of it. `replaced`: the switch away
+    from it was acknowledged, so nothing admitted later may be of it.
     """
 
     generation: int
@@ -37,7 +37,7 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a client got for one request. `whole` is False where the client itself went away."""
+    """What a client got for one request. `whole` is False if the client itself disconnected."""
 
     key: str
     prompt: int
@@ -108,7 +108,7 @@ def _answer(
 
 
 def _tokens(answer: Answer, group: int, name: str, references: References) -> Violation | None:
-    """Compare with the reference, token by token; a client's own cut leaves a beginning of it."""
+    """Compare with the reference, token by token; after a client's own cut only the beginning."""
     expected = references[group, answer.digest, answer.prompt]
     got = answer.tokens
     if got == (expected if answer.whole else expected[: len(got)]):
@@ -129,13 +129,13 @@ def _tokens(answer: Answer, group: int, name: str, references: References) -> Vi
 
 
 def _shared(one: Tokens, other: Tokens) -> int:
-    """How many tokens two answers have in common at their beginning."""
+    """The length of the common beginning of two answers, in tokens."""
     pairs = zip(one, other, strict=False)
     return next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
 def _refusal(refusal: Refusal, versions: Sequence[Version]) -> Violation | None:
-    """A key may be refused as absent only where a version that may have served has no such key."""
+    """A key may be refused as absent only if a version that may have served has no such key."""
     possible = [v for v in versions if v.may_serve(refusal.sent, refusal.ended)]
     if refusal.code in _ABSENT and any(refusal.key not in v.keys for v in possible):
         return None

@@ -1,4 +1,4 @@
-"""Processes that a benchmark starts: each with a session of its own, and ended whatever happens."""
+"""Processes that a benchmark starts: each in its own session, and always ended."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def child(
     stderr: int | BinaryIO | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run it until the block ends. ^C reaches this process alone, which ends it in order."""
+    """Run it until the block ends. ^C reaches only this process, which ends it in order."""
     process = subprocess.Popen(
         command,
         stdin=stdin,
@@ -44,7 +44,7 @@ def child(
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """Ask it to end, wait, then end it and what it started."""
+    """Terminate it, wait, then kill it and what it started."""
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
     try:
@@ -63,7 +63,7 @@ class Talk:
         self._process, self._log, self._what = process, log, what
 
     def ask(self, said: Mapping[str, Any]) -> dict[str, Any]:
-        """Raises EngineStartFailed with the end of its log when it ends or says that it failed."""
+        """Raises EngineStartFailed with the end of its log if it ends or reports a failure."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(said).encode() + b"\n")
@@ -82,7 +82,7 @@ class Talk:
         return dict(answer)
 
     def finish(self) -> None:
-        """Tell it that no more comes, and wait until it has gone."""
+        """Close its input, and wait until it has ended."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -93,7 +93,7 @@ class Talk:
 def talking(
     command: Sequence[str], log: Path, what: str, environment: Mapping[str, str] | None = None
 ) -> Iterator[Talk]:
-    """A child to talk with; it is ended with the block. Its stderr goes to the log."""
+    """A child that answers; it is ended with the block. Its stderr goes to the log."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with (
         log.open("ab") as output,
@@ -111,7 +111,7 @@ def talking(
 
 
 def last_words(path: Path, count: int = 2000) -> str:
-    """The end of a log, for a person; empty where there is none."""
+    """The end of a log, to be displayed; empty if there is none."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")[-count:]
     except OSError:
@@ -126,7 +126,7 @@ def free_port() -> int:
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Let SIGTERM unwind as ^C does, so that children are ended by the blocks they stand in."""
+    """Let SIGTERM unwind as ^C does, so that the blocks around children end them."""
 
     def leave(number: int, _frame: object) -> None:
         sys.exit(128 + number)

@@ -1,7 +1,7 @@
 """Keeps the load off the core that an engine under test computes on.
 
-Clients are elsewhere where users are. On a machine of few cores the system wakes them on whichever
-core is free for a moment, also on the engine's, and then times itself.
+Real clients are on other machines. On a machine with few cores the system wakes the benchmark's
+clients on any core that is idle for a moment, including the engine's, and distorts its figures.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from stacked.engine.machine import CORES
 
 
 def engine_core(seconds: float) -> int | None:
-    """The core of the one thread that works most for so long, of those bound to one core.
+    """The core of the busiest thread that is bound to one core, measured for so long.
 
-    Threads of this process's descendants count. None where there is no such thread.
+    Only threads of this process's descendants count. None if there is no such thread.
     """
     before = _spent()
     time.sleep(seconds)
@@ -29,7 +29,7 @@ def engine_core(seconds: float) -> int | None:
 
 
 def _spent() -> dict[tuple[int, int], int]:
-    """What each thread that is bound to one core has spent there, by its id and core."""
+    """The time that each thread bound to one core has spent there, by its id and core."""
     spent: dict[tuple[int, int], int] = {}
     for process in descendants(os.getpid())[1:]:
         for task in Path(f"/proc/{process}/task").glob("[0-9]*"):
@@ -43,10 +43,10 @@ def _spent() -> dict[tuple[int, int], int]:
 
 @contextlib.contextmanager
 def off_engine_core(seconds: float) -> Iterator[None]:
-    """Watch for so long; within the block, this process's threads leave the engine's core.
+    """Measure for so long; within the block, this process's threads leave the engine's core.
 
-    Where no thread is bound and there are two cores, that is the last one, which ours takes for
-    the time of an update.
+    If no thread is bound and there are two cores, that is the last one, which our engine takes
+    during an update.
     """
     core = engine_core(seconds)
     if core is None and len(CORES) == 2:

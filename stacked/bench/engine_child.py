@@ -1,6 +1,6 @@
-"""One engine in a process of its own, which runs the batches that it reads from stdin.
+"""One engine in a separate process, which runs the batches that it reads from stdin.
 
-A line of JSON in, a line of JSON out.
+It answers each line of JSON with one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from stacked.errors import StackedError
 from stacked.store import BaseModules
 
 _LORA = ("enable_lora", "max_lora_rank", "max_loras", "max_cpu_loras")
-_LEAST_TOKEN = 3  # below it stand the tokens that begin, end and pad
+_LEAST_TOKEN = 3  # below it are the tokens that begin, end and pad
 
 
 def plan_of(asked: Mapping[str, Any], modules: BaseModules) -> EnginePlan:
@@ -48,7 +48,7 @@ def plan_of(asked: Mapping[str, Any], modules: BaseModules) -> EnginePlan:
 
 
 def adapters_of(listed: Sequence[Mapping[str, Any]]) -> list[Adapter]:
-    """Each under a digest of its own: two of the same content are two adapters to measure."""
+    """Each under its own digest: two of the same content are measured as two adapters."""
     return [
         Adapter(Digest(f"sha256:{at:064x}"), Path(each["path"]), each["rank"], (), each["bytes"])
         for at, each in enumerate(listed)
@@ -63,7 +63,7 @@ class Runner:
         self._numbers = itertools.count()
 
     async def run(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """All requests, `batch` at a time, each of `input` drawn and `output` greedy tokens."""
+        """All requests, `batch` at a time, each of `input` random and `output` greedy tokens."""
         forget_peaks()
         chance = random.Random(asked["seed"])
         waiting = iter([(number, self._prompt(chance, asked)) for number in asked["assigned"]])
@@ -84,7 +84,7 @@ class Runner:
     async def _client(
         self, waiting: Iterator[tuple[int | None, Sequence[int]]], output: int
     ) -> int:
-        """Ask one after the other until none is left; how many tokens came."""
+        """Send one request after the other until none is left; returns the number of tokens."""
         sampling = {
             "max_tokens": output,
             "ignore_eos": True,
@@ -107,7 +107,7 @@ class Runner:
 
 
 async def serve(asked: Mapping[str, Any], replies: TextIO) -> None:
-    """Start, say so, and run what comes until there is no more."""
+    """Start, report it, and run batches until the input ends."""
     modules = BaseModules.read(Path(asked["base"]))
     plan = plan_of(asked, modules)
     began = time.perf_counter()
@@ -131,7 +131,7 @@ async def serve(asked: Mapping[str, Any], replies: TextIO) -> None:
 
 
 def main() -> int:
-    """Replies go where stdout went; everything that vLLM prints goes to the log in argv."""
+    """Replies go to stdout; everything that vLLM prints goes to the log in argv."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     log = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)

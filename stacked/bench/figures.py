@@ -1,7 +1,4 @@
-"""Arithmetic of repeated measurements: medians with their spread, ratios of neighbours, quantiles.
-
-Pure.
-"""
+"""Arithmetic of repeated measurements: medians with their spread, ratios of pairs, quantiles."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from math import ceil
 from statistics import median
 
 IDLE_SECONDS = 1.5
-"""What an engine that has just worked is left before another is measured.
+"""How long an engine that has just worked rests before another is measured.
 
 vLLM's worker spins for a second after its last step, on the same core as every other's.
 """
@@ -19,7 +16,7 @@ vLLM's worker spins for a second after its last step, on the same core as every 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """The median of `count` measurements, the least and the most of them."""
+    """The median, minimum and maximum of `count` measurements."""
 
     median: float
     least: float
@@ -28,7 +25,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Raises ValueError where there is nothing."""
+        """Raises ValueError without measurements."""
         if not values:
             raise ValueError("a spread of no values")
         return cls(median(values), min(values), max(values), len(values))
@@ -50,10 +47,10 @@ class Spread:
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """Each measurement over its neighbour in time, in the order they were made.
+    """The ratio of each measurement to the one made next to it, in order.
 
-    Neighbours in time share the machine's mood; medians of different hours do not. Raises
-    ValueError where they are not as many.
+    Measurements next to each other saw the machine in the same state; medians of different hours
+    did not. Raises ValueError if their numbers differ.
     """
     return [one / other for one, other in zip(ours, theirs, strict=True)]
 
@@ -65,5 +62,5 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 
 def turn(number: int, sides: Sequence[str]) -> list[str]:
-    """A B, B A, A B, …: who goes first changes, so that a drift favours nobody."""
+    """A B, B A, A B, …: the order alternates, so that a drift favours neither."""
     return list(sides) if number % 2 == 0 else list(sides)[::-1]

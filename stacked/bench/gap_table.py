@@ -1,7 +1,4 @@
-"""The table, the charts and the figures of the gaps measurement.
-
-Pure: from what was measured of each load to what a person reads.
-"""
+"""The table, the charts and the figures of the gaps measurement."""
 
 from __future__ import annotations
 
@@ -81,7 +78,7 @@ def _cells(mine: Sequence[Mapping[str, Any]], window: str, last: Sequence[str]) 
 
 
 def _medians(mine: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Over all loads of a side, of every number that was measured."""
+    """Over all loads of a side, of every figure."""
     found: dict[str, Any] = {}
     for name, value in mine[0].items():
         if isinstance(value, Mapping):
@@ -98,10 +95,10 @@ def _notes(
 ) -> list[str]:
     notes = [
         "Medians of all loads; least and most in parentheses. First tokens were measured in loads "
-        "of their own, so that they do not stand in the gaps' way.",
+        "of their own, so that they do not affect the gaps.",
         f"Reading the same {read['bytes'] / 1e6:.0f} MB takes {read['cold_seconds']:.2f} s from "
         f"disk, and {read['warm_seconds']:.2f} s from the page cache.",
-        f"The switch of a staged group of {switch['adapters']}, apart from the engine: "
+        f"The switch of a staged group of {switch['adapters']}, excluding the engine: "
         f"{switch['switch_ms']['median']:.3f} ms (most {switch['switch_ms']['most']:.3f}); no "
         f"request was admitted for {switch['waited_ms']['median']:.2f} ms "
         f"(most {switch['waited_ms']['most']:.2f}) around it.",

@@ -32,7 +32,7 @@ from stacked.engine.cpu_affinity import hand_over_soon
 from stacked.errors import ParameterInvalid
 
 _SETTLE_SECONDS = 2.0
-_STREAM_TOKENS = 1600  # at most; a stream that ends and begins anew makes the others wait
+_STREAM_TOKENS = 1600  # at most; restarting a stream makes the others wait
 _AROUND_SWITCH = (0.02, 0.05)  # seconds before and after it
 _SWITCHES = 20
 _LISTEN_SECONDS = 0.2  # a gap that a load began may end after it
@@ -42,7 +42,7 @@ Window = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """`repeats` loads are measured by their gaps, and as many by first tokens and at the door."""
+    """`repeats` loads are measured for gaps, and as many for first tokens and refused requests."""
 
     streams: int
     repeats: int
@@ -74,16 +74,16 @@ def waits_within(times: Sequence[tuple[float, float]], window: Window) -> list[f
 def run_gaps(subject: Subject, settings: Settings, directory: Path, tell: Telling) -> Result:
     """Load all adapters but the first, again and again, under streams of the first."""
     if len(subject.adapters) < 2:
-        raise ParameterInvalid("gaps need two adapters at least: one streams, the rest are loaded")
+        raise ParameterInvalid("gaps need at least two adapters: one streams, the rest are loaded")
     if subject.engine.get("load_format") == "dummy":
         raise ParameterInvalid(
-            "gaps need a base with weights of its own: those that vLLM draws are so small that no "
+            "gaps need a base with weights of its own: vLLM's random ones are so small that no "
             "adapter changes an answer, and a LIVE update refuses adapters that change nothing"
         )
     directory.mkdir(parents=True, exist_ok=True)
     gc.collect()
-    gc.freeze()  # a collection here would look like a token that came late,
-    hand_over_soon()  # and so would another thread's turn
+    gc.freeze()  # a garbage collection here would look like a late token,
+    hand_over_soon()  # and so would another thread's time slice
     each: list[dict[str, Any]] = []
     for side in settings.sides:
         tell.begin(f"Starting {SIDES[side]}")
@@ -151,7 +151,7 @@ def gap_figures(
 ) -> dict[str, Any]:
     """The steady window from `began` to the load, and the load; milliseconds.
 
-    Raises ParameterInvalid where no token came in one of them.
+    Raises ParameterInvalid if no token came in one of them.
     """
     steady = gaps_within(arrivals, (began, loading.asked))
     during = gaps_within(arrivals, (loading.asked, loading.ended))
@@ -181,7 +181,7 @@ def first_figures(
 def door_figures(
     times: Sequence[tuple[float, float]], began: float, loading: Loading
 ) -> dict[str, Any]:
-    """What requests that need no engine waited: in the steady window, and around the switch."""
+    """The times of requests that need no engine: in the steady window, and around the switch."""
     before, after = _AROUND_SWITCH
     around = (loading.switched_at - before, loading.switched_at + after)
     return {
@@ -203,7 +203,7 @@ def _three(seconds: Sequence[float]) -> dict[str, float | int]:
 
 
 def read_seconds(adapters: Sequence[Path]) -> dict[str, float | int]:
-    """How long reading the adapters' files takes: pushed out of the page cache, and once more."""
+    """How long reading the adapters' files takes: evicted from the page cache, and once more."""
     files = [file for path in adapters for file in sorted(path.iterdir()) if file.is_file()]
     for file in files:
         forget_file(file)

@@ -1,7 +1,4 @@
-"""The groups of a storm: sets of adapters under keys that come, go, move and are renamed.
-
-Pure: from a config's members to key tables.
-"""
+"""The groups of a storm: sets of adapters under keys that are added, removed, moved and renamed."""
 
 from __future__ import annotations
 
@@ -37,16 +34,16 @@ class Storm:
 
 
 def make_storm(config: Config, count: int) -> Storm:
-    """`count` groups, each a window of the pool that moves on from one to the next.
+    """`count` groups, each a window of the pool that moves from one to the next.
 
-    The first half of a window stands under keys that every group has, so that the weights behind
-    them change; the rest under keys of its own group's spelling, so that they are renamed while
-    both windows have them. Raises ConfigInvalid where the pool is too small.
+    The first half of a window has keys that every group has, so that their weights change; the
+    rest has keys spelt for its own group, so that adapters in both windows are renamed. Raises
+    ConfigInvalid if the pool is too small.
     """
     pool = _distinct(config)
     if count < LEAST or len(pool) < count:
         raise ConfigInvalid(
-            f"a storm needs at least {LEAST} groups, and as many adapters as groups; asked are "
+            f"a storm needs at least {LEAST} groups, and as many adapters as groups; there are "
             f"{count} groups, and the config has {len(pool)} adapters"
         )
     labels = [_label(member, at) for at, member in enumerate(pool)]
@@ -63,7 +60,7 @@ def make_storm(config: Config, count: int) -> Storm:
 
 
 def config_tree(config: Config, members: Sequence[tuple[str, MemberConfig]]) -> dict[str, Any]:
-    """The config as a YAML tree that serves these members under these keys, on loopback alone."""
+    """The config as a YAML tree that serves these members under these keys, on loopback only."""
     listed = [
         {"key": key, "source": member.source} | ({"id": member.id} if member.id else {})
         for key, member in members
@@ -105,6 +102,6 @@ def _label(member: MemberConfig, at: int) -> str:
 
 
 def _roots(config: Config) -> list[str]:
-    """Where local adapters stand; what is not a path is fetched by its own rules."""
+    """The directories of local adapters; other sources are fetched by their own rules."""
     sources = [member.source for member in config.group.members]
     return sorted({str(Path(source).parent) for source in sources if source.startswith("/")})

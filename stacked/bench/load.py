@@ -1,6 +1,6 @@
-"""vLLM's serving benchmark as the load generator: one process, given load after load.
+"""vLLM's serving benchmark, unchanged, as the load generator: one process for all loads.
 
-It is imported once, before anything is measured, and it is not changed.
+It is imported once, before anything is measured.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def loads_of(clients: str, rates: str, requests: int) -> list[Load]:
 
 @contextmanager
 def generator(directory: Path) -> Iterator[Talk]:
-    """The load generator, ready. Raises ParameterInvalid where what it imports is not there."""
+    """The load generator, ready. Raises ParameterInvalid if its imports are missing."""
     if find_spec("pandas") is None:
         raise ParameterInvalid("vLLM's serving benchmark needs pandas; install stacked[bench]")
     command = [sys.executable, "-c", _DRIVER]
@@ -123,12 +123,12 @@ def generator(directory: Path) -> Iterator[Talk]:
 
 
 def run_load(talk: Talk, said: Sequence[str], load: Load) -> dict[str, Any]:
-    """The figures of one run. Raises EngineStartFailed where it did not run."""
+    """The figures of one run. Raises EngineStartFailed if it did not run."""
     return checked(talk.ask({"words": list(said)}), load)
 
 
 def checked(result: Mapping[str, Any], load: Load) -> dict[str, Any]:
-    """Only whole runs count: ParameterInvalid where a request failed."""
+    """Raises ParameterInvalid if a request failed: only complete runs count."""
     if result.get("completed") != load.requests:
         raise ParameterInvalid(
             f"{load.requests - int(result.get('completed', 0))} of {load.requests} requests failed "

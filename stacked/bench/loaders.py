@@ -1,6 +1,6 @@
 """Two ways to bring adapters into a server under traffic: our LIVE update, and vLLM's endpoint.
 
-Both tell when they began and ended by the monotonic clock.
+Both report when they began and ended on the monotonic clock.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from stacked.steps import Phase
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """When it was asked for, when requests could use what was loaded, and when it was over.
+    """When it was requested, when requests could use what was loaded, and when it was over.
 
-    `switched_at` is when the server itself says that it switched; never, where it does not say.
+    `switched_at` is the server's own time of the switch, if it reports one.
     """
 
     asked: float
@@ -50,7 +50,7 @@ class LiveUpdate:
     """A LIVE update from a group of the first to a group of all, and back."""
 
     def __init__(self, client: Client, members: Mapping[str, Path]) -> None:
-        # Seldom asked: each question takes time of the server that is being timed.
+        # Polled rarely: each request takes time of the server that is being timed.
         self._updater = Updater(client, poll_seconds=0.5)
         listed = [(key, MemberConfig(source=str(path))) for key, path in members.items()]
         self.streamed = listed[0][0]
@@ -61,7 +61,7 @@ class LiveUpdate:
     def load(self) -> Loading:
         apart = time.time() - time.monotonic()
         update = self._updater.go(self._whole)
-        # The server's own clock is finer than our questions, where the two clocks are one.
+        # The server's own time is more exact than our polling, if both have the same clock.
         began = update.begins.get(Phase.SWITCH.value, 0.0) - apart
         known = update.asked <= began <= update.switched
         usable = began if known else update.switched

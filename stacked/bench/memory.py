@@ -1,6 +1,6 @@
 """How much memory processes have taken: a process with its descendants, and GPUs.
 
-Read from Linux's /proc and `nvidia-smi`; elsewhere it says 0, which tables show as unknown.
+Read from Linux's /proc and `nvidia-smi`; elsewhere 0, which tables show as unknown.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def descendants(process: int) -> list[int]:
-    """The process and all that it has started, directly or not, that still run."""
+    """The process and its running descendants."""
     children: dict[int, list[int]] = {}
     for place in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, ValueError, IndexError):
@@ -21,13 +21,13 @@ def descendants(process: int) -> list[int]:
             parent = int((place / "stat").read_text().rpartition(")")[2].split()[1])
             children.setdefault(parent, []).append(int(place.name))
     found = [process]
-    for each in found:  # grows while it is walked
+    for each in found:  # grows during the loop
         found += children.get(each, [])
     return found
 
 
 def forget_peaks(process: int | None = None) -> None:
-    """Let the peaks of a process and its descendants begin anew, at what they hold now."""
+    """Reset the peaks of a process and its descendants to their current sizes."""
     for each in descendants(process or os.getpid()):
         with contextlib.suppress(OSError):
             Path(f"/proc/{each}/clear_refs").write_text("5")
@@ -54,9 +54,9 @@ def gpu_bytes() -> int:
 
 
 def forget_file(path: Path) -> bool:
-    """Push a file out of the page cache, as far as its owner may; whether that could be asked.
+    """Evict a file from the page cache, as far as its owner may; returns whether that is supported.
 
-    Pages that some process has mapped stay, and so does everything that is not this file.
+    Pages that a process has mapped stay.
     """
     if not hasattr(os, "posix_fadvise"):
         return False

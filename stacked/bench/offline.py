@@ -1,6 +1,6 @@
 """`stacked bench offline`: the throughput of the engine alone, each row against LoRA switched off.
 
-Engines run as processes of their own.
+Engines run as separate processes.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def run_offline(subject: Subject, settings: Settings, directory: Path, tell: Tel
 
 
 def bound_of(subject: Subject, settings: Settings, tell: Telling) -> Bound | None:
-    """What this machine allows for one run of the base; None, and a note, where none can say."""
+    """What this machine allows for one run of the base; None, with a note, if unknown."""
     tell.begin("Measuring how fast this machine copies and multiplies")
     try:
         base = BaseWeights.of(BaseModules.read(subject.base))
@@ -111,7 +111,7 @@ def _together(
             tell.begin(f"Starting an engine: {SIDES[side]}")
             engines[side] = stack.enter_context(_engine(subject, settings, side, directory))
         tell.begin(f"{settings.rounds} rounds of {len(settings.rows)} rows")
-        for side in settings.sides:  # the first batch of an engine is not like the others
+        for side in settings.sides:  # the first batch of an engine is slower than the others
             _measure(engines[side], settings, side, settings.rows[0], -1)
         for number in range(settings.rounds):
             for at, row in enumerate(settings.rows):
@@ -161,9 +161,9 @@ def start_message(subject: Subject, settings: Settings, side: str) -> dict[str, 
 
 
 def batch_message(settings: Settings, side: str, row: Row, number: int) -> dict[str, Any]:
-    """The same round and row ask the same of every side; with LoRA off, the base alone.
+    """The same requests for every side in a round and row; with LoRA off, for the base only.
 
-    No two rounds or rows share a prompt: a prefix cache would answer the second of them.
+    No two rounds or rows share a prompt, which a prefix cache would make faster.
     """
     way = ASSIGNMENTS.index(row.assignment)
     seed = ((number + 1) * 10_000 + row.adapters) * len(ASSIGNMENTS) + way

@@ -95,7 +95,7 @@ def _apart(
 def _together(
     subject: Subject, settings: Settings, directory: Path, talk: Talk, tell: Telling
 ) -> Iterator[Measured]:
-    """Both alive, loaded in turn: neighbours in time are seconds apart."""
+    """Both alive, loaded in turn, so that a pair is seconds apart."""
     for start in range(settings.starts):
         with ExitStack() as stack:
             urls = {}
@@ -104,7 +104,7 @@ def _together(
                 place = directory / f"{side}-{start}"
                 urls[side] = stack.enter_context(_server(subject, settings, side, place))
             tell.begin(f"Loading {' and '.join(map(settings.name, urls))} in turn")
-            for side, url in urls.items():  # the first load of a server is not like the others
+            for side, url in urls.items():  # the first load of a server is slower than the others
                 _one(subject, settings, talk, url, side, settings.loads[0], -1)
             for at in range(settings.rounds):
                 number = start * settings.rounds + at
@@ -117,7 +117,7 @@ def _together(
 
 @contextmanager
 def _server(subject: Subject, settings: Settings, side: str, directory: Path) -> Iterator[str]:
-    """Either server over the same settings; each of ours keeps its store for the next start."""
+    """Either server with the same settings; each of ours reuses its store at the next start."""
     if side == OTHER:
         subject = replace(subject, engine={**subject.engine, **settings.against})
     if side == PEER:
@@ -147,7 +147,7 @@ def _one(
     load: Load,
     number: int,
 ) -> Measured:
-    # Prompts of its own each round: a prefix cache would know those of the round before.
+    # New prompts each round: a prefix cache would have those of the round before.
     keys, seed = list(subject.members), number + 1
     said = words(url, subject.base, keys, load, settings.lengths, seed)
     try:

@@ -1,4 +1,4 @@
-"""Charts as a picture: grouped bars with their spread, SVG or PNG by the file's name.
+"""Charts as SVG or PNG, by the file's name: grouped bars with their spread.
 
 Drawn by matplotlib, which is an extra.
 """
@@ -24,26 +24,26 @@ _WIDTH, _BAR_INCHES, _EMPTY_INCHES = 8.0, 0.24, 1.1
 
 
 def check_plot(path: Path) -> None:
-    """Before anything is measured: ParameterInvalid where this picture could not be drawn."""
+    """Called before measuring: raises ParameterInvalid if this plot cannot be drawn."""
     if path.suffix not in SUFFIXES:
-        raise ParameterInvalid(f"{path}: a picture is {' or '.join(SUFFIXES)}")
+        raise ParameterInvalid(f"{path}: a plot is {' or '.join(SUFFIXES)}")
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise ParameterInvalid(
-            "a picture needs matplotlib; install stacked[bench], or leave --plot out"
+            "a plot needs matplotlib; install stacked[bench], or leave out --plot"
         ) from error
 
 
 def draw(charts: Sequence[Chart], title: str, path: Path) -> None:
-    """Write one picture of all charts, one below the other. Raises ParameterInvalid."""
+    """Write one plot of all charts, one below the other. Raises ParameterInvalid."""
     check_plot(path)
     import matplotlib
     from matplotlib.figure import Figure
 
     shown = [chart for chart in charts if chart.bars]
     series = dict.fromkeys(bar.series for chart in shown for bar in chart.bars)
-    colours = dict(zip(series, itertools.cycle(_COLOURS), strict=False))  # alike in every chart
+    colours = dict(zip(series, itertools.cycle(_COLOURS), strict=False))  # the same in every chart
     heights = [_EMPTY_INCHES + _BAR_INCHES * _lines(chart) for chart in shown]
     # Text stays text, and the same figures give the same file.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "stacked"}):

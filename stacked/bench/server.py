@@ -23,7 +23,7 @@ from stacked.errors import EngineStartFailed
 _START_SECONDS = 900.0
 _LOOK_SECONDS = 0.05
 
-# What our server sets for its engine is set for vLLM's too; ours has to stay out of its kernels.
+# vLLM's engine gets the same environment as ours, but its own kernels.
 _PEER = {
     "STACKED_CPU_LORA": "0",
     "VLLM_NO_USAGE_STATS": "1",
@@ -37,7 +37,7 @@ _PEER = {
 def serving(tree: dict[str, Any], directory: Path, data_dir: Path) -> Iterator[str]:
     """Serve a config's tree from `directory` (made here) until the block ends; its URL.
 
-    Raises EngineStartFailed with what the server printed when it does not become healthy.
+    Raises EngineStartFailed with what the server printed if it does not become healthy.
     """
     directory.mkdir(parents=True)
     with running(ours(tree, directory, data_dir), directory) as url:
@@ -85,12 +85,12 @@ def theirs(base: Path, options: Mapping[str, Any], members: Mapping[str, Path]) 
 
 
 def peer_environment(runtime_loading: bool = False) -> dict[str, str]:
-    """What vLLM's server is started with; `runtime_loading` opens its `/v1/load_lora_adapter`."""
+    """The environment of vLLM's server; `runtime_loading` opens its `/v1/load_lora_adapter`."""
     return {**_PEER, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": str(int(runtime_loading))}
 
 
 def flags(options: Mapping[str, Any]) -> list[str]:
-    """Options by vLLM's names as words of its command line."""
+    """Options by vLLM's names as arguments of its command line."""
     words: list[str] = []
     for name, value in options.items():
         flag = name.replace("_", "-")

@@ -1,8 +1,8 @@
-"""Bases to measure with where none is at hand: Llama's shapes, without anybody's weights.
+"""Bases to measure with without a download: Llama's shapes, with random weights.
 
-`tiny` has two layers of 128 and weights of its own, so that a forward pass costs less than the
-request around it and what serving costs is what shows. The others have the sizes of published
-models and no weights: vLLM draws them (`load_format=dummy`). Speeds are real, answers mean nothing.
+`tiny` has two layers of 128 and weights on disk, so that a forward pass costs less than the request
+around it and the cost of serving shows. The others have the sizes of published models; vLLM makes
+random weights (`load_format=dummy`). Speeds are real, answers mean nothing.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def _config(shape: Shape) -> dict[str, Any]:
 def _drawn(
     tensors: Mapping[str, tuple[int, ...]],
 ) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
-    """Norms of one, and normal numbers small enough that hidden states stay small, too."""
+    """Norms of one, and normal numbers small enough that hidden states also stay small."""
     chance = np.random.default_rng(0)
     return {
         name: np.ones(size, np.float32)
@@ -133,9 +133,9 @@ def _drawn(
 
 
 def _write_hollow(tensors: Mapping[str, tuple[int, ...]], path: Path) -> None:
-    """A safetensors file whose header is true and whose bfloat16 weights are a hole on the disk.
+    """A safetensors file with a valid header, whose bfloat16 weights are a hole on the disk.
 
-    What asks a base for its modules reads headers alone.
+    Reading a base's modules only needs headers.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -149,7 +149,7 @@ def _write_hollow(tensors: Mapping[str, tuple[int, ...]], path: Path) -> None:
 
 
 def _write_tokenizer(directory: Path, longest: int) -> None:
-    """Byte-level BPE; what the text does not fill is filled with words that nobody writes."""
+    """Byte-level BPE; the rest of the vocabulary is filled with words that do not occur."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -1,7 +1,6 @@
 """`stacked bench start`: seconds from a server's command to its first token, ours and vLLM's.
 
-Cold: a copy of the base pushed out of the page cache, and nothing registered before; warm: the same
-once more.
+Cold: a copy of the base, evicted from the page cache, and nothing registered; warm: the same again.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Seconds from the command: until `/health` was good, and until a token had come."""
+    """Seconds from the command until `/health` was good, and until the first token."""
 
     round: int
     side: str
@@ -82,9 +81,9 @@ def run_start(subject: Subject, settings: Settings, directory: Path, tell: Telli
 
 
 def forget(subject: Subject) -> bool:
-    """Push the base's and the adapters' files out of the page cache, as far as one may.
+    """Evict the base's and the adapters' files from the page cache, as far as permitted.
 
-    Libraries stay in it: dropping all of the cache takes rights that a benchmark should not have.
+    Libraries stay in it: dropping the whole cache needs rights that a benchmark should not have.
     """
     places = [subject.base, *subject.adapters]
     asked = [forget_file(file) for place in places for file in place.iterdir() if file.is_file()]
@@ -92,7 +91,7 @@ def forget(subject: Subject) -> bool:
 
 
 def time_start(subject: Subject, side: str, directory: Path, data: Path) -> tuple[float, float]:
-    """Start one server, ask its first adapter for a token, and stop it; seconds from the command.
+    """Start one server, request a token of its first adapter, and stop it.
 
     Raises EngineStartFailed with what it printed.
     """
@@ -135,7 +134,7 @@ def _until_token(
 
 
 def _own_copy(subject: Subject, directory: Path) -> Subject:
-    """A copy that nobody else has mapped, so that it can leave the page cache."""
+    """A copy that no other process has mapped, so that it can be evicted from the page cache."""
     base = directory / "base" / subject.base.name
     shutil.copytree(subject.base, base)
     return replace(subject, base=base)
@@ -187,8 +186,8 @@ def start_result(
 _HEADER = ("state", "adapters", "server", "first token s", "to the smallest group", "to vLLM's")
 _NOTE = (
     "Medians, least and most in parentheses; ratios within each round. Cold: files of the base and "
-    "of the adapters pushed out of the page cache, and nothing registered before; libraries stay "
-    "in the page cache, as dropping it takes rights. Warm: the same command again, on the same "
+    "of the adapters evicted from the page cache, and nothing registered before; libraries stay "
+    "in the page cache, as dropping it needs root. Warm: the same command again, on the same "
     "data directory."
 )
 

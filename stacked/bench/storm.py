@@ -1,6 +1,6 @@
-"""The storm: LIVE updates round robin under traffic, every answer held against fresh servers.
+"""The storm: LIVE updates round robin under traffic, every answer compared with fresh servers'.
 
-It runs the parts in order and returns figures; what is a violation is `check`'s to say.
+`check` decides what is a violation.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from stacked.client import Client, ClientError
 from stacked.config import Config
 from stacked.errors import ConfigInvalid, UpdateFailed
 
-# Where the clients are too slow for the number of responses, some more updates are made for them.
+# If the clients are too slow for the number of responses, up to so many times more updates are
+# made.
 _MOST_TIMES = 5
 _REPORTED_EACH = 20
 
@@ -40,7 +41,7 @@ class Settings:
 
 @dataclass(slots=True)
 class Seen:
-    """What there was to see of the storm itself. `failures` are of updates, not of answers."""
+    """What was observed of the storm itself. `failures` are of updates, not of answers."""
 
     traffic: Traffic
     versions: list[Version]
@@ -66,7 +67,7 @@ class Seen:
         }
 
     def _met(self) -> int:
-        """How many answers were under way at the moment in which a switch was acknowledged."""
+        """How many answers were under way when a switch was acknowledged."""
         return sum(
             any(answer.sent <= update.switched <= answer.ended for update in self.updates)
             for answer in self.traffic.answers
@@ -79,7 +80,7 @@ def run_storm(
     directory: Path,
     tell: Telling,
 ) -> dict[str, Any]:
-    """Run it under `directory`, and return its figures. Raises StackedError where it cannot run."""
+    """Run it under `directory`, and return its figures. Raises StackedError if it cannot run."""
     storm = make_storm(config, settings.groups)
     known: dict[tuple[int, str, int], Tokens] = {}
     for number in range(len(storm.groups)):
@@ -88,7 +89,9 @@ def run_storm(
     alone, pairs = apart(known)
     tell.note(f"{alone} of {pairs} reference answers are given by one model alone")
     if alone < pairs / 2:
-        raise ConfigInvalid("most adapters answer alike; such a storm could not show a mix")
+        raise ConfigInvalid(
+            "most adapters give the same answers; such a storm could not show a mix"
+        )
     tell.begin(f"The storm: {settings.updates} updates under {settings.clients} clients")
     seen = _storm(config, storm, settings, directory, tell)
     violations = judge(seen.traffic.answers, seen.traffic.refusals, seen.versions, known)
@@ -142,7 +145,7 @@ def _storm(
             | {config.base.key: BASE}
             for group in storm.groups
         ]
-        # The whole pool served until here, so that the engine was planned for all of it.
+        # The whole pool was served until here, so that the engine was planned for all of it.
         first = updater.go(groups[0])
         mix = Mix(config.base.key, storm.lasting, storm.passing, settings.max_tokens)
         traffic = Traffic(url, mix, settings.clients)
@@ -161,7 +164,7 @@ def _storm(
 
 
 def _look_back(seen: Seen, settings: Settings, url: str, client: Client) -> None:
-    """What only the end can tell."""
+    """Violations that only show at the end."""
     if seen.failures:
         return
     if client.status()["generation"] != seen.versions[-1].generation:
@@ -186,7 +189,7 @@ def _one(updater: Updater, group_id: str, group: int, keys: Mapping[str, str], s
         done = updater.go(group_id)
     except (UpdateFailed, ClientError) as error:
         seen.failures.append(Violation("update", str(error)))
-        # It may have been switched all the same: what came since is judged as either.
+        # It may have switched anyway: answers from here on may be of either.
         seen.versions.append(Version(updater.generation + 1, group, keys, asked))
         return
     seen.versions[-1] = replace(seen.versions[-1], replaced=done.switched)

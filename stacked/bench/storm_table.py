@@ -1,7 +1,4 @@
-"""The figures of a storm as lines for a person.
-
-Pure; the figures are the storm's.
-"""
+"""The figures of a storm as lines of text."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ _HIDDEN = ("groups", "first_violations", "each", "engine")
 
 
 def rows_of(figures: Mapping[str, Any]) -> list[list[str]]:
-    """One line a figure; a figure that has parts, in one line too."""
+    """One line per figure, also for a figure with parts."""
     rows = []
     for name, value in figures.items():
         if name in _HIDDEN:

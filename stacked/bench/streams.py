@@ -1,6 +1,6 @@
-"""Clients of the gaps measurement: endless streams, first tokens, and requests refused at the door.
+"""Clients of the gaps measurement: endless streams, first tokens, and refused requests.
 
-Each runs in a thread of its own and keeps when things came.
+Each runs in its own thread and records when events arrived.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _ABSENT = "no-such-key"
 
 
 class Clients(ABC):
-    """What runs from entering the block to leaving it; its own fault is raised then."""
+    """Runs from entering the block to leaving it, which raises its fault, if any."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -54,12 +54,12 @@ class Clients(ABC):
 
 
 class Streams(Clients):
-    """`count` endless streams of one key, and when their tokens came."""
+    """`count` endless streams of one key, and when their tokens arrived."""
 
     def __init__(self, url: str, key: str, count: int, tokens: int) -> None:
         super().__init__(url)
         self.arrivals: list[list[float]] = []
-        """Of each stream that was begun: when its events came, by the monotonic clock."""
+        """For each stream: when its events arrived, on the monotonic clock."""
         self._key, self._count, self._tokens = key, count, tokens
 
     async def _work(self, client: httpx.AsyncClient) -> None:
@@ -91,7 +91,7 @@ class FirstTokens(Clients):
         while not self._stop.is_set():
             number += 1
             sent = time.monotonic()
-            # A prompt of its own each time: the prefix cache has answers to the others.
+            # A new prompt each time: the prefix cache has the others.
             async for _event in stream(client, body(self._key, f"{number} {_PROMPT}", 1), Got()):
                 break
             self.times.append((sent, time.monotonic() - sent))
@@ -99,7 +99,7 @@ class FirstTokens(Clients):
 
 
 class Door(Clients):
-    """Requests for a key that nobody has, which need no engine: what they wait is the server's own.
+    """Requests for an unknown key, which need no engine: their time is the server's own.
 
     `times` has when each was sent and its seconds.
     """

@@ -1,4 +1,4 @@
-"""What is measured: a base, its adapters, and engine settings that both sides are given alike."""
+"""What is measured: a base, its adapters, and engine settings that both sides get."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from stacked.store import BaseModules
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a user said of it. `adapters`: directories of their own, else random ones are made."""
+    """A user's options. `adapters`: their directories; without any, random ones are made."""
 
     base: str
     adapters: Sequence[Path] = ()
@@ -43,7 +43,7 @@ class Subject:
     rank: int
     targets: str
     engine: Mapping[str, Any]
-    """vLLM's options, as asked."""
+    """vLLM's options, as requested."""
 
     @property
     def members(self) -> dict[str, Path]:
@@ -74,7 +74,7 @@ class Subject:
         return {name: value for name, value in plan.options.items() if name != "enable_lora"}
 
     def summary(self) -> dict[str, Any]:
-        """As it stands in the figures; no path of this machine."""
+        """Its description for the figures, without paths of this machine."""
         return {
             "base": self.base.name,
             "adapters": len(self.adapters),
@@ -113,7 +113,7 @@ def prepare(asked: Asked, count: int, directory: Path, data_dir: Path, tell: Tel
 
 
 def _base(asked: Asked, directory: Path, data_dir: Path) -> tuple[Path, dict[str, Any]]:
-    """Where it stands, found or written, and the engine's options for it."""
+    """Its directory, found or written, and the engine's options for it."""
     if asked.base in SHAPES:
         made = build_shape(asked.base, directory)
         return made, {**shape_options(asked.base), **asked.engine}
@@ -121,7 +121,7 @@ def _base(asked: Asked, directory: Path, data_dir: Path) -> tuple[Path, dict[str
 
 
 def subject_of(config: Config, data_dir: Path) -> Subject:
-    """The base and the members of a config; ConfigInvalid where a member is not a directory."""
+    """The base and the members of a config; ConfigInvalid if a member is not a directory."""
     paths = [Path(member.source) for member in config.group.members]
     if away := [str(path) for path in paths if not path.is_dir()]:
         raise ConfigInvalid(f"{away[0]} is no directory; only adapters on this machine are timed")

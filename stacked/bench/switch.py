@@ -1,7 +1,7 @@
-"""What the switch of a group whose adapters are all staged costs the requests of that moment.
+"""What the switch of a group whose adapters are all staged costs requests at that moment.
 
-The real routing, leases and update run in this process; the engine's part is done before it is
-asked, so that what shows is the switch alone.
+The real routing, leases and update run in this process; the engine's part returns at once, so that
+only the switch is measured.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Staged:
 
     def handle(self, digest: Digest) -> Loaded:
         number = next(self._numbers)
-        request: Any = None  # vLLM's part of a handle, which nothing here looks at
+        request: Any = None  # vLLM's part of a handle, not used here
         return Loaded(digest=digest, name=f"{digest}.{number}", number=number, request=request)
 
     def check(self, adapter: Adapter) -> None: ...
@@ -119,7 +119,7 @@ async def _measure(count: int, repeats: int) -> list[tuple[float, float]]:
 
 
 class _Asking:
-    """A request after the other: admitted, and over at once."""
+    """One request after the other, which ends as soon as it is admitted."""
 
     def __init__(self, live: Live[Loaded]) -> None:
         self._live = live

@@ -1,4 +1,4 @@
-"""Clients that ask a server without pause, in every way a client can, and keep what they got."""
+"""Clients that send requests without pause, in every way a client can, and record the results."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from stacked.bench.asking import PROMPTS, Got, Refused, body, plain, stream
 from stacked.bench.check import Answer, Refusal
 
 _EARLY_SECONDS = 0.1
-"""Within this a client that gives up early does so: before, or just as, its answer begins."""
+"""A client that disconnects early does so within this: before, or just as, its answer begins."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """Whom the clients ask, and for how much."""
+    """What the clients request, and how much."""
 
     base: str
     lasting: Sequence[str]
@@ -30,7 +30,7 @@ class Mix:
     max_tokens: int
 
     def key(self, chance: random.Random) -> str:
-        """The base for a fifth, keys of every group for half, else keys that may be gone."""
+        """The base for a fifth, keys of every group for half, otherwise keys that may be absent."""
         draw = chance.random()
         if draw < 0.2:
             return self.base
@@ -38,7 +38,7 @@ class Mix:
 
 
 class Traffic:
-    """`clients` clients in a thread of their own, from entering the block to leaving it."""
+    """`clients` clients in one thread, from entering the block to leaving it."""
 
     def __init__(self, url: str, mix: Mix, clients: int, seed: int = 0) -> None:
         self.answers: list[Answer] = []
@@ -51,7 +51,7 @@ class Traffic:
 
     @property
     def whole(self) -> int:
-        """How many whole answers there are by now."""
+        """The number of whole answers so far."""
         return self.counts["plain"] + self.counts["stream"]
 
     def __enter__(self) -> Traffic:
@@ -66,7 +66,7 @@ class Traffic:
 
     @property
     def failed(self) -> bool:
-        """Whether the clients have ended by themselves, by a fault of the benchmark's."""
+        """Whether the clients have ended early, by a fault of the benchmark."""
         return not self._thread.is_alive()
 
     def _run(self) -> None:
@@ -76,7 +76,7 @@ class Traffic:
             self._failure = error
 
     async def _all(self) -> None:
-        # An idle connection is given up before a server does: else both may do so at once.
+        # Idle connections are closed earlier than by a server: otherwise both may do so at once.
         limits = httpx.Limits(max_connections=None, keepalive_expiry=2.0)
         async with (
             httpx.AsyncClient(base_url=self._url, timeout=120, limits=limits) as client,
@@ -145,7 +145,7 @@ class Traffic:
     async def _cut(
         self, client: httpx.AsyncClient, request: dict[str, object], got: Got, chance: random.Random
     ) -> bool | None:
-        """Go away in the middle of a stream."""
+        """Disconnect in the middle of a stream."""
         enough = chance.randint(1, self._mix.max_tokens - 1)
         async with contextlib.aclosing(stream(client, request, got)) as events:
             async for _event in events:
@@ -156,7 +156,7 @@ class Traffic:
     async def _early(
         self, client: httpx.AsyncClient, request: dict[str, object], got: Got, chance: random.Random
     ) -> bool | None:
-        """Go away before the answer has come."""
+        """Disconnect before the answer."""
         try:
             async with asyncio.timeout(chance.uniform(0.0, _EARLY_SECONDS)):
                 await plain(client, request, got)

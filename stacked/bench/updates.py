@@ -20,8 +20,9 @@ _LONGEST_SECONDS = 900.0
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """One update that succeeded: when it was asked for, when its switch was acknowledged, when it
-    was over (seconds of the monotonic clock), and the seconds of its phases as the server tells.
+    """One update that succeeded: when it was requested, when its switch was acknowledged, when it
+    was
+    over (seconds of the monotonic clock), and the seconds of its phases as the server reports.
     """
 
     generation: int
@@ -30,7 +31,7 @@ class Update:
     ended: float
     phases: Mapping[str, float]
     begins: Mapping[str, float] = field(default_factory=dict)
-    """When each phase began, in seconds since the epoch, as the server tells."""
+    """When each phase began, in seconds since the epoch, as the server reports."""
 
 
 @dataclass(slots=True)
@@ -39,7 +40,7 @@ class Updater:
 
     client: Client
     poll_seconds: float = 0.01
-    """Asking costs the server time too; seldom is right where time itself is measured."""
+    """Polling costs the server time: do so rarely where time itself is measured."""
     generation: int = 0
     _deployment: str = ""
     _base: Entry | None = None
@@ -94,7 +95,7 @@ class Updater:
         return Update(self.generation, asked, switched, ended, phases_of(logs), begins_of(logs))
 
     def _until_switched(self, work: str) -> float:
-        """When this client learned that the switch had happened, or that it never will."""
+        """When this client learned that the switch had happened, or never will."""
         began = time.monotonic()
         while True:
             steps = {each.get("step") for each in self.client.work_logs(work)}

@@ -1,7 +1,4 @@
-"""Which adapter each request of a run asks for, and how many adapters the rows of a table have.
-
-Pure.
-"""
+"""Which adapter each request of a run uses, and how many adapters the rows of a table have."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ _COUNTS = {"slots": (1, 0), "slots+1": (1, 1), "2xslots": (2, 0)}
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """`adapters` different adapters, drawn by `assignment`; 0 asks the base alone."""
+    """`adapters` different adapters, drawn by `assignment`; 0 uses only the base."""
 
     adapters: int
     assignment: str = "uniform"
@@ -55,7 +52,7 @@ def assign(row: Row, requests: int, seed: int) -> list[int | None]:
 def rows_of(counts: str, assignments: str, slots: int, most: int) -> list[Row]:
     """Rows from `0,1,slots,slots+1,2xslots,64` and `uniform,zipf`, none above `most` adapters.
 
-    One adapter, or none, is assigned in one way only. Raises ParameterInvalid.
+    One adapter, or none, needs only one assignment. Raises ParameterInvalid.
     """
     numbers = sorted({_count(word.strip(), slots) for word in counts.split(",")})
     ways = [way.strip() for way in assignments.split(",")]

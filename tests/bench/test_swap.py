@@ -177,7 +177,7 @@ def test_groups_add_remove_rename_and_change_weights(adapters: int, groups: int)
 def test_too_few_adapters_are_refused() -> None:
     with pytest.raises(ConfigInvalid, match="has 3 adapters"):
         make_storm(config(3), 4)
-    with pytest.raises(ConfigInvalid, match="asked are 5 groups"):
+    with pytest.raises(ConfigInvalid, match="there are 5 groups"):
         make_storm(config(4), 5)
 
 

@@ -208,7 +208,7 @@ def test_gaps_table_has_a_line_for_each_window_of_each_server() -> None:
     assert cell(result, 1, "worst to steady p99") == "1.15 (1.10 to 1.20)"
     assert cell(result, 3, "worst to steady p99") == "3.25 (3.00 to 3.50)"
     assert "234 MB takes 0.40 s from disk" in result.notes[1]
-    assert "staged group of 500, apart from the engine: 0.010 ms (most 0.020)" in result.notes[2]
+    assert "staged group of 500, excluding the engine: 0.010 ms (most 0.020)" in result.notes[2]
     assert "worst 23.0 ms within 50 ms of the switch" in result.notes[3]
     assert result.data["rows"][0]["medians"]["gaps_loading"]["worst"] == 23.0
     json.dumps(result.data)
