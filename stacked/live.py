@@ -42,7 +42,7 @@ class Journal(Protocol):
 
 
 class Admitted(NamedTuple, Generic[H]):
-    """What one request was given: its route, and the lease to release when it has ended."""
+    """What one request got: its route, and the lease to release when it has ended."""
 
     route: Route[H]
     lease: Lease
@@ -52,8 +52,8 @@ class Admitted(NamedTuple, Generic[H]):
 class SwapReport:
     """What an update did. Seconds by phase; `ended` requests had to be cut at the deadline.
 
-    `left` are adapters that the engine would not let go of: nobody is served from them, but their
-    memory is not back. The next update asks for it again.
+    `left` are adapters that the engine failed to remove: they serve no request, but their memory is
+    not free. The next update tries again.
     """
 
     generation: int
@@ -71,7 +71,7 @@ class SwapReport:
 
 
 class Live(Generic[H]):
-    """The served group over one engine. All changes take turns; reading needs no lock."""
+    """The served group over one engine. Changes exclude each other; reading needs no lock."""
 
     def __init__(
         self, engine: GroupEngine[H], routing: Routing[H], *, drain_seconds: float
@@ -82,9 +82,9 @@ class Live(Generic[H]):
         self._loader = Loader(engine)
         self._drain_seconds = drain_seconds
         self._changing = asyncio.Lock()
-        # What the change that is under way adds or drops: both are needed until it is over.
+        # What the current change adds or drops: both are needed until it is over.
         self._in_change: frozenset[Digest] = frozenset()
-        # Tasks that nobody awaits; asyncio itself keeps only weak references.
+        # Tasks that are not awaited; asyncio itself has only weak references.
         self._background: set[asyncio.Task[None]] = set()
 
     def begin(self, routing: Routing[H]) -> None:
@@ -98,15 +98,15 @@ class Live(Generic[H]):
 
     @property
     def removed(self) -> frozenset[Member]:
-        """Members of the group that were removed one by one and have not come back."""
+        """Members of the group that were removed one by one and not loaded again."""
         return self._group.difference(self.routing.members)
 
     @property
     def in_use(self) -> frozenset[str]:
         """Digests of the base, and of adapters that must stay in the store.
 
-        Those are routed, leased, in a change, removed alone, or in the engine all the same. From
-        any thread; what is in use when it is asked for is in the answer.
+        Those are routed, leased, in a change, removed alone, or still in the engine. From any
+        thread; what is in use at the call is in the result.
         """
         # In this order: what a change moves meanwhile is found where it was or where it goes.
         changing, routing = self._in_change, self.routing
@@ -118,7 +118,7 @@ class Live(Generic[H]):
 
     @asynccontextmanager
     async def _change(self, adapters: Iterable[Adapter] = ()) -> AsyncIterator[None]:
-        """Hold the place of the one change, which may bring these."""
+        """Hold the place of the one change, which may add these."""
         async with self._changing:
             brought = (adapter.digest for adapter in adapters)
             self._in_change = frozenset(self.routing.handles).union(brought)
@@ -140,7 +140,7 @@ class Live(Generic[H]):
         return Admitted(route, self.leases.take(route.handle, end))
 
     async def drain(self) -> int:
-        """Wait for all requests; how many outlasted the drain time and were ended.
+        """Wait for all requests; returns how many outlasted the drain time and were ended.
 
         Nothing may be admitted any more.
         """
@@ -153,9 +153,9 @@ class Live(Generic[H]):
     # -- one adapter ------------------------------------------------------------------------
 
     async def add(self, member: Member) -> Route[H]:
-        """Serve one more member. Asking again for what is there is answered with it.
+        """Serve one more member. Idempotent.
 
-        Raises KeyInUse, CanaryFailed, EngineLoadFailed and what else an adapter is refused with.
+        Raises KeyInUse, CanaryFailed, EngineLoadFailed and other refusals of an adapter.
         """
         digest = member.adapter.digest
         async with self._change([member.adapter]):
@@ -188,7 +188,7 @@ class Live(Generic[H]):
     async def remove(self, name: str, *, wait_seconds: float | None = None) -> bool:
         """Stop serving a key or model id; free its adapter when the last request has ended.
 
-        True when the engine has let go of it, False when requests still ran after `wait_seconds`
+        True if the engine has removed it, False if requests still ran after `wait_seconds`
         (default: the drain time); it is then removed when the last of them ends. Raises KeyUnknown.
         """
         wait = self._drain_seconds if wait_seconds is None else wait_seconds
@@ -257,7 +257,7 @@ class Live(Generic[H]):
                 await self._bring(plan.load, staged, clock)
             after = _table(base, members, before, staged)
             clock.enter(Phase.COMMIT, f"generation {after.generation}")
-            # Once begun it is not given up: a commit that may have happened has happened.
+            # Once begun it is not cancelled: a commit that may have happened counts as done.
             await asyncio.shield(asyncio.ensure_future(clock.journal.commit(after.generation)))
         except BaseException:
             # A failed update leaves nothing in the engine.
@@ -273,7 +273,7 @@ class Live(Generic[H]):
     async def _bring(
         self, adapters: Sequence[Adapter], staged: dict[Digest, H], clock: _Clock
     ) -> None:
-        """All of them, verified, or an error; what is in `staged` then is to be let go of."""
+        """All of them, verified, or an error; those in `staged` must then be removed."""
         clock.enter(Phase.STAGE, f"{len(adapters)} adapters")
         failed = await self._loader.stage(adapters, staged, clock.counts("staged", len(adapters)))
         clock.refuse(failed, "could not be staged")
@@ -282,7 +282,7 @@ class Live(Generic[H]):
         clock.refuse(await self._engine.verify(staged, counts), "failed")
 
     async def _drain(self, before: Routing[H], plan: SwapPlan, clock: _Clock) -> int:
-        """Wait for the old group's requests; how many outlasted the deadline and were ended."""
+        """Wait for the old group's requests; returns how many were ended at the deadline."""
         clock.enter(Phase.DRAIN, f"{len(plan.drop)} adapters")
         drained = clock.counts("drained", len(plan.drop))
         deadline = time.monotonic() + self._drain_seconds
@@ -315,7 +315,7 @@ class Live(Generic[H]):
         task.add_done_callback(self._background.discard)
 
     def close(self) -> None:
-        """Give up waiting for what still drains; the engine is about to go."""
+        """Stop waiting for requests; the engine is about to be stopped."""
         for task in self._background:
             task.cancel()
 
@@ -343,7 +343,7 @@ def _uncounted(count: int) -> None: ...
 
 
 class _Clock:
-    """Which phase an update is in, and since when; its journal hears of it."""
+    """The phase of an update, and since when; reported to its journal."""
 
     def __init__(self, journal: Journal) -> None:
         self.journal = journal
@@ -365,7 +365,7 @@ class _Clock:
         return lambda count: self.tell(count / total, f"{what} {count} of {total}")
 
     def refuse(self, failed: Mapping[Digest, StackedError], how: str) -> None:
-        """Raise where adapters have failed, each with its reason, or the engine has."""
+        """Raise if adapters have failed, each with its reason, or the engine has."""
         for digest, error in failed.items():
             self.journal.refused(digest, error)
         for error in failed.values():

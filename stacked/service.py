@@ -1,6 +1,6 @@
 """The whole system as one object, for the life of a process: records, stores, and what is served.
 
-Whoever holds it can start it, admit a request, change what is served, and ask how it is. It must
+It starts, admits requests, changes what is served, and reports its state. It must
 not know FastAPI, wire formats or argv.
 """
 
@@ -41,7 +41,7 @@ logger = logging.getLogger("stacked.service")
 
 
 class State(enum.Enum):
-    STARTING = "starting"  # what the file declares is not there yet; requests are NotReady
+    STARTING = "starting"  # what the file declares is not served yet; requests are NotReady
     SERVING = "serving"  # what is deployed answers; there may be nothing
     FAILED = "failed"  # it did not start, or the engine died; `reason` says why
     STOPPING = "stopping"  # requests in flight may finish; new ones are refused
@@ -74,7 +74,7 @@ class Service:
     async def start(self, progress: Progress | None = None) -> None:
         """Serve what the config declares, or what a process before this one served.
 
-        What can be refused without the engine is refused before it is started. Raises the
+        What can be refused without the engine is refused before the engine starts. Raises the
         StackedError that says why; the state is then FAILED and what was started is stopped.
         """
         tell = Heard(progress or Silent(), self._starting)
@@ -164,7 +164,7 @@ class Service:
     async def _resume(
         self, deployments: Deployments, tell: Progress, last: Deployment | None = None
     ) -> None:
-        """Serve again what was served last; the control plane is there meanwhile."""
+        """Serve again what was served last; the control plane is available meanwhile."""
         last = last or await asyncio.to_thread(self.ledger.last_active)
         aside = "another deployment was served when the server ended"
         await asyncio.to_thread(self.ledger.set_aside, last.id if last else None, aside)
@@ -279,13 +279,13 @@ class Service:
 
     @property
     def rounds(self) -> Rounds:
-        """What removes that nobody needs. Raises NotReady before there are records."""
+        """Removes what is no longer needed. Raises NotReady before there are records."""
         if self._rounds is None or self.state is not State.SERVING:
             raise self._not_ready()
         return self._rounds
 
     def member_states(self, id: str, query: Query, **filters: Any) -> Page[DeployedMember]:
-        """How the members of a deployment's committed group are: as recorded, unless removed."""
+        """The members of a deployment's committed group: as recorded, unless removed."""
         page = self.registry.deployments.list_members(id, query, **filters)
         active = self._slot.active
         if active is None or active.deployment_id != id:

@@ -40,10 +40,10 @@ async def read_body(receive: Receive, limit: int, declared: str | None) -> bytes
 
 
 def decode(body: bytes, coding: str, limit: int) -> bytes:
-    """What a body is without its content coding, at most `limit` bytes.
+    """A body without its content coding, at most `limit` bytes.
 
-    Raises EncodingUnsupported for what is neither gzip nor deflate, BodyInvalid where the body is
-    not coded so, and BodyTooLarge as soon as it is.
+    Raises EncodingUnsupported for anything but gzip and deflate, BodyInvalid if the body is not
+    encoded so, and BodyTooLarge as soon as it is.
     """
     name = coding.strip().lower()
     if name in ("", "identity") or not body:
@@ -77,10 +77,10 @@ def _inflate(body: bytes, window: int, limit: int) -> bytes:
 
 
 class Cut:
-    """A way to end one request from outside: its app is told that the client has left.
+    """A way to end one request from outside: its app sees that the client has disconnected.
 
-    That is the one way out that every handler of vLLM's knows, streaming or not, and it aborts the
-    request in the engine too.
+    Every handler of vLLM handles that, streaming or not, and it also aborts the request in the
+    engine.
     """
 
     def __init__(self) -> None:
@@ -91,12 +91,12 @@ class Cut:
         return self._asked.done()
 
     def ask(self) -> None:
-        """Asking twice is asking once."""
+        """Idempotent."""
         if not self._asked.done():
             self._asked.set_result(None)
 
     async def or_message(self, receive: Receive) -> Message:
-        """The client's next message, or its leaving when that is asked for first."""
+        """The client's next message, or its disconnect if the end is requested first."""
         message = asyncio.ensure_future(receive())
         try:
             await asyncio.wait({message, self._asked}, return_when=asyncio.FIRST_COMPLETED)

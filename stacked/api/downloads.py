@@ -1,4 +1,4 @@
-"""Downloads: a file of the catalogue as a response, whole or the part that a request asks for.
+"""Downloads: a file of the catalogue as a response, whole or the requested part.
 
 It must not know what the bytes are or whose they are.
 """
@@ -25,8 +25,8 @@ _RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})")
 class Download(FileResponse):
     """An open file, which is closed at the end; `range_` is the request's header.
 
-    A range of another form than one stretch of bytes is ignored, as HTTP has it; FileResponse would
-    refuse it, or answer in several parts. Raises RangeInvalid.
+    A range other than one stretch of bytes is ignored, as HTTP allows; FileResponse would refuse
+    it, or answer in several parts. Raises RangeInvalid.
     """
 
     chunk_size = 1 << 20

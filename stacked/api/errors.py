@@ -60,7 +60,7 @@ STATUS: dict[type[errors.StackedError], int] = {
     errors.NotReady: 503,
 }
 
-# What OCI calls these cases; every other error keeps its own code.
+# OCI's codes of these cases; every other error has its own code.
 OCI_CODES: dict[type[errors.StackedError], str] = {
     errors.RecordAbsent: "NotAuthorizedOrNotFound",
     errors.RecordConflict: "Conflict",
@@ -77,7 +77,7 @@ OCI_CODES: dict[type[errors.StackedError], str] = {
     errors.Unsupported: "MethodNotImplemented",
 }
 
-# What OpenAI's clients call these; they choose their exception class by status.
+# OpenAI's types; its clients choose their exception class by status.
 _OPENAI_TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -99,7 +99,7 @@ _PLAIN_CODES = {
 
 _MISSING = ("missing", "union_tag_not_found")
 
-# A fault of ours: what happened stands in the log, under the request's id.
+# A fault of ours: the details are in the log, under the request's id.
 INTERNAL = "the server failed at this request; its log says why, under this opc-request-id"
 INTERNAL_CODE = "InternalServerError"
 
@@ -126,7 +126,7 @@ def plain_body(code: str, message: str) -> dict[str, Any]:
 def fault_of(errors: Sequence[Any]) -> tuple[bool, str]:
     """The first of pydantic's errors: whether something is missing, and the sentence.
 
-    What is missing goes before what is wrong.
+    What is missing comes before what is wrong.
     """
     first = min(errors, key=lambda error: error["type"] not in _MISSING)
     loc = list(first["loc"])
@@ -185,7 +185,7 @@ def _code_of(status: int) -> str:
 
 
 def handle_errors(app: FastAPI) -> None:
-    """Every error is answered in the shape of its path."""
+    """Every error is returned in the shape of its path."""
     app.exception_handler(StackedError)(_stacked_error)
     app.exception_handler(RequestValidationError)(_validation_error)
     app.exception_handler(HTTPException)(_http_error)

@@ -23,7 +23,7 @@ from stacked.keys import Principal, keys_dir
 from stacked.serving.bodies import replay
 from stacked.serving.targets import is_open, model_target
 
-# What a platform asks to learn whether this process lives; it tells nothing about models.
+# A platform's health probes, which reveal nothing about models.
 _HEALTH = frozenset({"/health", "/ping"})
 
 # SDKs leave the body of these out of the signature, so that they need not read it twice.
@@ -64,7 +64,7 @@ class Gate:
     ) -> Receive:
         """The `receive` to go on with; who has signed is left in the scope.
 
-        `deployment`: the one that the path is below. Who does not sign learns of none.
+        `deployment`: the one that the path is below. Unsigned requests do not learn which exist.
 
         `scope["path"]` has no doubled slash in front any more; what was signed is looked up in
         `raw_path` and `query_string`, which must be as they came. Raises NotAuthenticated,
@@ -97,9 +97,9 @@ class Gate:
 
 
 def open_gate(config: ControlConfig, data_dir: Path) -> Gate | None:
-    """The gate that a config asks for; None where requests need not be signed.
+    """The gate of a config; None if requests need not be signed.
 
-    Raises ConfigInvalid for keys that are none.
+    Raises ConfigInvalid for invalid keys.
     """
     oci = config.server.auth.oci
     if oci is None:
@@ -114,7 +114,7 @@ def open_gate(config: ControlConfig, data_dir: Path) -> Gate | None:
 
 
 def check_reach(server: ServerConfig) -> None:
-    """Refuse to be open to a network by oversight. Raises ConfigInvalid that says what to do."""
+    """Refuse to be open to a network by oversight. Raises ConfigInvalid."""
     auth = server.auth
     if auth.oci is None and not auth.none and not is_loopback(server.host):
         raise ConfigInvalid(
@@ -131,7 +131,7 @@ def is_upload(method: str, path: str) -> bool:
 
 
 def principal_of(scope: Scope) -> str:
-    """The OCID of the user who has signed a request; empty where requests are not signed."""
+    """The OCID of the user who has signed a request; empty if requests are not signed."""
     principal: Principal | None = scope.get(PRINCIPAL)
     return principal.user if principal else ""
 
@@ -148,7 +148,7 @@ def _target(scope: Scope) -> bytes:
 
 
 def _has_body(method: str, headers: Headers) -> bool:
-    """Whether there is a body to vouch for. Those verbs sign one that is empty, too."""
+    """Whether a signature covers the body. For those methods also an empty one."""
     if method in ("POST", "PUT", "PATCH"):
         return True
     coded = any(name.lower() == b"transfer-encoding" for name, _ in headers)
@@ -161,7 +161,7 @@ def _declared(headers: Headers) -> str | None:
 
 
 def _checked(receive: Receive, wanted: bytes) -> Receive:
-    """A `receive` that hashes what passes; the last part is given on only if all was as signed."""
+    """A `receive` that hashes the body, and passes on the last part only if all is as signed."""
     seen = hashlib.sha256()
 
     async def receive_checked() -> Message:

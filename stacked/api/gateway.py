@@ -1,4 +1,4 @@
-"""The outermost ASGI app: who may come in, which model a request means, and its lease.
+"""The outermost ASGI app: authentication, which model a request means, and its lease.
 
 A request is admitted once, and its lease is released when it ends, however it ends.
 """
@@ -48,13 +48,13 @@ class Gateway:
     """Model requests to what is served, with a lease; the rest to `ours`."""
 
     def __init__(self, service: Service, ours: ASGIApp, gate: Gate | None = None) -> None:
-        """`gate`: who may come in; None lets every request in."""
+        """`gate` authenticates requests; None accepts every request."""
         self._service = service
         self._ours = ours
         self._gate = gate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":  # no WebSocket of vLLM's is open; ours has none
+        if scope["type"] != "http":  # no WebSocket of vLLM's is allowed, and we have none
             await self._ours(scope, receive, send)
             return
         headers = Headers(scope=scope)
@@ -64,7 +64,7 @@ class Gateway:
         method = scope["method"]
         deployment, path, below = inner_path(canonical(raw.decode("latin-1")))
         path = versioned(method, path)
-        # A copy, because the server under us must go on seeing a HEAD as one.
+        # A copy, because the server must still see a HEAD as one.
         scope = {**scope, "path": app_path(path)}
         target = model_target(method, path, below)
         plain = target.plain if target else is_plain(path)
@@ -77,7 +77,7 @@ class Gateway:
             if target is not None:
                 await self._run_model(target, scope, receive, tagged)
                 return
-            if method == "HEAD" and not is_control(path):  # whose artifacts answer it themselves
+            if method == "HEAD" and not is_control(path):  # whose artifacts handle HEAD themselves
                 scope["method"] = "GET"
             if is_open(method, path) and not (is_card(path) and scope["method"] == "GET"):
                 out = tagged if plain else _in_openai_shape(tagged, method, path)
@@ -92,7 +92,9 @@ class Gateway:
             await respond_error(
                 error, plain, tagged, oci_code(error, PREFIX if deployment else path)
             )
-        except Exception:  # a fault of ours: the client gets a whole answer, the log the trace
+        except (
+            Exception
+        ):  # a fault of ours: the client gets a complete response, the log the traceback
             if tagged.started:
                 raise
             logger.exception("%s %s failed", method, path)
@@ -154,7 +156,7 @@ def _shaped(send: Send, target: Target) -> Send:
 
 
 def _in_openai_shape(send: Send, method: str, path: str, *, bare: bool = False) -> Send:
-    if path.startswith("/v2/"):  # Cohere's, with a shape of its own
+    if path.startswith("/v2/"):  # Cohere's, which has its own shape
         return send
 
     def shape(body: bytes, status: int) -> bytes:

@@ -17,7 +17,7 @@ from stacked.keys import Principal, PublicKey, fingerprint, read_directory, read
 
 logger = logging.getLogger("stacked.api")
 
-# How long a key that was removed may still work, and one that is unknown stay so.
+# How long a removed key may still work, and a new one remain unknown.
 LOOK_SECONDS = 1.0
 LOOK_AGAIN_SECONDS = 0.1
 
@@ -46,7 +46,7 @@ class KeyRing:
         return len(self._given.keys() | self._found.keys())
 
     def find(self, key_id: str) -> RSAPublicKey | None:
-        """The key filed under `tenancy/user/fingerprint`; one that has just come is found."""
+        """The key with the id `tenancy/user/fingerprint`; a new one is found too."""
         known = self._given.get(key_id)
         if known is not None:
             return known.key
@@ -57,7 +57,7 @@ class KeyRing:
         return found.key if found else None
 
     def inference_only(self, principal: Principal) -> bool:
-        """Whether a key that was found may ask models, and nothing else."""
+        """Whether a key that was found may only send requests to models."""
         known = self._given.get(str(principal)) or self._found.get(str(principal))
         return known is None or known.inference_only
 
@@ -71,7 +71,7 @@ class KeyRing:
                 return
             found, faults = _of_directory(self.directory)
         except StackedError as error:
-            # What cannot be read vouches for nobody.
+            # A file that cannot be read authenticates no one.
             now, found, faults = (), {}, [str(error)]
         self._stamp, self._found = now, found
         for fault in faults:

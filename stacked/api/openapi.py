@@ -1,7 +1,7 @@
 """`/openapi.json`: FastAPI's document of our routes, joined with that of the engine's, and `/docs`.
 
-What a route declares is not repeated here. What all operations have in common is added: the
-request's id, and the errors that follow from what an operation takes.
+What a route declares is not repeated here. What all operations share is added: the
+request's id, and the errors that follow from an operation's parameters.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ _SIGNED: Json = {
 
 def openapi_routes(app: FastAPI, service: Service) -> None:
     """Add the document and the pages that show it."""
-    own: list[Json] = []  # which takes long to make, and does not change
+    own: list[Json] = []  # slow to make, and does not change
 
     @app.get("/openapi.json", tags=["Stacked"], operation_id="openapi")
     def openapi() -> dict[str, Any]:
@@ -103,7 +103,7 @@ def of_server(app: FastAPI) -> Json:
         for method, operation in item.items():
             _complete(path, method, operation)
     components = own["components"]
-    for name in ("ValidationError", "HTTPValidationError"):  # of FastAPI's 422, which is not ours
+    for name in ("ValidationError", "HTTPValidationError"):  # of FastAPI's 422, which is not used
         components["schemas"].pop(name, None)
     components["schemas"] |= {"Error": _ERROR, "OpenAIError": _OPENAI_ERROR}
     components["responses"] = {**_responses(""), **_responses("OpenAI")}
@@ -135,7 +135,7 @@ def _complete(path: str, method: str, operation: Json) -> None:
 
 
 def _errors(method: str, operation: Json) -> Iterator[int]:
-    """What may go wrong with an operation, by what it takes."""
+    """The errors of an operation, by its parameters."""
     yield from (401, 403, 404, 500, 503)
     given = {(each["in"], each["name"]) for each in operation["parameters"]}
     if method not in ("get", "head"):
@@ -149,7 +149,7 @@ def _errors(method: str, operation: Json) -> Iterator[int]:
 
 
 def _not_null(schema: Json) -> Json:
-    """A parameter that is left out is not there; it cannot be null."""
+    """A query parameter can be absent, but not null."""
     return next((one for one in schema.get("anyOf", ()) if one.get("type") != "null"), schema)
 
 
@@ -162,7 +162,7 @@ def _responses(kind: str) -> Json:
     }
 
 
-# -- inference, which the gateway hands to vLLM's app -------------------------------------
+# -- inference, which the gateway passes to vLLM's app -------------------------------------
 
 INFERENCE = "Inference"
 # Paths of vLLM's below a deployment, whose errors are OpenAI's as they are without it.
@@ -203,7 +203,7 @@ _ANSWERS: Json = {**_OBJECT, "text/event-stream": {"schema": _EVENT}}
 
 
 def _inference() -> Iterator[tuple[str, str, Json]]:
-    """What vLLM's own document says of its paths takes the place of this where an engine runs."""
+    """With a running engine, vLLM's own document of its paths replaces this."""
     for prefix in ("", "/models/{model}", "/model/{model}", "/{deploymentId}"):
         kind = prefix.strip("/").partition("/")[0].strip("{}")
         for verb in ("predict", "predictWithResponseStream"):
@@ -252,14 +252,14 @@ def _operation(
 
 # -- the engine's own document ------------------------------------------------------------
 
-# What the engine's operations answer with besides what it says itself.
+# Responses of the engine's operations besides those it declares.
 _BEFORE_A_MODEL = (400, 401, 403, 404, 409, 413, 415, 500, 503)
 
 
 def with_engine(own: Json, engine: Json) -> Json:
-    """The document with the operations of a running engine's that can be called here.
+    """The document with those operations of a running engine that can be called here.
 
-    Where both have an operation it is the engine's.
+    If both have an operation, the engine's is used.
     """
     theirs = json.loads(json.dumps(engine).replace(_SCHEMAS, f"{_SCHEMAS}engine."))
     paths = {path: dict(item) for path, item in own["paths"].items()}

@@ -1,4 +1,4 @@
-"""This process itself: where its output goes, and how it starts anew.
+"""This process itself: where its output goes, and how it restarts.
 
 It must not know what is served.
 """
@@ -27,8 +27,8 @@ _WITHIN_SECONDS = 600.0
 class EngineLog:
     """The file that file descriptors 1 and 2 go to; `terminal` is where they went before.
 
-    `environment` is what the process was started with: an engine sets variables of its own, among
-    them such as a container is configured by.
+    `environment` is what the process was started with: an engine sets variables of its own,
+    including some that configure a container.
     """
 
     path: Path
@@ -36,14 +36,14 @@ class EngineLog:
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
 
     def may_restart(self) -> bool:
-        """Whether starting anew makes sense: not for the fourth time within ten minutes."""
+        """Whether to restart: not for the fourth time within ten minutes."""
         count, first = _restarts()
         return count < _MOST_RESTARTS or time.time() - first > _WITHIN_SECONDS
 
     def restart(self) -> NoReturn:
         """Replace this process by a new one with the same arguments, on the same terminal.
 
-        A new interpreter, because neither vLLM nor torch promise to start twice in one.
+        A new interpreter, because neither vLLM nor torch is sure to start twice in one.
         """
         count, first = _restarts()
         if time.time() - first > _WITHIN_SECONDS:
@@ -66,9 +66,9 @@ def _restarts() -> tuple[int, float]:
 def engine_log(data_dir: Path, most: int) -> EngineLog:
     """Send what vLLM prints, here and in the processes it starts, to the newest of `most` files.
 
-    File descriptors 1 and 2 are turned for the rest of this process's life, because engine
-    processes and native code write to these, some of it while the interpreter ends. Python's
-    `sys.stderr` keeps the terminal, for our own words.
+    File descriptors 1 and 2 are redirected for the rest of this process's life, because engine
+    processes and native code write to them, some while the interpreter ends. Python's
+    `sys.stderr` keeps the terminal, for our own messages.
     """
     directory = data_dir / "logs"
     directory.mkdir(parents=True, exist_ok=True)

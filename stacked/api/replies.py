@@ -1,4 +1,4 @@
-"""What goes back: headers of ours on every response, and errors in the shape of their surface.
+"""Responses: our headers on each of them, and errors in the shape of their surface.
 
 It must not know which model a request means.
 """
@@ -19,7 +19,7 @@ from stacked.errors import StackedError
 
 logger = logging.getLogger("stacked.api")
 
-# What HTTP wants to be told with a refusal: what would do.
+# Headers that HTTP requires with a refusal: what would be accepted.
 _WANTED = {
     401: (b"www-authenticate", b'Signature version="1"'),
     415: (b"accept-encoding", b"gzip, deflate"),
@@ -27,7 +27,7 @@ _WANTED = {
 
 
 class Tagged:
-    """A `send` that adds headers to the response, and can put an end of its own to it."""
+    """A `send` that adds headers to the response, and can end it."""
 
     def __init__(self, send: Send, headers: dict[str, str]) -> None:
         self._send = send
@@ -40,7 +40,7 @@ class Tagged:
 
     async def __call__(self, message: Message) -> None:
         if self.cut is not None and self.cut.asked:
-            return  # what comes now is vLLM's word to a client that it takes for gone
+            return  # what follows is vLLM's response to a client that it considers gone
         if message["type"] == "http.response.start":
             self.started = True
             self.status = message["status"]
@@ -55,7 +55,7 @@ class Tagged:
         await self._send(message)
 
     async def cut_off(self, error: StackedError, plain: bool) -> None:
-        """End a response that was cut: with an error event, or as an error where none has begun."""
+        """End a response that was cut: with an error event, or as an error if none has begun."""
         self.cut = None
         if not self.started:
             await respond_error(error, plain, self)
@@ -66,9 +66,9 @@ class Tagged:
 
 
 class Reshaped:
-    """A `send` that gives error bodies another shape, and bares event streams where asked to.
+    """A `send` that gives error bodies another shape, and can simplify the type of event streams.
 
-    The OCI SDK takes a stream for one only when its content type is exactly `text/event-stream`.
+    The OCI SDK recognises a stream only when its content type is exactly `text/event-stream`.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ async def respond_error(
 ) -> None:
     """Answer with an error of ours in the shape of the surface it happened on.
 
-    `code`: what that surface calls it, where that is not the error's own code.
+    `code`: that surface's code, if it is not the error's own.
     """
     status = status_of(error)
     if status >= 500:

@@ -1,4 +1,4 @@
-"""The id of the request that is being answered: taken or made, and put before its log lines.
+"""The id of the current request: the client's or a new one, put before its log lines.
 
 It must not know what a request is for.
 """
@@ -16,24 +16,24 @@ HEADER = "opc-request-id"
 # A request is a task of its own, and so is this variable's value.
 _current: ContextVar[str] = ContextVar("request_id", default="")
 
-# What may stand in a header and in a log line; no spaces, so that it stays one word there.
+# Safe in a header and in a log line; without spaces, so that it stays one word there.
 _FIT = re.compile(r"[!-~]{1,256}")
 
 
 def begin(given: str | None) -> str:
-    """The id of a request that begins: the client's where it is fit, else one of our own."""
+    """The id of a new request: the client's if it is valid, otherwise a new one."""
     id = given if given is not None and _FIT.fullmatch(given) else uuid.uuid4().hex.upper()
     _current.set(id)
     return id
 
 
 def current() -> str:
-    """The id of the request that this code runs for; empty where it runs for none."""
+    """The id of the request that this code runs for; empty outside of one."""
     return _current.get()
 
 
 def in_log_lines() -> None:
-    """Put the request's id before every line that is logged for one. Twice is once."""
+    """Put the request's id before every line that is logged for one. Idempotent."""
     made = logging.getLogRecordFactory()
     if getattr(made, "with_request_id", False):
         return

@@ -1,6 +1,6 @@
-"""`opc-retry-token`: a call that is repeated is done once, and answered as it was the first time.
+"""`opc-retry-token`: a repeated call is carried out once, and gets the first response again.
 
-Only what was answered with success is kept; a call that failed may be made again. It must not
+Only successful responses are stored; a call that failed may be made again. It must not
 know what a call does.
 """
 
@@ -28,15 +28,15 @@ Handle = Callable[[Request], Awaitable[Response]]
 
 HEADER = "opc-retry-token"
 _TOKEN = re.compile(r"[!-~]{1,64}")
-# What a payload is filed as until an upload has passed; no digest looks so.
+# Stored for a payload until its upload has passed; no digest is empty.
 _NOT_READ = ""
-# Made anew for each answer, and so not kept.
+# Made anew for each response, and so not stored.
 _OF_THE_ANSWER = frozenset({"content-length", "opc-request-id", "date"})
 
 
 @dataclass
 class _Turns:
-    """Calls with one token that are there at a time."""
+    """Concurrent calls with one token."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     count: int = 0
@@ -45,7 +45,7 @@ class _Turns:
 class RetryTokens:
     """Runs calls once for each token. One object for all routes of a server.
 
-    Two calls with one token at a time: the second waits for the first, and gets its answer.
+    Of two concurrent calls with one token, the second waits for the first and gets its response.
     """
 
     def __init__(self, registry: Callable[[], Registry], max_body_bytes: int) -> None:
@@ -54,10 +54,10 @@ class RetryTokens:
         self._under_way: dict[RetryToken, _Turns] = {}
 
     async def once(self, request: Request, handle: Handle) -> Response:
-        """`handle(request)`, or the answer that it gave before to the same call.
+        """`handle(request)`, or its earlier response to the same call.
 
-        Only POST counts. Raises InvalidatedRetryToken where the token was used for other content,
-        or its first call was cut off; ParameterInvalid for what is no token.
+        Only POST counts. Raises InvalidatedRetryToken if the token was used for other content,
+        or its first call was cut off; ParameterInvalid for an invalid token.
         """
         text = request.headers.get(HEADER)
         if text is None or request.method != "POST":
@@ -132,7 +132,7 @@ def _answered(call: FirstCall, payload: str) -> Response:
 
 
 def _kept(response: Response) -> StoredAnswer | None:
-    """What is answered to the same call later; None: this was no success, or is no whole body."""
+    """The response for the same call later; None for a failure or an incomplete body."""
     body = getattr(response, "body", None)
     if response.status_code >= 300 or body is None:
         return None
@@ -141,7 +141,7 @@ def _kept(response: Response) -> StoredAnswer | None:
 
 
 async def _drain(receive: Receive) -> None:
-    """Take the rest of a body, for its digest alone."""
+    """Read the rest of a body, only for its digest."""
     more = True
     while more:
         message = await receive()

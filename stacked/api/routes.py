@@ -23,7 +23,7 @@ from stacked.engine.openai import model_card
 from stacked.errors import KeyInvalid, KeyUnknown, ParameterInvalid, SourceNotFound
 from stacked.service import Service
 
-# A key or model id in a path; the gateway has left the `/` and `%` in it coded.
+# A key or model id in a path; the gateway has left `/` and `%` in it encoded.
 Name = Annotated[str, AfterValidator(unquote)]
 
 router = APIRouter(generate_unique_id_function=lambda route: route.name)
@@ -88,8 +88,8 @@ class UnloadLoraBody(_Strict):
 
 
 def create_routes(service: Service) -> FastAPI:
-    """The app of everything that runs no model. Its errors have the shape of their path."""
-    # The gateway takes the slash off the end of paths; a redirect would lose the body of a POST.
+    """The app of everything but inference. Its errors have the shape of their path."""
+    # The gateway removes trailing slashes; a redirect would lose the body of a POST.
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.service = service
     handle_errors(app)
@@ -133,7 +133,7 @@ async def show_served_model(name: Name, service: Served) -> dict[str, Any]:
     """One served model by key or id, as OpenAI's."""
     label = service.routing.resolve(name).label
     found = await model_card(service.app, label)
-    if found is None:  # it went between the two
+    if found is None:  # it was removed between the two calls
         raise KeyUnknown(f"no model is served under {name[:255]!r}")
     return found
 
@@ -208,7 +208,7 @@ async def unload_lora_adapter(body: UnloadLoraBody, service: Served) -> PlainTex
 
 
 def _source_of(service: Service, name: str) -> str:
-    """Where an adapter stands that is asked for by name alone: `<root>/<name>`."""
+    """The directory of an adapter that is only named: `<root>/<name>`."""
     if "/" in name or name in {".", ".."}:
         raise SourceNotFound(f"{name!r} is not the name of a directory")
     for root in service.config.server.adapter_roots:

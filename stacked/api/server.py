@@ -1,6 +1,6 @@
 """The server process: its sockets, the engine's log, start, signals and shutdown.
 
-HTTP is up before the engine, so that `/health` can tell what start is doing.
+HTTP is up before the engine, so that `/health` can report the progress of the start.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ async def _serve(
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, telling the service when it begins to stop."""
+    """uvicorn, which notifies the service when it begins to stop."""
 
     def __init__(self, service: Service, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -123,7 +123,7 @@ class _Server(uvicorn.Server):
 def _uvicorn_config(service: Service, gate: Gate | None) -> uvicorn.Config:
     return uvicorn.Config(
         Gateway(service, create_routes(service), gate),
-        lifespan="off",  # what there is to start is started beside the server, not before it
+        lifespan="off",  # the service starts in parallel with the server, not before it
         log_config=None,
         access_log=False,
         server_header=False,
@@ -132,7 +132,7 @@ def _uvicorn_config(service: Service, gate: Gate | None) -> uvicorn.Config:
 
 
 async def _watch(service: Service, server: uvicorn.Server) -> None:
-    """End serving when the engine dies: a fresh process is sounder than half of an old one."""
+    """End serving when the engine dies: a new process is safer than half of an old one."""
     while True:
         await asyncio.sleep(1.0)
         if service.notice_death():
@@ -141,7 +141,7 @@ async def _watch(service: Service, server: uvicorn.Server) -> None:
 
 
 async def _follow(log: Path, progress: Progress) -> None:
-    """Tell the steps of a starting engine as they appear in its log."""
+    """Report the steps of a starting engine as they appear in its log."""
     steps = LogSteps()
     with log.open(encoding="utf-8", errors="replace") as lines:
         while steps:

@@ -67,10 +67,10 @@ def verify(
     skew_seconds: float,
     covers_body: bool,
 ) -> Verified:
-    """Check a request's signature. Raises NotAuthenticated with a sentence that says what is wrong.
+    """Check a request's signature. Raises NotAuthenticated.
 
-    `target` is what stood on the request line, path and query; `now` is in seconds since the
-    epoch. `covers_body`: whether the body's digest must be among what is signed.
+    `target` is the path and query of the request line; `now` is in seconds since the
+    epoch. `covers_body`: whether the body's digest must be signed.
     """
     values = _values(headers)
     given = _parse(_only(values, "authorization"))
@@ -149,7 +149,7 @@ def _parse(header: bytes) -> _Parameters:
 
 
 def _base64(text: str) -> bytes:
-    """Bytes from the one text that stands for them: else a signature would have several forms."""
+    """Bytes from their canonical text only: otherwise a signature would have several forms."""
     try:
         found = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:

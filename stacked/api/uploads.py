@@ -34,7 +34,7 @@ _CODED_NAME = re.compile(r"filename\*\s*=\s*utf-8''([^\s;]+)", re.IGNORECASE)
 
 @contextlib.asynccontextmanager
 async def received(request: Request, service: Service, setting: str) -> AsyncIterator[Incoming]:
-    """The whole body as a file, which is gone after the block unless it was kept in it.
+    """The whole body as a file, which is removed after the block unless it was stored in it.
 
     `setting` is the limit, a name in `server`. Raises LengthRequired, BodyTooLarge,
     BodyInvalid, StoreUnusable.
@@ -60,7 +60,7 @@ async def received(request: Request, service: Service, setting: str) -> AsyncIte
 
 
 def file_name(request: Request) -> str:
-    """What the client calls the file: the last part of its name, empty where it has none."""
+    """The client's name of the file: its last part, empty if it has none."""
     header = request.headers.get("content-disposition", "")
     coded = _CODED_NAME.search(header)
     if coded:

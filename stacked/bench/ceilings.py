@@ -56,9 +56,9 @@ class BaseWeights:
 def least_seconds(
     base: BaseWeights, ceilings: Ceilings, *, requests: int, batch: int, prompt: int, output: int
 ) -> float:
-    """Of a run in which every step reads all weights once, and every token is multiplied by them.
+    """The least time of a run: each step reads all weights once, each token is multiplied by them.
 
-    Attention, adapters and everything that is no product of weights count nothing; `prompt` and
+    Attention, adapters and all else that is no product of weights are not counted; `prompt` and
     `output` are tokens of each request.
     """
     bytes_read = base.weights * _BYTES[ceilings.dtype]

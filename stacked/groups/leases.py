@@ -15,7 +15,7 @@ Thing = TypeVar("Thing")
 
 
 class Lease:
-    """The right to use one thing until released. Releasing twice is releasing once."""
+    """The right to use one thing until released. Releasing twice is allowed."""
 
     __slots__ = ("_leases", "_thing", "end")
 
@@ -39,14 +39,14 @@ class Lease:
 
 
 class Leases(Generic[Thing]):
-    """Which leases each thing has, and who waits for it to have none."""
+    """The leases of each thing, and the waiters for their end."""
 
     def __init__(self) -> None:
         self._held: dict[Thing, set[Lease]] = {}
         self._waiting: dict[Thing, list[asyncio.Future[None]]] = {}
 
     def take(self, thing: Thing, end: Callable[[], None] | None = None) -> Lease:
-        """A lease on `thing`. `end` asks its holder to finish at once; see `end`."""
+        """A lease on `thing`. `end` is called to end its holder at once; see `end`."""
         lease = Lease(self, thing, end)
         self._held.setdefault(thing, set()).add(lease)
         return lease
@@ -59,7 +59,7 @@ class Leases(Generic[Thing]):
         return list(self._held)
 
     def end(self, thing: Thing) -> int:
-        """Ask every holder of `thing` to finish at once; how many were asked."""
+        """End every holder of `thing` at once; returns how many."""
         asked = [lease for lease in self._held.get(thing, ()) if lease.end is not None]
         for lease in asked:
             assert lease.end is not None
@@ -67,7 +67,7 @@ class Leases(Generic[Thing]):
         return len(asked)
 
     async def until_free(self, thing: Thing, seconds: float) -> bool:
-        """Wait until nothing holds `thing`; False when that took longer than `seconds`."""
+        """Wait until nothing holds `thing`; False after `seconds`."""
         if not self.held(thing):
             return True
         free = asyncio.get_running_loop().create_future()
@@ -83,7 +83,7 @@ class Leases(Generic[Thing]):
         return True
 
     async def until_all_free(self, seconds: float) -> bool:
-        """Wait until nothing is held at all; False when that took longer than `seconds`."""
+        """Wait until nothing is held at all; False after `seconds`."""
         deadline = time.monotonic() + seconds
         while self._held:
             thing = next(iter(self._held))
@@ -92,7 +92,7 @@ class Leases(Generic[Thing]):
         return True
 
     def end_all(self) -> int:
-        """Ask every holder of anything to finish at once; how many were asked."""
+        """End every holder of anything at once; returns how many."""
         return sum(self.end(thing) for thing in list(self._held))
 
     def _returned(self, thing: Thing, lease: Lease) -> None:

@@ -23,18 +23,18 @@ class Route(NamedTuple, Generic[H]):
     """
 
     label: str
-    """What answers call the model: its key, or its model id where it has no key."""
+    """The model's name in answers: its key, or its model id if it has none."""
     key: str | None
     model_id: ModelId
     digest: Digest | None
     handle: H | None
     generation: int
     member: Member | None = None
-    """What the group says of it; None for the base."""
+    """Its member in the group; None for the base."""
 
     @property
     def labels(self) -> tuple[str, str]:
-        """How metrics call the key that was used, and the content it got."""
+        """The labels of metrics: the key that was used, and the content it got."""
         return self.label, short(self.digest) if self.digest else "base"
 
 
@@ -43,7 +43,7 @@ class Routing(Generic[H]):
     """One generation of the routing table. Build with `of`; change by `with_…`, which copy."""
 
     base: Base | None
-    """What a request without a name means; None where it means nothing."""
+    """The route of a request without a name; None if there is none."""
     members: tuple[Member, ...]
     handles: Mapping[Digest, H]
     generation: int = 1
@@ -73,7 +73,7 @@ class Routing(Generic[H]):
             )
             if member.key is not None:
                 names[member.key] = route
-            # A model under two keys keeps its first label when it is asked for by id.
+            # A model with two keys has its first label when it is requested by id.
             names.setdefault(member.model_id, route)
         if base is not None:
             to_base: Route[H] = Route(base.key, base.key, base.model_id, None, None, generation)
@@ -127,7 +127,7 @@ class Routing(Generic[H]):
         return max(routes.values(), key=lambda route: route.key is not None)
 
     def __iter__(self) -> Iterator[Route[H]]:
-        """Every distinct served model once per name that people use: the base, then members."""
+        """Every served model, once per name: the base, then members."""
         if self.base is not None:
             yield self._names[self.base.key]
         for member in self.members:

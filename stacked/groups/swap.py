@@ -1,4 +1,4 @@
-"""A group change as a value: what to load, keep and drop, and what people call the difference.
+"""A group change as a value: what to load, keep and drop, and a readable diff.
 
 Pure functions from two groups; no engine, no clock, no log. A renamed key loads nothing.
 """
@@ -47,7 +47,7 @@ def plan_swap(live: Collection[Adapter], wanted: Collection[Adapter]) -> SwapPla
 
 
 def diff(before: Sequence[Member], after: Sequence[Member]) -> list[Difference]:
-    """What a caller of the inference keys would notice, in the order of `after`, removals last."""
+    """What callers of the inference keys would notice, in the order of `after`, removals last."""
     old = {member.label: member for member in before}
     new = {member.label: member for member in after}
     gone = {label: member for label, member in old.items() if label not in new}

@@ -21,7 +21,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 
 class Admission(NamedTuple):
-    """What one request was given when it came in; nothing is looked up for it afterwards."""
+    """What one request got at admission; nothing is looked up for it afterwards."""
 
     route: Route[Any]
     lease: Lease
@@ -47,7 +47,7 @@ class Serving(Protocol):
     def admit(
         self, target: Target, scope: Scope, body: bytes, end: Callable[[], None]
     ) -> Admission:
-        """Find the model that a request means, and lease it. `end` asks the request to end at once.
+        """Find the model that a request means, and lease it. `end` ends the request at once.
 
         Synchronous: nothing comes between the look into the routing table and the lease. Raises
         RoutingError, RequestError.

@@ -1,4 +1,4 @@
-"""A request's body: parsed once, and given on unchanged where possible."""
+"""A request's body: parsed once, and passed on unchanged where possible."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stacked.serving import Message, Receive
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """The body as a JSON object. Raises BodyInvalid with the place of the fault."""
+    """The body as a JSON object. Raises BodyInvalid with the location of the fault."""
     try:
         tree = from_json(body, allow_inf_nan=False)
     except ValueError as error:
@@ -36,7 +36,7 @@ def with_fields(body: bytes, tree: Mapping[str, Any], fields: Mapping[str, Any])
 
 
 def replay(body: bytes, then: Receive) -> Receive:
-    """A `receive` that gives a body that was read, and then what `then` gives."""
+    """A `receive` that returns a body that was read, and then what `then` returns."""
     sent = False
 
     async def receive() -> Message:

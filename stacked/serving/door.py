@@ -41,7 +41,7 @@ _OURS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request to a model, read as far as it can be before its model is known."""
+    """A request to a model, parsed as far as possible before its model is known."""
 
     target: Target
     scope: Scope
@@ -59,12 +59,12 @@ class Call:
         return names_of(self.target.model, self.scope["headers"], self.tree)
 
     def header(self, name: bytes) -> list[str]:
-        """The values of a header that is OCI's; nothing on paths of others."""
+        """The values of a header of OCI's; none on other paths."""
         pairs = self.scope["headers"] if self.target.oci else ()
         return [value.decode("latin-1") for key, value in pairs if key.lower() == name]
 
     def body_for(self, route: Route[Loaded], streams: bool) -> bytes:
-        """The body with the model and the stream that other places than the body ask for."""
+        """The body with the model and the `stream` that headers or the path request."""
         if not self.tree:
             return self.body
         fields: dict[str, Any] = {}
@@ -91,7 +91,7 @@ class Call:
 
 
 class Door:
-    """One engine's app. `predict` is what `/predict` means where a body does not say."""
+    """One engine's app. `predict` is what `/predict` means if a body does not decide it."""
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ class Door:
 
     @cached_property
     def _takes_post(self) -> list[re.Pattern[str]]:
-        """The paths of the app that take a POST."""
+        """The paths of the app that accept a POST."""
         routes = [one for one in self.app.routes if "POST" in (getattr(one, "methods", None) or ())]
         return [route.path_regex for route in routes]
 
@@ -134,7 +134,7 @@ class Door:
     def _path(self, call: Call) -> str:
         """The path of the app: the request's own, the header `route`'s, or the body's.
 
-        Raises ParameterInvalid for a `route` that is none, or not the path's.
+        Raises ParameterInvalid for an unknown `route`, or one that contradicts the path.
         """
         named = {route.strip() for route in call.header(b"route")}
         for route in named:
@@ -168,7 +168,7 @@ class Door:
         unknown = call.tree.keys() - known - UNREAD.keys() - INFORMATIVE
         if not unknown:
             return
-        # Clients of OCI send what their service takes; those of OpenAI may have mistyped.
+        # OCI's clients send parameters of their service; OpenAI's may have mistyped one.
         if (self._unknown_parameters or ("ignore" if call.target.oci else "refuse")) == "ignore":
             shown = ", ".join(f"{name:.40}" for name in sorted(unknown)[:8])
             logger.info("%s: ignored %d unknown parameters: %s", path, len(unknown), shown)

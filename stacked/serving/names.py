@@ -1,7 +1,7 @@
 """Every place where a request can name its model.
 
-Pure. Each place is resolved by admission, and two that differ are refused; a place that vLLM reads
-and this list lacks would be a model that is named and not used.
+Pure. Each place is resolved by admission, and two that differ are refused; in a place that vLLM
+reads and this list lacks, a model would be named and not used.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ NESTED_REQUESTS = ("chat_request", "completion_request")
 def names_of(
     path_model: str | None, headers: Iterable[tuple[bytes, bytes]], tree: Mapping[str, Any]
 ) -> dict[str, str]:
-    """Place -> name, as the path, the raw headers and the body give them.
+    """Place -> name, from the path, the raw headers and the body.
 
-    Raises ParameterInvalid where a model in the body is not a string.
+    Raises ParameterInvalid if a model in the body is not a string.
     """
     names: dict[str, str] = {}
     for raw_name, value in headers:

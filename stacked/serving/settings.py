@@ -1,4 +1,4 @@
-"""How a deployed group is to be served: what its environment says, over this server's defaults.
+"""How a deployed group is served: by its environment, over this server's defaults.
 
 The variables are those of the STACKED contract, as in `container.py`.
 """
@@ -17,7 +17,7 @@ from stacked.vllm_flags import read_flags
 
 DEFAULT_BASE_KEY = "base"
 
-# What the platform allows: all names and values together.
+# The platform's limit on all names and values together.
 MOST_BYTES = 2048
 
 # Options that one server has once, whatever is deployed on it.
@@ -44,9 +44,9 @@ _READ = (
 
 @dataclass(frozen=True, slots=True)
 class ServingSettings:
-    """What an engine is started with, and what is served over it.
+    """The options of an engine, and of serving it.
 
-    `base_key` and `base_id` are how `--served-model-name` calls the base, empty where it does not.
+    `base_key` and `base_id` are the base's names in `--served-model-name`, empty if there are none.
     """
 
     engine: Mapping[str, Any]
@@ -60,7 +60,7 @@ class ServingSettings:
 
 
 def read_settings(environ: Mapping[str, str], defaults: Mapping[str, Any]) -> ServingSettings:
-    """The settings of an environment; `defaults` are engine options where it says nothing.
+    """The settings of an environment; `defaults` are engine options that it does not set.
 
     Raises ConfigInvalid naming the variable.
     """
@@ -124,7 +124,7 @@ def settings_of(configuration: Mapping[str, Any]) -> ServingSettings:
 
 
 def base_key(base_id: str, given: str | None, settings: ServingSettings) -> str:
-    """How a group's base is called: as the group says, else as the deployment does.
+    """The names of a group's base: the group's own, otherwise the deployment's.
 
     A LIVE update may have renamed it since `--served-model-name` was written. Raises ConfigInvalid
     where that names another base.
@@ -138,7 +138,7 @@ def base_key(base_id: str, given: str | None, settings: ServingSettings) -> str:
 
 
 def check_base_key(given: str | None, settings: ServingSettings) -> None:
-    """Refuse an environment that is written for a base of another key. Raises ConfigInvalid."""
+    """Refuse an environment written for a base with another key. Raises ConfigInvalid."""
     if given and settings.base_key and settings.base_key != given:
         raise ConfigInvalid(
             f"PARAMS: --served-model-name calls the base {settings.base_key!r}, and the group "

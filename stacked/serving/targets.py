@@ -1,4 +1,4 @@
-"""Where a request goes: which paths name a model, what they become, whose error shape they have.
+"""Where a request goes: which paths name a model, what they become, which error shape they have.
 
 A table and pure functions over canonical paths (see `canonical`); it must not read bodies or call
 anything.
@@ -14,13 +14,13 @@ from urllib.parse import unquote
 PREFIX = "/20190101"
 """Of the control plane: the version of OCI's API."""
 
-# Its collections, which scripts also ask for without the version: OCI's own pages leave it out.
+# Its collections, which scripts also request without the version: OCI's own pages omit it.
 _COLLECTIONS = re.compile(
     r"/(model(s|Groups|GroupVersionHistory|VersionSets|Deployments|DeploymentShapes)"
     r"|workRequests|containers|projects|computeTargets)(/.*)?"
 )
 # The verbs of a container for one model, which are not the catalogue's. Keys may have slashes, so
-# what stands below a model of the catalogue is told by its name.
+# what is below a model of the catalogue is recognised by its name.
 _BELOW_A_MODEL = r"[^/]+/(actions|artifact|customMetadata|definedMetadata|provenance)(/|$)"
 _OF_ONE_MODEL = re.compile(
     rf"(POST|DELETE) /models/(?!{_BELOW_A_MODEL}).+"
@@ -32,7 +32,7 @@ _MODEL_PATHS = re.compile(
     r"/(v1|v2)/.+|/(tokenize|detokenize|invocations|generative_scoring|pooling|classify|score"
     r"|rerank)|/inference/v1/generate"
 )
-# Its other paths that are open to everyone. What is in neither list is administrative (pausing,
+# Its other public paths. What is in neither list is administrative (pausing,
 # scaling, sleeping, aborting others' requests) and is not reachable.
 _OPEN_PATHS = re.compile(r"/(metrics|version|load)")
 _LORA_PATHS = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
@@ -52,12 +52,12 @@ _BELOW_PREDICT = re.compile(rf"/(?P<verb>{_VERBS})(?P<rest>/.+)")
 
 
 class Inner(NamedTuple):
-    """A path without what OCI's deployments put in front of it."""
+    """A path without the prefix of OCI's deployments."""
 
     deployment: str | None
     path: str
     below: str | None = None
-    """The verb that the path stood below: `predict` or `predictWithResponseStream`."""
+    """The verb that the path was below: `predict` or `predictWithResponseStream`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +68,9 @@ class Target:
     model: str | None = None
     """The model that the path itself names."""
     stream: bool = False
-    """Whether the path itself asks for a stream."""
+    """Whether the path itself requests a stream."""
     plain: bool = False
-    """Whether errors are `{"code", "message"}`; else OpenAI's."""
+    """Whether errors are `{"code", "message"}`; otherwise OpenAI's."""
     oci: bool = False
     """Whether it is `/predict` or below it, with the headers and the leniency of OCI's clients."""
 
@@ -133,7 +133,7 @@ def model_target(method: str, path: str, below: str | None = None) -> Target | N
 
 
 def is_open(method: str, path: str) -> bool:
-    """Whether this reads what clients of models may read, and runs none."""
+    """Whether this reads what clients of models may read, without running one."""
     if method not in {"GET", "HEAD", "OPTIONS"}:
         return False
     return path.startswith("/v1/") or _OPEN_PATHS.fullmatch(path) is not None

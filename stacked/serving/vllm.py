@@ -41,17 +41,17 @@ Commit = Callable[[], Awaitable[int]]
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """All that is decided before an engine is started, and what is known of such an engine."""
+    """What is decided before an engine is started, and what is known about such an engine."""
 
     group: ModelGroup
     settings: ServingSettings
     plan: EnginePlan
     modules: BaseModules
-    """What adapters are checked against that are loaded later."""
+    """What later adapters are checked against."""
     asking: Asking
     """Which modules of the base adapters are applied to."""
     verified: Verified
-    """Which adapters have answered as they should."""
+    """Which adapters have passed their canary."""
 
     @classmethod
     def of(
@@ -122,7 +122,7 @@ class VllmServing:
             generation = await commit()
         except EngineDead as error:
             await serving.close()
-            # Another start would end like this one.
+            # Another start would fail in the same way.
             raise EngineStartFailed(str(error)) from error
         except BaseException:
             await serving.close()
