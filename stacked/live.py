@@ -296,7 +296,7 @@ class Live(Generic[H]):
         return ended
 
     async def _drop(self, before: Routing[H], plan: SwapPlan, clock: _Clock) -> tuple[Digest, ...]:
-        """Remove what nobody uses. What the engine still has is reported, not raised."""
+        """Remove unused adapters. What the engine still has is reported, not raised."""
         clock.enter(Phase.REMOVE, f"{len(plan.drop)} adapters")
         handles = [before.handles[digest] for digest in plan.drop]
         busy = [handle for handle in handles if self.leases.held(handle)]

@@ -1,4 +1,4 @@
-"""Which bases there are: where each stands, what can be adapted in it, and whose an adapter is.
+"""The bases of a registry: their directories, what can be adapted in them, an adapter's base.
 
 It must not know files of artifacts or groups' rules.
 """
@@ -16,12 +16,12 @@ from stacked.errors import ParameterInvalid
 from stacked.registry import DeploymentState, Model, ModelState, Query, Registry
 from stacked.store import BaseModules, BaseStore
 
-# The custom metadata that says which base a fine-tune is of, as OCI's own tools write it.
+# The custom metadata with a fine-tune's base, as OCI's own tools write it.
 FINE_TUNE_SOURCE = "fine_tune_source"
 
 
 class CatalogueBases:
-    """The bases of one registry: those in `store`, and those that are kept by reference."""
+    """The bases of one registry: those in `store`, and those by reference."""
 
     def __init__(self, registry: Registry, store: BaseStore, engine: Mapping[str, Any]) -> None:
         """`engine`: vLLM's options, on some of which it depends what can be adapted."""
@@ -39,13 +39,13 @@ class CatalogueBases:
         return Base(ModelId(model_id), key, str(directory), model.digest)
 
     def base_directory(self, model: Model) -> Path:
-        """Where a base stands. Raises AdapterAbsent where it is gone from the store."""
+        """The directory of a base. Raises AdapterAbsent if it is gone from the store."""
         return Path(model.source) if model.source else self.store.path(model.digest)
 
     def base_for(self, model: Model) -> Model:
-        """The base that an adapter is checked against: what its metadata says, else the served one.
+        """The base that an adapter is checked against: its metadata's, otherwise the served one.
 
-        Raises ParameterInvalid where neither tells.
+        Raises ParameterInvalid without either.
         """
         items = model.extra.get("custom_metadata", ())
         named = next((item.get("value") for item in items if item["key"] == FINE_TUNE_SOURCE), None)

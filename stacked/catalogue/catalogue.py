@@ -43,12 +43,12 @@ from stacked.store import (
 
 R = TypeVar("R")
 
-# What is said of a model by calls of its own, and stays when it is described anew.
+# Fields of a model with calls of their own, which stay when its description is updated.
 _SAID_APART = ("provenance",)
 
 
 class Catalogue:
-    """What can be served, kept in one registry. Every method blocks; any thread may call it.
+    """What can be served, recorded in one registry. Every method blocks; any thread may call it.
 
     `roots` are the directories that sources may stand in; `remote`: whether they may stand on other
     machines too; `foreign_tokens`: whether tokens that a base lacks are accepted. Files of
@@ -81,7 +81,7 @@ class Catalogue:
             remote=remote,
             foreign_tokens=foreign_tokens,
         )
-        # Between a file's name and the record that needs it, nobody may drop it.
+        # Between naming a file and recording it, no other thread may remove it.
         self._naming = threading.Lock()
         self.changed: Callable[[], object] = lambda: None
         """Called when content may have become unneeded, from any thread."""
@@ -89,7 +89,7 @@ class Catalogue:
     # -- models -----------------------------------------------------------------------------
 
     def register(self, model: Model, source: str, model_id: str | None = None) -> Model:
-        """Record a model whose content is read from `source`, or describe it anew.
+        """Record a model whose content is read from `source`, or update its description.
 
         A digest for a source: an adapter that the store has, such as by `upload`.
         The id of an adapter follows from its content unless it is given. A base is a directory of
@@ -124,7 +124,7 @@ class Catalogue:
         )
 
     def _id_of(self, content: Content) -> str:
-        """The same adapter, the same id; what tells bases apart is no hash of their weights."""
+        """The same adapter has the same id; a base's identity is no hash of its weights."""
         if content.kind == "base":
             return new_id(MODEL)
         return model_id_of(check_digest(content.digest))
@@ -142,9 +142,9 @@ class Catalogue:
     # -- artifacts --------------------------------------------------------------------------
 
     def upload(self, digest: Digest, incoming: Incoming) -> None:
-        """Keep a received adapter, to be registered by its digest before it counts as unused.
+        """Store a received adapter, to be registered by its digest before it counts as unused.
 
-        Raises AdapterError, DigestMismatch where it is another one.
+        Raises AdapterError, DigestMismatch if it is another one.
         """
         self._contents.keep_upload(incoming.path, digest)
 
@@ -174,7 +174,7 @@ class Catalogue:
         *,
         new: bool,
     ) -> Model:
-        """Keep a received file with one metadatum of a model. See `ModelRepository.attach`."""
+        """Store a received file with one metadatum of a model. See `ModelRepository.attach`."""
         artifact = _artifact(id, part, incoming, name)
         return self._named(
             incoming, id, lambda: self.registry.models.attach(artifact, expect, new=new)
@@ -183,17 +183,17 @@ class Catalogue:
     def attach_to_group(
         self, id: str, incoming: Incoming, name: str = "", expect: GroupRecord | None = None
     ) -> GroupRecord:
-        """Keep a received file as that of a HOMOGENEOUS group."""
+        """Store a received file as that of a HOMOGENEOUS group."""
         artifact = _artifact(id, "", incoming, name)
         return self._named(incoming, id, lambda: self.registry.groups.attach(artifact, expect))
 
     def detach(self, id: str, part: str, expect: Model | None = None) -> Model:
-        """Forget the file of one metadatum of a model."""
+        """Remove the file of one metadatum of a model."""
         with self._replacing(id):
             return self.registry.models.detach(id, part, expect)
 
     def open(self, owner_id: str, part: str = "") -> tuple[Artifact, IO[bytes]]:
-        """A file with what is known of it; its bytes stay readable whatever replaces it.
+        """A file with its record; its bytes stay readable even if it is replaced.
 
         An adapter that was not uploaded is packed now. Raises RecordAbsent, StoreDamaged.
         """
@@ -236,7 +236,7 @@ class Catalogue:
             return self.files.drop_others(self.registry.artifacts.files())
 
     def _pack(self, id: str) -> None:
-        """Make the zip of an adapter that came from a source, unless it is there."""
+        """Make the zip of an adapter that came from a source, unless it exists."""
         model = self.registry.models.get_many([id]).get(id)
         if model is None or model.kind != "adapter" or model.state is ModelState.DELETED:
             return
@@ -250,7 +250,7 @@ class Catalogue:
             self._named(incoming, id, lambda: self.registry.artifacts.put(artifact))
 
     def _named(self, incoming: Incoming, owner_id: str, record: Callable[[], R]) -> R:
-        """Give a file its name and record it; the one it replaces goes, or it where refused."""
+        """Name a file and record it; the replaced one is removed, or the file itself if refused."""
         with self._replacing(owner_id, incoming.sha256):
             self.files.keep(incoming)
             return record()

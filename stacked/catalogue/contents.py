@@ -1,4 +1,4 @@
-"""What a model is made of: read from a source or from a zip, checked, and kept in the stores.
+"""The content of a model: read from a source or a zip, checked, and added to the stores.
 
 It must not know records' tables or what becomes of a model.
 """
@@ -63,7 +63,7 @@ class Contents:
         return _content(adapter, base), source
 
     def of_archive(self, model: Model, archive: Path) -> Content:
-        """The content of a zip that was sent; what it is, is told by its files.
+        """The content of a zip that was sent; its files show what it is.
 
         Raises AdapterError.
         """
@@ -78,7 +78,7 @@ class Contents:
         return _content(adapter, base)
 
     def keep_upload(self, archive: Path, digest: Digest) -> None:
-        """Keep the adapter of an archive that was sent under its digest. Raises AdapterError.
+        """Store the adapter of an archive that was sent under its digest. Raises AdapterError.
 
         It must fit the base that is served; what makes it a model is `of_source` with the digest.
         """
@@ -94,12 +94,12 @@ class Contents:
             raise AdapterAbsent(f"adapter {digest} is not here; send it first") from error
 
     def _base_directory(self, source: str) -> Path | None:
-        """The directory of a base, where the source is one that may be read."""
+        """The directory of a base, if the source is one that may be read."""
         if is_remote(source):
             return None
         directory = Path(source.removeprefix("file://")).expanduser().resolve()
         if not any(directory.is_relative_to(root.resolve()) for root in self._roots):
-            return None  # the store refuses it, in its own words
+            return None  # the store refuses it, with its own message
         whole = is_base(directory) and not (directory / CONFIG_FILE).exists()
         return directory if whole else None
 

@@ -1,4 +1,4 @@
-"""The one active serving of this machine: brought up, replaced, put down, and what is undone.
+"""The one active serving of this machine: started, replaced, stopped, and rolled back.
 
 It owns which engine requests go to, or why there is none.
 """
@@ -67,7 +67,7 @@ class Slot:
 
     @contextmanager
     def needs(self, digests: Iterable[str]) -> Iterator[None]:
-        """Have these in use within the block, whatever is active."""
+        """These count as in use within the block, whatever is active."""
         before = self._in_change
         self._in_change = before.union(digests)
         try:
@@ -128,7 +128,7 @@ class Starter:
         return await VllmServing.start(prepared, commit, self._server, tell)
 
     def room(self, running: Serving, coming: Prepared) -> Room:
-        """Whether the one that comes may start while the other runs."""
+        """Whether the new one may start while the other runs."""
         assert isinstance(running, VllmServing), "vLLM alone is started here"
         return room_beside(running.plan, coming.plan, look())
 
@@ -177,7 +177,7 @@ class Activation:
         return f"group {group.name!r} is served, generation {serving.live.routing.generation}"
 
     async def _commit(self, change: Change, group_id: str, parts: Json) -> int:
-        """Make the group what a restart serves. Once begun it is not given up."""
+        """Make the group what a restart serves. Once begun it is not cancelled."""
         change.settle("the new engine serves already")
         return await asyncio.shield(self._ledger.do(self._commit_now, change, group_id, parts))
 
@@ -206,7 +206,7 @@ class Activation:
         return f"deployment {record.id} is {after.value}"
 
     async def _retire(self, active: Active, tell: Progress, step: Step) -> None:
-        """Let requests finish and end the engine. What goes wrong is logged: nobody is served."""
+        """Let requests finish and stop the engine. Errors are only logged, as nothing is served."""
         tell.step(step, 0.0, "requests may finish")
         try:
             with self._slot.needs(active.serving.live.in_use):
@@ -215,7 +215,9 @@ class Activation:
                 tell.note(f"{ended} requests outlasted the drain time and were ended")
             tell.step(step, 0.9, "stopping it")
             await active.serving.close()
-        except asyncio.CancelledError:  # the server stops: nobody else knows this engine any more
+        except (
+            asyncio.CancelledError
+        ):  # the server stops: nothing else refers to this engine any more
             await active.serving.close()
             raise
         except Exception:  # an engine that will not end must not undo what has been switched
@@ -269,7 +271,7 @@ class Activation:
         await self._write_state(record.id, _ACTIVE, reason)
 
     async def restore(self, change: Change, record: Deployment, group_id: str, reason: str) -> None:
-        """The old engine serves on, or is started again where it had to make room."""
+        """The old engine continues, or is started again if it had to make room."""
         if self._slot.active is not None:
             await self.stays(record, group_id, reason)
             return

@@ -22,7 +22,7 @@ Undo = Callable[[str], Awaitable[None]]
 
 
 class Change:
-    """One piece of work under way. `settled` says why it cannot be canceled, once it cannot."""
+    """Work in progress. `settled` says why it can no longer be canceled, if so."""
 
     def __init__(self, work: WorkRequest, deployment_id: str, settled: str = "") -> None:
         self.work_id = work.id
@@ -30,15 +30,15 @@ class Change:
         self.settled = settled
         self.begun = False
         self.over = False
-        """Nothing is left to do but to write down the end, which clients may see at once."""
+        """Only the end is still to be recorded, which clients may see at once."""
 
     def settle(self, why: str) -> None:
-        """From now on this cannot be taken back."""
+        """From now on this cannot be undone."""
         self.settled = why
 
 
 class Changes:
-    """The work of one server. `await close()` gives up what runs."""
+    """The work of one server. `await close()` cancels what runs."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
@@ -49,7 +49,7 @@ class Changes:
 
     @property
     def running(self) -> Change | None:
-        """What is under way."""
+        """The work in progress."""
         change, task = self._change, self._task
         if change is None or task is None or task.done() or change.over:
             return None
@@ -57,7 +57,7 @@ class Changes:
 
     @contextlib.asynccontextmanager
     async def beginning(self) -> AsyncIterator[None]:
-        """Hold the place of the next change. Raises UpdateInProgress while another has it."""
+        """Reserve the place of the next change. Raises UpdateInProgress while another has it."""
         if self.running is not None or self._beginning.locked():
             raise UpdateInProgress("another change is under way; follow its work request")
         async with self._beginning:
@@ -65,14 +65,14 @@ class Changes:
             yield
 
     def launch(self, change: Change, act: Coroutine[Any, Any, str], undo: Undo) -> None:
-        """Start the work, which answers with a sentence about what was done."""
+        """Start the work, which returns a message about what was done."""
         self._change = change
         self._task = asyncio.create_task(self._run(change, act, undo))
 
     async def cancel(self, work_id: str) -> None:
-        """Ask the work to stop and to put everything back; follow its work request.
+        """Cancel the work and restore everything; follow its work request.
 
-        Raises RecordAbsent, and RecordConflict where there is nothing to take back any more.
+        Raises RecordAbsent, and RecordConflict if it can no longer be undone.
         """
         change, task = self.running, self._task
         if change is None or task is None or change.work_id != work_id:
@@ -84,7 +84,7 @@ class Changes:
             await asyncio.sleep(0)
         if change.settled:
             raise RecordConflict(f"work request {work_id} cannot be canceled: {change.settled}")
-        # Nothing may come between the look and this, or the work could pass its switch.
+        # Nothing may come between the check and this, or the work could pass its switch.
         change.settle("it is being canceled already")
         asked = self._ledger.write(partial(self._ledger.registry.work_requests.cancel, work_id))
         task.cancel()
@@ -101,7 +101,7 @@ class Changes:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def wait(self) -> None:
-        """Until what runs has ended, however it ends."""
+        """Wait until what runs has ended."""
         if self._task is not None:
             await asyncio.gather(self._task, return_exceptions=True)
 
@@ -120,7 +120,7 @@ class Changes:
             change.settle("it has failed")
             logger.warning("work %s failed: %s", change.work_id, error)
             await self._failed(change, error, undo)
-        except Exception as error:  # a fault of ours must not leave the record open for ever
+        except Exception as error:  # a fault of ours must not leave the record open
             change.settle("it has failed")
             logger.exception("work %s failed", change.work_id)
             fault = UpdateFailed(f"an internal error: {type(error).__name__}")
@@ -129,7 +129,7 @@ class Changes:
             change.over = True
             await write(registry.work_requests.succeed, change.work_id, text)
         finally:
-            act.close()  # where it was not even begun
+            act.close()  # if it was not even begun
 
     async def _failed(self, change: Change, error: StackedError, undo: Undo) -> None:
         await undo(str(error))

@@ -1,4 +1,4 @@
-"""What may be asked of deployments, in which state, and the work request that each change gets.
+"""The operations on deployments: in which state each is allowed, and its work request.
 
 One deployment is active at a time, one change under way.
 """
@@ -37,7 +37,7 @@ _SERVES = (_ACTIVE, DeploymentState.NEEDS_ATTENTION)
 
 @dataclass(frozen=True, slots=True)
 class Revision:
-    """What an update asks for. None stays as it is; `described` never touches the engine."""
+    """What an update changes. None is left unchanged; `described` never affects the engine."""
 
     group_id: str | None = None
     environment: Json | None = None
@@ -52,7 +52,7 @@ class Revision:
 class Deployments:
     """What is served, and the one place that changes it. `await close()` ends what it does.
 
-    `defaults` are engine options for what a deployment's environment leaves open.
+    `defaults` are engine options that a deployment's environment does not set.
     """
 
     def __init__(self, ledger: Ledger, activation: Activation, slot: Slot, defaults: Json) -> None:
@@ -69,7 +69,7 @@ class Deployments:
         return self._changes.running
 
     def check_served(self, id: str) -> None:
-        """Raise RecordAbsent where this deployment answers no requests, NotReady where it will."""
+        """Raise RecordAbsent if this deployment serves no requests, NotReady if it will."""
         active, change = self._slot.active, self.running
         if active is not None and active.deployment_id == id:
             return
@@ -78,14 +78,14 @@ class Deployments:
         raise RecordAbsent(f"deployment {id} is not active here")
 
     async def wait(self) -> None:
-        """Until the change that is under way has ended, however it ends."""
+        """Wait until the current change has ended."""
         await self._changes.wait()
 
     async def close(self) -> None:
-        """Give up the change that is under way. Closing twice is allowed."""
+        """Cancel the current change. Closing twice is allowed."""
         await self._changes.close()
 
-    # -- what may be asked ------------------------------------------------------------------
+    # -- operations -------------------------------------------------------------------------
 
     async def create(self, new: Deployment) -> tuple[Deployment, WorkRequest]:
         """Record a deployment, and start serving its group; follow the work request.
@@ -110,7 +110,7 @@ class Deployments:
         return record, work
 
     async def activate(self, id: str, expect: Deployment | None = None) -> WorkRequest:
-        """Start serving what a deployment was to serve. Raises RecordConflict, RecordAbsent."""
+        """Start serving a deployment's group. Raises RecordConflict, RecordAbsent."""
         self._check_alone(id)
         async with self._changes.beginning():
             self._check_alone(id)
@@ -125,7 +125,7 @@ class Deployments:
         return work
 
     async def deactivate(self, id: str, expect: Deployment | None = None) -> WorkRequest:
-        """Stop serving: requests that run may finish, the engine ends, the record stays."""
+        """Stop serving: running requests may finish, the engine ends, the record stays."""
         async with self._changes.beginning():
             record = await self._in_state(id, _SERVES, "deactivated")
             await self._enter(record, DeploymentState.UPDATING, "being deactivated", expect)
@@ -136,7 +136,7 @@ class Deployments:
         return work
 
     async def delete(self, id: str, expect: Deployment | None = None) -> WorkRequest:
-        """Stop serving where it serves, and leave the record alone, as DELETED."""
+        """Stop serving, if it serves, and mark the record DELETED."""
         async with self._changes.beginning():
             record = await self._in_state(id, (*_SERVES, _INACTIVE, _FAILED), "deleted")
             await self._enter(record, DeploymentState.DELETING, "being deleted", expect)
@@ -151,7 +151,7 @@ class Deployments:
     ) -> WorkRequest:
         """Change what a deployment serves or is called; follow the work request.
 
-        LIVE where the revision says so, else by another engine; while INACTIVE, with the next
+        LIVE if the revision says so, otherwise with another engine; if INACTIVE, at the next
         activation. Raises RecordConflict, UpdateInProgress, UpdateNotLive, ConfigInvalid.
         """
         if revision.describes_only:
@@ -208,7 +208,7 @@ class Deployments:
     async def _check_deployable(
         self, group_id: str, settings: ServingSettings, *, named: bool = False
     ) -> None:
-        """Refuse what cannot be served, as far as records tell, before anything is changed.
+        """Refuse what the records show cannot be served, before anything is changed.
 
         `named`: the settings come with a name for the base, which must be the group's.
         """
@@ -262,7 +262,7 @@ class Deployments:
     async def _revise(
         self, record: Deployment, revision: Revision, parts: Json, expect: Deployment | None
     ) -> WorkRequest:
-        """Write what the next activation serves."""
+        """Record what the next activation serves."""
         group_id = revision.group_id or wanted_group(record)
         await self._described(record, revision, expect)
         work = await self._open(_UPDATE, "UPDATED", record, group_id)

@@ -1,7 +1,7 @@
-"""The deployment of a configuration file: what of it is served when a process starts with the file.
+"""The deployment of a configuration file: what a process that starts with the file serves.
 
-A file is served as it stands, until its deployment is changed over the control plane; then as it
-was changed, until the file changes.
+A file is served as written until its deployment is changed over the control plane; then as changed,
+until the file changes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from stacked.store import AdapterStore, BaseModules
 
 @dataclass(frozen=True, slots=True)
 class DeclaredBase:
-    """A file's base, and what adapters of it are checked against."""
+    """A file's base, and what its adapters are checked against."""
 
     base: Base
     modules: BaseModules
@@ -67,9 +67,9 @@ class FileDeployment:
         self._id = ""
 
     async def serve(self, tell: Progress) -> Active | Deployment:
-        """Serve the file's deployment, or say which other one was served since the file changed.
+        """Serve the file's deployment, or return another one served since the file changed.
 
-        Where the file's adapters are gone, the committed group is in the store all the same. Raises
+        If the file's adapters are gone, the store still has the committed group. Raises
         AdapterError, GroupImpossible, EngineError.
         """
         declared, problem = await self._declared(tell)
@@ -102,7 +102,7 @@ class FileDeployment:
             return None, error
 
     async def _committed(self, group_id: str, configuration: Mapping[str, Any]) -> Prepared:
-        """The committed group, with the file's base where it is of that."""
+        """The committed group, with the file's base if it is of that."""
         record = await asyncio.to_thread(self._ledger.registry.groups.get, group_id)
         base = self._base.base
         if record.base_model_id != base.model_id:
@@ -122,7 +122,7 @@ class FileDeployment:
         served: ModelGroup | None,
         tell: Progress,
     ) -> int:
-        """Write down what is served, and return its generation."""
+        """Record what is served, and return its generation."""
         begin = self._ledger.begin
         deployment = await asyncio.to_thread(begin, held, declared, configuration, served)
         self._id = deployment.id
@@ -133,7 +133,7 @@ class FileDeployment:
 def _is_same(held: Deployment, declared: ModelGroup | None, config: Config) -> bool:
     """Whether a file still declares what it declared when its deployment was last begun.
 
-    Where its members cannot be read any more, its own text tells.
+    If its members can no longer be read, its own text decides.
     """
     if declared is None:
         return held.configuration.get("written") == written(config)
@@ -162,7 +162,7 @@ def _configuration(
 async def read_group(
     config: Config, base: DeclaredBase, store: AdapterStore, tell: Progress
 ) -> ModelGroup:
-    """Check the file's members and keep them in the store.
+    """Check the file's members and add them to the store.
 
     Raises the error of the first that is refused, its place in the file put before the sentence.
     """

@@ -1,4 +1,4 @@
-"""How work on a deployment is written down as it goes: percentages, lines, reasons, and the commit.
+"""Records work on a deployment as it proceeds: percentages, lines, reasons, and the commit.
 
 Everything goes to the ledger's writing thread, in order.
 """
@@ -17,7 +17,7 @@ from stacked.steps import Progress, Silent, Step, sentence
 
 
 class WorkProgress:
-    """Progress that is written into a work request, and passed on."""
+    """Progress that is recorded in a work request, and passed on."""
 
     def __init__(self, ledger: Ledger, work_id: str, inner: Progress) -> None:
         self._ledger = ledger
@@ -45,7 +45,7 @@ class WorkProgress:
 
 
 class UpdateJournal(WorkProgress):
-    """One LIVE update's. `settle` is called when it cannot be taken back any more."""
+    """One LIVE update's. `settle` is called when it can no longer be undone."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class UpdateJournal(WorkProgress):
         return self._commit(generation)
 
     async def _commit(self, generation: int) -> None:
-        # First, so that nobody finds the new group without its members while the old one drains.
+        # First, so that no reader finds the new group without its members while the old one drains.
         put = self._registry.deployments.put_members
         await self._ledger.do(put, self._deployment_id, self._group_id, self._members())
         what: tuple[Any, ...] = (self._deployment_id, self._group_id, generation, self._work_id)

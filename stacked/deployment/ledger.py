@@ -52,7 +52,7 @@ from stacked.store import AdapterStore
 
 ENTITY = "data-science-model-deployment"
 
-# Where a committed group stands for what was served, also after a kill.
+# States in which the committed group is what was served, also after a kill.
 _SERVED = (DeploymentState.ACTIVE, DeploymentState.NEEDS_ATTENTION, DeploymentState.FAILED)
 
 logger = logging.getLogger("stacked.deployment.ledger")
@@ -63,19 +63,19 @@ T = TypeVar("T")
 class Ledger:
     """The registry of one group name, locked for the life of this process.
 
-    Raises DataDirInUse where another process serves the same name from the same data directory.
+    Raises DataDirInUse if another process serves the same name from the same data directory.
     """
 
     def __init__(self, data_dir: Path, name: str, store: AdapterStore) -> None:
         self.directory = data_dir / "deployments" / _slug(name)
-        """Where the records stand, and what belongs to them: this process's alone."""
+        """The directory of the records and what belongs to them, used only by this process."""
         self.directory.mkdir(parents=True, exist_ok=True)
         self._lock = lock_data_dir(self.directory)
         self.path = self.directory / "registry.sqlite"
         self.registry = Registry(self.path)
         self.registry.recover()
         self._store = store
-        # One thread, so that what is written keeps its order and no disk holds up the loop.
+        # One thread, so that writes stay in order and no disk blocks the loop.
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="ledger")
 
     def close(self) -> None:
@@ -104,7 +104,7 @@ class Ledger:
         )
 
     def of_file(self) -> Deployment | None:
-        """The deployment that a config file made, which a later start goes on with."""
+        """The deployment of a config file, which a later start continues."""
         found = (
             one
             for one in self._deployments()
@@ -122,7 +122,7 @@ class Ledger:
             query = Query(page=page.next)
 
     def set_aside(self, served: str | None, reason: str) -> None:
-        """One deployment serves on one machine: every other one is INACTIVE, and says why."""
+        """One deployment serves on one machine: every other one is INACTIVE, with the reason."""
         for state in _SERVED:
             for one in list(self._deployments(state=state)):
                 if one.id != served and one.group_id is not None:
@@ -135,7 +135,7 @@ class Ledger:
         configuration: Mapping[str, Any],
         served: ModelGroup | None,
     ) -> Deployment:
-        """Register base, members, group and deployment of a file; commit the group where it is new.
+        """Register base, members, group and deployment of a file; commit the group if it is new.
 
         `declared` is None where the config's adapters are gone: what it declared before stands.
         `served` is None where the committed group is. Idempotent: the same config registers nothing
@@ -181,7 +181,7 @@ class Ledger:
             )
         ]
         models += [_model_record(member, base) for member in group]
-        # What people have said of a model since is theirs: a restart describes none anew.
+        # Users may have changed a model's description since: a restart does not overwrite it.
         self.registry.models.put_all(
             list({model.id: model for model in models}.values()), describe=False
         )
@@ -267,11 +267,11 @@ class Ledger:
         return self.registry.work_requests.advance(work.id, 0.0, "accepted")
 
     async def do(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """Write this in the writing thread, after what was asked before; its answer."""
+        """Call this in the writing thread, after earlier calls; its result."""
         return await asyncio.wrap_future(self.write(partial(call, *args, **kwargs)))
 
     async def with_retry(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """`do`, tried again for as long as the disk takes nothing: for what has happened already.
+        """`do`, repeated while the disk fails: for what has happened already.
 
         A record that is never closed would stay in progress until a restart.
         """
@@ -285,7 +285,7 @@ class Ledger:
             wait = min(5.0, 2 * wait)
 
     def write(self, call: Callable[[], T]) -> Future[T]:
-        """Do this in the writing thread, after what was asked before."""
+        """Call this in the writing thread, after earlier calls."""
         return self._writer.submit(call)
 
 

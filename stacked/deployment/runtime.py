@@ -1,4 +1,4 @@
-"""Adapters that are loaded and removed one by one, whatever the group says."""
+"""Loading and removing adapters one by one, whatever the group."""
 
 from __future__ import annotations
 

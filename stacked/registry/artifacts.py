@@ -22,7 +22,7 @@ class ArtifactRepository:
         self._database = database
 
     def put(self, artifact: Artifact) -> None:
-        """Record a file that was made here; its owner has not changed by it."""
+        """Record a file that was made here; this does not change its owner."""
         with self._database.write() as connection:
             put(connection, artifact)
 
@@ -32,7 +32,7 @@ class ArtifactRepository:
             return get(connection, owner_id, part)
 
     def of(self, owner_id: str) -> tuple[Artifact, ...]:
-        """All of an owner, in the order they came."""
+        """All of an owner, in order of upload."""
         wanted = select(artifacts).where(artifacts.c.owner_id == owner_id).order_by(artifacts.c.seq)
         with self._database.read() as connection:
             return tuple(build(Artifact, row) for row in connection.execute(wanted).mappings())
@@ -50,7 +50,7 @@ class ArtifactRepository:
 
 
 def put(connection: Connection, artifact: Artifact) -> None:
-    """Record it in the place of what the owner had there."""
+    """Record it in place of the owner's earlier file."""
     drop(connection, artifact.owner_id, artifact.part)
     connection.execute(insert(artifacts).values(values(artifacts, artifact)))
 
@@ -65,13 +65,13 @@ def get(connection: Connection, owner_id: str, part: str) -> Artifact:
 
 
 def find(connection: Connection, owner_id: str, part: str) -> Artifact | None:
-    """None where the owner has no such file."""
+    """None if the owner has no such file."""
     here = (artifacts.c.owner_id == owner_id) & (artifacts.c.part == part)
     row = connection.execute(select(artifacts).where(here)).mappings().first()
     return None if row is None else build(Artifact, row)
 
 
 def drop(connection: Connection, owner_id: str, part: str | None = None) -> None:
-    """Forget one part, or all of an owner."""
+    """Delete one part, or all of an owner."""
     gone = delete(artifacts).where(artifacts.c.owner_id == owner_id)
     connection.execute(gone if part is None else gone.where(artifacts.c.part == part))

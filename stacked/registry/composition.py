@@ -14,7 +14,7 @@ KINDS = (STACKED, "HOMOGENEOUS", "HETEROGENEOUS")
 
 
 def check_composition(group: GroupRecord, models: Mapping[str, Model]) -> None:
-    """Raise GroupInvalid, or RecordConflict where a model is not ready; `models` are by id.
+    """Raise GroupInvalid, or RecordConflict if a model is not ready; `models` are by id.
 
     A STACKED group is one base, which is a member, and at most 500 adapters that were checked
     against it. Keys are unique in every kind of group.

@@ -1,6 +1,6 @@
 """One SQLite file: transactions on it, and its failures as one class of error.
 
-Reads see one snapshot and never wait; writes take turns and are on the disk when they return.
+Reads see one snapshot and never wait; writes exclude each other and are on disk when they return.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from stacked.errors import RecordConflict, RegistryUnusable
 from stacked.registry.migrations import migrate
 
-# What a person can do, by SQLite's code of what is wrong.
+# The next step, by SQLite's error code.
 _ADVICE = {
     sqlite3.SQLITE_BUSY: "another process is writing to it; stop that one, or try again",
     sqlite3.SQLITE_FULL: "free some space, and try again",
@@ -35,7 +35,7 @@ class Database:
     """The file, open. Every method may be called from any thread; `close` once, at the end."""
 
     def __init__(self, path: Path, busy_seconds: float) -> None:
-        """Make or migrate the file. `busy_seconds`: how long other processes' writes are awaited.
+        """Make or migrate the file. `busy_seconds`: how long to wait for other processes' writes.
 
         Raises RegistryUnusable.
         """
@@ -59,13 +59,13 @@ class Database:
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
-        """A snapshot: what other threads write meanwhile is not seen."""
+        """A snapshot, without what other threads write meanwhile."""
         with self._failures(), self._engine.connect() as connection, connection.begin():
             yield connection
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Connection]:
-        """All of it is committed, durably, or none of it."""
+        """A transaction: committed durably as a whole, or not at all."""
         writer = self._engine.execution_options(stacked_begin="IMMEDIATE")
         with self._failures(), self._writing, writer.connect() as connection, connection.begin():
             yield connection
@@ -108,7 +108,7 @@ def _engine(path: Path, busy_seconds: float) -> Engine:
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        # A write that begins as a read could find the lock taken when it is too late to wait.
+        # A write that begins as a read could find the lock taken when it can no longer wait.
         kind = connection.get_execution_options().get("stacked_begin", "DEFERRED")
         connection.exec_driver_sql(f"BEGIN {kind}")
 

@@ -30,7 +30,7 @@ class DeploymentFilters(RecordFilters, total=False):
 
 
 class DeploymentChanges(TypedDict, total=False):
-    """What may change at any time. Of `configuration`, only the names that are given."""
+    """What may change at any time; of `configuration` only the given names."""
 
     display_name: str
     description: str
@@ -77,12 +77,12 @@ _MEMBERS = Listing(
 
 
 class DeploymentRepository(Repository[Deployment]):
-    """What is served: the committed group, the one before it, and their members' states."""
+    """What is served: the committed group, the previous one, and their members' states."""
 
     _rows = DEPLOYMENTS
 
     def create(self, deployment: Deployment) -> Deployment:
-        """Record a deployment that has no group yet. Idempotent; else RecordConflict."""
+        """Record a deployment that has no group yet. Idempotent; otherwise RecordConflict."""
         if deployment.group_id is not None or deployment.generation:
             raise ValueError("a deployment begins without a group; `commit` gives it one")
         with self._database.write() as connection:
@@ -103,7 +103,7 @@ class DeploymentRepository(Repository[Deployment]):
     def update(
         self, id: str, expect: Deployment | None = None, **changes: Unpack[DeploymentChanges]
     ) -> Deployment:
-        """Names, tags, compartment, and parts of the configuration; the engine hears of none."""
+        """Names, tags, compartment, and configuration that does not affect the engine."""
         with self._database.write() as connection:
             stored = DEPLOYMENTS.current(connection, id, expect)
             columns: dict[str, Any] = dict(changes)
@@ -118,7 +118,7 @@ class DeploymentRepository(Repository[Deployment]):
         reason: str = "",
         expect: Deployment | None = None,
     ) -> Deployment:
-        """Raises IllegalMove: UPDATING is entered by one update at a time."""
+        """Raises IllegalMove: only one update at a time can enter UPDATING."""
         with self._database.write() as connection:
             check_fresh(DEPLOYMENTS.get(connection, id), expect)
             return DEPLOYMENTS.move(connection, id, state, reason=reason)
@@ -133,7 +133,7 @@ class DeploymentRepository(Repository[Deployment]):
         configuration: JsonObject | None = None,
         inactive: bool = False,
     ) -> Deployment:
-        """The durable switch: from its return on, a restart serves this group.
+        """The durable switch: once it returns, a restart serves this group.
 
         The group before it is remembered, the deployment becomes ACTIVE, and member states of
         groups older than these two are forgotten. `configuration` are the parts of it that change

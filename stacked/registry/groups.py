@@ -1,4 +1,4 @@
-"""Records of model groups and their members, which never change once they are there."""
+"""Records of model groups and their immutable members."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class GroupFilters(RecordFilters, total=False):
 
 
 class GroupChanges(TypedDict, total=False):
-    """A history is one that the group joins; it leaves none."""
+    """A history is one that the group joins; it cannot leave one."""
 
     display_name: str
     description: str
@@ -151,7 +151,7 @@ class GroupRepository(Repository[GroupRecord]):
     def update(
         self, id: str, expect: GroupRecord | None = None, **changes: Unpack[GroupChanges]
     ) -> GroupRecord:
-        """Raises RecordConflict where the group is of another history already."""
+        """Raises RecordConflict if the group already is of another history."""
         with self._database.write() as connection:
             GROUPS.current(connection, id, expect)
             joins = changes.pop("version_history_id", None)
@@ -175,7 +175,7 @@ class GroupRepository(Repository[GroupRecord]):
             return moved
 
     def attach(self, artifact: Artifact, expect: GroupRecord | None = None) -> GroupRecord:
-        """Record the file that a HOMOGENEOUS group is loaded with.
+        """Record the file of a HOMOGENEOUS group.
 
         Raises RecordConflict for a group of another kind, or with another file.
         """

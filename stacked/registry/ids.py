@@ -1,4 +1,4 @@
-"""New identifiers and the current time, as the records hold them."""
+"""New identifiers and the current time, as in records."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _KINDS = (MODEL, GROUP, HISTORY, VERSION_SET, DEPLOYMENT, WORK_REQUEST)
 def new_id(kind: str) -> str:
     """A fresh OCID: `ocid1.<kind>.oc1..` and 40 random lower-case hex digits.
 
-    A model that is made from a source has no random id: its own is given, or follows from content.
+    A model from a source has no random id: its id is given, or follows from its content.
     """
     if kind not in _KINDS:
         raise ValueError(f"no ids of kind {kind!r} are made; one of {', '.join(_KINDS)}")

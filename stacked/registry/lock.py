@@ -1,4 +1,4 @@
-"""One process per data directory: a lock that lasts as long as the process that took it."""
+"""One process per data directory: a lock that the process holds until it ends."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FILE = "server.lock"
 
 
 def lock_data_dir(path: Path) -> IO[str]:
-    """Lock the directory, made where it is absent. Keep the file: closing it gives the lock up.
+    """Lock the directory, creating it if needed. Keep the file: closing it releases the lock.
 
     The kernel frees the lock when the process dies, however it dies. Children do not inherit it:
     an engine process that outlives a killed server must not keep the next server out.
@@ -24,7 +24,7 @@ def lock_data_dir(path: Path) -> IO[str]:
     place = Path(path) / FILE
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        # Never unlinked: a lock on a file that has lost its name would keep nobody out.
+        # Never unlinked: a lock on a file without a name would exclude no one.
         file = place.open("a+", encoding="utf-8")
     except OSError as error:
         raise RegistryUnusable(
@@ -53,7 +53,7 @@ def lock_data_dir(path: Path) -> IO[str]:
 
 
 def _close_in_children(file: IO[str]) -> None:
-    """For `fork`; `exec` closes it by itself."""
+    """For `fork`; `exec` closes it anyway."""
     held = weakref.ref(file)
 
     def close() -> None:

@@ -1,4 +1,4 @@
-"""Records of models: what may be put, described, filled and listed."""
+"""Records of models: put, described, filled and listed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ModelFilters(RecordFilters, total=False):
 
 
 class ModelChanges(TypedDict, total=False):
-    """What may be said anew of a model, whatever its content. It joins a version set."""
+    """What may change about a model, whatever its content. It joins a version set."""
 
     display_name: str
     description: str
@@ -67,13 +67,13 @@ class ModelRepository(Repository[Model]):
     _rows = MODELS
 
     def put(self, model: Model) -> Model:
-        """Record a model, or describe it anew. Raises RecordConflict for other content."""
+        """Record a model, or update its description. Raises RecordConflict for other content."""
         return self.put_all([model])[0]
 
     def put_all(self, given: Sequence[Model], *, describe: bool = True) -> Sequence[Model]:
         """`put` for all of them, or none.
 
-        With `describe` off, what is there keeps its names, tags and metadata. States stay, unless
+        Without `describe`, existing models keep their names, tags and metadata. States stay, unless
         the model was deleted.
         """
         with self._database.write() as connection:
@@ -95,7 +95,7 @@ class ModelRepository(Repository[Model]):
             return [stored[model.id] for model in given]
 
     def get_many(self, ids: Sequence[str]) -> dict[str, Model]:
-        """Those that are there, by id."""
+        """The existing ones, by id."""
         with self._database.read() as connection:
             return MODELS.get_many(connection, ids)
 
@@ -115,7 +115,7 @@ class ModelRepository(Repository[Model]):
     def set_state(
         self, id: str, state: ModelState, reason: str = "", expect: Model | None = None
     ) -> Model:
-        """Move a model; one that is deleted keeps this record, and none of its files.
+        """Change a model's state; a deleted one keeps its record, and none of its files.
 
         Raises IllegalMove, and RecordConflict for deleting what a deployment serves.
         """
@@ -129,9 +129,9 @@ class ModelRepository(Repository[Model]):
     def fill(
         self, id: str, content: Content, artifact: Artifact, expect: Model | None = None
     ) -> Model:
-        """Give a model its content and the file it came as.
+        """Give a model its content and the file that it was uploaded as.
 
-        Raises RecordConflict for other content than it has, where it is in a group.
+        Raises RecordConflict for content other than it has, if it is in a group.
         """
         with self._database.write() as connection:
             stored = MODELS.current(connection, id, expect)
@@ -142,7 +142,7 @@ class ModelRepository(Repository[Model]):
     def attach(self, artifact: Artifact, expect: Model | None = None, *, new: bool) -> Model:
         """Record a file about one metadatum of a model.
 
-        `new`: it must not be there yet (RecordConflict); else it must (RecordAbsent).
+        `new`: it must not exist yet (RecordConflict); otherwise it must (RecordAbsent).
         """
         id, part = artifact.owner_id, artifact.part
         with self._database.write() as connection:
@@ -155,7 +155,7 @@ class ModelRepository(Repository[Model]):
             return MODELS.change(connection, id, {})
 
     def detach(self, id: str, part: str, expect: Model | None = None) -> Model:
-        """Forget a file about one metadatum of a model."""
+        """Delete the record of a file about one metadatum of a model."""
         with self._database.write() as connection:
             MODELS.current(connection, id, expect)
             artifacts.get(connection, id, part)
@@ -185,7 +185,7 @@ def _put_again(connection: Connection, model: Model, describe: bool) -> None:
 
 
 def _check_refillable(connection: Connection, model: Model, digest: str) -> None:
-    """Raise RecordConflict where a group needs the content that the model has."""
+    """Raise RecordConflict if a group needs the model's content."""
     if not model.digest or digest == model.digest:
         return
     member = select(groups.c.id).join(group_members, group_members.c.group_id == groups.c.id)

@@ -1,4 +1,4 @@
-"""Lists in pages that begin after a row, not at a number: they stay true while rows are added."""
+"""Lists in pages that begin after a row, not at a number, so that added rows do not shift them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def builder(record: type[T]) -> Callable[[RowMapping], T]:
 
 
 def filter_columns(filters: type, *tables: Table) -> dict[str, ColumnElement[Any]]:
-    """The columns that a TypedDict of filters names, of the first table that has each."""
+    """The columns that a TypedDict of filters names, each of the first table that has it."""
     found: dict[str, ColumnElement[Any]] = {}
     for table in tables:
         for name in filters.__annotations__:
@@ -54,7 +54,7 @@ def filter_columns(filters: type, *tables: Table) -> dict[str, ColumnElement[Any
 class Listing(Generic[T]):
     """How one kind of thing is listed. The first of `sorts` is the default.
 
-    `seq` is unique and grows; it orders rows that are equal in what sorts them.
+    `seq` is unique and grows; it orders rows with equal sort values.
     """
 
     name: str
@@ -83,7 +83,7 @@ class Listing(Generic[T]):
         sort, falls = self._order(query)
         wanted = {name: value for name, value in filters.items() if value is not None}
         mark = _mark(self.name, of, sort, falls, wanted)
-        by = type_coerce(self.sorts[sort], Text)  # as it is stored, which is how it sorts
+        by = type_coerce(self.sorts[sort], Text)  # in its stored form, by which it is sorted
         place = tuple_(by, self.seq)
         statement = (
             select(*self.columns, by.label("_by"), self.seq.label("_seq"))
@@ -103,7 +103,7 @@ class Listing(Generic[T]):
         return Page(items, _token(mark, last["_by"], last["_seq"]))
 
     def _order(self, query: Query) -> tuple[str, bool]:
-        """The sort and whether it runs down: times by default do, the rest does not."""
+        """The sort and whether it is descending: times are by default, others are not."""
         sort = next(iter(self.sorts)) if query.sort is None else query.sort
         if sort not in self.sorts:
             raise PageInvalid(f"{self.name} cannot be sorted by {sort!r}: {', '.join(self.sorts)}")
@@ -112,7 +112,7 @@ class Listing(Generic[T]):
 
 
 def _mark(name: str, of: str | None, sort: str, falls: bool, wanted: Mapping[str, Any]) -> str:
-    """What makes two lists the same list: a token of one is refused by the other."""
+    """The identity of a list: it refuses tokens of other lists."""
     text = json.dumps([name, of, sort, falls, sorted((key, str(wanted[key])) for key in wanted)])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -126,7 +126,7 @@ def _read_token(token: str, mark: str) -> tuple[str, int]:
         padded = token + "=" * (-len(token) % 4)
         found, by, seq = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
         valid = found == mark and type(seq) is int and abs(seq) < 2**63
-        by.encode()  # JSON can say text that is none
+        by.encode()  # JSON can contain invalid text
     except (ValueError, TypeError, AttributeError, RecursionError):
         valid = False
     if not valid:

@@ -23,7 +23,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """What every record has. Times are UTC; `reason` says why the state is what it is."""
+    """The fields of every record. Times are UTC; `reason` explains the state."""
 
     id: str
     display_name: str = ""
@@ -34,7 +34,7 @@ class Record:
     tags: JsonObject = field(default_factory=dict)
     time_created: datetime = field(default_factory=now)
     time_updated: datetime = field(default_factory=now)
-    """When anything of it last changed; a record that is put in begins with `time_created`."""
+    """When anything of it last changed, initially `time_created`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,28 +46,28 @@ class Model(Record):
     """
 
     kind: str = ""
-    """`base`, `adapter`, or empty where there is no content."""
+    """`base`, `adapter`, or empty without content."""
     digest: str = ""
     source: str = ""
     rank: int = 0
     bytes: int = 0
     state: ModelState = ModelState.ACTIVE
     extra: JsonObject = field(default_factory=dict)
-    """Stored and shown as it was given: metadata, schemas, settings, provenance."""
+    """Stored and returned unchanged: metadata, schemas, settings, provenance."""
     description: str = ""
     category: str = "USER"
     version_label: str = ""
     base_model_id: str | None = None
-    """Of an adapter: the base whose modules it was checked against."""
+    """For an adapter: the base whose modules it was checked against."""
     version_set_id: str | None = None
     version_set_name: str | None = None
     """The set's; read from its record, ignored when written."""
     version: int | None = None
-    """Counts within the version set; given by the registry."""
+    """The number within the version set, assigned by the registry."""
 
     @property
     def by_reference(self) -> bool:
-        """Whether it is a base that was not uploaded, and is read where it stands."""
+        """Whether it is a base that was not uploaded, and is read in place."""
         return self.kind == "base" and bool(self.source)
 
 
@@ -81,7 +81,7 @@ class ModelVersionSet(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Content:
-    """What a model is made of, when it arrives."""
+    """The content of a model, when it arrives."""
 
     kind: str
     digest: str
@@ -94,8 +94,8 @@ class Content:
 class Artifact:
     """A file that was uploaded: which bytes, and under which name.
 
-    `part` is empty for the artifact itself, else what of the owner it belongs to. `sha256` and
-    `md5` are in hex; the first is also where the file stands.
+    `part` is empty for the artifact itself, otherwise the part of the owner that it belongs to.
+    `sha256` and `md5` are in hex; the first is also the file's name.
     """
 
     owner_id: str
@@ -173,7 +173,7 @@ class Deployment(Record):
     """Base and engine settings, to compare an update against."""
     state: DeploymentState = DeploymentState.CREATING
     group_id: str | None = None
-    """The committed group: what a restart serves."""
+    """The committed group, which a restart serves."""
     generation: int = 0
     """Grows with every commit."""
     previous_group_id: str | None = None
@@ -198,7 +198,7 @@ class DeployedMember:
 
 @dataclass(frozen=True, slots=True)
 class Affected:
-    """What a work request acts on: `action` is UPDATED or alike, `entity` the kind of thing."""
+    """What a work request acts on: `action` is UPDATED or similar, `entity` a kind of record."""
 
     action: str
     entity: str
@@ -223,7 +223,7 @@ class WorkRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkLog:
-    """A line about a work request; `step` is the name of the step that it tells of, if it does."""
+    """A line about a work request; `step` is the name of the step that it reports, if any."""
 
     step: str | None
     message: str
@@ -232,7 +232,7 @@ class WorkLog:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkError:
-    """Why a work request failed; `model_id` where one model is the reason."""
+    """Why a work request failed; `model_id` if one model is the reason."""
 
     code: str
     message: str
@@ -242,9 +242,9 @@ class WorkError:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """How a list is read. `sort` and `descending` left out are the list's own defaults.
+    """How a list is read. Without `sort` and `descending`, the list's own defaults apply.
 
-    `page` is a token that an earlier page of the same list gave, verbatim.
+    `page` is a token from an earlier page of the same list, verbatim.
     """
 
     sort: str | None = None
@@ -263,7 +263,7 @@ class Page(Generic[R]):
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """What a process that is gone had left in progress, by id."""
+    """What a process that ended had left in progress, by id."""
 
     failed: tuple[str, ...] = ()
     succeeded: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""What a process that was killed had left in progress is settled, so that no record waits for it.
+"""Settles what a killed process had left in progress, so that no record waits for it.
 
 Hold the data directory's lock: no other process may be at work.
 """
@@ -26,7 +26,7 @@ from stacked.registry.states import (
 )
 from stacked.registry.versions import HISTORIES
 
-# The code of the error that a work request is given; not one that is raised.
+# The code of a work request's error; it is not raised.
 INTERRUPTED = "Interrupted"
 
 # What is done to a deployment, and its state meanwhile: what it is when the process ends. The first
@@ -40,7 +40,7 @@ _NOT_DONE = "MODEL_DEPLOYMENT_ACTIVATE"
 
 
 def recover(connection: Connection) -> Recovered:
-    """Fail what was in progress, with a reason. The committed group of a deployment stands.
+    """Fail what was in progress, with a reason. The committed group of a deployment stays.
 
     A work request whose group was committed had passed the point of no return: the next start
     serves that group and nothing drains any more, so it has succeeded. So has one that was to stop
@@ -111,7 +111,7 @@ def _end(
                 if id in committed
                 else "the server ended, and what it served with it"
             )
-            # The table of moves lets nothing succeed that is only accepted.
+            # The table of moves does not let accepted work succeed directly.
             work.advance(connection, id, 0.0)
             work.finish(connection, id, WorkStatus.SUCCEEDED, text)
             succeeded.append(id)
@@ -125,7 +125,7 @@ def _end(
 def _unfinished(
     connection: Connection, rows: Rows[Any], kind: type[enum.Enum]
 ) -> Sequence[RowMapping]:
-    """The rows in a state that a process that is gone cannot have meant to leave behind."""
+    """The rows in a state that only exists while a process works on them."""
     wanted = select(rows.table).where(rows.state.in_(UNFINISHED[kind]))
     return connection.execute(wanted).mappings().all()
 

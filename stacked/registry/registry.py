@@ -20,14 +20,14 @@ from stacked.registry.work_requests import WorkRequestRepository
 class Registry:
     """The records in one file. One method of a repository is one transaction.
 
-    What a method has returned survives a kill. Every method blocks, and may be called from any
-    thread. Open it once per process; only the holder of `lock_data_dir` may write. All methods
-    raise RegistryUnusable; those that name a record raise RecordAbsent; those that list,
+    Once a method has returned, its effect survives a kill. Every method blocks, and may be called
+    from any thread. Open it once per process; only the holder of `lock_data_dir` may write. All
+    methods raise RegistryUnusable; those that name a record raise RecordAbsent; those that list,
     PageInvalid.
     """
 
     def __init__(self, path: Path, *, busy_seconds: float = 10.0) -> None:
-        """Open the file, made or brought to this version where needed. `recover` is not called."""
+        """Open the file, creating or migrating it if needed. `recover` is not called."""
         self._database = Database(Path(path), busy_seconds)
         self.models = ModelRepository(self._database)
         self.artifacts = ArtifactRepository(self._database)
@@ -40,12 +40,12 @@ class Registry:
         self.retention = Retention(self._database)
 
     def recover(self) -> Recovered:
-        """Settle what a killed process left in progress; call it once, before anything begins."""
+        """Settle what a killed process left in progress; call it once, before anything else."""
         with self._database.write() as connection:
             return recover(connection)
 
     def close(self) -> None:
-        """Twice is once."""
+        """Idempotent."""
         self._database.close()
 
     def __enter__(self) -> Registry:

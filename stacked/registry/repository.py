@@ -48,7 +48,7 @@ class RecordFilters(TypedDict, total=False):
 class Rows(Generic[R]):
     """The rows of one table, as records of one kind.
 
-    `noun` is what messages call one of them. `source` is the table, joined where a record shows a
+    `noun` is what messages call one of them. `source` is the table, joined if a record has a
     column of another table: those are `more`.
     """
 
@@ -97,18 +97,18 @@ class Rows(Generic[R]):
         return self._build(connection, self.row(connection, id))
 
     def find(self, connection: Connection, id: str) -> R | None:
-        """None where there is no such row."""
+        """None if there is no such row."""
         found = self._rows(connection, [id])
         return self._build(connection, found[0]) if found else None
 
     def get_many(self, connection: Connection, ids: Iterable[str]) -> dict[str, R]:
-        """Those that are there, by id."""
+        """The existing ones, by id."""
         return {row["id"]: self._build(connection, row) for row in self._rows(connection, ids)}
 
     def current(self, connection: Connection, id: str, expect: R | None = None) -> R:
         """A record that may be changed: not DELETED (RecordAbsent), and as the caller has read it.
 
-        Raises RecordStale where it is not what is `expect`ed.
+        Raises RecordStale if it differs from `expect`.
         """
         row = self.row(connection, id)
         if row[self.state.name].value == "DELETED":
@@ -116,12 +116,12 @@ class Rows(Generic[R]):
         return check_fresh(self._build(connection, row), expect)
 
     def insert(self, connection: Connection, record: R, **more: Any) -> R:
-        """Make its row; `more` are columns that overrule it."""
+        """Insert its row; `more` are columns that override it."""
         connection.execute(insert(self.table).values(values(self.table, record) | more))
         return self.get(connection, record.id)
 
     def change(self, connection: Connection, id: str, columns: Mapping[str, Any]) -> R:
-        """Write columns of a record that is there, and the time of it."""
+        """Write columns of an existing record, and the time."""
         times = {"time_updated": now()} if "time_updated" in self.table.c else {}
         wanted = update(self.table).where(self.table.c.id == id)
         connection.execute(wanted.values({**columns, **times}))
@@ -147,8 +147,8 @@ class Rows(Generic[R]):
 class Repository(Generic[R]):
     """The records of one kind. Every method is one transaction, and may be called by any thread.
 
-    `expect` is a record as the caller has read it: RecordStale where it is another one by now. A
-    record that is deleted can be read; changing it raises RecordAbsent.
+    `expect` is a record as the caller has read it: RecordStale if it has changed since. A deleted
+    record can be read; changing it raises RecordAbsent.
     """
 
     _rows: Rows[R]
@@ -174,7 +174,7 @@ class Repository(Generic[R]):
 
 
 def values(table: Table, record: Any) -> dict[str, Any]:
-    """What a new row of the record says; it was last updated when it was made."""
+    """The values of a new row for the record; it was last updated when it was created."""
     given = {field.name: getattr(record, field.name) for field in fields(record)}
     if isinstance(record, Record):
         given["time_updated"] = record.time_created
@@ -182,7 +182,7 @@ def values(table: Table, record: Any) -> dict[str, Any]:
 
 
 def check_fresh(stored: R, expect: R | None) -> R:
-    """The stored record. Raises RecordStale where the caller acts on another one."""
+    """The stored record. Raises RecordStale if the caller acts on another one."""
     if expect is not None and stored != expect:
         raise RecordStale(f"{stored.id} has changed since it was read; read it again")
     return stored

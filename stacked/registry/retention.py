@@ -1,4 +1,4 @@
-"""Records that nobody needs any more: which content is still named, and what may be forgotten.
+"""Records that are no longer needed: which content is still named, and what may be deleted.
 
 One sweep is one transaction, so that what it names and what it drops are of one moment.
 """
@@ -51,7 +51,7 @@ from stacked.registry.states import (
 )
 
 MayGo = Callable[[Digest, datetime], bool]
-"""Whether nobody has used a content since a time."""
+"""Whether a content has not been used since a time."""
 
 _DROPPABLE = (GroupState.ACTIVE, GroupState.INACTIVE, GroupState.FAILED)
 _REASON = "it fell out of the versions that are retained"
@@ -188,7 +188,7 @@ class Sweep:
 
 
 class Retention:
-    """What is forgotten of one registry."""
+    """Deletes from one registry what is no longer needed."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

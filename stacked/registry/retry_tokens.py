@@ -1,6 +1,6 @@
-"""Retry tokens: a call that was made once is answered the same when it is made again.
+"""Retry tokens: a call that is repeated gets the same answer.
 
-A row is there from the moment its call begins; without an answer, the call was cut off.
+A row exists from the beginning of its call; without an answer, the call was cut off.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ class RetryTokenRepository:
         self._database = database
 
     def begin(self, token: RetryToken, payload: str, now: datetime) -> FirstCall | None:
-        """The first call with a token, or None: then it is this one, and noted durably.
+        """The first call with a token, or None: then it is this one, which is recorded.
 
-        Calls of a day ago are forgotten, and so are the oldest of more than 10,000.
+        Calls older than a day are deleted, and so are the oldest of more than 10,000.
         """
         with self._database.write() as connection:
             old = delete(retry_tokens).where(retry_tokens.c.time_created <= now - LIFETIME)
@@ -84,13 +84,13 @@ class RetryTokenRepository:
             connection.execute(update(retry_tokens).where(_is(token)).values(columns))
 
     def forget(self, token: RetryToken) -> None:
-        """The call did nothing: another one may be made with its token."""
+        """The call had no effect: its token may be used again."""
         with self._database.write() as connection:
             connection.execute(delete(retry_tokens).where(_is(token)))
 
 
 def _make_room(connection: Connection) -> None:
-    """Forget the oldest where there are too many."""
+    """Delete the oldest if there are too many."""
     count = connection.execute(select(func.count()).select_from(retry_tokens)).scalar_one()
     if count >= MAX_TOKENS:
         oldest = (

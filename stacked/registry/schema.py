@@ -1,7 +1,7 @@
-"""The tables, and how Python values stand in their columns.
+"""The tables, and how Python values are stored in their columns.
 
-What may be deleted takes what is about it alone along (`ON DELETE CASCADE`); a reference without
-that keeps what it names.
+Deleting a row deletes what is only about it (`ON DELETE CASCADE`); a reference without that
+protects what it names.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from stacked.registry.states import (
 
 
 class Stored(TypeDecorator[Any]):
-    """Text that is written by `encode` and read by `decode`; None is NULL."""
+    """Text written by `encode` and read by `decode`; None is NULL."""
 
     impl = Text
     cache_ok = True
@@ -102,7 +102,7 @@ AFFECTED = Stored(
 
 
 def _key() -> Column[int]:
-    """The row's number: rows that are equal in what sorts them stay in the order they came."""
+    """The row's number: rows with equal sort values stay in order of insertion."""
     return Column("seq", Integer, primary_key=True, autoincrement=True)
 
 
@@ -115,7 +115,7 @@ def _maybe(name: str, target: str, **more: Any) -> Column[str | None]:
 
 
 def _part_of(name: str, owner: str) -> Column[str]:
-    """The id of what the row is about, and is deleted with."""
+    """The id of what the row is about, with which it is deleted."""
     return Column(name, Text, ForeignKey(owner, ondelete="CASCADE"), nullable=False)
 
 
@@ -129,7 +129,7 @@ def _versions(name: str, *columns: Any) -> Table:
         name,
         HistoryState,
         _text("description"),
-        # The highest number that was given: no version is numbered like one that is gone.
+        # The highest number assigned: numbers of deleted versions are not reused.
         Column("last_version", Integer, nullable=False, default=0),
         *columns,
         Index(f"{name}_name", "display_name", unique=True, sqlite_where=text("state <> 'DELETED'")),
@@ -137,7 +137,7 @@ def _versions(name: str, *columns: Any) -> Table:
 
 
 def _record(name: str, states: type[enum.Enum], *columns: Any) -> Table:
-    """A table of a kind of Record: what all have, and what it has of its own."""
+    """The table of a kind of Record: the common columns and its own."""
     return Table(
         name,
         metadata,

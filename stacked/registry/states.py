@@ -117,7 +117,7 @@ MOVES: Mapping[enum.Enum, frozenset[enum.Enum]] = {
     ),
 }
 
-# What a process that is gone cannot have meant to leave behind.
+# States that only exist while a process works on the record.
 UNFINISHED: Mapping[type[enum.Enum], tuple[enum.Enum, ...]] = {
     GroupState: (GroupState.CREATING, GroupState.DELETING),
     HistoryState: (HistoryState.DELETING,),
@@ -131,7 +131,7 @@ UNFINISHED: Mapping[type[enum.Enum], tuple[enum.Enum, ...]] = {
 
 
 def check_move(what: str, before: enum.Enum, after: enum.Enum) -> None:
-    """Raise IllegalMove where `after` may not follow `before`; staying is no move."""
+    """Raise IllegalMove if `after` may not follow `before`; staying is no move."""
     allowed = MOVES[before]
     if after not in allowed:
         follow = ", ".join(sorted(str(state.value) for state in allowed)) or "nothing"

@@ -1,7 +1,7 @@
 """Names under which things are numbered: version histories of groups, version sets of models.
 
-Both are a record with a name that is unique among those that are not deleted. A group or a model
-joins one of them at most, and is its next version from then on.
+Both are records with a name that is unique among those not deleted. A group or a model joins at
+most one of them, as its next version.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class VersionSetFilters(HistoryFilters, total=False):
 
 
 class VersionSetChanges(TypedDict, total=False):
-    """The name of a set stays: models are found by it."""
+    """The name of a set is fixed: models are found by it."""
 
     description: str
     tags: JsonObject
@@ -66,7 +66,7 @@ class Versions(Rows[V], Generic[V]):
         self.item = item
 
     def create(self, connection: Connection, record: V) -> V:
-        """Insert it; what is there under the same name is returned. Raises RecordConflict."""
+        """Insert it, or return an equal one of the same name. Raises RecordConflict."""
         stored = self.find(connection, record.id)
         if stored is None:
             self.check_name(connection, record.display_name, record.id)
@@ -76,7 +76,7 @@ class Versions(Rows[V], Generic[V]):
         return stored
 
     def check_name(self, connection: Connection, name: str, id: str) -> None:
-        """Raise RecordConflict where another record has the name."""
+        """Raise RecordConflict if another record has the name."""
         taken = connection.execute(
             select(self.table.c.id).where(
                 self.table.c.display_name == name,
@@ -88,7 +88,7 @@ class Versions(Rows[V], Generic[V]):
             raise RecordConflict(f"a {self.noun} named {name!r} is there already: {taken}")
 
     def join(self, connection: Connection, id: str, item_id: str) -> None:
-        """Make a row of the other table the next version; nothing where it is one already."""
+        """Make a row of the other table the next version, unless it is one already."""
         item = connection.execute(
             select(self.items.c.state, self.link).where(self.items.c.id == item_id)
         ).first()
@@ -118,7 +118,7 @@ class Versions(Rows[V], Generic[V]):
             self.change(connection, id, {"latest_group_id": item_id})
 
     def forget(self, connection: Connection, id: str, item_id: str) -> None:
-        """A version was deleted: where it was the latest, that is now the highest one left."""
+        """A version was deleted: if it was the latest, the highest remaining one now is."""
         if self.row(connection, id)["latest_group_id"] == item_id:
             left = self.versions(connection, id)
             self.change(connection, id, {"latest_group_id": left[-1] if left else None})
@@ -203,7 +203,7 @@ class VersionSetRepository(Repository[ModelVersionSet]):
             return SETS.change(connection, id, dict(changes))
 
     def delete(self, id: str, expect: ModelVersionSet | None = None) -> ModelVersionSet:
-        """Leave the record alone. Raises RecordConflict while a model of it is not deleted."""
+        """Mark it deleted. Raises RecordConflict while it has models that are not deleted."""
         with self._database.write() as connection:
             SETS.current(connection, id, expect)
             left = SETS.versions(connection, id)

@@ -20,7 +20,7 @@ from stacked.registry.states import WorkStatus
 
 T = TypeVar("T", WorkLog, WorkError)
 
-# Clients take 100 for the end of the work, whatever the status says.
+# Clients interpret 100 as the end of the work, whatever the status.
 _MOST_UNFINISHED = 99.0
 
 
@@ -58,7 +58,7 @@ _ERRORS = Listing(
 
 
 class WorkRequestRepository(Repository[WorkRequest]):
-    """Long pieces of work, with their logs and errors. What is over does not change any more."""
+    """Long pieces of work, with their logs and errors. Ended work does not change any more."""
 
     _rows = WORK
 
@@ -90,16 +90,16 @@ class WorkRequestRepository(Repository[WorkRequest]):
     def advance(
         self, id: str, percent: float, message: str | None = None, step: str | None = None
     ) -> WorkRequest:
-        """Begin or go on; a lower percentage than before leaves it where it was.
+        """Begin or continue; a percentage never falls.
 
-        At most 99 is stored: clients take 100 for the end, which `succeed` writes.
-        Raises IllegalMove where the work is over.
+        At most 99 is stored: clients interpret 100 as the end, which `succeed` writes.
+        Raises IllegalMove if the work has ended.
         """
         with self._database.write() as connection:
             return advance(connection, id, percent, message, step)
 
     def add_error(self, id: str, code: str, message: str, model_id: str | None = None) -> None:
-        """One more reason, besides the one that `fail` is given."""
+        """One more reason, in addition to the one given to `fail`."""
         with self._database.write() as connection:
             error(connection, id, code, message, model_id)
 
@@ -110,12 +110,12 @@ class WorkRequestRepository(Repository[WorkRequest]):
             return finish(connection, id, WorkStatus.FAILED)
 
     def succeed(self, id: str, message: str | None = None) -> WorkRequest:
-        """End the work, all of it done. Raises IllegalMove."""
+        """End the work with success. Raises IllegalMove."""
         with self._database.write() as connection:
             return finish(connection, id, WorkStatus.SUCCEEDED, message)
 
     def cancel(self, id: str) -> WorkRequest:
-        """Ask for the end: CANCELED where nothing was begun, else CANCELING. Raises IllegalMove."""
+        """CANCELED if nothing was begun, otherwise CANCELING. Raises IllegalMove."""
         with self._database.write() as connection:
             if WORK.get(connection, id).status is WorkStatus.ACCEPTED:
                 return finish(connection, id, WorkStatus.CANCELED, "canceled before it began")
@@ -123,7 +123,7 @@ class WorkRequestRepository(Repository[WorkRequest]):
             return WORK.move(connection, id, WorkStatus.CANCELING)
 
     def canceled(self, id: str) -> WorkRequest:
-        """The work has stopped as asked. Raises IllegalMove."""
+        """The cancelled work has stopped. Raises IllegalMove."""
         with self._database.write() as connection:
             return finish(connection, id, WorkStatus.CANCELED)
 
@@ -142,7 +142,7 @@ def advance(
     message: str | None = None,
     step: str | None = None,
 ) -> WorkRequest:
-    """Begin the work where it has not begun, and let its percentage grow."""
+    """Begin the work if it has not begun, and raise its percentage."""
     if not 0 <= percent <= 100:  # NaN too
         raise ValueError(f"a percentage of {percent} is not between 0 and 100")
     request = WORK.get(connection, id)
