@@ -99,7 +99,7 @@ def _answer(
             "stale", f"{name}: sent {late:.3f} s after the switch away was acknowledged"
         )
     if answer.ended < version.began:
-        return Violation("dead", f"{name}: ended before that generation was asked for")
+        return Violation("dead", f"{name}: ended before that generation was requested")
     meant = version.keys.get(answer.key)
     if meant is None or answer.digest != meant or answer.said_key != answer.key:
         said = f"{answer.said_key!r} {answer.digest}"

@@ -30,18 +30,18 @@ _LORA = ("enable_lora", "max_lora_rank", "max_loras", "max_cpu_loras")
 _LEAST_TOKEN = 3  # below it are the tokens that begin, end and pad
 
 
-def plan_of(asked: Mapping[str, Any], modules: BaseModules) -> EnginePlan:
-    """`asked` has base, options, adapters (path, rank, bytes), and whether LoRA is on."""
+def plan_of(requested: Mapping[str, Any], modules: BaseModules) -> EnginePlan:
+    """`requested` has base, options, adapters (path, rank, bytes), and whether LoRA is on."""
     plan = make_plan(
-        base=Path(asked["base"]),
+        base=Path(requested["base"]),
         shapes=modules.modules,
         served_names=("base",),
-        adapters=adapters_of(asked["adapters"]),
-        options=asked["options"],
+        adapters=adapters_of(requested["adapters"]),
+        options=requested["options"],
         machine=look(),
         build=require_build(),
     )
-    if asked["lora"]:
+    if requested["lora"]:
         return plan
     kept = {name: value for name, value in plan.options.items() if name not in _LORA}
     return replace(plan, options=kept, slots=0, host_adapters=0)
@@ -62,20 +62,22 @@ class Runner:
         self._engine, self._loaded, self._vocabulary = engine, loaded, vocabulary
         self._numbers = itertools.count()
 
-    async def run(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+    async def run(self, requested: Mapping[str, Any]) -> dict[str, Any]:
         """All requests, `batch` at a time, each of `input` random and `output` greedy tokens."""
         forget_peaks()
-        chance = random.Random(asked["seed"])
-        waiting = iter([(number, self._prompt(chance, asked)) for number in asked["assigned"]])
+        chance = random.Random(requested["seed"])
+        waiting = iter(
+            [(number, self._prompt(chance, requested)) for number in requested["assigned"]]
+        )
         began = time.perf_counter()
-        clients = (self._client(waiting, asked["output"]) for _ in range(asked["batch"]))
+        clients = (self._client(waiting, requested["output"]) for _ in range(requested["batch"]))
         produced = sum(await asyncio.gather(*clients))
         seconds = time.perf_counter() - began
-        requests = len(asked["assigned"])
+        requests = len(requested["assigned"])
         return {
             "seconds": seconds,
             "requests": requests,
-            "input_tokens": requests * asked["input"],
+            "input_tokens": requests * requested["input"],
             "output_tokens": produced,
             "peak_bytes": peak_bytes(),
             "gpu_bytes": gpu_bytes(),
@@ -101,21 +103,21 @@ class Runner:
             produced += len(answers[0].outputs[0].token_ids)
         return produced
 
-    def _prompt(self, chance: random.Random, asked: Mapping[str, Any]) -> list[int]:
+    def _prompt(self, chance: random.Random, requested: Mapping[str, Any]) -> list[int]:
         most = self._vocabulary - 1
-        return [chance.randint(_LEAST_TOKEN, most) for _ in range(asked["input"])]
+        return [chance.randint(_LEAST_TOKEN, most) for _ in range(requested["input"])]
 
 
-async def serve(asked: Mapping[str, Any], replies: TextIO) -> None:
+async def serve(requested: Mapping[str, Any], replies: TextIO) -> None:
     """Start, report it, and run batches until the input ends."""
-    modules = BaseModules.read(Path(asked["base"]))
-    plan = plan_of(asked, modules)
+    modules = BaseModules.read(Path(requested["base"]))
+    plan = plan_of(requested, modules)
     began = time.perf_counter()
     engine = await Engine.start(plan)
     try:
         await engine.warm()
         started = time.perf_counter() - began
-        listed = adapters_of(asked["adapters"]) if asked["lora"] else []
+        listed = adapters_of(requested["adapters"]) if requested["lora"] else []
         loaded = [await engine.load(adapter) for adapter in listed]
         runner = Runner(engine, loaded, modules.vocab_size or 256)
         said = {

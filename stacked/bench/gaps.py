@@ -153,8 +153,8 @@ def gap_figures(
 
     Raises ParameterInvalid if no token came in one of them.
     """
-    steady = gaps_within(arrivals, (began, loading.asked))
-    during = gaps_within(arrivals, (loading.asked, loading.ended))
+    steady = gaps_within(arrivals, (began, loading.requested))
+    during = gaps_within(arrivals, (loading.requested, loading.ended))
     if not (steady and during):
         raise ParameterInvalid("no stream was under way; ask for more streams, or more adapters")
     return {
@@ -162,8 +162,8 @@ def gap_figures(
         "gaps_loading": _three(during),
         "worst_to_steady_p99": max(during) / quantile(steady, 0.99),
         "p99_to_steady_p99": quantile(during, 0.99) / quantile(steady, 0.99),
-        "seconds_to_usable": loading.usable - loading.asked,
-        "seconds_to_end": loading.ended - loading.asked,
+        "seconds_to_usable": loading.usable - loading.requested,
+        "seconds_to_end": loading.ended - loading.requested,
         "phases_seconds": {name: round(value, 4) for name, value in loading.phases.items()},
     }
 
@@ -173,8 +173,8 @@ def first_figures(
 ) -> dict[str, Any]:
     """Times to first token in the steady window and during the load; milliseconds."""
     return {
-        "first_token_steady": _three(waits_within(times, (began, loading.asked))),
-        "first_token_loading": _three(waits_within(times, (loading.asked, loading.ended))),
+        "first_token_steady": _three(waits_within(times, (began, loading.requested))),
+        "first_token_loading": _three(waits_within(times, (loading.requested, loading.ended))),
     }
 
 
@@ -185,7 +185,7 @@ def door_figures(
     before, after = _AROUND_SWITCH
     around = (loading.switched_at - before, loading.switched_at + after)
     return {
-        "door_steady": _three(waits_within(times, (began, loading.asked))),
+        "door_steady": _three(waits_within(times, (began, loading.requested))),
         "door_at_switch": _three(waits_within(times, around)),
     }
 

@@ -29,7 +29,7 @@ class Loading:
     `switched_at` is the server's own time of the switch, if it reports one.
     """
 
-    asked: float
+    requested: float
     usable: float
     ended: float
     phases: Mapping[str, float]
@@ -63,10 +63,10 @@ class LiveUpdate:
         update = self._updater.go(self._whole)
         # The server's own time is more exact than our polling, if both have the same clock.
         began = update.begins.get(Phase.SWITCH.value, 0.0) - apart
-        known = update.asked <= began <= update.switched
+        known = update.requested <= began <= update.switched
         usable = began if known else update.switched
         return Loading(
-            update.asked, usable, update.ended, update.phases, began if known else math.inf
+            update.requested, usable, update.ended, update.phases, began if known else math.inf
         )
 
     def unload(self) -> None:
@@ -85,13 +85,13 @@ class VllmEndpoint:
 
     def load(self) -> Loading:
         number = next(self._numbers)
-        asked = time.monotonic()
+        requested = time.monotonic()
         for key, path in self._rest.items():
             name = f"{key}-{number}"
             self._post("load", {"lora_name": name, "lora_path": str(path)})
             self._loaded.append(name)
         ended = time.monotonic()
-        return Loading(asked, ended, ended, {})
+        return Loading(requested, ended, ended, {})
 
     def unload(self) -> None:
         while self._loaded:

@@ -86,8 +86,10 @@ def forget(subject: Subject) -> bool:
     Libraries stay in it: dropping the whole cache needs rights that a benchmark should not have.
     """
     places = [subject.base, *subject.adapters]
-    asked = [forget_file(file) for place in places for file in place.iterdir() if file.is_file()]
-    return all(asked)
+    requested = [
+        forget_file(file) for place in places for file in place.iterdir() if file.is_file()
+    ]
+    return all(requested)
 
 
 def time_start(subject: Subject, side: str, directory: Path, data: Path) -> tuple[float, float]:

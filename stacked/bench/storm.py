@@ -149,7 +149,7 @@ def _storm(
         first = updater.go(groups[0])
         mix = Mix(config.base.key, storm.lasting, storm.passing, settings.max_tokens)
         traffic = Traffic(url, mix, settings.clients)
-        seen = Seen(traffic, [Version(first.generation, 0, meanings[0], first.asked)])
+        seen = Seen(traffic, [Version(first.generation, 0, meanings[0], first.requested)])
         began = time.monotonic()
         with traffic:
             while _goes_on(settings, seen):
@@ -170,7 +170,7 @@ def _look_back(seen: Seen, settings: Settings, url: str, client: Client) -> None
     if client.status()["generation"] != seen.versions[-1].generation:
         seen.failures.append(Violation("update", "the server counts other generations"))
     if seen.traffic.whole < settings.responses:
-        message = f"{seen.traffic.whole} whole answers, and {settings.responses} were asked for"
+        message = f"{seen.traffic.whole} whole answers, and {settings.responses} were requested"
         seen.failures.append(Violation("error", message))
     seen.prefix_hits = int(counted(url, "vllm:prefix_cache_hits_total"))
 
@@ -184,14 +184,14 @@ def _goes_on(settings: Settings, seen: Seen) -> bool:
 
 def _one(updater: Updater, group_id: str, group: int, keys: Mapping[str, str], seen: Seen) -> None:
     """One update under traffic; the version before it ends with the acknowledged switch."""
-    asked = time.monotonic()
+    requested = time.monotonic()
     try:
         done = updater.go(group_id)
     except (UpdateFailed, ClientError) as error:
         seen.failures.append(Violation("update", str(error)))
         # It may have switched anyway: answers from here on may be of either.
-        seen.versions.append(Version(updater.generation + 1, group, keys, asked))
+        seen.versions.append(Version(updater.generation + 1, group, keys, requested))
         return
     seen.versions[-1] = replace(seen.versions[-1], replaced=done.switched)
-    seen.versions.append(Version(done.generation, group, keys, done.asked))
+    seen.versions.append(Version(done.generation, group, keys, done.requested))
     seen.updates.append(done)

@@ -24,7 +24,7 @@ from stacked.store import BaseModules
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Requested:
     """A user's options. `adapters`: their directories; without any, random ones are made."""
 
     base: str
@@ -85,39 +85,41 @@ class Subject:
         }
 
 
-def prepare(asked: Asked, count: int, directory: Path, data_dir: Path, tell: Telling) -> Subject:
+def prepare(
+    requested: Requested, count: int, directory: Path, data_dir: Path, tell: Telling
+) -> Subject:
     """Find or make the base and `count` adapters. Raises BaseNotFound, ParameterInvalid."""
-    base, engine = _base(asked, directory, data_dir)
-    if asked.adapters:
-        if len(asked.adapters) < count:
+    base, engine = _base(requested, directory, data_dir)
+    if requested.adapters:
+        if len(requested.adapters) < count:
             raise ParameterInvalid(
-                f"{count} adapters are needed and {len(asked.adapters)} named; name more of them, "
-                "or none and random ones are made"
+                f"{count} adapters are needed and {len(requested.adapters)} named; name more, or "
+                "none: then random ones are made"
             )
-        own = [path.resolve() for path in asked.adapters[:count]]
+        own = [path.resolve() for path in requested.adapters[:count]]
         rank = max(map(rank_of, own), default=0)
         return Subject(base, own, rank, "as they are", engine)
-    if asked.targets not in TARGETS:
-        raise ParameterInvalid(f"no targets {asked.targets!r}; there are {', '.join(TARGETS)}")
+    if requested.targets not in TARGETS:
+        raise ParameterInvalid(f"no targets {requested.targets!r}; there are {', '.join(TARGETS)}")
     if count:
-        tell.begin(f"Making {count} random adapters of rank {asked.rank}")
+        tell.begin(f"Making {count} random adapters of rank {requested.rank}")
     made = generate(
         BaseModules.read(base),
         count,
-        asked.rank,
-        TARGETS[asked.targets],
+        requested.rank,
+        TARGETS[requested.targets],
         directory / "adapters",
         tell.fraction,
     )
-    return Subject(base, made, asked.rank, asked.targets, engine)
+    return Subject(base, made, requested.rank, requested.targets, engine)
 
 
-def _base(asked: Asked, directory: Path, data_dir: Path) -> tuple[Path, dict[str, Any]]:
+def _base(requested: Requested, directory: Path, data_dir: Path) -> tuple[Path, dict[str, Any]]:
     """Its directory, found or written, and the engine's options for it."""
-    if asked.base in SHAPES:
-        made = build_shape(asked.base, directory)
-        return made, {**shape_options(asked.base), **asked.engine}
-    return resolve(asked.base, data_dir), dict(asked.engine)
+    if requested.base in SHAPES:
+        made = build_shape(requested.base, directory)
+        return made, {**shape_options(requested.base), **requested.engine}
+    return resolve(requested.base, data_dir), dict(requested.engine)
 
 
 def subject_of(config: Config, data_dir: Path) -> Subject:

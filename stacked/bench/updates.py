@@ -26,7 +26,7 @@ class Update:
     """
 
     generation: int
-    asked: float
+    requested: float
     switched: float
     ended: float
     phases: Mapping[str, float]
@@ -81,18 +81,18 @@ class Updater:
 
     def go(self, group_id: str) -> Update:
         """Make a group live and follow it to its end. Raises UpdateFailed with the reason."""
-        asked = time.monotonic()
+        requested = time.monotonic()
         work = self.client.update_live(self._deployment, group_id)
         switched = self._until_switched(work)
         while (state := self.client.work(work)["status"]) not in ("SUCCEEDED", "FAILED"):
-            self._wait(asked)
+            self._wait(requested)
         ended = time.monotonic()
         if state == "FAILED":
             said = "; ".join(str(each.get("message")) for each in self.client.work_errors(work))
             raise UpdateFailed(f"the update failed: {said}")
         self.generation += 1
         logs = self.client.work_logs(work)
-        return Update(self.generation, asked, switched, ended, phases_of(logs), begins_of(logs))
+        return Update(self.generation, requested, switched, ended, phases_of(logs), begins_of(logs))
 
     def _until_switched(self, work: str) -> float:
         """When this client learned that the switch had happened, or never will."""
@@ -133,8 +133,8 @@ def phase_table(updates: Sequence[Update]) -> dict[str, dict[str, float]]:
     for update in updates:
         for name, seconds in update.phases.items():
             columns.setdefault(name, []).append(seconds)
-        columns.setdefault("asked to switched", []).append(update.switched - update.asked)
-        columns.setdefault("whole update", []).append(update.ended - update.asked)
+        columns.setdefault("asked to switched", []).append(update.switched - update.requested)
+        columns.setdefault("whole update", []).append(update.ended - update.requested)
     return {
         name: {"median": round(median(values), 4), "most": round(max(values), 4)}
         for name, values in columns.items()

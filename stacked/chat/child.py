@@ -125,12 +125,12 @@ def compiled(template: str) -> jinja2.Template:
     return ENVIRONMENT.from_string(template)
 
 
-def answer(asked: dict[str, Any]) -> dict[str, Any]:
+def answer(request: dict[str, Any]) -> dict[str, Any]:
     """The reply: `text`, or for a template that is only examined, its properties."""
-    template = compiled(asked["template"])
-    if "values" in asked:
-        return {"text": rendered(template, asked["values"])}
-    return looked_at(asked["template"], template)
+    template = compiled(request["template"])
+    if "values" in request:
+        return {"text": rendered(template, request["values"])}
+    return looked_at(request["template"], template)
 
 
 def rendered(template: jinja2.Template, values: dict[str, Any]) -> str:

@@ -32,10 +32,10 @@ class ChatTemplates:
     templates: Mapping[str, str]
     tokens: Mapping[str, str | None]
 
-    def chosen(self, asked: str | None, *, tools: bool) -> str | None:
+    def chosen(self, name: str | None, *, tools: bool) -> str | None:
         """The template of that name, or the one transformers chooses; None if there is none."""
-        if asked is not None:
-            return self.templates.get(asked)
+        if name is not None:
+            return self.templates.get(name)
         if tools and _TOOLS in self.templates:
             return self.templates[_TOOLS]
         return self.templates.get(_DEFAULT)

@@ -25,7 +25,7 @@ from stacked.cli.bench_options import (
     Targets,
     Together,
 )
-from stacked.cli.measuring import Outputs, asked_of, ends_well, is_peer, measure, storm
+from stacked.cli.measuring import Outputs, ends_well, is_peer, measure, requested_of, storm
 from stacked.cli.shared import DataDir
 
 bench = typer.Typer(
@@ -99,10 +99,10 @@ def offline(
             is_peer(peer),
             together,
         )
-        asked = asked_of(base, adapter, rank, targets, engine)
+        requested = requested_of(base, adapter, rank, targets, engine)
         measure(
             lambda subject, place, tell: run_offline(subject, settings, place, tell),
-            asked,
+            requested,
             max(1, most_adapters(rows)),
             data_dir,
             (json_file, table_file, plot_file, note),
@@ -179,7 +179,7 @@ def online(
         settings = Settings(loads, lengths, starts, rounds, is_peer(peer), together, other)
         measure(
             lambda subject, place, tell: run_online(subject, settings, place, tell),
-            asked_of(base, adapter, rank, targets, engine),
+            requested_of(base, adapter, rank, targets, engine),
             adapters,
             data_dir,
             (json_file, table_file, plot_file, note),
@@ -214,7 +214,7 @@ def start(
         settings = Settings(groups_of(groups), rounds, is_peer(peer))
         measure(
             lambda subject, place, tell: run_start(subject, settings, place, tell),
-            asked_of(base, adapter, rank, targets, engine),
+            requested_of(base, adapter, rank, targets, engine),
             max(settings.groups),
             data_dir,
             (json_file, table_file, plot_file, note),
@@ -268,14 +268,14 @@ def swap(
     """
     where: Outputs = (json_file, table_file, plot_file, note)
     with ends_well():
-        asked = asked_of(base, None, rank, targets, engine)
+        requested = requested_of(base, None, rank, targets, engine)
         if gaps:
             from stacked.bench.gaps import Settings, run_gaps
 
             settings = Settings(streams, repeats, steady, is_peer(peer))
             measure(
                 lambda subject, place, tell: run_gaps(subject, settings, place, tell),
-                asked,
+                requested,
                 adapters + 1,
                 data_dir,
                 where,
@@ -285,4 +285,4 @@ def swap(
             raise typer.BadParameter("the storm has no peer; --peer goes with --gaps")
         else:
             settings_of_storm = (updates, clients, groups, responses, max_tokens)
-            storm(config, asked, adapters, settings_of_storm, data_dir, where)
+            storm(config, requested, adapters, settings_of_storm, data_dir, where)

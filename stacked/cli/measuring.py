@@ -15,7 +15,7 @@ from stacked.cli.shared import fail
 
 if TYPE_CHECKING:
     from stacked.bench.report import Result
-    from stacked.bench.subject import Asked, Subject
+    from stacked.bench.subject import Requested, Subject
     from stacked.config import Config
     from stacked.terminal import Terminal
 
@@ -46,17 +46,17 @@ def is_peer(name: str | None) -> bool:
     return name is not None
 
 
-def asked_of(
+def requested_of(
     base: str, adapter: list[Path] | None, rank: int, targets: str, engine: list[str] | None
-) -> Asked:
-    from stacked.bench.subject import Asked, engine_options
+) -> Requested:
+    from stacked.bench.subject import Requested, engine_options
 
-    return Asked(base, adapter or (), rank, targets, engine_options(engine or ()))
+    return Requested(base, adapter or (), rank, targets, engine_options(engine or ()))
 
 
 def measure(
     run: Run,
-    asked: Asked,
+    requested: Requested,
     count: int,
     data_dir: Path | None,
     where: Outputs,
@@ -77,7 +77,7 @@ def measure(
         if config is not None:
             subject = subject_of(load(config), data)
         else:
-            subject = prepare(asked, count, place, data, tell)
+            subject = prepare(requested, count, place, data, tell)
         result = run(subject, place / "run", tell)
     out.print(table(result.header, result.rows))
     for each in result.notes:
@@ -120,7 +120,7 @@ _KEPT_APART = ("--json", "--table", "--plot", "--note", "--data-dir")
 
 def storm(
     config: Path | None,
-    asked: Asked,
+    requested: Requested,
     adapters: int,
     settings: tuple[int, int, int, int, int],
     data_dir: Path | None,
@@ -145,7 +145,7 @@ def storm(
             tree = load(config)
         else:
             data = data_dir or default_data_dir()
-            tree = config_of(prepare(asked, adapters, place, data, tell))
+            tree = config_of(prepare(requested, adapters, place, data, tell))
         figures = run_storm(tree, Settings(*settings), place, tell)
     if where[0] is not None:
         write_json(with_circumstances(figures, command_line(), where[3]), where[0])

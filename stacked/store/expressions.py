@@ -60,19 +60,19 @@ def _compiled(expression: str, pattern: str) -> re.Pattern[str]:
 
 
 def _main() -> None:
-    asked = json.load(sys.stdin)
+    request = json.load(sys.stdin)
     limits = {
-        resource.RLIMIT_CPU: int(asked["seconds"]) + 1,
-        resource.RLIMIT_AS: int(asked["bytes"]),
+        resource.RLIMIT_CPU: int(request["seconds"]) + 1,
+        resource.RLIMIT_AS: int(request["bytes"]),
         resource.RLIMIT_CORE: 0,
     }
     for limit, value in limits.items():
         hard = resource.getrlimit(limit)[1]
         lowest = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(limit, (lowest, lowest))
-    patterns = asked["patterns"]
+    patterns = request["patterns"]
     try:
-        found = first_of(patterns, asked["names"], asked["seconds"], whole=asked["whole"])
+        found = first_of(patterns, request["names"], request["seconds"], whole=request["whole"])
         number = {pattern: at for at, pattern in enumerate(patterns)}
         answer: dict[str, object] = {"found": {name: number[found[name]] for name in found}}
     except Invalid as error:

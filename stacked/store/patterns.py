@@ -69,7 +69,7 @@ def _matches(key: str, patterns: list[str], names: list[str], *, whole: bool) ->
 
 
 def _in_a_process(patterns: list[str], names: list[str], *, whole: bool) -> dict[str, str]:
-    asked = {
+    request = {
         "patterns": patterns,
         "names": names,
         "whole": whole,
@@ -79,7 +79,7 @@ def _in_a_process(patterns: list[str], names: list[str], *, whole: bool) -> dict
     try:
         done = subprocess.run(
             [sys.executable, "-I", "-S", expressions.__file__],
-            input=json.dumps(asked).encode(),
+            input=json.dumps(request).encode(),
             capture_output=True,
             timeout=_SECONDS,
             check=True,

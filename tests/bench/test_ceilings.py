@@ -11,7 +11,7 @@ import pytest
 from stacked.bench import ceilings, offline
 from stacked.bench.ceilings import BaseWeights, Bound, dtype_of, least_seconds, measured_ceilings
 from stacked.bench.shapes import build_shape
-from stacked.bench.subject import Asked, prepare
+from stacked.bench.subject import Requested, prepare
 from stacked.engine.ceilings import Ceilings
 from stacked.errors import EngineStartFailed
 from stacked.store import BaseModules
@@ -81,7 +81,7 @@ def test_a_benchmark_goes_on_without_ceilings(
         raise EngineStartFailed(f"no torch for {dtype}")
 
     monkeypatch.setattr(offline, "measured_ceilings", fails)
-    subject = prepare(Asked("tiny"), 1, tmp_path, tmp_path, Told())
+    subject = prepare(Requested("tiny"), 1, tmp_path, tmp_path, Told())
     tell = Told()
     assert offline.bound_of(subject, offline_settings(), tell) is None
     assert tell.notes == ["no ceiling: no torch for float32"]

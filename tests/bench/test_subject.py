@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from stacked.bench.adapters import ATTENTION, LINEAR, generate, size_of
 from stacked.bench.engine_child import plan_of
 from stacked.bench.shapes import SHAPES, build_shape
-from stacked.bench.subject import Asked, config_of, engine_options, prepare, rank_of, subject_of
+from stacked.bench.subject import Requested, config_of, engine_options, prepare, rank_of, subject_of
 from stacked.config import parse
 from stacked.errors import BaseNotFound, ConfigInvalid, ParameterInvalid, WeightsInvalid
 from stacked.store import BaseModules
@@ -84,11 +84,11 @@ def test_a_base_without_weights_has_its_modules_and_takes_no_room(
 
 
 def test_a_base_without_weights_is_served_with_drawn_ones(tmp_path: Path) -> None:
-    subject = prepare(Asked("llama-1b", rank=4), 1, tmp_path, tmp_path, Told())
+    subject = prepare(Requested("llama-1b", rank=4), 1, tmp_path, tmp_path, Told())
     assert subject.options()["load_format"] == "dummy"
     assert subject.summary()["engine"] == {"load_format": "dummy"}
     assert config_of(subject).engine == {"load_format": "dummy"}
-    said = Asked("llama-1b", rank=4, engine={"load_format": "auto"})
+    said = Requested("llama-1b", rank=4, engine={"load_format": "auto"})
     assert prepare(said, 0, tmp_path, tmp_path, Told()).engine == {"load_format": "auto"}
 
 
@@ -122,7 +122,7 @@ def test_base_without_the_targets_is_refused(tiny: Path, tmp_path: Path) -> None
 
 def test_subject_is_made_of_nothing_but_a_name(tmp_path: Path) -> None:
     tell = Told()
-    subject = prepare(Asked("tiny", rank=4), 3, tmp_path, tmp_path, tell)
+    subject = prepare(Requested("tiny", rank=4), 3, tmp_path, tmp_path, tell)
     assert list(subject.members) == ["a0", "a1", "a2"]
     assert tell.fractions[-1] == 1.0
     assert subject.summary()["adapters"] == 3
@@ -133,8 +133,8 @@ def test_subject_is_made_of_nothing_but_a_name(tmp_path: Path) -> None:
 
 
 def test_own_adapters_are_taken_and_must_be_enough(tmp_path: Path) -> None:
-    made = prepare(Asked("tiny", rank=4), 3, tmp_path, tmp_path, Told())
-    own = Asked("tiny", adapters=list(made.adapters))
+    made = prepare(Requested("tiny", rank=4), 3, tmp_path, tmp_path, Told())
+    own = Requested("tiny", adapters=list(made.adapters))
     subject = prepare(own, 2, tmp_path / "own", tmp_path, Told())
     assert [path.name for path in subject.adapters] == ["adapter-0", "adapter-1"]
     assert (subject.rank, subject.targets) == (4, "as they are")
@@ -146,7 +146,7 @@ def test_own_adapters_are_taken_and_must_be_enough(tmp_path: Path) -> None:
 
 def test_unknown_targets_and_remote_members_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ParameterInvalid, match="no targets 'all'"):
-        prepare(Asked("tiny", targets="all"), 1, tmp_path, tmp_path, Told())
+        prepare(Requested("tiny", targets="all"), 1, tmp_path, tmp_path, Told())
     tree = {"base": {"model": "/b"}, "group": {"members": [{"source": "https://host/a.zip"}]}}
     with pytest.raises(ConfigInvalid, match="no directory"):
         subject_of(parse(tree, where="test", directory=Path("/")), tmp_path)
@@ -165,7 +165,7 @@ def test_engine_options_are_read_as_yaml() -> None:
 
 
 def test_engine_without_lora_differs_in_nothing_else(tmp_path: Path) -> None:
-    subject = prepare(Asked("tiny", rank=4), 2, tmp_path, tmp_path, Told())
+    subject = prepare(Requested("tiny", rank=4), 2, tmp_path, tmp_path, Told())
     asked = {"base": str(subject.base), "options": {"max_loras": 2}, "adapters": subject.listed()}
     modules = BaseModules.read(subject.base)
     on = dict(plan_of(asked | {"lora": True}, modules).options)

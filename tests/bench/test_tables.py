@@ -164,7 +164,7 @@ def test_start_is_told_to_the_smallest_group_and_to_vllm() -> None:
 def test_gaps_of_a_load_are_held_against_the_steady_ones_before_it() -> None:
     tokens = [at / 10 for at in range(101)]  # a token every 0.1 s, until 10
     tokens += [10.3, 10.4, 10.5]
-    loading = Loading(asked=10.0, usable=10.35, ended=10.4, phases={"staging": 0.2})
+    loading = Loading(requested=10.0, usable=10.35, ended=10.4, phases={"staging": 0.2})
     row = gap_figures([tokens], 0.0, loading)
     assert row["gaps_steady"]["worst"] == pytest.approx(300.0)  # it crosses the window's end
     row = gap_figures([tokens], 0.0, Loading(10.05, 10.35, 10.4, {}))
