@@ -35,7 +35,7 @@ def test_cpu_engine_needs_memory_that_is_free_now(need: float, beside: bool) -> 
     room = room_beside(plan(30), plan(need), machine(8))
     assert room.beside is beside
     assert f"{need}.0 GiB of 8.0 GiB free memory" in room.text
-    assert ("beside" in room.text) is beside
+    assert ("next to" in room.text) is beside
     assert ("503 NotReady" in room.text) is not beside
 
 
