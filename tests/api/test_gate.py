@@ -591,5 +591,5 @@ def test_the_command_line_may_take_unsigned_requests(
 def test_the_command_line_does_not_take_signatures_away(tmp_path: Path) -> None:
     path = tmp_path / "one.yaml"
     path.write_text("base: {model: m}\nserver: {auth: {oci: true}}")
-    with pytest.raises(ConfigInvalid, match="leave --insecure-no-auth out"):
+    with pytest.raises(ConfigInvalid, match="leave out --insecure-no-auth"):
         CliRunner().invoke(cli, ["serve", str(path), "--insecure-no-auth"], catch_exceptions=False)
