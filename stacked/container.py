@@ -169,7 +169,7 @@ def _members(
         members += [{**member, "key": key} for key in named] if named else [member]
     if keys:
         missing = ", ".join(f"{key!r} ({ocid})" for ocid, them in keys.items() for key in them)
-        raise ConfigInvalid(f"STACKED_KEYS: no model stands in the model directory for {missing}")
+        raise ConfigInvalid(f"STACKED_KEYS: the model directory has no model for {missing}")
     return members
 
 

@@ -151,7 +151,7 @@ def not_served(method: str, path: str, status: int) -> str | None:
 
 
 def to_plain(body: bytes, status: int) -> bytes:
-    """An error of vLLM's in our plain shape; what is not one of its errors is kept as message."""
+    """An error of vLLM's in our plain shape; anything else becomes the message."""
     message, code = body.decode("utf-8", "replace"), None
     try:
         tree = json.loads(body)

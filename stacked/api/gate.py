@@ -53,7 +53,7 @@ class Gate:
         self._clock = clock
 
     def __str__(self) -> str:
-        """What a person is told at start."""
+        """The line for the start's output."""
         count = len(self._keys)
         where = f" in {self._keys.directory}" if self._keys.directory else ""
         more = "" if count else "; `stacked keys create NAME --oci` makes one"
@@ -119,7 +119,7 @@ def check_reach(server: ServerConfig) -> None:
     if auth.oci is None and not auth.none and not is_loopback(server.host):
         raise ConfigInvalid(
             f"server.host: {server.host!r} is not a loopback address, and requests need not be "
-            "signed: whoever reaches it could use this server. Set server.auth.oci (then "
+            "signed: anyone who reaches it could use this server. Set server.auth.oci (then "
             "`stacked keys create NAME --oci`), serve on 127.0.0.1, or allow it with "
             "server.auth.none: true or --insecure-no-auth"
         )

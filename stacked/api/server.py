@@ -178,7 +178,7 @@ def _who_may_call(config: ControlConfig, gate: Gate | None) -> str:
     if gate is not None:
         return f"requests    {gate}"
     who = "is on this machine" if is_loopback(config.server.host) else "reaches this address"
-    return f"requests    are not signed: whoever {who} may use this server"
+    return f"requests    are not signed: anyone who {who} may use this server"
 
 
 def _bind(config: ControlConfig) -> list[socket.socket]:

@@ -116,7 +116,7 @@ def _only(values: Mapping[str, list[bytes]], name: str) -> bytes:
             )
         raise NotAuthenticated(f"header {name} is signed and not there")
     if len(found) > 1:
-        raise NotAuthenticated(f"header {name} stands {len(found)} times")
+        raise NotAuthenticated(f"header {name} appears {len(found)} times")
     return found[0]
 
 
@@ -135,7 +135,7 @@ def _parse(header: bytes) -> _Parameters:
         if match is None:
             raise NotAuthenticated('authorization is not a list of name="value"')
         if match[1] in pairs or match[1] not in _WANTED:
-            raise NotAuthenticated(f"authorization: {match[1][:40]} is unknown, or stands twice")
+            raise NotAuthenticated(f"authorization: {match[1][:40]} is unknown, or appears twice")
         pairs[match[1]] = match[2]
     missing = [name for name in _WANTED if name not in pairs]
     if missing:

@@ -137,7 +137,7 @@ class Ledger:
     ) -> Deployment:
         """Register base, members, group and deployment of a file; commit the group if it is new.
 
-        `declared` is None where the config's adapters are gone: what it declared before stands.
+        `declared` is None if the config's adapters are gone: what it declared before stays.
         `served` is None where the committed group is. Idempotent: the same config registers nothing
         twice.
         """

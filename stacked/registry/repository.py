@@ -140,7 +140,7 @@ class Rows(Generic[R]):
         return connection.execute(wanted.where(self.table.c.id.in_(set(ids)))).mappings().all()
 
     def _build(self, connection: Connection, row: RowMapping) -> R:
-        """A record of a row; a kind that stands in several tables reads the others here."""
+        """A record of a row; a kind with rows in several tables reads the others here."""
         return build(self.record, row)
 
 

@@ -47,7 +47,7 @@ class WorkStatus(enum.Enum):
     IN_PROGRESS = "IN_PROGRESS"  # somebody works on it
     SUCCEEDED = "SUCCEEDED"  # all of it was done
     FAILED = "FAILED"  # none of it counts; the errors say why
-    CANCELING = "CANCELING"  # asked to stop; may still succeed or fail
+    CANCELING = "CANCELING"  # cancellation requested; may still succeed or fail
     CANCELED = "CANCELED"  # stopped, none of it counts
 
 

@@ -36,7 +36,7 @@ class Verified:
         return digest in self._known
 
     def add(self, digests: Iterable[Digest]) -> None:
-        """Remember these. Where the disk does not take them they are asked again another time."""
+        """Record these. If the disk fails, they are verified again another time."""
         with self._writing:
             new = [digest for digest in digests if digest not in self._known]
             if not new:

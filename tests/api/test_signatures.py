@@ -354,7 +354,7 @@ def test_a_parameter_that_is_missing_or_stands_twice_is_refused() -> None:
 @pytest.mark.parametrize("name", ["authorization", "date", "host", BODY_DIGEST])
 def test_a_signed_header_that_stands_twice_is_refused(name: str) -> None:
     value = POSTED.header(name)
-    with refused("stands 2 times"):
+    with refused("appears 2 times"):
         check(POSTED.with_header(name, value, value))
 
 

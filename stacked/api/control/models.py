@@ -135,7 +135,7 @@ class CreateModel(Created, _Details):
     output_schema: str | None = None
 
     def model_id(self) -> str | None:
-        """The id that the model is to have, if one is asked for. Raises ParameterInvalid."""
+        """The requested id of the model, if any. Raises ParameterInvalid."""
         text = self.item(_MODEL_ID)
         try:
             return check_model_id(text) if text else None
@@ -189,7 +189,7 @@ class Provenance(RequestModel):
 
 
 class ModelOutline(Resource):
-    """What is told of a model wherever one is listed."""
+    """The fields of a model in every list."""
 
     lifecycle_state: ModelState = Field(validation_alias="state")
     lifecycle_details: str = Field(validation_alias="reason")
