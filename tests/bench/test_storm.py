@@ -30,7 +30,7 @@ def test_server_that_keeps_its_promises_passes(
     assert figures["updates"] >= 6
     assert figures["whole_answers"] >= 50
     assert figures["reference"] == {"answers": 80, "given_by_one_model_alone": [28, 28]}
-    assert figures["generations_that_answered"] > 4
+    assert figures["generations_that_answered"] > 1
     assert figures["prompt_tokens_from_the_prefix_cache"] == 7
     assert set(figures["phases_seconds"]) >= {"planning", "staging", "switching", "whole update"}
     kinds = figures["requests_by_kind"]

@@ -105,7 +105,7 @@ def test_linear_adds_each_rows_own_adapter(slots: list[int], widths: Any, dtype:
     assert base_rows_unchanged(before, y, slots)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     slots=st.lists(st.integers(-1, 7), min_size=1, max_size=80),
     widths=st.sampled_from(list(LAYERS.values())),
@@ -139,7 +139,7 @@ def test_idle_slots_are_read_in_small_layers_only(width: int, stacked: bool) -> 
     assert ((0, 1, 2) in layer._factors) is stacked
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.integers(-1, 4), min_size=1, max_size=120))
 def test_a_plan_gives_every_row_its_slot(slots: list[int]) -> None:
     plan = plan_rows(np.array(slots))

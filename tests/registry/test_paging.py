@@ -27,9 +27,7 @@ def model(number: int, name: str, second: int) -> Model:
     return adapter(number, display_name=name, time_created=START + timedelta(seconds=second))
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     before=ROWS,
     between=st.lists(ROWS, max_size=4),

@@ -48,9 +48,7 @@ def test_success_is_the_only_way_to_100(registry: Registry) -> None:
     assert [(log.step, log.message) for log in logs] == [("STAGE", "staging"), (None, "done")]
 
 
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(percents=st.lists(st.floats(0, 100), min_size=1, max_size=6))
 def test_percentage_never_falls(registry: Registry, percents: list[float]) -> None:
     id = registry.work_requests.open("X").id

@@ -274,7 +274,7 @@ def test_xz_that_asks_for_too_much_memory_is_refused(tmp_path: Path) -> None:
 
 
 @example(packing="stored", changes=[(6770, 1)])  # a directory that begins before the file
-@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=80, suppress_health_check=list(HealthCheck))
 @given(
     packing=st.sampled_from(PACKINGS),
     changes=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=5),

@@ -313,7 +313,7 @@ PARTS = st.sampled_from([*MODULES, *LORA, "module", "_orig_mod", "base_layer"])
 NAMES = st.lists(PARTS, min_size=1, max_size=9).map(".".join) | st.text(max_size=9)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.sets(NAMES, max_size=6), st.sampled_from([(4, 16), (16, 4), (40, 16), (0,), ()]))
 def test_any_names_give_an_adapter_or_a_refusal(
     base: BaseModules, names: set[str], shape: tuple[int, ...]
