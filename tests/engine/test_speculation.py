@@ -53,10 +53,10 @@ def test_drafts_from_what_was_said_change_no_answer(
     }
     ids = {key: [list(each.token_ids) for each in some] for key, some in answers.items()}
     assert ids == expected(tiny_models)
-    service = stack._stack.service
-    handles = [route.handle for route in service.routing]
-    expect_canaries([stack._wait(service.engine.canary(h)) for _ in range(2)] for h in handles)
-    assert "ngram, 3 tokens ahead" in service.engine.plan.text()
+    serving: Any = stack._stack.service.active.serving
+    handles = [route.handle for route in serving.live.routing]
+    expect_canaries([stack._wait(serving.engine.canary(h)) for _ in range(2)] for h in handles)
+    assert "ngram, 3 tokens ahead" in serving.plan.text()
 
 
 @pytest.mark.engine
