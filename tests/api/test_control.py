@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import httpx
@@ -44,7 +45,7 @@ class Double:
         self.registry = registry
         self.catalogue = Catalogue(registry, AdapterStore(place / "store"), place / "artifacts")
         self.config = Config(base=BaseConfig(model="tiny"), server=server)
-        self.deployment_id = DEPLOYMENT
+        self.active = SimpleNamespace(deployment_id=DEPLOYMENT)
         self.member_states = registry.deployments.list_members
 
 

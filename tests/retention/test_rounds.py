@@ -83,9 +83,10 @@ class Run:
         return sum(path.stat().st_size for path in files if path.is_file())
 
     async def settled(self, most: int) -> None:
-        """Until no more than so many adapters are stored, which nobody here collects."""
+        """Until no more than so many adapters are stored, and what was removed is off the disk."""
         until = time.monotonic() + 60
-        while len(self.stored()) > most:
+        staging = self.service.data_dir / "store" / "staging"
+        while len(self.stored()) > most or any(staging.iterdir()):
             assert time.monotonic() < until, len(self.stored())
             await asyncio.sleep(0.05)
 
