@@ -146,8 +146,8 @@ class LoraInfo(Collector):
                 if sample is not newest:
                     _remove(self._gauge, tuple(sample.labels[n] for n in self._gauge._labelnames))
             if newest is not None:
-                told = {label: _keys(newest.labels[label], names) for label in _LORA_LABELS}
-                family.samples = [newest._replace(labels={**newest.labels, **told})]
+                renamed = {label: _keys(newest.labels[label], names) for label in _LORA_LABELS}
+                family.samples = [newest._replace(labels={**newest.labels, **renamed})]
             yield family
 
 

@@ -38,7 +38,7 @@ class Start(Step):
 
     CHECK = "Checking adapters", 3
     READ = "Reading the group and its base", 2
-    MAKE_ROOM = "Ending the old engine first", 5  # where two do not fit beside each other
+    MAKE_ROOM = "Ending the old engine first", 5  # where two do not fit at once
     IMPORT = "Importing vLLM", 10
     CREATE = "Starting the engine and loading the base", 10
     WORKER = "Starting the engine's worker", 5

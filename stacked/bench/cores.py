@@ -23,6 +23,7 @@ def engine_core(seconds: float) -> int | None:
     Only threads of this process's descendants count. None if there is no such thread.
     """
     before = _spent()
+    # The window that is measured.
     time.sleep(seconds)
     worked = {task: spent - before.get(task, 0) for task, spent in _spent().items()}
     return max(worked, key=lambda task: worked[task])[1] if worked else None

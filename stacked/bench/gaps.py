@@ -140,9 +140,9 @@ def _measure(
 
 def _steady_then_load(settings: Settings, loader: Loader) -> tuple[float, Loading]:
     began = time.monotonic()
-    time.sleep(settings.steady_seconds)
+    time.sleep(settings.steady_seconds)  # the baseline: streams with nothing else
     loading = loader.load()
-    time.sleep(_LISTEN_SECONDS)
+    time.sleep(_LISTEN_SECONDS)  # tokens that the load has held up still arrive
     return began, loading
 
 

@@ -17,7 +17,7 @@ from stacked.config import ServerConfig
 from stacked.deployment.changes import Change
 from stacked.deployment.journal import WorkProgress
 from stacked.deployment.ledger import Ledger
-from stacked.engine.headroom import Room, room_beside
+from stacked.engine.headroom import Room, headroom
 from stacked.engine.machine import look
 from stacked.errors import ConfigInvalid, NotReady, StackedError
 from stacked.registry import Deployment, DeploymentState, MemberState, WorkRequest
@@ -130,7 +130,7 @@ class Starter:
     def room(self, running: Serving, coming: Prepared) -> Room:
         """Whether the new one may start while the other runs."""
         assert isinstance(running, VllmServing), "vLLM alone is started here"
-        return room_beside(running.plan, coming.plan, look())
+        return headroom(running.plan, coming.plan, look())
 
 
 class Activation:
@@ -244,12 +244,12 @@ class Activation:
         coming = await self._prepare(group_id, {**record.configuration, **parts}, tell)
         room = self._starts.room(old.serving, coming)
         tell.note(room.text)
-        if not room.beside:
+        if not room.enough:
             self._slot.active, self._slot.reason = None, f"deployment {record.id} is being replaced"
             await self._retire(old, tell, Start.MAKE_ROOM)
         commit = partial(self._commit, change, group_id, parts)
         done = await self._start(record.id, coming, commit, tell)
-        if room.beside:
+        if room.enough:
             await self._retire(old, tell, Start.RETIRE)
         return done
 

@@ -86,9 +86,9 @@ class Changes:
             raise RecordConflict(f"work request {work_id} cannot be canceled: {change.settled}")
         # Nothing may come between the check and this, or the work could pass its switch.
         change.settle("it is being canceled already")
-        asked = self._ledger.write(partial(self._ledger.registry.work_requests.cancel, work_id))
+        requested = self._ledger.write(partial(self._ledger.registry.work_requests.cancel, work_id))
         task.cancel()
-        await asyncio.wrap_future(asked)
+        await asyncio.wrap_future(requested)
 
     async def close(self) -> None:
         """Give up what runs: a start that follows serves what was committed, so it may end

@@ -16,11 +16,11 @@ from stacked.engine.plan import EnginePlan
 class Room:
     """Whether there is room for both, with the arithmetic in a sentence."""
 
-    beside: bool
+    enough: bool
     text: str
 
 
-def room_beside(running: EnginePlan, coming: EnginePlan, machine: Machine) -> Room:
+def headroom(running: EnginePlan, coming: EnginePlan, machine: Machine) -> Room:
     """On a CPU from the memory free now, on GPUs from what the running engine's share leaves."""
     need = coming.memory_bytes
     if coming.device == "cpu":

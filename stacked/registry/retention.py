@@ -221,8 +221,8 @@ def is_versioned(tags: Mapping[str, Any]) -> bool:
 
 
 def _named(connection: Connection) -> frozenset[Digest]:
-    kept = or_(models.c.state != ModelState.DELETED, models.c.id.in_(_members_of(_kept_group())))
-    return frozenset(connection.execute(select(models.c.digest).where(kept).distinct()).scalars())
+    needed = or_(models.c.state != ModelState.DELETED, models.c.id.in_(_members_of(_kept_group())))
+    return frozenset(connection.execute(select(models.c.digest).where(needed).distinct()).scalars())
 
 
 def _kept_group() -> ColumnElement[bool]:

@@ -119,7 +119,7 @@ class WorkRequestRepository(Repository[WorkRequest]):
         with self._database.write() as connection:
             if WORK.get(connection, id).status is WorkStatus.ACCEPTED:
                 return finish(connection, id, WorkStatus.CANCELED, "canceled before it began")
-            log(connection, id, "asked to stop")
+            log(connection, id, "cancellation requested")
             return WORK.move(connection, id, WorkStatus.CANCELING)
 
     def canceled(self, id: str) -> WorkRequest:

@@ -1,1 +1,1 @@
-"""What is removed once nobody needs it: decided as a value, then carried out beside traffic."""
+"""What is removed once nobody needs it: decided as a value, then carried out under traffic."""

@@ -51,8 +51,8 @@ def plan_contents(
     """The decision about content of the stores.
 
     What nothing names stays for `unused_seconds` after its last use, so that it need not be sent
-    and checked again, unless its models were deleted. Somebody who was told that content is here
-    may be about to register it: that is a use too, whatever was deleted.
+    and checked again, unless its models were deleted. A client that was answered "it is here"
+    may be about to register it: that counts as a use, whatever was deleted.
     """
     limit = now_ns - round(unused_seconds * 1e9)
     judged = [(each, _judge(each, needs, limit)) for each in contents]

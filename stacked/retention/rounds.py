@@ -41,7 +41,7 @@ class Disk:
 
 
 class Rounds:
-    """Collections beside traffic, in a thread of low priority. `begin`, use, `await close()`."""
+    """Collections under traffic, in a thread of low priority. `begin`, use, `await close()`."""
 
     def __init__(self, collector: Collector, settings: RetentionConfig, data_dir: Path) -> None:
         self._collector = collector
@@ -102,8 +102,8 @@ class Rounds:
         metrics.disk(disk.free, disk.total, disk.stored)
         freed = [line for line in report.lines if line.freed]
         if freed:
-            told = ", ".join(f"{line.count} {line.kind}" for line in freed)
-            logger.info("removed %s (%s)", told, size(sum(line.bytes for line in freed)))
+            summary = ", ".join(f"{line.count} {line.kind}" for line in freed)
+            logger.info("removed %s (%s)", summary, size(sum(line.bytes for line in freed)))
         for note in report.notes:
             logger.warning("%s", note)
         if disk.low and not self._warned:

@@ -70,8 +70,8 @@ class Call:
         fields: dict[str, Any] = {}
         if self.tree.get("model") is None:
             fields["model"] = route.label
-        asked = self.header(b"enable-streaming")[:1]
-        if streams and (self.target.stream or (asked and asked[0].lower() in _TRUE)):
+        enable = self.header(b"enable-streaming")[:1]
+        if streams and (self.target.stream or (enable and enable[0].lower() in _TRUE)):
             fields["stream"] = True
         return with_fields(self.body, self.tree, fields)
 
@@ -161,7 +161,7 @@ class Door:
             if is_unread(path, name, value):
                 raise ParameterUnsupported(
                     f"parameter {name!r} has no effect in vLLM, so that the answer would not be "
-                    f"the one that is asked for; leave it out (got {value!r:.80})"
+                    f"the requested one; leave it out (got {value!r:.80})"
                 )
         if known is None:
             return

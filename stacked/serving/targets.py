@@ -78,7 +78,7 @@ class Target:
 def canonical(raw: str) -> str:
     """The path that was sent, each part decoded but for the `/` and `%` in it.
 
-    So one path has one form, and a `/` in a key is told from one between parts. A slash at the end
+    So one path has one form, and a `/` in a key is not a separator. A slash at the end
     or doubled at the beginning means nothing.
     """
     return "/" + "/".join(map(_canonical_part, raw.strip("/").split("/")))

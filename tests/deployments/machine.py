@@ -95,7 +95,7 @@ class FakeStarts:
         self._ledger = ledger
         self.gate: asyncio.Event | None = None
         self.fails: list[StackedError | None] = []
-        self.beside = True
+        self.enough = True
         self.started: list[VllmServing] = []
         self.configurations: list[Mapping[str, Any]] = []
 
@@ -118,7 +118,7 @@ class FakeStarts:
         return serving
 
     def room(self, running: Serving, coming: Prepared) -> Room:
-        return Room(self.beside, "beside the old one" if self.beside else "after the old one")
+        return Room(self.enough, "beside the old one" if self.enough else "after the old one")
 
 
 class _Store:

@@ -80,7 +80,7 @@ async def test_what_was_being_stopped_is_stopped(machine: Machine) -> None:
 async def test_unfinished_update_leaves_what_was_committed(machine: Machine) -> None:
     id = await machine.active(1)
     for beside in (True, False):
-        machine.starts.beside = beside
+        machine.starts.enough = beside
         machine.starts.gate = asyncio.Event()
         environment = {"environmentVariables": {"PARAMS": "--max-model-len 7"}}
         work = await machine.deployments.update(id, Revision(machine.group(2), environment))

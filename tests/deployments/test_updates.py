@@ -176,7 +176,7 @@ async def test_another_engine_starts_beside_the_one_that_serves(machine: Machine
 
 async def test_where_there_is_no_room_the_old_engine_goes_first(machine: Machine) -> None:
     id = await machine.active(1)
-    machine.starts.beside = False
+    machine.starts.enough = False
     machine.starts.gate = asyncio.Event()
     work = await machine.deployments.update(id, Revision(machine.group(2)))
     await until(lambda: "Importing" in machine.logs(work))
@@ -204,7 +204,7 @@ async def test_another_engine_is_reported_step_by_step(
     machine: Machine, beside: bool, steps: list[str]
 ) -> None:
     id = await machine.active(1)
-    machine.starts.beside = beside
+    machine.starts.enough = beside
     machine.starts.gate = asyncio.Event()
     work = await machine.deployments.update(id, Revision(machine.group(2)))
     await until(lambda: "Importing" in machine.logs(work))
@@ -232,7 +232,7 @@ async def test_what_served_before_serves_when_the_new_engine_does_not_come(
 ) -> None:
     id = await machine.active(1)
     before = machine.registry.deployments.get(id)
-    machine.starts.beside = beside
+    machine.starts.enough = beside
     machine.starts.gate = asyncio.Event()
     machine.starts.fails = [EngineStartFailed("no memory")] if wish == "fail" else []
     environment = {"environmentVariables": {"PARAMS": "--max-model-len 7"}}
@@ -255,7 +255,7 @@ async def test_what_served_before_serves_when_the_new_engine_does_not_come(
 
 async def test_nothing_comes_back(machine: Machine) -> None:
     id = await machine.active(1)
-    machine.starts.beside = False
+    machine.starts.enough = False
     machine.starts.fails = [EngineStartFailed("no memory"), EngineStartFailed("none at all")]
     work = await machine.deployments.update(id, Revision(machine.group(2)))
     assert await machine.end(work) == "FAILED"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from stacked.engine.headroom import room_beside
+from stacked.engine.headroom import headroom
 from stacked.engine.machine import GIB, Gpu, Machine
 from stacked.engine.plan import EnginePlan
 
@@ -32,8 +32,8 @@ def machine(free: float, *gpus: float) -> Machine:
 
 @pytest.mark.parametrize(("need", "beside"), [(4, True), (9, False)])
 def test_cpu_engine_needs_memory_that_is_free_now(need: float, beside: bool) -> None:
-    room = room_beside(plan(30), plan(need), machine(8))
-    assert room.beside is beside
+    room = headroom(plan(30), plan(need), machine(8))
+    assert room.enough is beside
     assert f"{need}.0 GiB of 8.0 GiB free memory" in room.text
     assert ("next to" in room.text) is beside
     assert ("503 NotReady" in room.text) is not beside
@@ -44,9 +44,9 @@ def test_gpu_engine_needs_what_the_running_ones_share_leaves(
     shares: tuple[float, float], beside: bool
 ) -> None:
     running, coming = (plan(share, "cuda") for share in shares)
-    assert room_beside(running, coming, machine(1, 80)).beside is beside
+    assert headroom(running, coming, machine(1, 80)).enough is beside
 
 
 def test_all_gpus_of_an_engine_count() -> None:
     coming = plan(60, "cuda", tensor_parallel_size=2)
-    assert room_beside(plan(90, "cuda"), coming, machine(1, 80, 80)).beside
+    assert headroom(plan(90, "cuda"), coming, machine(1, 80, 80)).enough

@@ -63,8 +63,8 @@ async def _with_object(request: Request) -> Request:
     limit = request.app.state.service.config.server.max_body_bytes
     body = await read_body(request.receive, limit, request.headers.get("content-length"))
     tree = parse_object(body)
-    kept = [pair for pair in request.scope["headers"] if pair[0] != b"content-type"]
-    scope = {**request.scope, "headers": [*kept, (b"content-type", b"application/json")]}
+    headers = [pair for pair in request.scope["headers"] if pair[0] != b"content-type"]
+    scope = {**request.scope, "headers": [*headers, (b"content-type", b"application/json")]}
     return _ObjectRequest(scope, replay(body, request.receive), tree)
 
 

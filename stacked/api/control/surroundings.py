@@ -138,7 +138,7 @@ def _containers(server: ServerConfig) -> list[ContainerSummary]:
             container_name=family,
             display_name=f"Stacked {VERSION}",
             family_name=family,
-            description="vLLM in this server; an image that a deployment names is kept, not pulled",
+            description="vLLM in this server; the image of a deployment is stored, not pulled",
             is_latest=True,
             target_workloads=["MODEL_DEPLOYMENT"],
             usages=["INFERENCE"],
