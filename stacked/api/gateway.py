@@ -92,9 +92,7 @@ class Gateway:
             await respond_error(
                 error, plain, tagged, oci_code(error, PREFIX if deployment else path)
             )
-        except (
-            Exception
-        ):  # a fault of ours: the client gets a complete response, the log the traceback
+        except Exception:  # a fault of ours: the client gets a whole answer, the log the traceback
             if tagged.started:
                 raise
             logger.exception("%s %s failed", method, path)
@@ -108,9 +106,9 @@ class Gateway:
             return scope, receive
         limit = self._service.config.server.max_body_bytes
         body = decode(await read_body(receive, limit, headers.get("content-length")), coding, limit)
-        kept = _without(scope["headers"], b"content-encoding", b"content-length")
+        others = _without(scope["headers"], b"content-encoding", b"content-length")
         length = (b"content-length", str(len(body)).encode())
-        return {**scope, "headers": [*kept, length]}, replay(body, receive)
+        return {**scope, "headers": [*others, length]}, replay(body, receive)
 
     async def _run_model(
         self, target: Target, scope: Scope, receive: Receive, send: Tagged

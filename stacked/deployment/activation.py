@@ -215,9 +215,7 @@ class Activation:
                 tell.note(f"{ended} requests outlasted the drain time and were ended")
             tell.step(step, 0.9, "stopping it")
             await active.serving.close()
-        except (
-            asyncio.CancelledError
-        ):  # the server stops: nothing else refers to this engine any more
+        except asyncio.CancelledError:  # the server stops, and nothing else knows this engine
             await active.serving.close()
             raise
         except Exception:  # an engine that will not end must not undo what has been switched

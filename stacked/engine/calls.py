@@ -52,9 +52,7 @@ class Calls:
             raise
         except EngineDeadError as error:
             raise self.death() from error
-        except (
-            Exception
-        ) as error:  # the engine sends every failure of a worker as a plain Exception
+        except Exception as error:  # as which the engine sends every failure of a worker
             raise EngineLoadFailed(f"{doing}: {first_line(error)}") from error
 
     async def workers(self, method: str, *args: Any, doing: str) -> Sequence[Any]:
