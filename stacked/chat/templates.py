@@ -78,9 +78,7 @@ def read_chat(directory: Path) -> ChatTemplates | None:
 def read_tokens(directory: Path, config: Mapping[str, Any]) -> dict[str, str | None]:
     """The named special tokens (`eos_token`, …) of a tokenizer; None: not set."""
     named = dict(config)
-    if (
-        "added_tokens_decoder" not in config
-    ):  # an older file, which takes precedence over the config
+    if "added_tokens_decoder" not in config:  # an older file, which overrides the config
         named |= read_object(directory / SPECIAL_FILE)
     for more in ("extra_special_tokens", "model_specific_special_tokens"):
         if isinstance(named.get(more), dict):

@@ -369,9 +369,7 @@ class Engine:
             if core is not None:
                 use_cores(CORES)
             give = self.calls.workers("stacked_give_core", [*CORES], doing="sharing a core")
-            with contextlib.suppress(
-                TimeoutError
-            ):  # a silent engine handles it once it responds again
+            with contextlib.suppress(TimeoutError):  # a silent engine does it once it listens
                 async with asyncio.timeout(_GIVE_SECONDS):
                     await self.calls.quietly(give)
 
