@@ -1,83 +1,5 @@
 """Every way Stacked can fail: one class per cause, each with a stable code and a message.
 
-    StackedError
-    ├── ConfigError
-    │   ├── ConfigInvalid          the file or environment says something impossible
-    │   ├── EngineOptionInvalid    vLLM has no such option, or not with such a value
-    │   └── GroupInvalid           keys or ids of a group clash
-    ├── SetupError
-    │   ├── EngineNotInstalled     no vLLM here, or one outside the supported range
-    │   ├── BaseNotFound           neither a directory nor a Hub id nor a known name
-    │   ├── BaseUnsupported        a base that this vLLM cannot build, or not with adapters
-    │   ├── PrepareFailed          a base could not be fetched or converted
-    │   ├── StoreUnusable          the adapter store cannot be written: disk full, no permission
-    │   └── KeyFileInvalid         a signing key cannot be made, found or removed as asked
-    ├── PlanError
-    │   └── GroupImpossible        the group cannot fit this machine; the arithmetic is shown
-    ├── AdapterError               an adapter that is refused before it reaches the engine
-    │   ├── SourceNotFound         nothing exists where the source points
-    │   ├── SourceRefused          a scheme or place that may not be read
-    │   ├── SourceUnreachable      the network or a server said no
-    │   ├── ArchiveInvalid         not a zip or tar that can be read
-    │   ├── PathUnsafe             a link, an absolute or `..` path that leads out
-    │   ├── AdapterTooLarge        over the size, count or ratio limit
-    │   ├── FileMissing            adapter_config.json or the weights are not there
-    │   ├── PickleRefused          weights as a pickle, which can run code
-    │   ├── AdapterConfigInvalid   adapter_config.json is not what PEFT writes
-    │   ├── AdapterUnsupported     DoRA and others that this engine cannot serve, by name
-    │   ├── RankRefused            a rank that vLLM or this engine does not support
-    │   ├── WeightsInvalid         not a readable safetensors file of floats, or cut short
-    │   ├── ModuleUnknown          a tensor for a module that this base does not have
-    │   ├── ModuleUnapplied        a module of this base to which the engine applies no adapters
-    │   ├── AdapterWithoutEffect   weights that multiply to zero: it would answer as the base
-    │   ├── PairIncomplete         lora_A without lora_B, or the reverse
-    │   ├── ShapeMismatch          a tensor that does not fit its module
-    │   ├── ValueNotFinite         NaN or infinity in the weights
-    │   ├── TokensDiffer           a tokenizer with tokens that the base's does not have
-    │   ├── ChatTemplateInvalid    a chat template that cannot be read, or exceeds a limit
-    │   ├── AdapterAbsent          the store has no adapter with that digest
-    │   ├── DigestMismatch         an upload that is not the adapter it was announced as
-    │   └── StoreDamaged           a stored copy no longer matches its digest
-    ├── RoutingError               which adapter a request means
-    │   ├── KeyTooLong, KeyInvalid
-    │   ├── KeyMissing             no model is named, and nothing is served without a name
-    │   ├── KeyUnknown
-    │   │   └── KeyRemoved         just removed: old requests finish, new ones are refused
-    │   ├── KeyConflict            header and body, or two headers, name different models
-    │   ├── DrainExpired           its model was replaced, and it outlasted the drain deadline
-    │   └── KeyInUse               an operation on a key or model that is already there
-    ├── RequestError               a request that is wrong before it reaches a model
-    │   ├── BodyInvalid            not JSON, or not an object
-    │   ├── BodyTooLarge           over the payload limit
-    │   ├── EncodingUnsupported    a content coding that is not supported
-    │   ├── LengthRequired         an upload that does not say how long it is
-    │   ├── RangeInvalid           a part of an artifact that it does not have
-    │   ├── Unsupported            an operation of OCI that needs a service of OCI's, by name
-    │   ├── ParameterInvalid       a parameter of the wrong type or unknown
-    │   ├── ParameterUnsupported   a parameter that would change the answer, and that vLLM ignores
-    │   ├── NotAllowed             an administrative operation that this server does not allow
-    │   ├── NotAuthenticated       not signed, or not by a known key
-    │   └── InvalidatedRetryToken  a retry token that was used for something else
-    ├── RegistryError              the durable records
-    │   ├── RecordAbsent           no record of that id
-    │   ├── RecordConflict         an id or name that is taken, or something still needs the record
-    │   ├── RecordStale            the record has changed since it was read
-    │   ├── IllegalMove            a state that does not follow the one the record is in
-    │   ├── PageInvalid            a limit, a sort or a page token that cannot be
-    │   ├── RegistryUnusable       disk full, locked, read-only, damaged, or of a newer version
-    │   └── DataDirInUse           another process serves from this data directory
-    ├── UpdateError                a change of the whole group
-    │   ├── UpdateInProgress       another one is under way
-    │   ├── UpdateNotLive          the base or engine settings differ: not possible LIVE
-    │   ├── UpdateFailed           models that could not be staged or verified, each with its reason
-    │   └── CanaryFailed           an adapter that changes nothing or answers with NaN
-    └── EngineError                the engine itself
-        ├── EngineStartFailed      it did not come up; the log is named
-        ├── EngineDead             it is gone
-        ├── EngineSilent           it did not answer in time
-        ├── EngineLoadFailed       it refused an adapter that passed our checks
-        └── NotReady               starting or stopping
-
 No class here knows HTTP: status codes are in one table in `stacked/api/errors.py`.
 """
 
@@ -87,9 +9,15 @@ from typing import ClassVar
 
 
 class StackedError(Exception):
-    """Base of all errors. `str(error)` is a message that says what to do."""
+    """Base of all errors. `str(error)` is a message that says what to do.
+
+    `code` is the class's name: clients and scripts compare it, so that a class keeps its name.
+    """
 
     code: ClassVar[str] = "InternalError"
+
+    def __init_subclass__(cls) -> None:
+        cls.code = cls.__name__
 
     @classmethod
     def tree(cls) -> list[type[StackedError]]:
@@ -98,307 +26,307 @@ class StackedError(Exception):
 
 
 class ConfigError(StackedError):
-    code = "ConfigError"
+    """What a file or a request configures."""
 
 
 class ConfigInvalid(ConfigError):
-    code = "ConfigInvalid"
+    """The file or environment says something impossible."""
 
 
 class EngineOptionInvalid(ConfigError):
-    code = "EngineOptionInvalid"
+    """vLLM has no such option, or not with such a value."""
 
 
 class GroupInvalid(ConfigError):
-    code = "GroupInvalid"
+    """Keys or ids of a group clash."""
 
 
 class SetupError(StackedError):
-    code = "SetupError"
+    """This machine, what is installed and stored on it."""
 
 
 class EngineNotInstalled(SetupError):
-    code = "EngineNotInstalled"
+    """No vLLM here, or one outside the supported range."""
 
 
 class BaseNotFound(SetupError):
-    code = "BaseNotFound"
+    """Neither a directory nor a Hub id nor a known name."""
 
 
 class BaseUnsupported(SetupError):
-    code = "BaseUnsupported"
+    """A base that this vLLM cannot build, or not with adapters."""
 
 
 class PrepareFailed(SetupError):
-    code = "PrepareFailed"
+    """A base could not be fetched or converted."""
 
 
 class StoreUnusable(SetupError):
-    code = "StoreUnusable"
+    """The adapter store cannot be written: disk full, no permission."""
 
 
 class KeyFileInvalid(SetupError):
-    code = "KeyFileInvalid"
+    """A signing key cannot be made, found or removed as asked."""
 
 
 class PlanError(StackedError):
-    code = "PlanError"
+    """What does not fit this machine."""
 
 
 class GroupImpossible(PlanError):
-    code = "GroupImpossible"
+    """The group cannot fit this machine; the arithmetic is shown."""
 
 
 class AdapterError(StackedError):
-    code = "AdapterError"
+    """An adapter that is refused before it reaches the engine."""
 
 
 class SourceNotFound(AdapterError):
-    code = "SourceNotFound"
+    """Nothing exists where the source points."""
 
 
 class SourceRefused(AdapterError):
-    code = "SourceRefused"
+    """A scheme or place that may not be read."""
 
 
 class SourceUnreachable(AdapterError):
-    code = "SourceUnreachable"
+    """The network or a server said no."""
 
 
 class ArchiveInvalid(AdapterError):
-    code = "ArchiveInvalid"
+    """Not a zip or tar that can be read."""
 
 
 class PathUnsafe(AdapterError):
-    code = "PathUnsafe"
+    """A link, an absolute or `..` path that leads out."""
 
 
 class AdapterTooLarge(AdapterError):
-    code = "AdapterTooLarge"
+    """Over the size, count or ratio limit."""
 
 
 class FileMissing(AdapterError):
-    code = "FileMissing"
+    """`adapter_config.json` or the weights are not there."""
 
 
 class PickleRefused(AdapterError):
-    code = "PickleRefused"
+    """Weights as a pickle, which can run code."""
 
 
 class AdapterConfigInvalid(AdapterError):
-    code = "AdapterConfigInvalid"
+    """`adapter_config.json` is not what PEFT writes."""
 
 
 class AdapterUnsupported(AdapterError):
-    code = "AdapterUnsupported"
+    """DoRA and others that this engine cannot serve, by name."""
 
 
 class RankRefused(AdapterError):
-    code = "RankRefused"
+    """A rank that vLLM or this engine does not support."""
 
 
 class WeightsInvalid(AdapterError):
-    code = "WeightsInvalid"
+    """Not a readable safetensors file of floats, or cut short."""
 
 
 class ModuleUnknown(AdapterError):
-    code = "ModuleUnknown"
+    """A tensor for a module that this base does not have."""
 
 
 class ModuleUnapplied(AdapterError):
-    code = "ModuleUnapplied"
+    """A module of this base to which the engine applies no adapters."""
 
 
 class AdapterWithoutEffect(AdapterError):
-    code = "AdapterWithoutEffect"
+    """Weights that multiply to zero: it would answer as the base."""
 
 
 class PairIncomplete(AdapterError):
-    code = "PairIncomplete"
+    """Lora_A without lora_B, or the reverse."""
 
 
 class ShapeMismatch(AdapterError):
-    code = "ShapeMismatch"
+    """A tensor that does not fit its module."""
 
 
 class ValueNotFinite(AdapterError):
-    code = "ValueNotFinite"
+    """NaN or infinity in the weights."""
 
 
 class TokensDiffer(AdapterError):
-    code = "TokensDiffer"
+    """A tokenizer with tokens that the base's does not have."""
 
 
 class ChatTemplateInvalid(AdapterError):
-    code = "ChatTemplateInvalid"
+    """A chat template that cannot be read, or exceeds a limit."""
 
 
 class AdapterAbsent(AdapterError):
-    code = "AdapterAbsent"
+    """The store has no adapter with that digest."""
 
 
 class DigestMismatch(AdapterError):
-    code = "DigestMismatch"
+    """An upload that is not the adapter it was announced as."""
 
 
 class StoreDamaged(AdapterError):
-    code = "StoreDamaged"
+    """A stored copy no longer matches its digest."""
 
 
 class RoutingError(StackedError):
-    code = "RoutingError"
+    """Which adapter a request means."""
 
 
 class KeyMissing(RoutingError):
-    code = "KeyMissing"
+    """No model is named, and nothing is served without a name."""
 
 
 class KeyUnknown(RoutingError):
-    code = "KeyUnknown"
+    """No model is served under that name."""
 
 
 class KeyTooLong(RoutingError):
-    code = "KeyTooLong"
+    """An inference key of more than 32 characters."""
 
 
 class KeyInvalid(RoutingError):
-    code = "KeyInvalid"
+    """An inference key that a header, a path or a body would change."""
 
 
 class KeyConflict(RoutingError):
-    code = "KeyConflict"
+    """Header and body, or two headers, name different models."""
 
 
 class KeyRemoved(KeyUnknown):
-    code = "KeyRemoved"
+    """Just removed: old requests finish, new ones are refused."""
 
 
 class DrainExpired(RoutingError):
-    code = "DrainExpired"
+    """Its model was replaced, and it outlasted the drain deadline."""
 
 
 class KeyInUse(RoutingError):
-    code = "KeyInUse"
+    """An operation on a key or model that is already there."""
 
 
 class RequestError(StackedError):
-    code = "RequestError"
+    """A request that is wrong before it reaches a model."""
 
 
 class BodyInvalid(RequestError):
-    code = "BodyInvalid"
+    """Not JSON, or not an object."""
 
 
 class BodyTooLarge(RequestError):
-    code = "BodyTooLarge"
+    """Over the payload limit."""
 
 
 class EncodingUnsupported(RequestError):
-    code = "EncodingUnsupported"
+    """A content coding that is not supported."""
 
 
 class LengthRequired(RequestError):
-    code = "LengthRequired"
+    """An upload that does not say how long it is."""
 
 
 class RangeInvalid(RequestError):
-    code = "RangeInvalid"
+    """A part of an artifact that it does not have."""
 
 
 class Unsupported(RequestError):
-    code = "Unsupported"
+    """An operation of OCI that needs a service of OCI's, by name."""
 
 
 class ParameterInvalid(RequestError):
-    code = "ParameterInvalid"
+    """A parameter of the wrong type or unknown."""
 
 
 class ParameterUnsupported(RequestError):
-    code = "ParameterUnsupported"
+    """A parameter that would change the answer, and that vLLM ignores."""
 
 
 class NotAllowed(RequestError):
-    code = "NotAllowed"
+    """An administrative operation that this server does not allow."""
 
 
 class NotAuthenticated(RequestError):
-    code = "NotAuthenticated"
+    """Not signed, or not by a known key."""
 
 
 class InvalidatedRetryToken(RequestError):
-    code = "InvalidatedRetryToken"
+    """A retry token that was used for something else."""
 
 
 class RegistryError(StackedError):
-    code = "RegistryError"
+    """The durable records."""
 
 
 class RecordAbsent(RegistryError):
-    code = "RecordAbsent"
+    """No record of that id."""
 
 
 class RecordConflict(RegistryError):
-    code = "RecordConflict"
+    """An id or name that is taken, or something still needs the record."""
 
 
 class RecordStale(RegistryError):
-    code = "RecordStale"
+    """The record has changed since it was read."""
 
 
 class IllegalMove(RegistryError):
-    code = "IllegalMove"
+    """A state that does not follow the one the record is in."""
 
 
 class PageInvalid(RegistryError):
-    code = "PageInvalid"
+    """A limit, a sort or a page token that cannot be."""
 
 
 class RegistryUnusable(RegistryError):
-    code = "RegistryUnusable"
+    """Disk full, locked, read-only, damaged, or of a newer version."""
 
 
 class DataDirInUse(RegistryError):
-    code = "DataDirInUse"
+    """Another process serves from this data directory."""
 
 
 class UpdateError(StackedError):
-    code = "UpdateError"
+    """A change of the whole group."""
 
 
 class UpdateInProgress(UpdateError):
-    code = "UpdateInProgress"
+    """Another one is under way."""
 
 
 class UpdateNotLive(UpdateError):
-    code = "UpdateNotLive"
+    """The base or engine settings differ: not possible LIVE."""
 
 
 class UpdateFailed(UpdateError):
-    code = "UpdateFailed"
+    """Models that could not be staged or verified, each with its reason."""
 
 
 class CanaryFailed(UpdateError):
-    code = "CanaryFailed"
+    """An adapter that changes nothing or answers with NaN."""
 
 
 class EngineError(StackedError):
-    code = "EngineError"
+    """The engine itself."""
 
 
 class EngineStartFailed(EngineError):
-    code = "EngineStartFailed"
+    """It did not come up; the log is named."""
 
 
 class EngineDead(EngineError):
-    code = "EngineDead"
+    """It is gone."""
 
 
 class EngineSilent(EngineError):
-    code = "EngineSilent"
+    """It did not answer in time."""
 
 
 class EngineLoadFailed(EngineError):
-    code = "EngineLoadFailed"
+    """It refused an adapter that passed our checks."""
 
     def __init__(self, sentence: str, digest: str | None = None) -> None:
         """`digest`: of the adapter at fault, if it was one of several."""
@@ -407,4 +335,4 @@ class EngineLoadFailed(EngineError):
 
 
 class NotReady(EngineError):
-    code = "NotReady"
+    """Starting or stopping."""
