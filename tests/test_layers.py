@@ -18,6 +18,7 @@ PACKAGE = Path(stacked.__file__).parent
 # A package stands for all of its modules.
 LAYERS = {
     "errors": 0,
+    "callers": 0,
     "core": 0,
     "steps": 0,
     "config": 1,

@@ -1,0 +1,39 @@
+"""Who sends a request, and what that caller may do: the same for every kind of credential."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """How much one caller may ask for; None: no limit of its own."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    """Tokens of prompts and of answers."""
+    concurrency: int | None = None
+    """Requests in flight."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """One authenticated caller. `name` is shown in logs, metrics and usage."""
+
+    name: str
+    user: str = ""
+    """The OCID of the user who signs; empty for other credentials."""
+    admin: bool = False
+    """Whether it may do more than ask models."""
+    keys: frozenset[str] | None = None
+    """The inference keys that it may ask and learn of; None: all."""
+    allowance: Allowance = Allowance()
+    weight: float = 1.0
+    """Its share when callers wait for the engine."""
+
+    def may_ask(self, key: str) -> bool:
+        return self.keys is None or key in self.keys
+
+
+ANYONE = Caller("anyone", admin=True)
+"""The caller of a server that authenticates no one."""

@@ -1,0 +1,32 @@
+"""One YAML file as one frozen, validated tree; unknown keys are refused with their location."""
+
+from stacked.config.auth import AuthConfig, OciAuth, is_loopback
+from stacked.config.fields import Key, Ocid
+from stacked.config.group import BaseConfig, GroupConfig, MemberConfig
+from stacked.config.reading import load, load_server, parse, resolve_path, said_of
+from stacked.config.retention import LOW_DISK_BYTES, RetentionConfig
+from stacked.config.server import PredictEndpoint, ServerConfig, UnknownParameters
+from stacked.config.tree import Config, ControlConfig
+
+__all__ = [
+    "LOW_DISK_BYTES",
+    "AuthConfig",
+    "BaseConfig",
+    "Config",
+    "ControlConfig",
+    "GroupConfig",
+    "Key",
+    "MemberConfig",
+    "OciAuth",
+    "Ocid",
+    "PredictEndpoint",
+    "RetentionConfig",
+    "ServerConfig",
+    "UnknownParameters",
+    "is_loopback",
+    "load",
+    "load_server",
+    "parse",
+    "resolve_path",
+    "said_of",
+]

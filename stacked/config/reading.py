@@ -1,0 +1,167 @@
+"""A YAML file to its tree: unknown and doubled keys are refused, relative paths made absolute."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import ValidationError
+
+from stacked.config.auth import AuthConfig
+from stacked.config.fields import Frozen
+from stacked.config.tree import Config, ControlConfig
+from stacked.errors import ConfigInvalid
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://")
+
+C = TypeVar("C", bound=ControlConfig)
+
+
+def load(path: Path) -> Config:
+    """Read, check and return the file's tree, its relative paths made absolute.
+
+    Raises ConfigInvalid with the file, the key path and what was expected there.
+    """
+    return parse(_read(path), where=str(path), directory=path.resolve().parent)
+
+
+def load_server(path: Path) -> ControlConfig:
+    """`load` for a server, which may start without `base`, with nothing deployed."""
+    tree, directory = _read(path), path.resolve().parent
+    if not isinstance(tree, dict) or "base" in tree:
+        return parse(tree, where=str(path), directory=directory)
+    return _resolved(_checked(ControlConfig, tree, str(path)), directory)
+
+
+def _read(path: Path) -> object:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigInvalid(f"{path}: cannot be read ({error})") from error
+    try:
+        return yaml.load(text, _UniqueKeys)
+    except yaml.YAMLError as error:
+        raise ConfigInvalid(f"{path}: not valid YAML: {error}") from error
+
+
+def parse(tree: object, *, where: str, directory: Path) -> Config:
+    """Check a tree that came from `where`; paths in it are relative to `directory`."""
+    if not isinstance(tree, dict):
+        raise ConfigInvalid(
+            f"{where}: expected a mapping with base, group, engine, server, retention"
+        )
+    config = _resolved(_checked(Config, tree, where), directory)
+    model = resolve_path(config.base.model, directory)
+    return config.model_copy(update={"base": config.base.model_copy(update={"model": model})})
+
+
+def _checked(kind: type[C], tree: dict[str, Any], where: str) -> C:
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigInvalid(_sentences(where, error)) from error
+
+
+def _resolved(config: C, directory: Path) -> C:
+    members = tuple(
+        member.model_copy(update={"source": resolve_path(member.source, directory)})
+        for member in config.group.members
+    )
+    roots = tuple(str((directory / root).resolve()) for root in config.server.adapter_roots)
+    server = {"adapter_roots": roots, "auth": _resolved_auth(config.server.auth, directory)}
+    return config.model_copy(
+        update={
+            "group": config.group.model_copy(update={"members": members}),
+            "server": config.server.model_copy(update=server),
+        }
+    )
+
+
+def _resolved_auth(auth: AuthConfig, directory: Path) -> AuthConfig:
+    if auth.oci is None:
+        return auth
+
+    def absolute(text: str) -> str:
+        return (
+            text if "-----BEGIN" in text else str((directory / Path(text).expanduser()).resolve())
+        )
+
+    changed: dict[str, Any] = {"keys": {id: absolute(text) for id, text in auth.oci.keys.items()}}
+    if auth.oci.directory is not None:
+        changed["directory"] = absolute(auth.oci.directory)
+    return auth.model_copy(update={"oci": auth.oci.model_copy(update=changed)})
+
+
+def resolve_path(text: str, directory: Path) -> str:
+    """Make a path absolute against `directory`; leave URLs, Hub ids and known names as they are.
+
+    What begins with `.`, `/` or `~`, or has more than one slash, is a path. A single word or
+    `org/name` is left to the caller, which tries a directory of that name first.
+    """
+    if _SCHEME.match(text):
+        return text
+    path = Path(text).expanduser()
+    if path.is_absolute():
+        return str(path)
+    looks_like_name = _HUB_ID.fullmatch(text) or "/" not in text
+    if looks_like_name and not text.startswith(".") and not (directory / path).exists():
+        return text
+    return str((directory / path).resolve())
+
+
+def said_of(issue: Mapping[str, Any]) -> str:
+    """The message of one of pydantic's errors: the validator's own, if it has one."""
+    return str(issue["ctx"]["error"] if issue["type"] == "value_error" else issue["msg"])
+
+
+def _sentences(where: str, error: ValidationError) -> str:
+    lines = []
+    for issue in error.errors(include_url=False):
+        place = "".join(
+            f"[{part}]" if isinstance(part, int) else f".{part}" for part in issue["loc"]
+        ).lstrip(".")
+        if issue["type"] == "extra_forbidden":
+            said = f"unknown key; expected one of: {', '.join(_siblings(issue['loc']))}"
+        else:
+            said = said_of(issue)
+            if not isinstance(issue["input"], dict):
+                said += f" (got {str(issue['input'])[:80]!r})"
+        lines.append(f"{where}: {place or 'file'}: {said}")
+    return "\n".join(lines)
+
+
+def _siblings(location: tuple[int | str, ...]) -> list[str]:
+    """The keys that are allowed where an unknown one was found."""
+    model: type[Frozen] = Config
+    for part in location[:-1]:
+        inner = _model_of(model.model_fields[part].annotation) if isinstance(part, str) else model
+        if inner is None:
+            break
+        model = inner
+    return ["base", *ControlConfig.model_fields] if model is Config else list(model.model_fields)
+
+
+def _model_of(annotation: Any) -> type[Frozen] | None:
+    """The model in a field's type: itself, one of a union's, or a tuple's."""
+    if isinstance(annotation, type) and issubclass(annotation, Frozen):
+        return annotation
+    return next(filter(None, map(_model_of, get_args(annotation))), None)
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML lets a later key silently replace an earlier one; here that is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, Hashable) and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} appears twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)

@@ -1,0 +1,57 @@
+"""How the server is reached, and what its callers may do."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from stacked.config.auth import AuthConfig
+from stacked.config.fields import Frozen
+
+PredictEndpoint = Literal["/v1/completions", "/v1/chat/completions"]
+UnknownParameters = Literal["refuse", "ignore"]
+
+
+def _without_last_slash(path: str) -> str:
+    """As the gateway sees paths, where a trailing slash is ignored."""
+    return path.rstrip("/") or "/"
+
+
+class ServerConfig(Frozen):
+    host: str = "127.0.0.1"
+    port: int = Field(default=8080, ge=0, le=65535)
+    health_port: int | None = Field(default=None, ge=1, le=65535)
+    """Where `/health` also answers, if the platform probes another port."""
+    health_path: Annotated[str, AfterValidator(_without_last_slash)] | None = Field(
+        default=None, pattern=r"^/[\w./-]*$"
+    )
+    """Another path that answers as `/health` does."""
+    predict_endpoint: PredictEndpoint | None = None
+    """What `/predict` means; None: `messages` in the body means chat, else completions."""
+    unknown_parameters: UnknownParameters | None = None
+    """What happens to body parameters that vLLM does not know; None: refused on vLLM's own paths,
+    ignored on `/predict` and below, whose clients send parameters of other servers."""
+    max_body_bytes: int = Field(default=10 * 1024 * 1024, ge=1024)
+    max_artifact_bytes: int = Field(default=64 * 1024**3, ge=1024)
+    """How large an uploaded artifact of a model or group may be."""
+    drain_seconds: float = Field(default=300, ge=0)
+    """How long requests may finish on a removed adapter or at shutdown before they are ended."""
+    runtime_updates: bool | None = None
+    """Whether HTTP callers may load and remove adapters; None: on a loopback address, and if
+    requests are signed."""
+    adapter_roots: tuple[str, ...] = ()
+    """Local directories from which HTTP callers may load adapters."""
+    remote_adapters: bool = False
+    """Whether HTTP callers may load adapters from the Hub and from http(s) addresses."""
+    foreign_tokens: bool = False
+    """The same as a member's, for every adapter, however it is loaded."""
+    shape_names: tuple[Annotated[str, Field(min_length=1, max_length=255)], ...] = (
+        "VM.GPU.A10.1",
+        "VM.GPU.A10.2",
+        "BM.GPU.A10.4",
+        "VM.Standard.E4.Flex",
+    )
+    """Further names of this machine, besides `LOCAL`, in the list of shapes: those that clients of
+    the control plane look up by name. A deployment may name any."""
+    auth: AuthConfig = AuthConfig()
