@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+_SCOPE = "stacked.caller"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +35,27 @@ class Caller:
     weight: float = 1.0
     """Its share when callers wait for the engine."""
 
+    @property
+    def id(self) -> str:
+        """What it is told apart by: the user where there is one, else the name."""
+        return self.user or self.name
+
     def may_ask(self, key: str) -> bool:
         return self.keys is None or key in self.keys
 
 
 ANYONE = Caller("anyone", admin=True)
 """The caller of a server that authenticates no one."""
+NOBODY = Caller("nobody", keys=frozenset())
+"""A caller who showed no credential where one is required: a health probe."""
+
+
+def caller_of(scope: Mapping[str, Any]) -> Caller:
+    """The caller of a request's ASGI scope, as the gateway left it; without one, NOBODY."""
+    caller: Caller = scope.get(_SCOPE, NOBODY)
+    return caller
+
+
+def called_by(caller: Caller) -> dict[str, Caller]:
+    """What to add to a scope, for `caller_of`."""
+    return {_SCOPE: caller}

@@ -17,9 +17,10 @@ from starlette.types import Message, Receive, Scope
 from stacked.api.bodies import read_body
 from stacked.api.keyring import KeyRing
 from stacked.api.signatures import Headers, check_digest, verify
+from stacked.callers import NOBODY, called_by
 from stacked.config import ControlConfig, ServerConfig, is_loopback
 from stacked.errors import ConfigInvalid, NotAllowed
-from stacked.keys import Principal, keys_dir
+from stacked.keys import keys_dir
 from stacked.serving.bodies import replay
 from stacked.serving.targets import is_open, model_target
 
@@ -31,7 +32,6 @@ _UPLOADS = re.compile(
     r"/20190101/(models/[^/]+(/(custom|defined)Metadata/[^/]+)?|modelGroups/[^/]+)/artifact"
     r"|/stacked/adapters/[^/]+"
 )
-PRINCIPAL = "stacked.principal"
 
 
 class Gate:
@@ -72,6 +72,7 @@ class Gate:
         """
         method, path = scope["method"], scope["path"]
         if deployment is None and path in self._open and method in ("GET", "HEAD"):
+            scope.update(called_by(NOBODY))
             return receive
         upload = is_upload(method, path)
         headers: Headers = scope["headers"]
@@ -84,9 +85,10 @@ class Gate:
             skew_seconds=self._skew,
             covers_body=not upload and _has_body(method, headers),
         )
-        if self._keys.inference_only(seen.principal) and not _asks_a_model(method, path):
+        caller = self._keys.caller(seen.principal)
+        if not caller.admin and not _asks_a_model(method, path):
             raise NotAllowed(f"this key is for inference alone, and {method} {path[:200]} is not")
-        scope[PRINCIPAL] = seen.principal
+        scope.update(called_by(caller))
         if seen.digest is None:
             return receive
         if upload:
@@ -128,12 +130,6 @@ def check_reach(server: ServerConfig) -> None:
 def is_upload(method: str, path: str) -> bool:
     """Whether the body is an artifact or an adapter: streamed, and not covered by a signature."""
     return method in ("POST", "PUT") and _UPLOADS.fullmatch(path) is not None
-
-
-def principal_of(scope: Scope) -> str:
-    """The OCID of the user who has signed a request; empty if requests are not signed."""
-    principal: Principal | None = scope.get(PRINCIPAL)
-    return principal.user if principal else ""
 
 
 def _asks_a_model(method: str, path: str) -> bool:

@@ -22,6 +22,7 @@ from stacked.api.bodies import ClientGone, Cut, decode, read_body
 from stacked.api.errors import INTERNAL, INTERNAL_CODE, not_served, oci_code, to_openai, to_plain
 from stacked.api.gate import Gate, is_upload
 from stacked.api.replies import Reshaped, Tagged, respond_error
+from stacked.callers import ANYONE, called_by
 from stacked.core import header_form
 from stacked.errors import DrainExpired, StackedError
 from stacked.groups.routing import Route
@@ -69,7 +70,9 @@ class Gateway:
         target = model_target(method, path, below)
         plain = target.plain if target else is_plain(path)
         try:
-            if self._gate is not None:
+            if self._gate is None:
+                scope.update(called_by(ANYONE))
+            else:
                 receive = await self._gate.authenticate(scope, receive, deployment=deployment)
             if deployment is not None:
                 self._service.deployments.check_served(deployment)

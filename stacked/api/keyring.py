@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
+from stacked.callers import NOBODY, Caller
 from stacked.errors import ConfigInvalid, StackedError
 from stacked.keys import Principal, PublicKey, fingerprint, read_directory, read_public, stamp
 
@@ -56,10 +57,10 @@ class KeyRing:
         found = self._found.get(key_id)
         return found.key if found else None
 
-    def inference_only(self, principal: Principal) -> bool:
-        """Whether a key that was found may only send requests to models."""
+    def caller(self, principal: Principal) -> Caller:
+        """Whoever signs with a key that was found."""
         known = self._given.get(str(principal)) or self._found.get(str(principal))
-        return known is None or known.inference_only
+        return known.caller if known else NOBODY
 
     def _look(self) -> None:
         if self.directory is None:

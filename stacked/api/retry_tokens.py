@@ -18,7 +18,8 @@ from fastapi import Request, Response
 from starlette.types import Message, Receive
 
 from stacked.api.bodies import ClientGone, read_body
-from stacked.api.gate import is_upload, principal_of
+from stacked.api.gate import is_upload
+from stacked.callers import caller_of
 from stacked.errors import InvalidatedRetryToken, ParameterInvalid
 from stacked.registry import Registry
 from stacked.registry.retry_tokens import FirstCall, RetryToken, StoredAnswer
@@ -65,7 +66,7 @@ class RetryTokens:
         if not _TOKEN.fullmatch(text):
             raise ParameterInvalid(f"{HEADER} has 1 to 64 characters, and no spaces")
         operation = f"{request.method} {request.scope['path']}"
-        token = RetryToken(principal_of(request.scope), operation, text)
+        token = RetryToken(caller_of(request.scope).id, operation, text)
         async with self._turn(token):
             return await self._alone(token, request, handle)
 

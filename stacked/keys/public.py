@@ -17,6 +17,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from stacked.callers import Caller
 from stacked.errors import KeyFileInvalid
 
 MIN_BITS, MAX_BITS = 2048, 8192
@@ -62,6 +63,12 @@ class PublicKey:
     created: datetime | None = None
     inference_only: bool = False
     """Whether it may only send requests to models."""
+
+    @property
+    def caller(self) -> Caller:
+        """Whoever signs with it."""
+        user = self.principal.user
+        return Caller(self.name or user, user=user, admin=not self.inference_only)
 
 
 def fingerprint(key: rsa.RSAPublicKey) -> str:

@@ -24,9 +24,10 @@ from typer.testing import CliRunner
 
 from stacked.api import keyring
 from stacked.api.errors import plain_body
-from stacked.api.gate import Gate, check_reach, is_upload, open_gate, principal_of
+from stacked.api.gate import Gate, check_reach, is_upload, open_gate
 from stacked.api.keyring import KeyRing
 from stacked.api.server import run
+from stacked.callers import Caller, caller_of
 from stacked.cli import app as cli
 from stacked.config import AuthConfig, BaseConfig, Config, OciAuth, ServerConfig
 from stacked.errors import ConfigInvalid, KeyFileInvalid, NotAuthenticated
@@ -47,7 +48,7 @@ class Double:
 
     def app(self) -> Starlette:
         async def answer(request: Request) -> Response:
-            who = principal_of(request.scope)
+            who = caller_of(request.scope).user
             self.seen.append((request.method, request.url.path, who))
             self.bodies.append(await request.body())
             listing = request.url.path == "/20190101/models" and request.method == "GET"
@@ -59,7 +60,7 @@ class Double:
             async for part in request.stream():
                 self.parts.append(len(part))
                 content.update(part)
-            self.seen.append((request.method, content.hexdigest(), principal_of(request.scope)))
+            self.seen.append((request.method, content.hexdigest(), caller_of(request.scope).user))
             return Response(status_code=204)
 
         async def refuse(request: Request, error: Exception) -> Response:
@@ -407,7 +408,7 @@ def test_a_key_for_inference_reaches_nothing_else(
 def test_what_a_key_may_do_must_be_clear(tmp_path: Path) -> None:
     made = create(tmp_path, "app", inference_only=True)
     ring = KeyRing({}, keys_dir(tmp_path))
-    assert ring.inference_only(made.principal)
+    assert ring.caller(made.principal) == Caller("app", user=made.principal.user)
     tree = json.loads(made.public.read_text())
     for other in ({"inferenceOnly": "true"}, {"inferenceOnly": None}):
         made.public.write_text(json.dumps({**tree, **other}))

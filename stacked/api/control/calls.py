@@ -12,9 +12,9 @@ from starlette.types import Receive, Scope
 
 from stacked.api.bodies import read_body
 from stacked.api.control.base import Json, ResponseModel
-from stacked.api.gate import principal_of
 from stacked.api.retry_tokens import HEADER as RETRY_TOKEN
 from stacked.api.retry_tokens import RetryTokens
+from stacked.callers import caller_of
 from stacked.config import is_loopback
 from stacked.errors import NotAllowed, RecordStale
 from stacked.registry import Registry
@@ -73,7 +73,7 @@ class Call:
 
     def __init__(self, request: Request, response: Response) -> None:
         self.service: Service = request.app.state.service
-        self.caller = principal_of(request.scope)
+        self.caller = caller_of(request.scope).user
         self.headers = response.headers
 
     @property
