@@ -8,6 +8,7 @@ from pydantic import Field
 
 from stacked.config.fields import Duration, Frozen
 
+# A group of 500 adapters of 8 MiB each: with less, the next update may not fit.
 LOW_DISK_BYTES = 4 * 1024**3
 
 

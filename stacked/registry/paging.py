@@ -24,6 +24,7 @@ from sqlalchemy import (
 from stacked.errors import PageInvalid
 from stacked.registry.records import Page, Query
 
+# OCI documents 100; here the 500 members of the largest group fit into one page.
 MAX_LIMIT = 1000
 FIRST = Query()
 T = TypeVar("T")

@@ -1,1 +1,1 @@
-"""What is removed once nobody needs it: decided as a value, then carried out under traffic."""
+"""Removal of what is no longer needed: planned as a value, then carried out under traffic."""

@@ -37,12 +37,13 @@ from stacked.store import AdapterStore, ArtifactFiles, BaseStore
 from stacked.store.shelf import Stored
 from stacked.store.verified import forget_verified
 
-# A round ends after so many removals or seconds; another one follows soon.
+# A round ends after this many removals or seconds, so that no lock is held for long; another one
+# follows.
 MOST = 200
 SECONDS = 5.0
 
 _PART_SECONDS = 3600.0
-"""A file that was being written that long ago is not being written any more."""
+"""A temporary file older than this belongs to a writer that has died."""
 _NOUNS = {
     "deployments": "deleted records",
     "model_groups": "deleted records",
@@ -56,7 +57,7 @@ _NOUNS = {
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """How much of a kind goes, or stays, for one reason."""
+    """How much of one kind is removed, or stays, for one reason."""
 
     kind: str
     reason: str
@@ -67,7 +68,7 @@ class Line:
 
 @dataclass
 class Report:
-    """What a round did, or would do; `unfinished` where there is more than one round removes."""
+    """What a round did, or would do; `unfinished` if more is left than one round removes."""
 
     dry_run: bool = False
     unfinished: bool = False
@@ -84,7 +85,7 @@ class Report:
 
     @property
     def lines(self) -> list[Line]:
-        """What goes, then what stays."""
+        """What is removed, then what stays."""
         return sorted(self._lines.values(), key=lambda line: (not line.freed, line.kind))
 
     @property
@@ -103,7 +104,7 @@ class Report:
 
 
 class _Everything:
-    """What may be named where records cannot be read."""
+    """Where names of content come from if records cannot be read."""
 
     def __contains__(self, digest: object) -> bool:
         return True
@@ -111,16 +112,16 @@ class _Everything:
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """A registry that is swept, which its process holds the lock of."""
+    """A registry whose records are removed; its process holds the lock."""
 
     path: Path
     registry: Registry
     tidy_files: Callable[[], int]
-    """Removes files of artifacts that no record names; how many."""
+    """Removes artifact files that no record names; returns how many."""
 
 
 class Collector:
-    """Removes what nobody needs from a data directory. Blocks; one round at a time.
+    """Removes from a data directory what is no longer needed. Blocks; one round at a time.
 
     `in_use` gives the digests that running engines need, whenever it is called.
     """
@@ -141,11 +142,11 @@ class Collector:
         self._in_use = in_use
 
     def run(self, *, dry_run: bool = False, most: int = MOST, seconds: float = SECONDS) -> Report:
-        """One round, at most so long. Raises StoreUnusable, RegistryUnusable."""
+        """One round of bounded length. Raises StoreUnusable, RegistryUnusable."""
         report = Report(dry_run)
         most = sys.maxsize if dry_run else most
         until = time.monotonic() + seconds
-        # In this order: what is added meanwhile is found used, pinned, or named.
+        # In this order, whatever is added meanwhile is found in use, pinned, or named by a record.
         contents = [*self._store.contents(), *self._bases.contents()]
         pinned = self._store.pins()
         needs = self._sweep(report, {each.digest for each in contents}, pinned, most)
@@ -167,7 +168,7 @@ class Collector:
                 self._drop_versions(sweep, report, most)
                 named |= sweep.named()
                 released |= sweep.released()
-                # Their records say that the content can go at once; they go after it.
+                # Their records allow removing the content at once, so they are removed after it.
                 self._forget(sweep, report, most, needed=(released - named) & there)
             if not report.dry_run:
                 unnamed = each.tidy_files()
@@ -207,7 +208,7 @@ class Collector:
             report.unfinished |= count >= most
 
     def _named_elsewhere(self) -> frozenset[Digest]:
-        """What other registries of this data directory name. Raises RegistryUnusable."""
+        """Content named by other registries of this data directory. Raises RegistryUnusable."""
         own = {each.path for each in self._records}
         others = (self._data_dir / "deployments").glob("*/registry.sqlite")
         return frozenset().union(*(named_in(path) for path in others if path not in own))
@@ -257,7 +258,7 @@ class Collector:
                 forget_verified(file, there)
 
     def _old_notes(self) -> Iterator[Path]:
-        """What is remembered of engines that were not started for long, and what a crash left."""
+        """Notes on engines that were not started for long, and leftovers of crashes."""
         directory = self._store.root / "engine"
         if not directory.is_dir():
             return
@@ -270,7 +271,7 @@ class Collector:
 
 @contextlib.contextmanager
 def locked_records(data_dir: Path) -> Iterator[list[Records]]:
-    """Every registry of a data directory, for a process that serves none of them.
+    """Every registry of a data directory, for a process that serves none.
 
     Raises DataDirInUse where a server has one.
     """
@@ -290,7 +291,7 @@ def _tidy(files: ArtifactFiles, registry: Registry) -> int:
 
 
 def old_logs(data_dir: Path, keep: int) -> list[Path]:
-    """Logs of engines beyond the newest ones, but for those of processes that run."""
+    """Engine logs beyond the newest ones, except those of running processes."""
     found = {path.name: path for path in (data_dir / "logs").glob("engine-*.log")}
     return [found[name] for name in oldest(found, keep) if not _runs(found[name])]
 

@@ -1,4 +1,4 @@
-"""What may be removed and why the rest stays: pure functions from what there is to a decision."""
+"""What may be removed and why the rest stays, as pure functions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stacked.store.shelf import Stored
 
 
 class Reason(enum.Enum):
-    """Why something stays, strongest first, or goes."""
+    """Why something stays, strongest reason first, or is removed."""
 
     IN_USE = "served, staged, leased or draining"
     PINNED = "a running operation needs it"
@@ -34,12 +34,12 @@ class Needs:
     named: Container[str] = frozenset()
     elsewhere: Container[str] = frozenset()
     released: Container[str] = frozenset()
-    """Of models that were deleted: nobody needs these a moment longer."""
+    """Content of deleted models, which can be removed at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class ContentPlan:
-    """What is removed, the least recently used first, and what stays; each with its reason."""
+    """What is removed, least recently used first, and what stays, each with its reason."""
 
     remove: tuple[tuple[Stored, Reason], ...] = ()
     keep: tuple[tuple[Stored, Reason], ...] = ()
@@ -48,7 +48,7 @@ class ContentPlan:
 def plan_contents(
     contents: Iterable[Stored], needs: Needs, *, now_ns: int, unused_seconds: float
 ) -> ContentPlan:
-    """The decision about content of the stores.
+    """Decide about the content of the stores.
 
     What nothing names stays for `unused_seconds` after its last use, so that it need not be sent
     and checked again, unless its models were deleted. A client that was answered "it is here"
@@ -75,7 +75,7 @@ def _judge(stored: Stored, needs: Needs, limit: int) -> Reason:
 
 
 def plan_versions(versions: Sequence[Version], keep: int) -> list[Version]:
-    """The group versions beyond the `keep` newest of their line, the oldest first.
+    """The group versions beyond the `keep` newest of their history, oldest first.
 
     `versions` are the newest first. One that is needed stays, and counts.
     """

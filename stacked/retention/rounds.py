@@ -1,4 +1,4 @@
-"""The rounds of one server: by the clock, when something was deleted, and when somebody asks."""
+"""The rounds of one server: at intervals, after deletions, and on request."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from stacked.store.text import size
 
 logger = logging.getLogger("stacked.retention")
 
-# Between two rounds, however much there is to do.
+# Pause between two rounds, so that traffic has the disk in between.
 _PAUSE_SECONDS = 1.0
 
 
@@ -58,12 +58,12 @@ class Rounds:
         self._task = asyncio.create_task(self._run_all())
 
     def wake(self) -> None:
-        """Something was deleted or replaced: do not wait for the clock. From any thread."""
+        """Run a round soon, as something was deleted or replaced. From any thread."""
         with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._wanted.set)
 
     async def run(self, *, dry_run: bool = False) -> Report:
-        """One round, after the one that runs. Raises StoreUnusable, RegistryUnusable."""
+        """One round, after the running one. Raises StoreUnusable, RegistryUnusable."""
         call = partial(self._collector.run, dry_run=dry_run)
         report = await asyncio.get_running_loop().run_in_executor(self._thread, call)
         if not dry_run:
@@ -75,7 +75,7 @@ class Rounds:
         return Disk.of(self._data_dir, self._settings.low_disk_bytes, self._stored)
 
     async def close(self) -> None:
-        """Wait for the round that runs, and begin no other."""
+        """Wait for the running round, and begin no other."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -112,7 +112,7 @@ class Rounds:
 
 
 def low_disk(disk: Disk, data_dir: Path) -> str:
-    """A sentence about a disk that fills up."""
+    """The warning about a disk that fills up."""
     return (
         f"{size(disk.free)} of {size(disk.total)} are free for {data_dir}; uploads that do not fit "
         "are refused. Delete models and groups that are not needed (stacked gc --dry-run shows "

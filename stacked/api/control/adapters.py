@@ -1,6 +1,6 @@
-"""Adapters by digest: whether the store has one, and one that is sent to it.
+"""Adapters by digest: whether the store has one, and uploading one.
 
-What `stacked update` does with adapters of its own machine.
+`stacked update` sends the adapters of its own machine with these.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ AdapterDigest = Annotated[str, AfterValidator(check_digest)]
 
 @router.get("/{digest}", dependencies=CHANGE, status_code=204, responses={400: {}})
 def has_adapter(digest: AdapterDigest, service: Served) -> None:
-    """Whether an adapter is here, whole, so that it need not be sent.
+    """Whether the store has a whole adapter, so that it need not be sent.
 
-    A read, but one that hashes the files: for those alone who may send them.
+    It hashes the files, so that it is limited to those who may upload.
     """
     if not service.catalogue.store.holds(Digest(digest)):
         raise AdapterAbsent(f"adapter {digest} is not here; send it: PUT, a zip as the body")
@@ -44,6 +44,6 @@ def has_adapter(digest: AdapterDigest, service: Served) -> None:
     openapi_extra=RAW,
 )
 async def send_adapter(digest: AdapterDigest, request: Request, service: Served) -> None:
-    """Send an adapter as a zip; a model with its digest for a `source` keeps it."""
+    """Upload an adapter as a zip; a model whose `source` is its digest retains it."""
     async with received(request, service, "max_artifact_bytes") as incoming:
         await asyncio.to_thread(service.catalogue.upload, Digest(digest), incoming)

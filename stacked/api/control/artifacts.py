@@ -164,7 +164,7 @@ router.routes.extend([*models.routes, *groups.routes])
 
 
 def _there(record: R, call: Change) -> R | None:
-    """What the registry must find unchanged. Raises RecordAbsent where it is deleted already."""
+    """The record that `if-match` expects. Raises RecordAbsent if it was deleted."""
     if record.state.value == "DELETED":
         raise RecordAbsent(f"{record.id} is deleted")
     return call.expected(record)

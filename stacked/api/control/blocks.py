@@ -24,7 +24,7 @@ def _optional() -> Any:
 
 
 class Block(RequestModel):
-    """Stored and shown as it was given, undeclared fields included. A null means left out."""
+    """Stored and shown as given, undeclared fields included. A null means an absent field."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -81,7 +81,7 @@ class Scaling(Block):
 
 
 class InstancePool(Block):
-    """What runs it: one machine."""
+    """The infrastructure of a deployment: one machine."""
 
     infrastructure_type: Literal["INSTANCE_POOL"]
     instance_configuration: Instance
@@ -98,7 +98,7 @@ Port = Annotated[int, Field(ge=1024, le=65535), AfterValidator(_free_port)]
 
 
 class Environment(Block):
-    """Its variables are read; ports are this server's own: checked and stored, not bound."""
+    """Variables take effect; ports are checked and stored, but this server binds its own."""
 
     environment_configuration_type: Literal["DEFAULT", "OCIR_CONTAINER"]
     environment_variables: dict[str, str] = Field(default_factory=dict)

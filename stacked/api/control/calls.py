@@ -28,7 +28,7 @@ M = TypeVar("M", bound=ResponseModel)
 
 
 class Route(APIRoute):
-    """A route whose body is JSON whatever its content type says, and that keeps retry tokens."""
+    """A route that parses any body as JSON, whatever its content type, and honours retry tokens."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         inner = super().get_route_handler()
@@ -86,7 +86,7 @@ class Call:
         return body
 
     def paged(self, page: Page[Any], of: Callable[[Any], M]) -> list[M]:
-        """A bare array; the header of the next page is there only when there is one."""
+        """A bare array, with the header `opc-next-page` if there is a next page."""
         if page.next:
             self.headers["opc-next-page"] = page.next
         return [of(item) for item in page.items]
@@ -100,15 +100,15 @@ class Change(Call):
         self._if_match = if_match
 
     def expected(self, record: R) -> R | None:
-        """What the registry must find unchanged: the record, where the request has an `if-match`.
+        """The record that the registry must find unchanged; None without an `if-match`.
 
-        Raises RecordStale where it is another one already.
+        Raises RecordStale if it has changed already.
         """
         self.check_match(record)
         return None if self._if_match in (None, "*") else record
 
     def check_match(self, record: Record | WorkRequest) -> None:
-        """Raises RecordStale where the record is another one by now."""
+        """Raises RecordStale if the record has changed."""
         given = self._if_match
         if given is not None and given.strip('"') not in (etag(record), "*"):
             raise RecordStale(f"{record.id} has changed since it was read; read it again")
@@ -141,7 +141,7 @@ Served = Annotated[Service, Depends(_service)]
 
 
 async def _check_writes_allowed(service: Served) -> None:
-    """Raises NotAllowed where administrative verbs are off."""
+    """Raises NotAllowed if administrative verbs are off."""
     server = service.config.server
     allowed = server.runtime_updates
     if allowed is None:
@@ -187,11 +187,11 @@ async def _action(call: Update, once: Once) -> Change:
 
 Read = Annotated[Call, Depends(_call)]
 Create = Annotated[Call, Depends(_create)]
-"""A POST that makes something: where writes are allowed, once for a retry token."""
+"""A POST that creates something: writes must be allowed, and a retry token is honoured."""
 Update = Annotated[Change, Depends(_update)]
-"""PUT and DELETE: where writes are allowed."""
+"""PUT and DELETE: writes must be allowed."""
 Action = Annotated[Change, Depends(_action)]
-"""A POST to what is there: where writes are allowed, once for a retry token."""
+"""A POST to an existing record: writes must be allowed, and a retry token is honoured."""
 
 
 def resource_router(path: str, tag: str) -> APIRouter:
@@ -217,19 +217,19 @@ HEADERS: Mapping[str, Json] = {
 
 
 def success(*headers: str, status: int = 200, also: Iterable[int] = ()) -> dict[int | str, Json]:
-    """For a route's `responses`: the headers of its answer, and errors of its own."""
+    """For a route's `responses`: headers of its response, and its additional errors."""
     named = {name: {**HEADERS[name], "schema": {"type": "string"}} for name in headers}
     return {status: {"headers": named}, **{error: {} for error in also}}
 
 
 def bare(status: int, *headers: str) -> dict[str, Any]:
-    """For a route whose answer has no body: its status, and the headers of the answer."""
+    """For a route whose response has no body: its status and headers."""
     responses = success(*headers, status=status)
     return {"status_code": status, "response_class": Response, "responses": responses}
 
 
 def etag(record: Record | WorkRequest) -> str:
-    """Another string after every change of the record."""
+    """A string that changes whenever the record does."""
     if isinstance(record, Record):
         seen = (record.id, record.time_updated.isoformat())
     else:
@@ -238,7 +238,7 @@ def etag(record: Record | WorkRequest) -> str:
 
 
 def done(record: Record, headers: Mapping[str, str] = {}, status: int = 204) -> Response:
-    """An answer without a body."""
+    """A response without a body."""
     return Response(status_code=status, headers={"etag": etag(record), **headers})
 
 

@@ -52,7 +52,7 @@ router = resource_router("/modelDeployments", "Deployments")
 
 Sort = Literal["timeCreated", "displayName"]
 
-# Where an engine answers; while another one is on its way, the committed one mostly does.
+# States in which an engine answers; during an update, mostly the committed group's.
 _RUNS = (DeploymentState.ACTIVE, DeploymentState.NEEDS_ATTENTION, DeploymentState.UPDATING)
 
 
@@ -83,7 +83,7 @@ def _model_group(kind: str) -> str:
 
 
 class Configuration(RequestModel):
-    """How a group is served."""
+    """How a group is deployed."""
 
     deployment_type: Annotated[str, AfterValidator(_model_group)]
     model_group_configuration_details: GroupChoice | None = None
@@ -133,7 +133,7 @@ class UpdateDeployment(Updated):
     category_log_details: Logs | None = None
 
     def revision(self, record: Deployment) -> Revision:
-        """What changes of a deployment. Raises ParameterInvalid."""
+        """The changes to a deployment. Raises ParameterInvalid."""
         details = self.model_deployment_configuration_details
         there, given = blocks_of(record), _given(details, self.category_log_details)
         idle = record.state is DeploymentState.INACTIVE
@@ -154,9 +154,9 @@ class UpdateDeployment(Updated):
 
 
 def _check_live(given: Mapping[str, Block], there: Mapping[str, Block]) -> None:
-    """LIVE changes the model group alone; clients send the other blocks unchanged.
+    """LIVE changes only the model group; clients send the other blocks unchanged.
 
-    Raises ParameterInvalid naming what differs.
+    Raises ParameterInvalid with the fields that differ.
     """
     found: list[str] = []
     for name in ("infrastructure", "environment"):
@@ -201,7 +201,7 @@ class ModelDeploymentSummary(Resource):
 
     @classmethod
     def of(cls, record: Any, *, url: str = "", **more: Any) -> Self:
-        """`url` is where this server is reached; clients put `/predict` behind the deployment's."""
+        """`url` is this server's; clients append `/predict` to the deployment's."""
         blocks, stored = blocks_of(record), record.configuration
         group_id = record.group_id or stored.get("group")
         details = {
@@ -220,13 +220,13 @@ class ModelDeploymentSummary(Resource):
 
 
 class ModelDeployment(ModelDeploymentSummary):
-    """What serves a group on this machine."""
+    """A deployment with the reason for its state."""
 
     lifecycle_details: str = Field(validation_alias="reason")
 
 
 class ModelDeploymentModelStateSummary(ResponseModel):
-    """How one member of the deployed group is; `lifecycleDetails`, the reason, is ours."""
+    """The state of a member of the deployed group; `lifecycleDetails`, the reason, is ours."""
 
     model_id: str
     project_id: str

@@ -65,7 +65,7 @@ class MemberQuery(ListQuery):
 
 
 class MemberDetails(RequestModel):
-    """A member: a model id and, where it has one, its inference key."""
+    """A member: its model id and, if it has one, its inference key."""
 
     model_id: Ocid
     inference_key: Key | None = None
@@ -110,7 +110,7 @@ class GroupDetails(RequestModel):
         return tuple(item.model_dump(by_alias=True, exclude_none=True) for item in items)
 
     def check_same_kind(self, origin: records.GroupRecord) -> None:
-        """Raises GroupInvalid for a clone of another kind or base than its source."""
+        """Raises GroupInvalid if a clone has another kind or base than its source."""
         if self.type != origin.kind:
             raise GroupInvalid(f"a clone is of its source's type {origin.kind}, not {self.type}")
         if self.base_model_id not in (None, "", origin.base_model_id):
@@ -174,7 +174,7 @@ class Patches(RequestModel):
 
 
 class Modified(_Labels):
-    """What a clone has other than its source."""
+    """The fields of a clone that differ from its source."""
 
     model_group_details: GroupDetails | None = None
 
@@ -186,7 +186,7 @@ class CloneSource(RequestModel):
     patch_model_group_member_model_details: Patches | None = None
 
     def origin(self, service: Service) -> tuple[records.GroupRecord, str | None]:
-        """The group to clone, and the history whose latest it is. Raises RecordConflict."""
+        """The group to clone, and the version history it was found by. Raises RecordConflict."""
         id, history = self.source_id, None
         if self.model_group_clone_source_type == "MODEL_GROUP_VERSION_HISTORY":
             history = id
@@ -207,7 +207,7 @@ class CloneGroup(RequestModel):
     model_group_clone_source_details: CloneSource
 
     def group(self, service: Service, created_by: str) -> records.GroupRecord:
-        """What the source is, but for what is modified; of a history, its next version."""
+        """The source with its modifications; cloned from a history, its next version."""
         source = self.model_group_clone_source_details
         origin, history = source.origin(service)
         modified = source.modify_model_group_details or Modified()
@@ -238,7 +238,7 @@ class CloneGroup(RequestModel):
 
 
 class UpdateGroup(Updated):
-    """What makes a group never changes; it may be sent as it is."""
+    """Members, base and kind are immutable; they may be sent unchanged."""
 
     version_label: str | None = None
     model_group_version_history_id: str | None = None
@@ -257,7 +257,7 @@ class UpdateGroup(Updated):
         return {**super().changes(record), **given}
 
     def check_mutable(self, group: records.GroupRecord) -> None:
-        """Raises ParameterInvalid where what makes the group is another than it is."""
+        """Raises ParameterInvalid if the request changes an immutable field."""
         details, entries = self.model_group_details, self.member_model_entries
         pairs: dict[str, tuple[Any, Any]] = {
             "createType": (self.create_type, group.create_type),
@@ -274,7 +274,7 @@ class UpdateGroup(Updated):
                 group.custom_metadata,
             ),
         }
-        # What is empty may be sent where there is nothing.
+        # An empty value may be sent for a field that is not set.
         changed = [
             place
             for place, (given, there) in pairs.items()
@@ -310,7 +310,7 @@ class MemberModelEntries(ResponseModel):
 
 
 class ModelGroupSummary(StatefulResource):
-    """A group in a list: without its members."""
+    """A group in a list, without its members."""
 
     lifecycle_state: GroupState = Field(validation_alias="state")
     model_group_details: ModelGroupDetails
@@ -325,7 +325,7 @@ class ModelGroupSummary(StatefulResource):
 
 
 class ModelGroup(ModelGroupSummary):
-    """A base and adapters of it, or models of another kind of group."""
+    """A group with its members."""
 
     description: str
     member_model_entries: MemberModelEntries
@@ -338,7 +338,7 @@ class ModelGroup(ModelGroupSummary):
 
 
 class ModelGroupModelSummary(StatefulResource, ModelOutline):
-    """A member of a group, as its model is now."""
+    """A member of a group, with the current state of its model."""
 
     model_id: str
     inference_key: str | None

@@ -62,7 +62,7 @@ class ModelGroupVersionHistorySummary(StatefulResource):
 
 
 class ModelGroupVersionHistory(ModelGroupVersionHistorySummary):
-    """A line of groups."""
+    """Successive versions of a group."""
 
     description: str
 

@@ -44,12 +44,12 @@ router = resource_router("/models", "Models")
 
 Category = Literal["USER", "SERVICE"]
 
-# What is said with custom metadata, and read when a model is created.
+# Custom metadata that is read when a model is created.
 _SOURCE, _MODEL_ID = "source", "modelId"
-# What the server itself tells with custom metadata; what clients say of it is dropped.
+# Custom metadata that the server writes; values sent by clients are ignored.
 _CONTENT = ("digest", "kind", "rank", "bytes", "baseModelId")
 
-# Operations between the catalogue and OCI's object storage, and what does the same here.
+# Operations on OCI's object storage, and what has the same effect here.
 OBJECT_STORAGE = {
     "exportArtifact": "upload the artifact: POST …/artifact",
     "importArtifact": "download it: GET …/artifact/content",
@@ -93,7 +93,7 @@ class Backup(RequestModel):
 
 
 class _Details(RequestModel):
-    """What is stored as it is given, in creation and update."""
+    """Fields that create and update store as given."""
 
     custom_metadata_list: list[ModelMetadata] | None = None
     defined_metadata_list: list[ModelMetadata] | None = None
@@ -102,13 +102,13 @@ class _Details(RequestModel):
     backup_setting: Backup | None = None
 
     def item(self, key: str) -> str:
-        """The value of a custom metadata item as text, empty where there is none."""
+        """The value of a custom metadata item as text; empty without one."""
         items = self.custom_metadata_list or []
         found = next((item.value for item in items if item.key == key), None)
         return "" if found is None else str(found)
 
     def extra(self) -> Json:
-        """What goes into a model's `extra`; what was left out is not in it."""
+        """The values for a model's `extra`, without absent fields."""
         ours = (*_CONTENT, _SOURCE, _MODEL_ID)
         custom = self.custom_metadata_list
         given = {
@@ -127,7 +127,7 @@ def _stored(value: RequestModel | list[ModelMetadata]) -> Any:
 
 
 class CreateModel(Created, _Details):
-    """The custom metadata item `source` does instead of an artifact."""
+    """The custom metadata item `source` can replace an artifact."""
 
     description: Description = ""
     version_label: Text = ""
@@ -158,7 +158,7 @@ class UpdateModel(Updated, _Details):
     version_label: str | None = None
 
     def changes(self, record: Record) -> Json:
-        """Raises ParameterInvalid for another source: one is read at creation."""
+        """Raises ParameterInvalid for another source, which only a new model can have."""
         assert isinstance(record, records.Model)
         source = self.item(_SOURCE)
         if source and source != shown_source(record.source):
@@ -220,7 +220,7 @@ def _extra(name: str) -> Any:
 
 
 class Model(ModelSummary):
-    """A base, an adapter, or a model that has no content yet."""
+    """A base, an adapter, or a model without content."""
 
     description: str
     custom_metadata_list: list[Metadata]
@@ -246,11 +246,11 @@ class Model(ModelSummary):
 
 
 class ModelProvenance(Provenance, ResponseModel):
-    """Where a model comes from."""
+    """Where a model comes from: its repository, commit and training script."""
 
 
 def shown_source(source: str) -> str:
-    """A source as everyone may read it: no password and no signature of an address."""
+    """A source without the password or the signature of its URL."""
     if "://" not in source:
         return source
     parts = urlsplit(source)
@@ -259,7 +259,7 @@ def shown_source(source: str) -> str:
 
 
 def _content(record: records.Model) -> list[Json]:
-    """What a model's content is, as custom metadata."""
+    """A model's content, described as custom metadata."""
     values = (
         shown_source(record.source),
         record.digest,
@@ -273,7 +273,7 @@ def _content(record: records.Model) -> list[Json]:
 
 
 def _items(given: Iterable[Json], where: str, parts: Collection[str]) -> list[Metadata]:
-    """The items with whether they have an artifact, and one for each artifact without an item."""
+    """The items, marked if they have an artifact, and one for each artifact without an item."""
     keys = [part.removeprefix(where) for part in parts if part.startswith(where)]
     items = list(given)
     named = {item["key"] for item in items}
@@ -351,7 +351,7 @@ def move_model_artifact_to_or_from_object_storage(
     call: Action,
     hours: Annotated[int | None, Query(alias="restoreModelForHoursSpecified")] = None,
 ) -> None:
-    """The four operations with OCI's object storage; the error says what does the same here."""
+    """Operations on OCI's object storage; the error names the equivalent here."""
     advice = OBJECT_STORAGE.get(action)
     if advice is None:
         raise RecordAbsent(f"models have no action {action[:40]!r}")

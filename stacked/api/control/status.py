@@ -1,4 +1,4 @@
-"""What OCI has no words for: the state of everything, a file's settings, what nobody needs."""
+"""Stacked's own routes: status, comparison of engine settings, garbage collection."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ router = APIRouter(
 
 
 class EngineSettings(RequestModel):
-    """`engine` are the settings of a file; None: it has none."""
+    """`engine`: the settings of a file; None if it has none."""
 
     engine: Json | None = None
 
 
 class MemberStatus(ResponseModel):
-    """A live model: its requests in flight, and where its weights are."""
+    """A live model, its requests in flight, and where its weights are."""
 
     model_id: str
     inference_key: str | None
@@ -43,7 +43,7 @@ class MemberStatus(ResponseModel):
 
 
 class DiskStatus(ResponseModel):
-    """The disk of the data directory; `stored_bytes` are what adapters and bases take of it."""
+    """The disk of the data directory; `stored_bytes`: used by adapters and bases."""
 
     free_bytes: int
     total_bytes: int
@@ -66,7 +66,7 @@ class Status(ResponseModel):
 
 
 class CollectLine(ResponseModel):
-    """How much of a kind was removed (`freed`), or stays, and why."""
+    """How much of a kind was removed (`freed`) or stays, and why."""
 
     kind: str
     reason: str
@@ -76,7 +76,7 @@ class CollectLine(ResponseModel):
 
 
 class CollectReport(ResponseModel):
-    """`unfinished`: one round does not remove everything; the next one follows."""
+    """`unfinished`: there is more to remove, which the next round does."""
 
     dry_run: bool
     unfinished: bool
@@ -87,7 +87,7 @@ class CollectReport(ResponseModel):
 
 @router.get("/status")
 async def status(service: Served) -> Status:
-    """What `stacked status` shows. Where weights are is what the engine says."""
+    """What `stacked status` shows. The engine reports where weights are."""
     live, registry = service.vllm.live, service.registry
     resident = await service.vllm.engine.resident()
     deployment = await asyncio.to_thread(registry.deployments.get, service.active.deployment_id)
@@ -131,7 +131,7 @@ def _member(member: Member, live: Live[Loaded], resident: Resident) -> MemberSta
 
 @router.post("/check", **bare(204))
 def check_settings(body: EngineSettings, service: Served) -> Response:
-    """Whether engine settings are those in use; the settings themselves stay here."""
+    """Whether engine settings equal those in use, without revealing them."""
     if body.engine is not None:
         held = service.registry.deployments.get(service.active.deployment_id).configuration
         in_use, absent = held.get("engine", {}), object()
@@ -149,5 +149,5 @@ def check_settings(body: EngineSettings, service: Served) -> Response:
 
 @router.post("/collect", response_model=CollectReport, dependencies=CHANGE)
 async def collect(service: Served, dry_run: Annotated[bool, Query(alias="dryRun")] = False) -> Any:
-    """Remove what nobody needs any more, as the server also does by itself."""
+    """Remove what is no longer needed, as the server also does on its own."""
     return (await service.rounds.run(dry_run=dry_run)).to_json()

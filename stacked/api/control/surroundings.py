@@ -1,6 +1,6 @@
 """What clients look up before they deploy: containers, shapes, projects, compute targets.
 
-None of it is recorded: this server is one machine with one container, and one project.
+Nothing here is recorded: this server is one machine with one container and one project.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from stacked.errors import PageInvalid
 
 VERSION = version("stacked")
 LOCAL = "LOCAL"
-"""What this machine is called where a shape has a name; any other name means it, too."""
+"""The shape name of this machine; every other name means it too."""
 
 # The families of AQUA's inference containers that run vLLM: a model's metadata names one.
 FAMILIES = tuple(f"odsc-vllm-serving{more}" for more in ("", "-v1", "-llama4", "-openai"))
@@ -62,7 +62,7 @@ class ContainerQuery(PlainQuery):
 
 
 class Workload(ResponseModel):
-    """How AQUA starts a container: the flags that it always gives, ports, and variables."""
+    """How AQUA starts a container: its fixed flags, ports and environment variables."""
 
     workload_type: Target
     cmd: str
@@ -115,7 +115,7 @@ def list_nothing(query: Annotated[PlainQuery, Query()], call: Read) -> list[Json
 
 
 def _containers(server: ServerConfig) -> list[ContainerSummary]:
-    """This server under the name of every family that it can stand for."""
+    """This server under the name of each container family that it can replace."""
     port = str(server.port or ServerConfig().port)
     environment = {
         "MODEL_DEPLOY_PREDICT_ENDPOINT": server.predict_endpoint or "/v1/completions",
@@ -154,7 +154,7 @@ def _containers(server: ServerConfig) -> list[ContainerSummary]:
 
 
 def _shapes(server: ServerConfig) -> list[ModelDeploymentShapeSummary]:
-    """This machine under each of its names; with GPUs, it is their kind that counts."""
+    """This machine under each of its names."""
     machine = look()
     return [
         ModelDeploymentShapeSummary(
@@ -168,7 +168,7 @@ def _shapes(server: ServerConfig) -> list[ModelDeploymentShapeSummary]:
 
 
 def _page(rows: Iterable[R], query: Paged, call: Call) -> list[R]:
-    """A part of a list that does not change; a page token is where it begins."""
+    """A page of a list that does not change; its token is the index of its first row."""
     all_ = list(rows)
     page = query.page or "0"
     if not (page.isascii() and page.isdigit()) or int(page[:9]) > len(all_):

@@ -40,7 +40,7 @@ router = resource_router("/modelVersionSets", "Model version sets")
 
 
 class Category(enum.StrEnum):
-    """Whose it is; all that are here are users'."""
+    """Who owns the set; only users' exist here."""
 
     USER = "USER"
     SERVICE = "SERVICE"
@@ -62,7 +62,7 @@ class CreateModelVersionSet(Created):
 
 
 class UpdateModelVersionSet(Updated):
-    """The name stays: models are found by it."""
+    """The name cannot change: models refer to it."""
 
     def changes(self, record: Record) -> Json:
         found = super().changes(record)
@@ -86,7 +86,7 @@ class ModelVersionSetSummary(Tagged):
 
 
 class ModelVersionSet(ModelVersionSetSummary):
-    """Models under one name."""
+    """Versions of a model under one name."""
 
     description: str
 
@@ -137,7 +137,7 @@ def delete_model_version_set(
     call: Update,
     with_models: Annotated[bool, Query(alias="isDeleteRelatedModels")] = False,
 ) -> Response:
-    """With its models, these go first; one that is served stops it there."""
+    """With `isDeleteRelatedModels`, its models are deleted first; a served one stops that."""
     registry = call.registry
     expect = call.expected(registry.version_sets.get(id))
     if with_models:

@@ -47,7 +47,7 @@ class WorkRequest(ResponseModel):
 
 
 class WorkRequestLogEntry(ResponseModel):
-    """`step` is Stacked's own: the name of the step that the line tells of, where it does."""
+    """`step` is Stacked's own: the step that the line reports, if any."""
 
     message: str
     timestamp: Moment = Field(validation_alias="time")
@@ -55,7 +55,7 @@ class WorkRequestLogEntry(ResponseModel):
 
 
 class WorkRequestError(ResponseModel):
-    """`modelId` is Stacked's own: the model that is the reason, where one is."""
+    """`modelId` is Stacked's own: the model that failed, if one did."""
 
     code: str
     message: str
