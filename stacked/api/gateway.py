@@ -5,10 +5,7 @@ A request is admitted once, and its lease is released when it ends, however it e
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import time
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 from urllib.parse import quote
@@ -16,8 +13,8 @@ from urllib.parse import quote
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from stacked import metrics
 from stacked.api import request_ids
+from stacked.api.access import Access
 from stacked.api.bodies import ClientGone, Cut, decode, read_body
 from stacked.api.errors import INTERNAL, INTERNAL_CODE, not_served, oci_code, to_openai, to_plain
 from stacked.api.gate import Gate, is_upload
@@ -29,6 +26,7 @@ from stacked.groups.routing import Route
 from stacked.service import Service
 from stacked.serving.bodies import replay
 from stacked.serving.targets import (
+    HEALTH_PATHS,
     PREFIX,
     Target,
     app_path,
@@ -69,6 +67,7 @@ class Gateway:
         scope = {**scope, "path": app_path(path)}
         target = model_target(method, path, below)
         plain = target.plain if target else is_plain(path)
+        access = Access(id, method, path, routine=self._is_probe(path))
         try:
             if self._gate is None:
                 scope.update(called_by(ANYONE))
@@ -78,7 +77,7 @@ class Gateway:
                 self._service.deployments.check_served(deployment)
             scope, receive = await self._decoded(scope, receive)
             if target is not None:
-                await self._run_model(target, scope, receive, tagged)
+                await self._run_model(target, scope, receive, tagged, access)
                 return
             if method == "HEAD" and not is_control(path):  # whose artifacts handle HEAD themselves
                 scope["method"] = "GET"
@@ -90,16 +89,24 @@ class Gateway:
         except ClientGone:
             return
         except StackedError as error:
+            access.error = error.code
             if tagged.started:
                 raise
             await respond_error(
                 error, plain, tagged, oci_code(error, PREFIX if deployment else path)
             )
         except Exception:  # a fault of ours: the client gets a whole answer, the log the traceback
+            access.error = INTERNAL_CODE
             if tagged.started:
                 raise
             logger.exception("%s %s failed", method, path)
             await respond_error(StackedError(INTERNAL), plain, tagged, INTERNAL_CODE)
+        finally:
+            access.end(tagged)
+
+    def _is_probe(self, path: str) -> bool:
+        """Whether a path is read every few seconds, by platforms and collectors of metrics."""
+        return path in HEALTH_PATHS or path in ("/metrics", self._service.config.server.health_path)
 
     async def _decoded(self, scope: Scope, receive: Receive) -> tuple[Scope, Receive]:
         """The request without its content coding. What was signed is the body as it was sent."""
@@ -114,32 +121,19 @@ class Gateway:
         return {**scope, "headers": [*others, length]}, replay(body, receive)
 
     async def _run_model(
-        self, target: Target, scope: Scope, receive: Receive, send: Tagged
+        self, target: Target, scope: Scope, receive: Receive, send: Tagged, access: Access
     ) -> None:
         limit = self._service.config.server.max_body_bytes
         body = await read_body(receive, limit, Headers(scope=scope).get("content-length"))
         cut = Cut()
         route, lease, answer = self._service.admit(target, scope, body, cut.ask)
-        with lease, _counted(route, send):
+        with lease:
+            access.admitted(route)
             send.headers |= _route_headers(route)
             send.cut = cut
-            await answer(partial(cut.or_message, receive), _shaped(send, target))
+            await answer(partial(cut.or_message, receive), _shaped(send, target), access.count)
             if cut.asked and not send.ended:
                 await send.cut_off(_overdue(route), target.plain)
-
-
-@contextlib.contextmanager
-def _counted(route: Route[Any], send: Tagged) -> Iterator[None]:
-    """Count a request by the key it used and the content it got, however it ends."""
-    labels = route.labels
-    began = time.perf_counter()
-    metrics.request_began(*labels)
-    try:
-        yield
-    finally:
-        if send.first_body is not None:
-            metrics.first_byte(*labels, send.first_body - began)
-        metrics.request_ended(*labels, send.status)
 
 
 def _overdue(route: Route[Any]) -> DrainExpired:

@@ -37,6 +37,7 @@ class Tagged:
         self.status: int | None = None
         self.first_body: float | None = None
         self.cut: Cut | None = None
+        self.was_cut = False
 
     async def __call__(self, message: Message) -> None:
         if self.cut is not None and self.cut.asked:
@@ -56,7 +57,7 @@ class Tagged:
 
     async def cut_off(self, error: StackedError, plain: bool) -> None:
         """End a response that was cut: with an error event, or as an error if none has begun."""
-        self.cut = None
+        self.cut, self.was_cut = None, True
         if not self.started:
             await respond_error(error, plain, self)
             return

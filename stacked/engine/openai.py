@@ -115,6 +115,8 @@ def _counting(client: Any) -> Any:
     generate = client.generate
 
     async def counted(prompt: Any, params: Any, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        # Here, in the request's own context: a generator that is left may be closed in another.
+        selection = selected.get()
         asked = given = 0
         whole = getattr(params.output_kind, "name", "") == "CUMULATIVE"
         try:
@@ -124,7 +126,6 @@ def _counting(client: Any) -> Any:
                 asked = len(output.prompt_token_ids or ())
                 yield output
         finally:
-            selection = selected.get()
             if selection is not None and selection.count is not None:
                 selection.count(asked, given)
 

@@ -18,6 +18,8 @@ Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+Count = Callable[[int, int], None]
+"""Gets the tokens of one prompt and of its answers, once for each prompt of a request."""
 
 
 class Admission(NamedTuple):
@@ -26,7 +28,7 @@ class Admission(NamedTuple):
     route: Route[Any]
     lease: Lease
     """To be released when it has ended."""
-    answer: Callable[[Receive, Send], Awaitable[None]]
+    answer: Callable[[Receive, Send, Count], Awaitable[None]]
     """Has the model answer. `receive` is what follows the request's body."""
 
 

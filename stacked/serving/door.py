@@ -10,17 +10,16 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
-from stacked import metrics
 from stacked.config import PredictEndpoint, UnknownParameters
 from stacked.engine.engine import Loaded
 from stacked.engine.openai import Selection, selected
 from stacked.engine.parameters import INFORMATIVE, UNREAD, is_unread, known_parameters
 from stacked.errors import ParameterInvalid, ParameterUnsupported
 from stacked.groups.routing import Route
-from stacked.serving import Receive, Scope, Send
+from stacked.serving import Count, Receive, Scope, Send
 from stacked.serving.bodies import parse_object, replay, with_fields
 from stacked.serving.names import MODEL_HEADERS, names_of
 from stacked.serving.targets import Target, model_target
@@ -115,7 +114,9 @@ class Door:
         routes = [one for one in self.app.routes if "POST" in (getattr(one, "methods", None) or ())]
         return [route.path_regex for route in routes]
 
-    async def answer(self, call: Call, route: Route[Loaded], receive: Receive, send: Send) -> None:
+    async def answer(
+        self, call: Call, route: Route[Loaded], receive: Receive, send: Send, count: Count
+    ) -> None:
         """Have the app answer by the model of this route.
 
         Raises ParameterInvalid, ParameterUnsupported before anything is sent.
@@ -124,7 +125,6 @@ class Door:
         known = self._known.get(path)
         self._check_parameters(path, call, known)
         body = call.body_for(route, known is None or "stream" in known)
-        count = partial(metrics.tokens, *route.labels)
         token = selected.set(Selection(route.label, route.handle, count))
         try:
             await self.app(call.scope_for(path, len(body)), replay(body, receive), send)
@@ -170,8 +170,7 @@ class Door:
             return
         # OCI's clients send parameters of their service; OpenAI's may have mistyped one.
         if (self._unknown_parameters or ("ignore" if call.target.oci else "refuse")) == "ignore":
-            shown = ", ".join(f"{name:.40}" for name in sorted(unknown)[:8])
-            logger.info("%s: ignored %d unknown parameters: %s", path, len(unknown), shown)
+            logger.info("%s: ignored %d unknown parameters", path, len(unknown))
             return
         name = min(unknown)
         near = difflib.get_close_matches(name, known, n=1)

@@ -36,7 +36,8 @@ _MODEL_PATHS = re.compile(
 # scaling, sleeping, aborting others' requests) and is not reachable.
 _OPEN_PATHS = re.compile(r"/(metrics|version|load)")
 _LORA_PATHS = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
-_HEALTH_PATHS = frozenset({"/health", "/ping"})
+HEALTH_PATHS = frozenset({"/health", "/ping"})
+"""A platform's health probes, which reveal nothing about models."""
 
 _STREAM = "predictWithResponseStream"
 _VERBS = f"predict|{_STREAM}"
@@ -111,7 +112,7 @@ def inner_path(path: str) -> Inner:
 
 def _is_below_predict(path: str) -> bool:
     found = (_MODEL_PATHS.fullmatch(path), _OPEN_PATHS.fullmatch(path))
-    return any(found) or path in _HEALTH_PATHS
+    return any(found) or path in HEALTH_PATHS
 
 
 def model_target(method: str, path: str, below: str | None = None) -> Target | None:

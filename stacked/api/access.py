@@ -1,0 +1,109 @@
+"""One request, gathered while it runs and reported once when it has ended.
+
+The line, the metrics and the usage are all of this one object, so that they agree.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from stacked import metrics
+from stacked.api.replies import Tagged
+from stacked.groups.routing import Route
+
+logger = logging.getLogger("stacked.access")
+
+# Longer paths than any of ours are somebody's probing.
+_LONGEST_PATH = 200
+
+
+class Access:
+    """What is known of a request so far. `end` reports it; call that once, on every way out."""
+
+    __slots__ = (
+        "_admitted",
+        "_began",
+        "_labels",
+        "_routine",
+        "caller",
+        "error",
+        "generated_tokens",
+        "id",
+        "method",
+        "path",
+        "prompt_tokens",
+        "queued",
+        "route",
+    )
+
+    def __init__(self, id: str, method: str, path: str, *, routine: bool = False) -> None:
+        """`routine`: it is a probe, whose success is not worth a line."""
+        self.id, self.method, self.path = id, method, path
+        self.caller = ""
+        """Empty until the caller is known."""
+        self.route: Route[Any] | None = None
+        """Set by `admitted`."""
+        self.queued: float | None = None
+        """Seconds that it waited to be admitted; None if it did not wait."""
+        self.prompt_tokens = self.generated_tokens = 0
+        self.error = ""
+        """The code of the error of ours that it was answered with."""
+        self._routine = routine
+        self._began = self._admitted = time.perf_counter()
+        self._labels = ("", "")
+
+    def admitted(self, route: Route[Any]) -> None:
+        """It has a model and a lease, and runs from now on."""
+        self.route, self._labels = route, route.labels
+        self._admitted = time.perf_counter()
+        metrics.request_began(*self._labels)
+
+    def count(self, prompt: int, generated: int) -> None:
+        """The tokens of one prompt. The engine may report those of an aborted one late."""
+        metrics.tokens(*self._labels, prompt, generated)
+        self.prompt_tokens += prompt
+        self.generated_tokens += generated
+
+    def end(self, reply: Tagged) -> None:
+        """It has ended, as `reply` shows."""
+        if self.route is not None:
+            if reply.first_body is not None:
+                metrics.first_byte(*self._labels, reply.first_body - self._admitted)
+            metrics.request_ended(*self._labels, reply.status)
+        if logger.isEnabledFor(logging.INFO) and not (self._routine and reply.status == 200):
+            logger.info("request", extra={"fields": self._fields(reply)})
+
+    def _fields(self, reply: Tagged) -> dict[str, Any]:
+        """The line's, in its order. What is None is left out of it."""
+        route, now = self.route, time.perf_counter()
+        first = reply.first_body
+        fields = {
+            "id": self.id,
+            "caller": self.caller or None,
+            "method": self.method,
+            "path": self.path[:_LONGEST_PATH],
+            "status": reply.status,
+            "ended": _how(reply),
+            "error": self.error or None,
+            "seconds": round(now - self._began, 4),
+            "first": None if first is None else round(first - self._began, 4),
+        }
+        if route is None:
+            return fields
+        return fields | {
+            "key": route.label,
+            "digest": route.digest or "base",
+            "generation": route.generation,
+            "queued": round(self.queued or 0.0, 4),
+            "prompt_tokens": self.prompt_tokens,
+            "generated_tokens": self.generated_tokens,
+        }
+
+
+def _how(reply: Tagged) -> str:
+    """How a response ended: whole, cut by us, or because the client left."""
+    if reply.was_cut:
+        return "cut"
+    return "whole" if reply.ended else "left"
