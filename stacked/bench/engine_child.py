@@ -18,11 +18,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from stacked.bench.memory import forget_peaks, gpu_bytes, peak_bytes
-from stacked.core import Adapter, Digest
+from stacked.bench.subject import adapters_of, plan_of
 from stacked.engine.engine import Engine, Loaded
-from stacked.engine.machine import look
-from stacked.engine.plan import EnginePlan, make_plan
-from stacked.engine.support import require_build
+from stacked.engine.plan import EnginePlan
 from stacked.errors import StackedError
 from stacked.store import BaseModules
 
@@ -30,29 +28,10 @@ _LORA = ("enable_lora", "max_lora_rank", "max_loras", "max_cpu_loras")
 _LEAST_TOKEN = 3  # below it are the tokens that begin, end and pad
 
 
-def plan_of(requested: Mapping[str, Any], modules: BaseModules) -> EnginePlan:
-    """`requested` has base, options, adapters (path, rank, bytes), and whether LoRA is on."""
-    plan = make_plan(
-        base=Path(requested["base"]),
-        shapes=modules.modules,
-        served_names=("base",),
-        adapters=adapters_of(requested["adapters"]),
-        options=requested["options"],
-        machine=look(),
-        build=require_build(),
-    )
-    if requested["lora"]:
-        return plan
+def without_lora(plan: EnginePlan) -> EnginePlan:
+    """The same plan in everything else."""
     kept = {name: value for name, value in plan.options.items() if name not in _LORA}
     return replace(plan, options=kept, slots=0, host_adapters=0)
-
-
-def adapters_of(listed: Sequence[Mapping[str, Any]]) -> list[Adapter]:
-    """Each under its own digest: two of the same content are measured as two adapters."""
-    return [
-        Adapter(Digest(f"sha256:{at:064x}"), Path(each["path"]), each["rank"], (), each["bytes"])
-        for at, each in enumerate(listed)
-    ]
 
 
 class Runner:
@@ -109,16 +88,22 @@ class Runner:
 
 
 async def serve(requested: Mapping[str, Any], replies: TextIO) -> None:
-    """Start, report it, and run batches until the input ends."""
-    modules = BaseModules.read(Path(requested["base"]))
-    plan = plan_of(requested, modules)
+    """Start, report it, and run batches until the input ends.
+
+    `requested` has base, options, the adapters' directories, and whether LoRA is on.
+    """
+    base = Path(requested["base"])
+    modules = BaseModules.read(base)
+    adapters = adapters_of([Path(path) for path in requested["adapters"]])
+    plan = plan_of(base, modules, adapters, requested["options"])
+    if not requested["lora"]:
+        plan, adapters = without_lora(plan), []
     began = time.perf_counter()
     engine = await Engine.start(plan)
     try:
         await engine.warm()
         started = time.perf_counter() - began
-        listed = adapters_of(requested["adapters"]) if requested["lora"] else []
-        loaded = [await engine.load(adapter) for adapter in listed]
+        loaded = [await engine.load(adapter) for adapter in adapters]
         runner = Runner(engine, loaded, modules.vocab_size or 256)
         said = {
             "start_seconds": started,

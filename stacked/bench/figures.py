@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil
+from operator import attrgetter
 from statistics import median
+from typing import TypeVar
 
-IDLE_SECONDS = 1.5
-"""How long an engine that has just worked rests before another is measured.
-
-vLLM's worker spins for a second after its last step, on the same core as every other's.
-"""
+M = TypeVar("M")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +28,11 @@ class Spread:
             raise ValueError("a spread of no values")
         return cls(median(values), min(values), max(values), len(values))
 
-    def text(self, digits: int = 2) -> str:
-        """`1.20 (1.10 to 1.31)`; one measurement has no spread."""
-        median = f"{self.median:.{digits}f}"
+    def __format__(self, form: str) -> str:
+        """`1.20 (1.10 to 1.31)` for `.2f`; one measurement has no spread."""
         if self.count == 1:
-            return median
-        return f"{median} ({self.least:.{digits}f} to {self.most:.{digits}f})"
+            return format(self.median, form)
+        return f"{self.median:{form}} ({self.least:{form}} to {self.most:{form}})"
 
     def tree(self) -> dict[str, float | int]:
         return {
@@ -64,3 +61,13 @@ def quantile(values: Sequence[float], share: float) -> float:
 def turn(number: int, sides: Sequence[str]) -> list[str]:
     """A B, B A, A B, …: the order alternates, so that a drift favours neither."""
     return list(sides) if number % 2 == 0 else list(sides)[::-1]
+
+
+def in_order(measured: Iterable[M], **wanted: object) -> list[M]:
+    """The measurements whose attributes are as wanted, by their round."""
+    found = [
+        each
+        for each in measured
+        if all(getattr(each, name) == value for name, value in wanted.items())
+    ]
+    return sorted(found, key=attrgetter("round"))

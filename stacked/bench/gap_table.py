@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
 from stacked.bench.figures import Spread
-from stacked.bench.online import SIDES
-from stacked.bench.report import Bar, Chart, Result
+from stacked.bench.report import Column, Line, Result, Table
+from stacked.bench.server import SIDES
 
-_WINDOWS = {"steady": "steady", "loading": "loading"}
-_HEADER = (
-    "server",
-    "window",
-    "gap ms",
-    "its p99",
-    "worst",
-    "worst to steady p99",
-    "first token ms",
-    "worst",
-    "seconds until usable",
+_PARTS = ("median", "p99", "worst")
+_TABLE = Table(
+    "swap --gaps",
+    ("server", "window"),
+    (
+        Column("gap_median", "gap ms", "{0.median:.1f}"),
+        Column("gap_p99", "its p99", "{0.median:.1f}"),
+        Column("gap_worst", "worst", "{0.median:.1f}", chart="Worst gap between tokens (ms)"),
+        Column(
+            "to_steady",
+            "worst to steady p99",
+            chart="Worst gap while loading, to the steady p99 (ratio)",
+            line=1.0,
+        ),
+        Column("first_token_median", "first token ms", "{0.median:.1f}"),
+        Column("first_token_worst", "worst", "{0.median:.1f}"),
+        Column("usable", "seconds until usable"),
+    ),
+    SIDES,
 )
 
 
@@ -35,46 +44,34 @@ def gaps_result(
 
     `read` is the time to read the same bytes, `switch` what the switch of a large group costs.
     """
-    sides = list(dict.fromkeys(str(row["side"]) for row in each))
-    rows, listed, ratios, worst = [], [], [], []
-    for side in sides:
+    lines, listed = [], []
+    for side in dict.fromkeys(str(row["side"]) for row in each):
         mine = [row for row in each if row["side"] == side]
+        lines += [_line(mine, side, window) for window in ("steady", "loading")]
         share = Spread.of([row["worst_to_steady_p99"] for row in mine])
-        usable = Spread.of([row["seconds_to_usable"] for row in mine])
-        for window in _WINDOWS:
-            last = [share.text(2), usable.text(2)] if window == "loading" else ["", ""]
-            rows.append([SIDES[side], window, *_cells(mine, window, last)])
-            worsts = Spread.of([row[f"gaps_{window}"]["worst"] for row in mine])
-            worst.append(Bar(window, SIDES[side], worsts))
-        ratios.append(Bar("worst gap", SIDES[side], share))
         listed.append(
             {"side": side, "medians": _medians(mine), "worst_to_steady_p99": share.tree()}
         )
     data = {
-        "benchmark": "swap --gaps",
         "subject": dict(summary),
         "settings": dict(settings),
         "read_the_same_bytes": dict(read),
         "switch_of_a_staged_group": dict(switch),
-        "rows": listed,
-        "each": [dict(row) for row in each],
     }
-    charts = [
-        Chart("Worst gap between tokens", "ms", worst),
-        Chart("Worst gap while loading, to the steady p99", "ratio", ratios, line=1.0),
-    ]
-    return Result("swap --gaps", data, _HEADER, rows, charts, _notes(each, read, switch))
+    result = _TABLE.result(data, lines, each, _notes(each, read, switch))
+    return replace(result, data={**result.data, "rows": listed})
 
 
-def _cells(mine: Sequence[Mapping[str, Any]], window: str, last: Sequence[str]) -> list[str]:
-    gaps = [row[f"gaps_{window}"] for row in mine]
-    first = [row[f"first_token_{window}"] for row in mine]
-    return [
-        *(f"{median(gap[name] for gap in gaps):.1f}" for name in ("median", "p99", "worst")),
-        last[0],
-        *(f"{median(wait[name] for wait in first):.1f}" for name in ("median", "worst")),
-        last[1],
-    ]
+def _line(mine: Sequence[Mapping[str, Any]], side: str, window: str) -> Line:
+    figures = {
+        f"{name}_{part}": [row[f"{field}_{window}"][part] for row in mine]
+        for name, field in (("gap", "gaps"), ("first_token", "first_token"))
+        for part in _PARTS
+    }
+    if window == "loading":
+        figures["to_steady"] = [row["worst_to_steady_p99"] for row in mine]
+        figures["usable"] = [row["seconds_to_usable"] for row in mine]
+    return Line({"side": side, "window": window}, window, figures)
 
 
 def _medians(mine: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -106,7 +103,7 @@ def _notes(
     doors = [row for row in each if row.get("door_at_switch", {}).get("count")]
     if doors:
         steady, switch = (
-            {part: median(row[name][part] for row in doors) for part in ("median", "p99", "worst")}
+            {part: median(row[name][part] for row in doors) for part in _PARTS}
             for name in ("door_steady", "door_at_switch")
         )
         notes.append(

@@ -18,14 +18,14 @@ from typing import Any
 from stacked.bench.cores import off_engine_core
 from stacked.bench.figures import quantile
 from stacked.bench.gap_table import gaps_result
-from stacked.bench.loaders import LiveUpdate, Loader, Loading, VllmEndpoint
+from stacked.bench.loaders import LiveUpdate, Loader, VllmEndpoint
 from stacked.bench.memory import forget_file
-from stacked.bench.online import OURS, PEER, SIDES, tree_of
 from stacked.bench.report import Result, Telling
-from stacked.bench.server import peer_serving, serving
+from stacked.bench.server import OURS, PEER, serve, sides_of
 from stacked.bench.streams import Door, FirstTokens, Streams
 from stacked.bench.subject import Subject
 from stacked.bench.switch import measure_switch
+from stacked.bench.updates import Update
 from stacked.client import Client
 from stacked.core import MAX_MEMBERS
 from stacked.engine.cpu_affinity import hand_over_soon
@@ -49,10 +49,6 @@ class Settings:
     steady_seconds: float
     peer: bool = True
 
-    @property
-    def sides(self) -> tuple[str, ...]:
-        return (OURS, PEER) if self.peer else (OURS,)
-
 
 def gaps_within(arrivals: Sequence[Sequence[float]], window: Window) -> list[float]:
     """Seconds between tokens of one stream, of every gap that lies in the window or crosses it."""
@@ -63,12 +59,6 @@ def gaps_within(arrivals: Sequence[Sequence[float]], window: Window) -> list[flo
         for before, after in pairwise(times)
         if after >= since and before <= until
     ]
-
-
-def waits_within(times: Sequence[tuple[float, float]], window: Window) -> list[float]:
-    """Seconds of every request (sent, seconds) that was under way in the window."""
-    since, until = window
-    return [seconds for sent, seconds in times if sent + seconds >= since and sent <= until]
 
 
 def run_gaps(subject: Subject, settings: Settings, directory: Path, tell: Telling) -> Result:
@@ -85,11 +75,11 @@ def run_gaps(subject: Subject, settings: Settings, directory: Path, tell: Tellin
     gc.freeze()  # a garbage collection here would look like a late token,
     hand_over_soon()  # and so would another thread's time slice
     each: list[dict[str, Any]] = []
-    for side in settings.sides:
-        tell.begin(f"Starting {SIDES[side]}")
+    for side, name in sides_of(settings.peer).items():
+        tell.begin(f"Starting {name}")
         with _loader(subject, side, directory) as (url, loader):
             for number in range(settings.repeats):
-                tell.begin(f"{SIDES[side]}: load {number + 1} of {settings.repeats}")
+                tell.begin(f"{name}: load {number + 1} of {settings.repeats}")
                 row = _measure(subject, settings, url, loader, side == OURS)
                 each.append({"side": side, "repeat": number, **row})
     read = read_seconds(subject.adapters[1:])
@@ -101,18 +91,12 @@ def run_gaps(subject: Subject, settings: Settings, directory: Path, tell: Tellin
 @contextmanager
 def _loader(subject: Subject, side: str, directory: Path) -> Iterator[tuple[str, Loader]]:
     """A server with a way to load adapters into it."""
-    if side == PEER:
-        first = dict([next(iter(subject.members.items()))])
-        place = directory / "peer"
-        options = subject.options()
-        with peer_serving(subject.base, options, first, place, runtime_loading=True) as url:
+    with serve(side, subject, directory / side, directory / "data", loading=True) as url:
+        if side == PEER:
             yield url, VllmEndpoint(url, subject.members)
-        return
-    tree = tree_of(subject)
-    roots = sorted({str(path.parent) for path in subject.adapters})
-    tree["server"] = {"runtime_updates": True, "adapter_roots": roots}
-    with serving(tree, directory / "gaps", directory / "data") as url, Client(url) as client:
-        yield url, LiveUpdate(client, subject.members)
+            return
+        with Client(url) as client:
+            yield url, LiveUpdate(client, subject.members)
 
 
 def _measure(
@@ -131,14 +115,18 @@ def _measure(
         with first, door if has_door else nullcontext():
             time.sleep(_SETTLE_SECONDS)
             began, loading = _steady_then_load(settings, loader)
-        row |= first_figures(first.times, began, loading)
+        steady = (began, loading.requested)
+        under_way = (loading.requested, loading.ended)
+        row |= wait_figures("first_token", first.times, steady=steady, loading=under_way)
         if has_door:
-            row |= door_figures(door.times, began, loading)
+            before, after = _AROUND_SWITCH
+            around = (loading.switched - before, loading.switched + after)
+            row |= wait_figures("door", door.times, steady=steady, at_switch=around)
         loader.unload()
     return row
 
 
-def _steady_then_load(settings: Settings, loader: Loader) -> tuple[float, Loading]:
+def _steady_then_load(settings: Settings, loader: Loader) -> tuple[float, Update]:
     began = time.monotonic()
     time.sleep(settings.steady_seconds)  # the baseline: streams with nothing else
     loading = loader.load()
@@ -147,7 +135,7 @@ def _steady_then_load(settings: Settings, loader: Loader) -> tuple[float, Loadin
 
 
 def gap_figures(
-    arrivals: Sequence[Sequence[float]], began: float, loading: Loading
+    arrivals: Sequence[Sequence[float]], began: float, loading: Update
 ) -> dict[str, Any]:
     """The steady window from `began` to the load, and the load; milliseconds.
 
@@ -162,43 +150,31 @@ def gap_figures(
         "gaps_loading": _three(during),
         "worst_to_steady_p99": max(during) / quantile(steady, 0.99),
         "p99_to_steady_p99": quantile(during, 0.99) / quantile(steady, 0.99),
-        "seconds_to_usable": loading.usable - loading.requested,
+        "seconds_to_usable": loading.switched - loading.requested,
         "seconds_to_end": loading.ended - loading.requested,
         "phases_seconds": {name: round(value, 4) for name, value in loading.phases.items()},
     }
 
 
-def first_figures(
-    times: Sequence[tuple[float, float]], began: float, loading: Loading
+def wait_figures(
+    name: str, times: Sequence[tuple[float, float]], **windows: Window
 ) -> dict[str, Any]:
-    """Times to first token in the steady window and during the load; milliseconds."""
+    """Milliseconds of the requests (sent, seconds) that were under way in each window."""
     return {
-        "first_token_steady": _three(waits_within(times, (began, loading.requested))),
-        "first_token_loading": _three(waits_within(times, (loading.requested, loading.ended))),
-    }
-
-
-def door_figures(
-    times: Sequence[tuple[float, float]], began: float, loading: Loading
-) -> dict[str, Any]:
-    """The times of requests that need no engine: in the steady window, and around the switch."""
-    before, after = _AROUND_SWITCH
-    around = (loading.switched_at - before, loading.switched_at + after)
-    return {
-        "door_steady": _three(waits_within(times, (began, loading.requested))),
-        "door_at_switch": _three(waits_within(times, around)),
+        f"{name}_{window}": _three(
+            [waited for sent, waited in times if sent + waited >= since and sent <= until]
+        )
+        for window, (since, until) in windows.items()
     }
 
 
 def _three(seconds: Sequence[float]) -> dict[str, float | int]:
     """Milliseconds: median, 99th percentile and worst, of how many."""
-    if not seconds:
-        return {"count": 0, "median": 0.0, "p99": 0.0, "worst": 0.0}
     return {
         "count": len(seconds),
-        "median": round(median(seconds) * 1000, 3),
-        "p99": round(quantile(seconds, 0.99) * 1000, 3),
-        "worst": round(max(seconds) * 1000, 3),
+        "median": round(median(seconds or [0.0]) * 1000, 3),
+        "p99": round(quantile(seconds or [0.0], 0.99) * 1000, 3),
+        "worst": round(max(seconds, default=0.0) * 1000, 3),
     }
 
 

@@ -1,39 +1,24 @@
 """Two ways to bring adapters into a server under traffic: our LIVE update, and vLLM's endpoint.
 
-Both report when they began and ended on the monotonic clock.
+Both report it as an update: when it began and ended, and when requests could use what was loaded.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 import httpx
 
-from stacked.bench.updates import Updater
+from stacked.bench.updates import Update, Updater
 from stacked.client import Client
 from stacked.config import MemberConfig
 from stacked.errors import UpdateFailed
 from stacked.steps import Phase
-
-
-@dataclass(frozen=True, slots=True)
-class Loading:
-    """When it was requested, when requests could use what was loaded, and when it was over.
-
-    `switched_at` is the server's own time of the switch, if it reports one.
-    """
-
-    requested: float
-    usable: float
-    ended: float
-    phases: Mapping[str, float]
-    switched_at: float = math.inf
 
 
 class Loader(Protocol):
@@ -42,7 +27,7 @@ class Loader(Protocol):
     streamed: str
     """The name of the first."""
 
-    def load(self) -> Loading: ...
+    def load(self) -> Update: ...
     def unload(self) -> None: ...
 
 
@@ -58,16 +43,13 @@ class LiveUpdate:
         self._whole = self._updater.create("all", listed)
         self._updater.go(self._alone)
 
-    def load(self) -> Loading:
+    def load(self) -> Update:
         apart = time.time() - time.monotonic()
         update = self._updater.go(self._whole)
         # The server's own time is more exact than our polling, if both have the same clock.
         began = update.begins.get(Phase.SWITCH.value, 0.0) - apart
         known = update.requested <= began <= update.switched
-        usable = began if known else update.switched
-        return Loading(
-            update.requested, usable, update.ended, update.phases, began if known else math.inf
-        )
+        return replace(update, switched=began) if known else update
 
     def unload(self) -> None:
         self._updater.go(self._alone)
@@ -83,7 +65,7 @@ class VllmEndpoint:
         self._numbers = itertools.count(1)
         self._loaded: list[str] = []
 
-    def load(self) -> Loading:
+    def load(self) -> Update:
         number = next(self._numbers)
         requested = time.monotonic()
         for key, path in self._rest.items():
@@ -91,7 +73,7 @@ class VllmEndpoint:
             self._post("load", {"lora_name": name, "lora_path": str(path)})
             self._loaded.append(name)
         ended = time.monotonic()
-        return Loading(requested, ended, ended, {})
+        return Update(0, requested, ended, ended, {})
 
     def unload(self) -> None:
         while self._loaded:

@@ -6,17 +6,17 @@ Engines run as separate processes.
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from stacked.bench.ceilings import BaseWeights, Bound, dtype_of, least_seconds, measured_ceilings
 from stacked.bench.children import Talk, talking
-from stacked.bench.figures import IDLE_SECONDS, Spread, turn
-from stacked.bench.report import Bar, Chart, Result, Telling
+from stacked.bench.figures import in_order, ratios
+from stacked.bench.report import Column, Line, Result, Table, Telling
+from stacked.bench.rounds import Rounds
 from stacked.bench.subject import Subject
 from stacked.bench.workload import ASSIGNMENTS, Row, assign
 from stacked.errors import StackedError
@@ -41,8 +41,8 @@ class Settings:
     together: bool = False
 
     @property
-    def sides(self) -> tuple[str, ...]:
-        return (OFF, ON, PEER) if self.peer else (OFF, ON)
+    def sides(self) -> dict[str, str]:
+        return {side: name for side, name in SIDES.items() if self.peer or side != PEER}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,18 +64,19 @@ class Measured:
         """Per second: what was read and what was written."""
         return (self.input_tokens + self.output_tokens) / self.seconds
 
-    @property
-    def written(self) -> float:
-        """Tokens per second that were generated."""
-        return self.output_tokens / self.seconds
-
 
 def run_offline(subject: Subject, settings: Settings, directory: Path, tell: Telling) -> Result:
     """Measure every row, and LoRA off next to it. Raises EngineStartFailed."""
     bound = bound_of(subject, settings, tell)
-    run = _together if settings.together else _apart
-    measured = list(run(subject, settings, directory, tell))
-    return offline_result(subject.summary(), settings, measured, bound)
+    starts, rounds = (1, settings.rounds) if settings.together else (settings.rounds, 1)
+    measured = Rounds(starts, rounds, settings.together).run(
+        settings.sides,
+        settings.rows,
+        lambda side, _: _engine(subject, settings, side, directory),
+        lambda engine, side, row, number: _measure(engine, settings, side, row, number),
+        tell,
+    )
+    return offline_result(subject.summary(), settings, list(measured), bound)
 
 
 def bound_of(subject: Subject, settings: Settings, tell: Telling) -> Bound | None:
@@ -101,41 +102,6 @@ def bound_of(subject: Subject, settings: Settings, tell: Telling) -> Bound | Non
     return Bound(ceilings, least)
 
 
-def _together(
-    subject: Subject, settings: Settings, directory: Path, tell: Telling
-) -> Iterator[Measured]:
-    """All engines live; each row of a round is measured on one after the other."""
-    with ExitStack() as stack:
-        engines: dict[str, Talk] = {}
-        for side in settings.sides:
-            tell.begin(f"Starting an engine: {SIDES[side]}")
-            engines[side] = stack.enter_context(_engine(subject, settings, side, directory))
-        tell.begin(f"{settings.rounds} rounds of {len(settings.rows)} rows")
-        for side in settings.sides:  # the first batch of an engine is slower than the others
-            _measure(engines[side], settings, side, settings.rows[0], -1)
-        for number in range(settings.rounds):
-            for at, row in enumerate(settings.rows):
-                for side in turn(number + at, settings.sides):
-                    time.sleep(IDLE_SECONDS)
-                    yield _measure(engines[side], settings, side, row, number)
-                done = (number * len(settings.rows) + at + 1) / len(settings.rows)
-                tell.fraction(done / settings.rounds)
-
-
-def _apart(
-    subject: Subject, settings: Settings, directory: Path, tell: Telling
-) -> Iterator[Measured]:
-    """One engine alive at a time; every round starts each anew, first the one, then the other."""
-    order = [(n, side) for n in range(settings.rounds) for side in turn(n, settings.sides)]
-    for number, side in order:
-        tell.begin(f"Round {number + 1} of {settings.rounds}: {SIDES[side]}")
-        with _engine(subject, settings, side, directory) as engine:
-            _measure(engine, settings, side, settings.rows[0], -1)
-            for done, row in enumerate(settings.rows, start=1):
-                yield _measure(engine, settings, side, row, number)
-                tell.fraction(done / len(settings.rows))
-
-
 @contextmanager
 def _engine(subject: Subject, settings: Settings, side: str, directory: Path) -> Iterator[Talk]:
     log = directory / f"engine-{side}.log"
@@ -155,7 +121,7 @@ def start_message(subject: Subject, settings: Settings, side: str) -> dict[str, 
     return {
         "base": str(subject.base),
         "options": options,
-        "adapters": subject.listed(),
+        "adapters": [str(path) for path in subject.adapters],
         "lora": side != OFF,
     }
 
@@ -182,16 +148,6 @@ def _measure(engine: Talk, settings: Settings, side: str, row: Row, number: int)
     return Measured(round=number, side=side, row=row.name, **reply)
 
 
-def row_ratios(measured: Sequence[Measured], side: str, row: str) -> list[float]:
-    """Tokens per second of a row over those of LoRA off in the same round, for each round."""
-    off = {each.round: each.tokens for each in measured if each.side == OFF and each.row == row}
-    return [
-        each.tokens / off[each.round]
-        for each in measured
-        if each.side == side and each.row == row and each.round in off
-    ]
-
-
 def offline_result(
     summary: Mapping[str, Any],
     settings: Settings,
@@ -199,37 +155,31 @@ def offline_result(
     bound: Bound | None = None,
 ) -> Result:
     """The table, the charts and the figures of what was measured."""
-    rows, listed, bars, shares = [], [], [], []
-    names = [row.name for row in settings.rows]
-    for side, name in [(OFF, ""), *((s, n) for n in names for s in settings.sides if s != OFF)]:
-        mine = [each for each in measured if each.side == side and (each.row == name or not name)]
-        if not mine:
-            continue
-        figures = _figures(mine, row_ratios(measured, side, name), bound)
-        label = name or "base"
-        rows.append([SIDES[side], label, *_cells(figures)])
-        listed.append({"side": side, "row": label} | {k: v.tree() for k, v in figures.items()})
-        bars.append(Bar(label, SIDES[side], figures["tokens_per_second"]))
-        if "ratio" in figures:
-            shares.append(Bar(label, SIDES[side], figures["ratio"]))
+    groups = [in_order(measured, side=OFF)]
+    groups += [
+        in_order(measured, side=side, row=row.name) for row in settings.rows for side in (ON, PEER)
+    ]
+    lines = [_line(mine, measured, bound) for mine in groups if mine]
     data = {
-        "benchmark": "offline",
         "subject": dict(summary),
         "settings": asdict(settings),
         **({"bound": asdict(bound)} if bound else {}),
-        "rows": listed,
-        "each": [asdict(each) for each in measured],
     }
-    header = ["engine", "requests of", "tokens/s", "generated/s", "requests/s", "peak memory"]
-    header += ["of LoRA off", *(["of the ceiling"] if bound else [])]
-    charts = [
-        Chart("Throughput", "tokens/s", bars),
-        Chart("Of LoRA off, side by side", "ratio", shares, line=1.0),
-    ]
+    columns = _COLUMNS if bound else _COLUMNS[:-1]
     notes = [_NOTE, *([_ceiling_note(bound)] if bound else [])]
-    return Result("offline", data, header, rows, charts, notes)
+    each = [asdict(each) for each in measured]
+    table = Table("offline", ("engine", "requests of"), columns, SIDES)
+    return table.result(data, lines, each, notes)
 
 
+_COLUMNS = (
+    Column("tokens_per_second", "tokens/s", "{:.1f}", chart="Throughput (tokens/s)"),
+    Column("generated_per_second", "generated/s", "{:.1f}"),
+    Column("requests_per_second", "requests/s"),
+    Column("peak_gb", "peak memory", "{0.most:.2f} GB"),
+    Column("ratio", "of LoRA off", "{:.2f}", "1", "Of LoRA off, side by side (ratio)", 1.0),
+    Column("of_ceiling", "of the ceiling"),
+)
 _NOTE = (
     "Medians of all rounds, least and most in parentheses. A ratio is taken within each round, "
     "against LoRA off under the same requests. Tokens count prompts and answers."
@@ -246,28 +196,17 @@ def _ceiling_note(bound: Bound) -> str:
     )
 
 
-def _figures(
-    mine: Sequence[Measured], shares: Sequence[float], bound: Bound | None
-) -> dict[str, Spread]:
+def _line(mine: Sequence[Measured], measured: Sequence[Measured], bound: Bound | None) -> Line:
+    """One row on one side, or all of LoRA off; a ratio is to LoRA off in the same round."""
+    side, row = mine[0].side, "base" if mine[0].side == OFF else mine[0].row
+    off = in_order(measured, side=OFF, row=row) if side != OFF else []
+    shares = ratios([each.tokens for each in mine], [each.tokens for each in off]) if off else []
     figures = {
-        "tokens_per_second": Spread.of([each.tokens for each in mine]),
-        "generated_per_second": Spread.of([each.written for each in mine]),
-        "requests_per_second": Spread.of([each.requests / each.seconds for each in mine]),
-        "peak_gb": Spread.of([(each.gpu_bytes or each.peak_bytes) / 1e9 for each in mine]),
+        "tokens_per_second": [each.tokens for each in mine],
+        "generated_per_second": [each.output_tokens / each.seconds for each in mine],
+        "requests_per_second": [each.requests / each.seconds for each in mine],
+        "peak_gb": [(each.gpu_bytes or each.peak_bytes) / 1e9 for each in mine],
+        "ratio": shares,
+        "of_ceiling": [bound.seconds / each.seconds for each in mine] if bound else [],
     }
-    if mine[0].side != OFF and shares:
-        figures["ratio"] = Spread.of(shares)
-    if bound:
-        figures["of_ceiling"] = Spread.of([bound.seconds / each.seconds for each in mine])
-    return figures
-
-
-def _cells(figures: Mapping[str, Spread]) -> list[str]:
-    return [
-        figures["tokens_per_second"].text(1),
-        figures["generated_per_second"].text(1),
-        figures["requests_per_second"].text(2),
-        f"{figures['peak_gb'].most:.2f} GB",
-        figures["ratio"].text(2) if "ratio" in figures else "1",
-        *([figures["of_ceiling"].text(2)] if "of_ceiling" in figures else []),
-    ]
+    return Line({"side": side, "row": row}, row, figures)

@@ -83,7 +83,7 @@ def _draw(axis: Axes, chart: Chart, colours: Mapping[str, str]) -> None:
         axis.bar_label(drawn, texts, padding=3, fontsize=7)
     axis.set_yticks(range(len(labels)), labels, fontsize=8)
     axis.invert_yaxis()
-    axis.set_title(f"{chart.title} ({chart.unit})", fontsize=9, loc="left")
+    axis.set_title(chart.title, fontsize=9, loc="left")
     axis.tick_params(axis="x", labelsize=8)
     axis.margins(x=0.1)
     axis.spines[["top", "right"]].set_visible(False)

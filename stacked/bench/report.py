@@ -6,7 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -40,24 +40,95 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """Bars of one unit; `line` is a value to compare them with."""
+    """Bars under a title with their unit; `line` is a value to compare them with."""
 
     title: str
-    unit: str
     bars: Sequence[Bar]
     line: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Figures as measured in `data`, as a table and as charts."""
+    """Figures as measured in `data`, as a table and as charts; `violations` are broken promises."""
 
     name: str
     data: Mapping[str, Any]
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     charts: Sequence[Chart] = ()
-    notes: Sequence[str] = field(default_factory=list)
+    notes: Sequence[str] = ()
+    violations: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One figure of a table: its name in the JSON, its header, and how a cell shows its spread.
+
+    `form` formats a whole Spread; `chart` is the title of the figure's bars, if any, and `line` a
+    value to compare these with.
+    """
+
+    figure: str
+    header: str
+    form: str = "{:.2f}"
+    absent: str = ""
+    chart: str = ""
+    line: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What one row of a table measured; `keys` name it, one of them its side, `bar` in charts.
+
+    A figure without values is absent.
+    """
+
+    keys: Mapping[str, Any]
+    bar: str
+    figures: Mapping[str, Sequence[float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The description of a benchmark's table, from which rows, JSON and charts are made.
+
+    `labels` are the headers of the lines' keys, `sides` the names of what is compared.
+    """
+
+    name: str
+    labels: Sequence[str]
+    columns: Sequence[Column]
+    sides: Mapping[str, str]
+
+    def result(
+        self,
+        data: Mapping[str, Any],
+        lines: Sequence[Line],
+        each: Sequence[Mapping[str, Any]],
+        notes: Sequence[str],
+    ) -> Result:
+        """The lines in all three forms; `each` has every single measurement, for the JSON."""
+        rows, listed = [], []
+        bars: dict[str, list[Bar]] = {column.figure: [] for column in self.columns}
+        for line in lines:
+            spreads = {name: Spread.of(values) for name, values in line.figures.items() if values}
+            keys = {**line.keys, "side": self.sides[line.keys["side"]]}
+            cells = [str(value) for value in keys.values()]
+            for column in self.columns:
+                spread = spreads.get(column.figure)
+                cells.append(column.absent if spread is None else column.form.format(spread))
+                if spread is not None:
+                    bars[column.figure].append(Bar(line.bar, keys["side"], spread))
+            rows.append(cells)
+            listed.append({**line.keys, **{name: each.tree() for name, each in spreads.items()}})
+        charts = [
+            Chart(column.chart, bars[column.figure], column.line)
+            for column in self.columns
+            if column.chart
+        ]
+        header = [*self.labels, *(column.header for column in self.columns)]
+        tree = {"benchmark": self.name, **data, "rows": listed, "each": list(each)}
+        return Result(self.name, tree, header, rows, charts, notes)
 
 
 def with_circumstances(
@@ -87,15 +158,22 @@ def with_circumstances(
     }
 
 
-def write_json(figures: Mapping[str, Any], path: Path) -> None:
+def write(text: str, path: Path) -> None:
+    """Write a file of figures, with the directories that it needs."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
+
+
+def as_json(figures: Mapping[str, Any]) -> str:
+    """The figures as a file."""
+    return json.dumps(figures, indent=2, ensure_ascii=False) + "\n"
 
 
 def markdown(result: Result, around: Mapping[str, Any]) -> str:
     """The table as Markdown, under its circumstances."""
     machine, versions = around["machine"], around["versions"]
     gpus = "".join(f", {name}" for name in machine["gpus"])
+    table = [result.header, ["---"] * len(result.header), *result.rows]
     lines = [
         f"# {result.name}",
         "",
@@ -107,20 +185,10 @@ def markdown(result: Result, around: Mapping[str, Any]) -> str:
         + ".",
         *([around["note"]] if around.get("note") else []),
         "",
-        *_table(result.header, result.rows),
+        *("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table),
         *(line for note in result.notes for line in ("", note)),
     ]
     return "\n".join(lines) + "\n"
-
-
-def write_markdown(result: Result, around: Mapping[str, Any], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(markdown(result, around), encoding="utf-8")
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [header, ["---"] * len(header), *rows]
-    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
 
 
 def _version(name: str) -> str | None:

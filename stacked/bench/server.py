@@ -10,7 +10,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,13 @@ import httpx
 import yaml
 
 from stacked.bench.children import child, free_port, last_words
+from stacked.bench.subject import Subject
 from stacked.errors import EngineStartFailed
 
-_START_SECONDS = 900.0
+OURS, PEER = "stacked", "vllm"
+SIDES = {OURS: "Stacked", PEER: "vLLM's server"}
+
+_START_SECONDS = 1800.0
 _LOOK_SECONDS = 0.05
 
 # vLLM's engine gets the same environment as ours, but its own kernels.
@@ -33,38 +38,36 @@ _PEER = {
 }
 
 
-@contextmanager
-def serving(tree: dict[str, Any], directory: Path, data_dir: Path) -> Iterator[str]:
-    """Serve a config's tree from `directory` (made here) until the block ends; its URL.
+def serve(
+    side: str, subject: Subject, directory: Path, data_dir: Path, *, loading: bool = False
+) -> AbstractContextManager[str]:
+    """Either server over the same base, adapters and settings, until the block ends; its URL.
 
-    Raises EngineStartFailed with what the server printed if it does not become healthy.
+    `loading`: adapters can be loaded while it runs; vLLM's then begins with the first alone. Raises
+    EngineStartFailed with what the server printed if it does not become healthy.
     """
-    directory.mkdir(parents=True)
-    with running(ours(tree, directory, data_dir), directory) as url:
-        yield url
+    if side == PEER:
+        members = dict(islice(subject.members.items(), 1 if loading else None))
+        return running(
+            theirs(subject.base, subject.options(), members), directory, peer_environment(loading)
+        )
+    tree = subject.tree(subject.options())
+    if loading:
+        roots = sorted({str(path.parent) for path in subject.adapters})
+        tree["server"] = {"runtime_updates": True, "adapter_roots": roots}
+    return serving(tree, directory, data_dir)
 
 
-@contextmanager
-def peer_serving(
-    base: Path,
-    options: Mapping[str, Any],
-    members: Mapping[str, Path],
-    directory: Path,
-    *,
-    runtime_loading: bool = False,
-) -> Iterator[str]:
-    """vLLM's own server over the same base, adapters and settings, until the block ends; its URL.
-
-    Raises EngineStartFailed as `serving` does.
-    """
-    directory.mkdir(parents=True)
-    environment = peer_environment(runtime_loading)
-    with running(theirs(base, options, members), directory, environment) as url:
-        yield url
+def serving(
+    tree: Mapping[str, Any], directory: Path, data_dir: Path
+) -> AbstractContextManager[str]:
+    """The same for a config's tree, served by Stacked."""
+    return running(ours(tree, directory, data_dir), directory)
 
 
 def ours(tree: Mapping[str, Any], directory: Path, data_dir: Path) -> list[str]:
     """The command that serves a config's tree; the port follows it."""
+    directory.mkdir(parents=True, exist_ok=True)
     config = directory / "config.yaml"
     config.write_text(yaml.safe_dump(dict(tree)), encoding="utf-8")
     command = [sys.executable, "-m", "stacked", "serve", str(config)]
@@ -84,9 +87,9 @@ def theirs(base: Path, options: Mapping[str, Any], members: Mapping[str, Path]) 
     return command
 
 
-def peer_environment(runtime_loading: bool = False) -> dict[str, str]:
-    """The environment of vLLM's server; `runtime_loading` opens its `/v1/load_lora_adapter`."""
-    return {**_PEER, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": str(int(runtime_loading))}
+def peer_environment(loading: bool = False) -> dict[str, str]:
+    """The environment of vLLM's server; `loading` opens its `/v1/load_lora_adapter`."""
+    return {**_PEER, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": str(int(loading))}
 
 
 def flags(options: Mapping[str, Any]) -> list[str]:
@@ -105,11 +108,17 @@ def flags(options: Mapping[str, Any]) -> list[str]:
     return words
 
 
+def sides_of(peer: bool) -> dict[str, str]:
+    """Our server, and vLLM's if it is a `peer`, with their names."""
+    return SIDES if peer else {OURS: SIDES[OURS]}
+
+
 @contextmanager
 def running(
     command: Sequence[str], directory: Path, environment: Mapping[str, str] | None = None
 ) -> Iterator[str]:
     """Run a server's command on a free port until the block ends; its URL once it is healthy."""
+    directory.mkdir(parents=True, exist_ok=True)
     terminal, port = directory / "terminal.txt", free_port()
     url = f"http://127.0.0.1:{port}"
     command = [*command, "--port", str(port)]

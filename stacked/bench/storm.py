@@ -16,8 +16,9 @@ from typing import Any
 from stacked.bench.asking import PROMPTS, Refused, apart, references
 from stacked.bench.check import BASE, Tokens, Version, Violation, judge
 from stacked.bench.groups import Storm, config_tree, group_members, make_storm, pool_members
-from stacked.bench.report import Telling
+from stacked.bench.report import Result, Telling
 from stacked.bench.server import counted, serving
+from stacked.bench.subject import Subject, config_of
 from stacked.bench.traffic import Mix, Traffic
 from stacked.bench.updates import Update, Updater, phase_table
 from stacked.client import Client, ClientError
@@ -75,12 +76,10 @@ class Seen:
 
 
 def run_storm(
-    config: Config,
-    settings: Settings,
-    directory: Path,
-    tell: Telling,
-) -> dict[str, Any]:
-    """Run it under `directory`, and return its figures. Raises StackedError if it cannot run."""
+    served: Config | Subject, settings: Settings, directory: Path, tell: Telling
+) -> Result:
+    """Run it under `directory`; its figures. Raises StackedError if it cannot run."""
+    config = config_of(served) if isinstance(served, Subject) else served
     storm = make_storm(config, settings.groups)
     known: dict[tuple[int, str, int], Tokens] = {}
     for number in range(len(storm.groups)):
@@ -96,7 +95,7 @@ def run_storm(
     seen = _storm(config, storm, settings, directory, tell)
     violations = judge(seen.traffic.answers, seen.traffic.refusals, seen.versions, known)
     violations += seen.failures
-    return {
+    figures = {
         "base": Path(config.base.model).name,
         "engine": dict(config.engine),
         "adapters": len(storm.pool),
@@ -109,6 +108,10 @@ def run_storm(
         "violations": dict(Counter(each.kind for each in violations)),
         "first_violations": [f"{each.kind}: {each.text}" for each in violations[:20]],
     }
+    rows = storm_rows(figures)
+    return Result(
+        "swap", figures, ("figure", "value"), rows, violations=figures["first_violations"]
+    )
 
 
 def _reference(
@@ -126,11 +129,7 @@ def _reference(
 
 
 def _storm(
-    config: Config,
-    storm: Storm,
-    settings: Settings,
-    directory: Path,
-    tell: Telling,
+    config: Config, storm: Storm, settings: Settings, directory: Path, tell: Telling
 ) -> Seen:
     tree = config_tree(config, pool_members(storm))
     place = directory / "storm"
@@ -195,3 +194,24 @@ def _one(updater: Updater, group_id: str, group: int, keys: Mapping[str, str], s
     seen.versions[-1] = replace(seen.versions[-1], replaced=done.switched)
     seen.versions.append(Version(done.generation, group, keys, done.requested))
     seen.updates.append(done)
+
+
+_HIDDEN = ("groups", "first_violations", "engine")
+
+
+def storm_rows(figures: Mapping[str, Any]) -> list[list[str]]:
+    """The figures as text, one line for each, also for a figure with parts."""
+    rows = []
+    for name, value in figures.items():
+        if name in _HIDDEN:
+            continue
+        if name == "phases_seconds":
+            rows += [
+                [f"seconds {phase}", f"median {each['median']:.3f}, most {each['most']:.3f}"]
+                for phase, each in value.items()
+            ]
+            continue
+        if isinstance(value, Mapping):
+            value = ", ".join(f"{part} {count}" for part, count in value.items()) or "none"
+        rows.append([name.replace("_", " "), str(value)])
+    return rows

@@ -6,6 +6,7 @@ Each runs in its own thread and records when events arrived.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -44,8 +45,15 @@ class Clients(ABC):
         except BaseException as error:  # noqa: BLE001  raised by the thread that waits for this one
             self._failure = error
 
+    @property
+    def failed(self) -> bool:
+        """Whether the clients have ended early, by a fault of the benchmark."""
+        return not self._thread.is_alive()
+
     async def _all(self) -> None:
-        async with httpx.AsyncClient(base_url=self._url, timeout=300) as client:
+        # Idle connections are closed earlier than by a server: otherwise both may do so at once.
+        limits = httpx.Limits(max_connections=None, keepalive_expiry=2.0)
+        async with httpx.AsyncClient(base_url=self._url, timeout=300, limits=limits) as client:
             await self._work(client)
 
     @abstractmethod
@@ -78,43 +86,51 @@ class Streams(Clients):
                     return
 
 
-class FirstTokens(Clients):
-    """A short request again and again; `times` has when each was sent and its seconds."""
+class Waits(Clients):
+    """One request again and again; `times` has when each was sent and its seconds."""
 
-    def __init__(self, url: str, key: str, pause: float = 0.2) -> None:
+    pause: float
+    """Seconds between two of them."""
+
+    def __init__(self, url: str) -> None:
         super().__init__(url)
         self.times: list[tuple[float, float]] = []
-        self._key, self._pause = key, pause
 
     async def _work(self, client: httpx.AsyncClient) -> None:
-        number = 0
-        while not self._stop.is_set():
-            number += 1
+        for number in itertools.count(1):
+            if self._stop.is_set():
+                return
             sent = time.monotonic()
-            # A new prompt each time: the prefix cache has the others.
-            async for _event in stream(client, body(self._key, f"{number} {_PROMPT}", 1), Got()):
-                break
+            await self._request(client, number)
             self.times.append((sent, time.monotonic() - sent))
-            await asyncio.sleep(self._pause)
+            await asyncio.sleep(self.pause)
+
+    @abstractmethod
+    async def _request(self, client: httpx.AsyncClient, number: int) -> None:
+        """Returns at the moment that is timed."""
 
 
-class Door(Clients):
-    """Requests for an unknown key, which need no engine: their time is the server's own.
+class FirstTokens(Waits):
+    """A short request of one key, up to its first token."""
 
-    `times` has when each was sent and its seconds.
-    """
+    pause = 0.2
 
-    def __init__(self, url: str, pause: float = 0.002) -> None:
+    def __init__(self, url: str, key: str) -> None:
         super().__init__(url)
-        self.times: list[tuple[float, float]] = []
-        self._pause = pause
+        self._key = key
 
-    async def _work(self, client: httpx.AsyncClient) -> None:
-        request = body(_ABSENT, "Nobody is here", 1)
-        while not self._stop.is_set():
-            sent = time.monotonic()
-            response = await client.post("/v1/completions", json=request)
-            self.times.append((sent, time.monotonic() - sent))
-            if response.status_code != 404:
-                raise Refused("NotRefused", f"{_ABSENT} got HTTP {response.status_code}")
-            await asyncio.sleep(self._pause)
+    async def _request(self, client: httpx.AsyncClient, number: int) -> None:
+        # A new prompt each time: the prefix cache has the others.
+        async for _event in stream(client, body(self._key, f"{number} {_PROMPT}", 1), Got()):
+            break
+
+
+class Door(Waits):
+    """Requests for an unknown key, which need no engine: their time is the server's own."""
+
+    pause = 0.002
+
+    async def _request(self, client: httpx.AsyncClient, number: int) -> None:
+        response = await client.post("/v1/completions", json=body(_ABSENT, "Nobody is here", 1))
+        if response.status_code != 404:
+            raise Refused("NotRefused", f"{_ABSENT} got HTTP {response.status_code}")

@@ -17,7 +17,7 @@ from stacked.bench.shapes import SHAPES, build_shape, shape_options
 from stacked.config import Config, parse
 from stacked.core import Adapter, Digest
 from stacked.engine.machine import look
-from stacked.engine.plan import make_plan
+from stacked.engine.plan import EnginePlan, make_plan
 from stacked.engine.support import require_build
 from stacked.errors import ConfigInvalid, ParameterInvalid, WeightsInvalid
 from stacked.store import BaseModules
@@ -49,28 +49,19 @@ class Subject:
     def members(self) -> dict[str, Path]:
         return {f"a{at}": path for at, path in enumerate(self.adapters)}
 
-    def listed(self) -> list[dict[str, Any]]:
-        """The adapters, as an engine child reads them."""
-        return [
-            {"path": str(path), "rank": rank_of(path), "bytes": size_of(path)}
-            for path in self.adapters
-        ]
+    def tree(self, engine: Mapping[str, Any]) -> dict[str, Any]:
+        """The config that serves it with these engine options."""
+        listed = [{"key": key, "source": str(path)} for key, path in self.members.items()]
+        return {
+            "base": {"model": str(self.base), "key": "base"},
+            "group": {"name": "bench", "members": listed},
+            "engine": dict(engine),
+        }
 
     def options(self) -> dict[str, Any]:
         """Every setting of the engine, chosen as a server of ours would; both sides get these."""
-        adapters = [
-            Adapter(Digest(f"sha256:{at:064x}"), path, rank_of(path), (), size_of(path))
-            for at, path in enumerate(self.adapters)
-        ]
-        plan = make_plan(
-            base=self.base,
-            shapes=BaseModules.read(self.base).modules,
-            served_names=("base",),
-            adapters=adapters,
-            options=self.engine,
-            machine=look(),
-            build=require_build(),
-        )
+        modules = BaseModules.read(self.base)
+        plan = plan_of(self.base, modules, adapters_of(self.adapters), self.engine)
         return {name: value for name, value in plan.options.items() if name != "enable_lora"}
 
     def summary(self) -> dict[str, Any]:
@@ -134,13 +125,30 @@ def subject_of(config: Config, data_dir: Path) -> Subject:
 
 def config_of(subject: Subject) -> Config:
     """The subject as a config, on loopback."""
-    members = [{"key": key, "source": str(path)} for key, path in subject.members.items()]
-    tree = {
-        "base": {"model": str(subject.base), "key": "base"},
-        "group": {"name": "bench", "members": members},
-        "engine": dict(subject.engine),
-    }
-    return parse(tree, where="bench", directory=Path("/"))
+    return parse(subject.tree(subject.engine), where="bench", directory=Path("/"))
+
+
+def adapters_of(paths: Sequence[Path]) -> list[Adapter]:
+    """Each under its own digest: two of the same content are measured as two adapters."""
+    return [
+        Adapter(Digest(f"sha256:{at:064x}"), path, rank_of(path), (), size_of(path))
+        for at, path in enumerate(paths)
+    ]
+
+
+def plan_of(
+    base: Path, modules: BaseModules, adapters: Sequence[Adapter], options: Mapping[str, Any]
+) -> EnginePlan:
+    """The engine's plan on this machine, as a server of ours makes it."""
+    return make_plan(
+        base=base,
+        shapes=modules.modules,
+        served_names=("base",),
+        adapters=adapters,
+        options=options,
+        machine=look(),
+        build=require_build(),
+    )
 
 
 def rank_of(adapter: Path) -> int:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
-import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +15,12 @@ import httpx
 
 from stacked.bench.asking import PROMPTS, Got, Refused, body, plain, stream
 from stacked.bench.check import Answer, Refusal
+from stacked.bench.streams import Clients
 
+_WAYS = ("plain", "plain", "stream", "stream", "cut", "early")
+"""What a client does: `cut` disconnects in the middle of a stream, `early` before its answer."""
+
+_PLAIN = ("plain", "early")
 _EARLY_SECONDS = 0.1
 """A client that disconnects early does so within this: before, or just as, its answer begins."""
 
@@ -37,64 +42,35 @@ class Mix:
         return chance.choice(self.lasting if draw < 0.7 or not self.passing else self.passing)
 
 
-class Traffic:
+class Traffic(Clients):
     """`clients` clients in one thread, from entering the block to leaving it."""
 
     def __init__(self, url: str, mix: Mix, clients: int, seed: int = 0) -> None:
+        super().__init__(url)
         self.answers: list[Answer] = []
         self.refusals: list[Refusal] = []
         self.counts: Counter[str] = Counter()
-        self._url, self._mix, self._clients, self._seed = url, mix, clients, seed
-        self._stop = threading.Event()
-        self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="bench-traffic")
+        self._mix, self._clients, self._seed = mix, clients, seed
 
     @property
     def whole(self) -> int:
         """The number of whole answers so far."""
         return self.counts["plain"] + self.counts["stream"]
 
-    def __enter__(self) -> Traffic:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        if self._failure is not None:
-            raise self._failure
-
-    @property
-    def failed(self) -> bool:
-        """Whether the clients have ended early, by a fault of the benchmark."""
-        return not self._thread.is_alive()
-
-    def _run(self) -> None:
-        try:
-            asyncio.run(self._all())
-        except BaseException as error:  # noqa: BLE001  raised by the thread that waits for this one
-            self._failure = error
-
-    async def _all(self) -> None:
-        # Idle connections are closed earlier than by a server: otherwise both may do so at once.
-        limits = httpx.Limits(max_connections=None, keepalive_expiry=2.0)
-        async with (
-            httpx.AsyncClient(base_url=self._url, timeout=120, limits=limits) as client,
-            asyncio.TaskGroup() as tasks,
-        ):
+    async def _work(self, client: httpx.AsyncClient) -> None:
+        async with asyncio.TaskGroup() as tasks:
             for number in range(self._clients):
                 chance = random.Random(self._seed * 1000 + number)
                 tasks.create_task(self._client(client, chance))
 
     async def _client(self, client: httpx.AsyncClient, chance: random.Random) -> None:
-        ways = (self._plain, self._plain, self._stream, self._stream, self._cut, self._early)
         while not self._stop.is_set():
             key, prompt = self._mix.key(chance), chance.randrange(len(PROMPTS))
             got, sent = Got(), time.monotonic()
-            way = chance.choice(ways)
+            way = chance.choice(_WAYS)
             request = body(key, PROMPTS[prompt], self._mix.max_tokens)
             try:
-                whole = await way(client, request, got, chance)
+                whole = await self._one(way, client, request, got, chance)
             except Refused as error:
                 refused = Refusal(key, sent, time.monotonic(), error.code, str(error))
                 self.refusals.append(refused)
@@ -104,62 +80,42 @@ class Traffic:
             if whole is None:
                 self.counts["aborted before its answer"] += 1
                 continue
+            ended, tokens = time.monotonic(), tuple(got.tokens)
             self.answers.append(
                 Answer(
-                    key,
-                    prompt,
-                    sent,
-                    time.monotonic(),
-                    got.digest,
-                    got.generation,
-                    tuple(got.tokens),
-                    whole,
-                    got.key,
+                    *(key, prompt, sent, ended, got.digest, got.generation, tokens, whole, got.key)
                 )
             )
-            self._count(way in (self._plain, self._early), whole, key, prompt)
+            self._count("plain" if way in _PLAIN else "stream", whole, key, prompt)
 
-    def _count(self, is_plain: bool, whole: bool, key: str, prompt: int) -> None:
-        kind = "plain" if is_plain else "stream"
+    def _count(self, kind: str, whole: bool, key: str, prompt: int) -> None:
         self.counts[kind if whole else "aborted in its answer"] += 1
         if key == self._mix.base:
             self.counts["of the base"] += 1
         if prompt >= 2:
             self.counts["with a shared prefix"] += 1
 
-    # -- the ways: True for a whole answer, False for a part of one, None for none ------------
-
-    async def _plain(
-        self, client: httpx.AsyncClient, request: dict[str, object], got: Got, _: random.Random
+    async def _one(
+        self,
+        way: str,
+        client: httpx.AsyncClient,
+        request: dict[str, object],
+        got: Got,
+        chance: random.Random,
     ) -> bool | None:
-        await plain(client, request, got)
-        return True
-
-    async def _stream(
-        self, client: httpx.AsyncClient, request: dict[str, object], got: Got, _: random.Random
-    ) -> bool | None:
-        async for _event in stream(client, request, got):
-            pass
-        return True
-
-    async def _cut(
-        self, client: httpx.AsyncClient, request: dict[str, object], got: Got, chance: random.Random
-    ) -> bool | None:
-        """Disconnect in the middle of a stream."""
-        enough = chance.randint(1, self._mix.max_tokens - 1)
+        """True for a whole answer, False for a part of one, None for none."""
+        if way in _PLAIN:
+            try:
+                async with asyncio.timeout(
+                    chance.uniform(0.0, _EARLY_SECONDS) if way == "early" else None
+                ):
+                    await plain(client, request, got)
+            except TimeoutError:
+                return None
+            return True
+        enough = chance.randint(1, self._mix.max_tokens - 1) if way == "cut" else math.inf
         async with contextlib.aclosing(stream(client, request, got)) as events:
             async for _event in events:
                 if len(got.tokens) >= enough:
                     return False
-        return True
-
-    async def _early(
-        self, client: httpx.AsyncClient, request: dict[str, object], got: Got, chance: random.Random
-    ) -> bool | None:
-        """Disconnect before the answer."""
-        try:
-            async with asyncio.timeout(chance.uniform(0.0, _EARLY_SECONDS)):
-                await plain(client, request, got)
-        except TimeoutError:
-            return None
         return True

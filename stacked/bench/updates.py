@@ -20,9 +20,9 @@ _LONGEST_SECONDS = 900.0
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """One update that succeeded: when it was requested, when its switch was acknowledged, when it
-    was
-    over (seconds of the monotonic clock), and the seconds of its phases as the server reports.
+    """One update that succeeded: when it was requested, switched and over, on the monotonic clock.
+
+    `switched` is when the switch was acknowledged. The seconds of its phases are the server's.
     """
 
     generation: int

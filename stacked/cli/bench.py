@@ -8,25 +8,16 @@ from typing import Annotated
 import typer
 
 from stacked.cli.bench_options import (
-    HOW,
-    WHAT,
-    AdapterDirs,
-    Base,
-    EngineOptions,
-    JsonFile,
-    Note,
+    Common,
     OutputTokens,
-    Peer,
-    PlotFile,
     PromptTokens,
-    Rank,
     Rounds,
-    TableFile,
-    Targets,
     Together,
+    how,
+    what,
+    with_common,
 )
-from stacked.cli.measuring import Outputs, ends_well, is_peer, measure, requested_of, storm
-from stacked.cli.shared import DataDir
+from stacked.cli.measuring import measure
 
 bench = typer.Typer(
     name="bench",
@@ -38,46 +29,29 @@ bench = typer.Typer(
 
 
 @bench.command()
+@with_common()
 def offline(
-    base: Base = "smollm2-135m-instruct",
-    adapter: AdapterDirs = None,
-    rank: Rank = 8,
-    targets: Targets = "attention",
+    common: Common,
     counts: Annotated[
-        str, typer.Option("--adapters", help="Rows, by adapters.", rich_help_panel=WHAT)
+        str, what("--adapters", help="Rows, by adapters.")
     ] = "0,1,slots,slots+1,2xslots,64,500",
-    most: Annotated[
-        int, typer.Option("--max-adapters", help="Leave out larger rows.", rich_help_panel=WHAT)
-    ] = 64,
+    most: Annotated[int, what("--max-adapters", help="Leave out larger rows.")] = 64,
     assign: Annotated[
         str,
-        typer.Option(
+        what(
             help="Which adapter a request asks for: uniform, zipf, round-robin, one-hot; several "
-            "with commas between them.",
-            rich_help_panel=WHAT,
+            "with commas between them."
         ),
     ] = "uniform",
-    slots: Annotated[
-        int, typer.Option(min=1, help="The engine's max_loras.", rich_help_panel=WHAT)
-    ] = 8,
-    batch: Annotated[int, typer.Option(min=1, help="Requests at once.", rich_help_panel=WHAT)] = 8,
+    slots: Annotated[int, what(min=1, help="The engine's max_loras.")] = 8,
+    batch: Annotated[int, what(min=1, help="Requests at once.")] = 8,
     requests: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Of each run; 4 x batch.", rich_help_panel=WHAT, show_default=False
-        ),
+        int | None, what(min=1, help="Of each run; 4 x batch.", show_default=False)
     ] = None,
     prompt_tokens: PromptTokens = 32,
     output_tokens: OutputTokens = 32,
-    engine: EngineOptions = None,
-    peer: Peer = None,
     rounds: Rounds = 3,
     together: Together = False,
-    data_dir: DataDir = None,
-    json_file: JsonFile = None,
-    table_file: TableFile = None,
-    plot_file: PlotFile = None,
-    note: Note = "",
 ) -> None:
     """Throughput of the engine alone, each row as a ratio of LoRA off under the same requests.
 
@@ -86,80 +60,44 @@ def offline(
     from stacked.bench.offline import Settings, run_offline
     from stacked.bench.workload import most_adapters, rows_of
 
-    with ends_well():
-        rows = rows_of(counts, assign, slots, most)
-        settings = Settings(
-            rows,
-            slots,
-            batch,
-            requests or 4 * batch,
-            prompt_tokens,
-            output_tokens,
-            rounds,
-            is_peer(peer),
-            together,
-        )
-        requested = requested_of(base, adapter, rank, targets, engine)
-        measure(
-            lambda subject, place, tell: run_offline(subject, settings, place, tell),
-            requested,
-            max(1, most_adapters(rows)),
-            data_dir,
-            (json_file, table_file, plot_file, note),
-        )
+    rows = rows_of(counts, assign, slots, most)
+    settings = Settings(
+        rows,
+        slots,
+        batch,
+        requests or 4 * batch,
+        prompt_tokens,
+        output_tokens,
+        rounds,
+        common.peer is not None,
+        together,
+    )
+    measure(common, run_offline, settings, max(1, most_adapters(rows)))
 
 
 @bench.command()
+@with_common()
 def online(
-    base: Base = "smollm2-135m-instruct",
-    adapter: AdapterDirs = None,
-    adapters: Annotated[
-        int, typer.Option(min=0, help="How many, used in turn.", rich_help_panel=WHAT)
-    ] = 4,
-    rank: Rank = 8,
-    targets: Targets = "attention",
-    clients: Annotated[
-        str,
-        typer.Option(help="Loads by concurrent clients, such as 1,8,64.", rich_help_panel=WHAT),
-    ] = "1,8",
-    rates: Annotated[
-        str,
-        typer.Option(help="Loads by arrivals per second, such as 5,20.", rich_help_panel=WHAT),
-    ] = "",
+    common: Common,
+    adapters: Annotated[int, what(min=0, help="How many, used in turn.")] = 4,
+    clients: Annotated[str, what(help="Loads by concurrent clients, such as 1,8,64.")] = "1,8",
+    rates: Annotated[str, what(help="Loads by arrivals per second, such as 5,20.")] = "",
     requests: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            help="Requests of each client, or of two seconds at a rate.",
-            rich_help_panel=WHAT,
-        ),
+        int, what(min=1, help="Requests of each client, or of two seconds at a rate.")
     ] = 8,
     prompt_tokens: PromptTokens = 32,
     output_tokens: OutputTokens = 32,
-    engine: EngineOptions = None,
-    peer: Peer = None,
     against: Annotated[
         list[str] | None,
-        typer.Option(
+        how(
             metavar="NAME=VALUE",
             help="Compare with our server with this engine option instead; repeatable.",
-            rich_help_panel=HOW,
             show_default=False,
         ),
     ] = None,
-    starts: Annotated[
-        int, typer.Option(min=1, help="How often each server is started.", rich_help_panel=HOW)
-    ] = 2,
-    rounds: Annotated[
-        int,
-        typer.Option(min=1, help="How often all loads are run in one start.", rich_help_panel=HOW),
-    ] = 2,
+    starts: Annotated[int, how(min=1, help="How often each server is started.")] = 2,
+    rounds: Annotated[int, how(min=1, help="How often all loads are run in one start.")] = 2,
     together: Together = False,
-    data_dir: DataDir = None,
-    json_file: JsonFile = None,
-    table_file: TableFile = None,
-    plot_file: PlotFile = None,
-    note: Note = "",
 ) -> None:
     """Our server under vLLM's serving benchmark; with `--peer vllm`, vLLM's own, interleaved.
 
@@ -172,37 +110,24 @@ def online(
     from stacked.bench.online import Settings, run_online
     from stacked.bench.subject import engine_options
 
-    with ends_well():
-        loads = loads_of(clients, rates, requests)
-        lengths = Lengths(prompt_tokens, output_tokens)
-        other = engine_options(against or ())
-        settings = Settings(loads, lengths, starts, rounds, is_peer(peer), together, other)
-        measure(
-            lambda subject, place, tell: run_online(subject, settings, place, tell),
-            requested_of(base, adapter, rank, targets, engine),
-            adapters,
-            data_dir,
-            (json_file, table_file, plot_file, note),
-        )
+    settings = Settings(
+        loads_of(clients, rates, requests),
+        Lengths(prompt_tokens, output_tokens),
+        starts,
+        rounds,
+        common.peer is not None,
+        together,
+        engine_options(against or ()),
+    )
+    measure(common, run_online, settings, adapters)
 
 
 @bench.command()
+@with_common(rank=4)
 def start(
-    base: Base = "smollm2-135m-instruct",
-    adapter: AdapterDirs = None,
-    groups: Annotated[
-        str, typer.Option(help="Adapters in each group.", rich_help_panel=WHAT)
-    ] = "1,50,500",
-    rank: Rank = 4,
-    targets: Targets = "attention",
-    engine: EngineOptions = None,
-    peer: Peer = None,
+    common: Common,
+    groups: Annotated[str, what(help="Adapters in each group.")] = "1,50,500",
     rounds: Rounds = 1,
-    data_dir: DataDir = None,
-    json_file: JsonFile = None,
-    table_file: TableFile = None,
-    plot_file: PlotFile = None,
-    note: Note = "",
 ) -> None:
     """Seconds from command to first token, cold and warm, for groups of several sizes.
 
@@ -210,31 +135,19 @@ def start(
     """
     from stacked.bench.start import Settings, groups_of, run_start
 
-    with ends_well():
-        settings = Settings(groups_of(groups), rounds, is_peer(peer))
-        measure(
-            lambda subject, place, tell: run_start(subject, settings, place, tell),
-            requested_of(base, adapter, rank, targets, engine),
-            max(settings.groups),
-            data_dir,
-            (json_file, table_file, plot_file, note),
-        )
+    settings = Settings(groups_of(groups), rounds, common.peer is not None)
+    measure(common, run_start, settings, max(settings.groups))
 
 
 @bench.command()
+@with_common(rank=64, targets="all-linear")
 def swap(
+    common: Common,
     config: Annotated[
         Path | None,
         typer.Argument(help="A YAML file; its members are the adapters.", show_default=False),
     ] = None,
-    base: Base = "smollm2-135m-instruct",
-    adapters: Annotated[
-        int,
-        typer.Option(min=1, help="Without a file: random adapters.", rich_help_panel=WHAT),
-    ] = 6,
-    rank: Rank = 64,
-    targets: Targets = "all-linear",
-    engine: EngineOptions = None,
+    adapters: Annotated[int, what(min=1, help="Without a file: how many adapters.")] = 6,
     updates: Annotated[int, typer.Option(min=1, help="LIVE updates, at least.")] = 100,
     clients: Annotated[int, typer.Option(min=1, help="Clients at once.")] = 16,
     groups: Annotated[int, typer.Option(min=4, help="Groups that take turns.")] = 4,
@@ -248,12 +161,6 @@ def swap(
     steady: Annotated[
         float, typer.Option(min=1, help="With --gaps: seconds without a load, before each.")
     ] = 8.0,
-    peer: Peer = None,
-    data_dir: DataDir = None,
-    json_file: JsonFile = None,
-    table_file: TableFile = None,
-    plot_file: PlotFile = None,
-    note: Note = "",
 ) -> None:
     """LIVE updates under a storm of clients; every answer is compared with a fresh server's.
 
@@ -266,23 +173,16 @@ def swap(
 
     Example:  stacked bench swap --gaps --adapters 6 --rank 64 --peer vllm
     """
-    where: Outputs = (json_file, table_file, plot_file, note)
-    with ends_well():
-        requested = requested_of(base, None, rank, targets, engine)
-        if gaps:
-            from stacked.bench.gaps import Settings, run_gaps
+    from stacked.bench import gaps as gap
+    from stacked.bench import storm
 
-            settings = Settings(streams, repeats, steady, is_peer(peer))
-            measure(
-                lambda subject, place, tell: run_gaps(subject, settings, place, tell),
-                requested,
-                adapters + 1,
-                data_dir,
-                where,
-                config,
-            )
-        elif is_peer(peer):
-            raise typer.BadParameter("the storm has no peer; --peer goes with --gaps")
-        else:
-            settings_of_storm = (updates, clients, groups, responses, max_tokens)
-            storm(config, requested, adapters, settings_of_storm, data_dir, where)
+    if config is not None and common.adapter:
+        raise typer.BadParameter("a file names its own adapters; leave out --adapter")
+    if gaps:
+        around = gap.Settings(streams, repeats, steady, common.peer is not None)
+        measure(common, gap.run_gaps, around, adapters + 1, config)
+        return
+    if common.peer is not None or common.plot is not None:
+        raise typer.BadParameter("the storm has no peer and no plot; these go with --gaps")
+    settings = storm.Settings(updates, clients, groups, responses, max_tokens)
+    measure(common, storm.run_storm, settings, adapters, config, lambda tree, _: tree)

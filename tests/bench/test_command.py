@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from stacked.bench import gaps, offline, online, start
+from stacked.bench import gaps, offline, online, start, storm
 from stacked.bench.figures import Spread
 from stacked.bench.report import Bar, Chart, Result
 from stacked.bench.subject import Subject
@@ -23,7 +23,7 @@ RESULT = Result(
     {"benchmark": "offline", "subject": {"base": "tiny"}},
     ["row", "tokens/s"],
     [["8 adapters", "180.0"]],
-    [Chart("Throughput", "tokens/s", [Bar("8 adapters", "Stacked", Spread.of([180.0]))])],
+    [Chart("Throughput (tokens/s)", [Bar("8 adapters", "Stacked", Spread.of([180.0]))])],
     ["A note below."],
 )
 
@@ -110,13 +110,11 @@ def test_gaps_take_the_members_of_a_file(calls: dict[str, Any], tmp_path: Path) 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["offline", "--peer", "tgi"], "no peer 'tgi'"),
         (["offline", "--base", "tiny", "--plot", "x.jpg"], r"\.svg or \.png"),
         (["offline", "--adapters", "some"], "not a number of adapters"),
         (["online", "--clients", ""], "at least one client"),
         (["online", "--engine", "fast"], "NAME=VALUE"),
         (["start", "--groups", "0"], "group sizes"),
-        (["swap", "--base", "tiny", "--plot", "x.svg"], "go with --gaps"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_it_begins(
@@ -127,10 +125,32 @@ def test_what_cannot_be_measured_is_refused_before_it_begins(
     assert not calls
 
 
-def test_storm_has_no_peer() -> None:
-    done = CliRunner().invoke(bench, ["swap", "--peer", "vllm"])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["offline", "--peer", "tgi"], "'tgi' is not"),
+        (["swap", "--peer", "vllm"], "--gaps"),
+        (["swap", "--base", "tiny", "--plot", "x.svg"], "--gaps"),
+        (["swap", "c.yaml", "--adapter", "x"], "--adapter"),
+    ],
+)
+def test_what_does_not_go_together_is_wrong_usage(words: list[str], said: str) -> None:
+    done = CliRunner().invoke(bench, words, env={"COLUMNS": "200", "NO_COLOR": "1"})
     assert done.exit_code == 2
-    assert "--gaps" in done.output
+    assert said in done.output
+
+
+def test_broken_promises_are_shown_and_end_the_command_with_1(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rows = [["updates", "100"]]
+    broken = Result("swap", {"updates": 100}, ("figure", "value"), rows, violations=["mixed: it"])
+    monkeypatch.setattr(storm, "run_storm", lambda *_: broken)
+    kept = tmp_path / "figures.json"
+    done = CliRunner().invoke(bench, ["swap", "--base", "tiny", "--json", str(kept)])
+    assert done.exit_code == 1
+    assert json.loads(kept.read_text())["updates"] == 100
+    assert "violation: mixed: it" in capfd.readouterr().err + done.output
 
 
 def test_command_is_kept_without_where_its_figures_go(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,12 +10,12 @@ from stacked.bench.figures import Spread, quantile, ratios, turn
 def test_spread_is_median_least_and_most() -> None:
     spread = Spread.of([3.0, 1.0, 2.0, 10.0])
     assert (spread.median, spread.least, spread.most, spread.count) == (2.5, 1.0, 10.0, 4)
-    assert spread.text(1) == "2.5 (1.0 to 10.0)"
+    assert f"{spread:.1f}" == "2.5 (1.0 to 10.0)"
     assert spread.tree() == {"median": 2.5, "least": 1.0, "most": 10.0, "count": 4}
 
 
 def test_one_measurement_has_no_spread_to_tell() -> None:
-    assert Spread.of([1.234]).text() == "1.23"
+    assert f"{Spread.of([1.234]):.2f}" == "1.23"
     with pytest.raises(ValueError, match="no values"):
         Spread.of([])
 

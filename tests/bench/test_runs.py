@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from stacked.bench import engine_child, gaps, offline, online, start
+from stacked.bench import engine_child, gaps, offline, online, rounds, server, start
 from stacked.bench.load import FIGURES, Lengths, Load
 from stacked.bench.report import Result
 from stacked.bench.subject import Subject
@@ -87,7 +87,7 @@ def test_offline_measures_every_row_in_every_round_on_every_side(
     together: bool, subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(offline, "engine_command", lambda _: [sys.executable, "-c", ENGINE])
-    monkeypatch.setattr(offline, "IDLE_SECONDS", 0.0)
+    monkeypatch.setattr(rounds, "IDLE_SECONDS", 0.0)
     settings = offline_settings(together=together, peer=True)
     tell = Told()
     result = offline.run_offline(subject, settings, tmp_path / "run", tell)
@@ -159,7 +159,7 @@ def test_online_loads_both_servers_in_turn(
     order: list[str] = []
 
     @contextmanager
-    def server(_: Subject, settings: Any, side: str, directory: Path) -> Iterator[str]:
+    def served(_: Subject, settings: Any, side: str, directory: Path) -> Iterator[str]:
         yield side
 
     @contextmanager
@@ -171,10 +171,10 @@ def test_online_loads_both_servers_in_turn(
         order.append(side)
         return dict.fromkeys(FIGURES, 2.0 if side == "stacked" else 1.0)
 
-    monkeypatch.setattr(online, "_server", server)
+    monkeypatch.setattr(online, "_server", served)
     monkeypatch.setattr(online, "generator", generator)
     monkeypatch.setattr(online, "run_load", run_load)
-    monkeypatch.setattr(online, "IDLE_SECONDS", 0.0)
+    monkeypatch.setattr(rounds, "IDLE_SECONDS", 0.0)
     loads = [Load(4, 0.0, 8), Load(0, 2.0, 8)]
     own = baseline == "vllm"
     settings = online.Settings(
@@ -214,14 +214,14 @@ def test_the_baseline_of_our_own_differs_in_the_setting_alone(
         trees.append(tree)
         yield "url"
 
-    monkeypatch.setattr(online, "serving", serving)
+    monkeypatch.setattr(server, "serving", serving)
     settings = online.Settings([], Lengths(8, 8), 1, 1, peer=False, against={"max_num_seqs": 2})
     with online._server(subject, settings, side, tmp_path):
         pass
     (tree,) = trees
     if side == "other":
         assert tree["engine"].pop("max_num_seqs") == 2
-    assert tree == online.tree_of(subject)
+    assert tree == subject.tree(subject.options())
 
 
 def test_two_baselines_are_one_too_many(subject: Subject, tmp_path: Path) -> None:
@@ -237,8 +237,8 @@ def test_start_times_every_group_cold_and_warm_on_both_sides(
     subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = [sys.executable, "-c", SERVER]
-    monkeypatch.setattr(start, "ours", lambda *_: list(command))
-    monkeypatch.setattr(start, "theirs", lambda *_: list(command))
+    monkeypatch.setattr(server, "ours", lambda *_: list(command))
+    monkeypatch.setattr(server, "theirs", lambda *_: list(command))
     settings = start.Settings([1, 3], rounds=1)
     result = start.run_start(subject, settings, tmp_path / "run", Told())
     each = result.data["each"]
@@ -256,7 +256,7 @@ def test_server_that_does_not_start_is_told(
     subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = [sys.executable, "-c", "import sys; sys.exit('no such option')"]
-    monkeypatch.setattr(start, "ours", lambda *_: list(command))
+    monkeypatch.setattr(server, "ours", lambda *_: list(command))
     with pytest.raises(EngineStartFailed, match="no such option"):
         start.time_start(subject, "stacked", tmp_path / "run", tmp_path / "data")
 
@@ -267,17 +267,17 @@ def test_server_that_does_not_start_is_told(
 def run_gaps(
     subject: Subject, directory: Path, patch: pytest.MonkeyPatch, **changes: Any
 ) -> Result:
-    serving = serving_with("")
-
-    def peer(
-        base: Path, options: Any, members: Mapping[str, Path], place: Path, **_: Any
+    def serve(
+        side: str, subject: Subject, place: Path, data: Path, *, loading: bool
     ) -> AbstractContextManager[str]:
-        listed = [{"key": key, "source": str(path)} for key, path in members.items()]
-        started: AbstractContextManager[str] = serving({"group": {"members": listed}}, place, place)
+        assert loading
+        tree = subject.tree({})
+        if side == "vllm":
+            del tree["group"]["members"][1:]
+        started: AbstractContextManager[str] = serving_with("")(tree, place, data)
         return started
 
-    patch.setattr(gaps, "serving", serving)
-    patch.setattr(gaps, "peer_serving", peer)
+    patch.setattr(gaps, "serve", serve)
     patch.setattr(gaps, "_SETTLE_SECONDS", 0.1)
     settings = gaps.Settings(streams=2, repeats=2, steady_seconds=0.3, **changes)
     return gaps.run_gaps(subject, settings, directory, Told())

@@ -18,7 +18,7 @@ def run(fault: str, directory: Path, patch: pytest.MonkeyPatch, updates: int = 6
     tree = {"base": {"model": "/models/base"}, "group": {"members": members}}
     config = parse(tree, where="test", directory=Path("/"))
     settings = storm.Settings(updates=updates, clients=8, groups=4, responses=50, max_tokens=8)
-    return storm.run_storm(config, settings, directory, Untold())
+    return dict(storm.run_storm(config, settings, directory, Untold()).data)
 
 
 def test_server_that_keeps_its_promises_passes(

@@ -11,9 +11,18 @@ import torch
 from safetensors.numpy import load_file
 
 from stacked.bench.adapters import ATTENTION, LINEAR, generate, size_of
-from stacked.bench.engine_child import plan_of
+from stacked.bench.engine_child import without_lora
 from stacked.bench.shapes import SHAPES, build_shape
-from stacked.bench.subject import Requested, config_of, engine_options, prepare, rank_of, subject_of
+from stacked.bench.subject import (
+    Requested,
+    adapters_of,
+    config_of,
+    engine_options,
+    plan_of,
+    prepare,
+    rank_of,
+    subject_of,
+)
 from stacked.config import parse
 from stacked.errors import BaseNotFound, ConfigInvalid, ParameterInvalid, WeightsInvalid
 from stacked.store import BaseModules
@@ -166,10 +175,9 @@ def test_engine_options_are_read_as_yaml() -> None:
 
 def test_engine_without_lora_differs_in_nothing_else(tmp_path: Path) -> None:
     subject = prepare(Requested("tiny", rank=4), 2, tmp_path, tmp_path, Told())
-    asked = {"base": str(subject.base), "options": {"max_loras": 2}, "adapters": subject.listed()}
-    modules = BaseModules.read(subject.base)
-    on = dict(plan_of(asked | {"lora": True}, modules).options)
-    off = dict(plan_of(asked | {"lora": False}, modules).options)
+    adapters, modules = adapters_of(subject.adapters), BaseModules.read(subject.base)
+    plan = plan_of(subject.base, modules, adapters, {"max_loras": 2})
+    on, off = dict(plan.options), dict(without_lora(plan).options)
     assert on.pop("enable_lora") is True
     assert {name for name in on if name not in off} == {
         "max_lora_rank",

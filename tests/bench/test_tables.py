@@ -13,11 +13,11 @@ import pytest
 from stacked.bench import offline, online, start
 from stacked.bench.figures import Spread
 from stacked.bench.gap_table import gaps_result
-from stacked.bench.gaps import door_figures, first_figures, gap_figures, read_seconds, waits_within
+from stacked.bench.gaps import gap_figures, read_seconds, wait_figures
 from stacked.bench.load import FIGURES, Lengths, Load
-from stacked.bench.loaders import Loading
 from stacked.bench.plot import check_plot, draw
-from stacked.bench.report import Bar, Chart, Result, markdown, with_circumstances, write_json
+from stacked.bench.report import Bar, Chart, Result, as_json, markdown, with_circumstances, write
+from stacked.bench.updates import Update
 from stacked.bench.workload import ASSIGNMENTS, Row
 from stacked.errors import ParameterInvalid
 
@@ -164,23 +164,22 @@ def test_start_is_told_to_the_smallest_group_and_to_vllm() -> None:
 def test_gaps_of_a_load_are_held_against_the_steady_ones_before_it() -> None:
     tokens = [at / 10 for at in range(101)]  # a token every 0.1 s, until 10
     tokens += [10.3, 10.4, 10.5]
-    loading = Loading(requested=10.0, usable=10.35, ended=10.4, phases={"staging": 0.2})
+    loading = Update(2, requested=10.0, switched=10.35, ended=10.4, phases={"staging": 0.2})
     row = gap_figures([tokens], 0.0, loading)
     assert row["gaps_steady"]["worst"] == pytest.approx(300.0)  # it crosses the window's end
-    row = gap_figures([tokens], 0.0, Loading(10.05, 10.35, 10.4, {}))
+    row = gap_figures([tokens], 0.0, Update(2, 10.05, 10.35, 10.4, {}))
     assert row["gaps_loading"]["worst"] == pytest.approx(300.0)
-    steady = gap_figures([tokens[:90]], 0.0, Loading(8.0, 8.1, 8.2, {}))
+    steady = gap_figures([tokens[:90]], 0.0, Update(2, 8.0, 8.1, 8.2, {}))
     assert steady["worst_to_steady_p99"] == pytest.approx(1.0)
     assert steady["seconds_to_usable"] == pytest.approx(0.1)
 
 
 def test_request_counts_where_it_was_under_way() -> None:
     times = [(0.0, 1.0), (2.0, 0.5), (3.0, 5.0)]
-    assert waits_within(times, (0.9, 2.1)) == [1.0, 0.5]
-    assert waits_within(times, (7.0, 7.5)) == [5.0]
-    loading = Loading(2.9, 3.0, 4.0, {}, switched_at=3.01)
-    assert first_figures(times, 0.0, loading)["first_token_loading"]["worst"] == 5000.0
-    assert door_figures(times, 0.0, loading)["door_at_switch"]["count"] == 1
+    figures = wait_figures("door", times, steady=(0.9, 2.1), at_switch=(7.0, 7.5), after=(9.0, 9.5))
+    assert (figures["door_steady"]["count"], figures["door_steady"]["worst"]) == (2, 1000.0)
+    assert (figures["door_at_switch"]["count"], figures["door_at_switch"]["median"]) == (1, 5000.0)
+    assert figures["door_after"] == {"count": 0, "median": 0.0, "p99": 0.0, "worst": 0.0}
 
 
 def gaps_row(side: str, worst: float, door: bool) -> dict[str, Any]:
@@ -227,8 +226,7 @@ def test_reading_is_timed_over_every_file(tmp_path: Path) -> None:
 
 CHARTS = [
     Chart(
-        "Throughput",
-        "tokens/s",
+        "Throughput (tokens/s)",
         [
             Bar("8 adapters", "Stacked", Spread.of([180.0, 190.0, 200.0])),
             Bar("8 adapters", "vLLM's kernel", Spread.of([100.0])),
@@ -236,7 +234,7 @@ CHARTS = [
         ],
         line=1.0,
     ),
-    Chart("Nothing", "ms", []),
+    Chart("Nothing", []),
 ]
 
 
@@ -255,8 +253,8 @@ def test_picture_is_svg_with_every_name_and_value_in_it(tmp_path: Path) -> None:
 def test_a_side_has_one_colour_in_all_charts(tmp_path: Path) -> None:
     one = Spread.of([1.0])
     charts = [
-        Chart("All", "s", [Bar("x", "off", one), Bar("x", "ours", one), Bar("x", "theirs", one)]),
-        Chart("Two of them", "s", [Bar("x", "ours", one), Bar("x", "theirs", one)]),
+        Chart("All", [Bar("x", "off", one), Bar("x", "ours", one), Bar("x", "theirs", one)]),
+        Chart("Two of them", [Bar("x", "ours", one), Bar("x", "theirs", one)]),
     ]
     draw(charts, "title", tmp_path / "plot.svg")
     drawn = (tmp_path / "plot.svg").read_text()
@@ -301,7 +299,7 @@ def test_table_is_kept_as_markdown_under_its_circumstances(tmp_path: Path) -> No
     assert "| row | value |\n| --- | --- |\n| a\\|b | 1.0 |\n" in text
     assert "Shared machine." in text
     assert text.endswith("A note.\n")
-    write_json(figures, tmp_path / "new" / "figures.json")
+    write(as_json(figures), tmp_path / "new" / "figures.json")
     kept = json.loads((tmp_path / "new" / "figures.json").read_text())
     assert kept["x"] == 1
     assert kept["note"] == "Shared machine."
