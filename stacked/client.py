@@ -180,6 +180,11 @@ class Client:
         """Have the server remove what is no longer needed; returns its report."""
         return self._one("POST", f"/stacked/collect?dryRun={str(dry_run).lower()}")
 
+    def usage(self, since: str, by: str | None = None) -> dict[str, Any]:
+        """Requests and tokens by credential and key; `since` is a duration such as `7d`."""
+        query = {"since": since} | ({"by": by} if by else {})
+        return self._one("GET", "/stacked/usage", params=query)
+
     def update_live(self, deployment_id: str, group_id: str) -> str:
         """Begin a LIVE update and return the id of its work request."""
         change = {

@@ -36,6 +36,7 @@ from stacked.serving.targets import Target
 from stacked.serving.vllm import Prepared, VllmServing
 from stacked.steps import Heard, Progress, Silent
 from stacked.store import AdapterStore
+from stacked.usage import Usage
 
 logger = logging.getLogger("stacked.service")
 
@@ -65,6 +66,7 @@ class Service:
         self._catalogue: Catalogue | None = None
         self._deployments: Deployments | None = None
         self._slot = Slot()
+        self.usage = Usage()
         self._rounds: Rounds | None = None
         self._needed = contextlib.ExitStack()
         """Holds what is served without records in the store."""
@@ -117,6 +119,7 @@ class Service:
             await self._deployments.close()
         await self._slot.close()
         self._needed.close()
+        await self.usage.close()
         if self._ledger is not None:
             await asyncio.to_thread(self._ledger.close)
 
@@ -132,6 +135,7 @@ class Service:
         config = self.config
         ledger = await asyncio.to_thread(Ledger, self.data_dir, config.group.name, self._store)
         self._ledger = ledger
+        self.usage.begin(ledger.registry.usage, config.retention.usage)
         self._catalogue = await asyncio.to_thread(self._open_catalogue, ledger)
         starter = Starter(ledger, self._catalogue, config.server)
         activation = Activation(ledger, starter, self._slot, tell)

@@ -41,6 +41,7 @@ LAYERS = {
     "catalogue": 4,
     "retention": 4,
     "deployment": 4,
+    "usage": 4,
     "service": 4,
     "api": 5,
     "bench": 5,

@@ -12,6 +12,8 @@ from typing import Any
 from stacked import metrics
 from stacked.api.replies import Tagged
 from stacked.groups.routing import Route
+from stacked.registry.usage import Counts
+from stacked.usage import Usage
 
 logger = logging.getLogger("stacked.access")
 
@@ -27,6 +29,7 @@ class Access:
         "_began",
         "_labels",
         "_routine",
+        "_usage",
         "caller",
         "error",
         "generated_tokens",
@@ -38,8 +41,13 @@ class Access:
         "route",
     )
 
-    def __init__(self, id: str, method: str, path: str, *, routine: bool = False) -> None:
-        """`routine`: it is a probe, whose success is not worth a line."""
+    def __init__(
+        self, id: str, method: str, path: str, usage: Usage | None = None, *, routine: bool = False
+    ) -> None:
+        """`usage`: where it is counted, if it may run a model.
+
+        `routine`: it is a probe, whose success is not worth a line.
+        """
         self.id, self.method, self.path = id, method, path
         self.caller = ""
         """Empty until the caller is known."""
@@ -50,6 +58,7 @@ class Access:
         self.prompt_tokens = self.generated_tokens = 0
         self.error = ""
         """The code of the error of ours that it was answered with."""
+        self._usage = usage
         self._routine = routine
         self._began = self._admitted = time.perf_counter()
         self._labels = ("", "")
@@ -65,6 +74,9 @@ class Access:
         metrics.tokens(*self._labels, prompt, generated)
         self.prompt_tokens += prompt
         self.generated_tokens += generated
+        if self._usage is not None:
+            tokens = Counts(prompt_tokens=prompt, generated_tokens=generated)
+            self._usage.add(self.caller, self._labels[0], tokens)
 
     def end(self, reply: Tagged) -> None:
         """It has ended, as `reply` shows."""
@@ -72,6 +84,9 @@ class Access:
             if reply.first_body is not None:
                 metrics.first_byte(*self._labels, reply.first_body - self._admitted)
             metrics.request_ended(*self._labels, reply.status)
+        if self._usage is not None and self.caller:
+            failed = reply.status is None or reply.status >= 400
+            self._usage.add(self.caller, self._labels[0], Counts(1, int(failed)))
         if logger.isEnabledFor(logging.INFO) and not (self._routine and reply.status == 200):
             logger.info("request", extra={"fields": self._fields(reply)})
 

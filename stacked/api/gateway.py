@@ -19,7 +19,7 @@ from stacked.api.bodies import ClientGone, Cut, decode, read_body
 from stacked.api.errors import INTERNAL, INTERNAL_CODE, not_served, oci_code, to_openai, to_plain
 from stacked.api.gate import Gate, is_upload
 from stacked.api.replies import Reshaped, Tagged, respond_error
-from stacked.callers import ANYONE, called_by
+from stacked.callers import ANYONE, called_by, caller_of
 from stacked.core import header_form
 from stacked.errors import DrainExpired, StackedError
 from stacked.groups.routing import Route
@@ -39,6 +39,7 @@ from stacked.serving.targets import (
     model_target,
     versioned,
 )
+from stacked.usage import Usage
 
 logger = logging.getLogger("stacked.api")
 
@@ -46,11 +47,18 @@ logger = logging.getLogger("stacked.api")
 class Gateway:
     """Model requests to what is served, with a lease; the rest to `ours`."""
 
-    def __init__(self, service: Service, ours: ASGIApp, gate: Gate | None = None) -> None:
-        """`gate` authenticates requests; None accepts every request."""
+    def __init__(
+        self,
+        service: Service,
+        ours: ASGIApp,
+        gate: Gate | None = None,
+        usage: Usage | None = None,
+    ) -> None:
+        """`gate` authenticates requests; None accepts every request. `usage` counts them."""
         self._service = service
         self._ours = ours
         self._gate = gate
+        self._usage = usage
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":  # no WebSocket of vLLM's is allowed, and we have none
@@ -67,12 +75,14 @@ class Gateway:
         scope = {**scope, "path": app_path(path)}
         target = model_target(method, path, below)
         plain = target.plain if target else is_plain(path)
-        access = Access(id, method, path, routine=self._is_probe(path))
+        usage = self._usage if target is not None else None
+        access = Access(id, method, path, usage, routine=self._is_probe(path))
         try:
             if self._gate is None:
                 scope.update(called_by(ANYONE))
             else:
                 receive = await self._gate.authenticate(scope, receive, deployment=deployment)
+            access.caller = caller_of(scope).name
             if deployment is not None:
                 self._service.deployments.check_served(deployment)
             scope, receive = await self._decoded(scope, receive)

@@ -122,7 +122,7 @@ class _Server(uvicorn.Server):
 
 def _uvicorn_config(service: Service, gate: Gate | None) -> uvicorn.Config:
     return uvicorn.Config(
-        Gateway(service, create_routes(service), gate),
+        Gateway(service, create_routes(service), gate, service.usage),
         lifespan="off",  # the service starts in parallel with the server, not before it
         log_config=None,
         access_log=False,

@@ -20,6 +20,7 @@ from stacked.cli.gc import gc
 from stacked.cli.keys import keys
 from stacked.cli.live import rollback, update
 from stacked.cli.shared import DataDir, Url, data_dir_of, fail
+from stacked.cli.usage import usage
 from stacked.cli.view import groups, status
 from stacked.errors import StackedError
 
@@ -327,7 +328,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-for command in (update, rollback, status, groups, gc):
+for command in (update, rollback, status, groups, usage, gc):
     app.command()(command)
 app.add_typer(bench)
 app.add_typer(keys)

@@ -1,7 +1,7 @@
 """One YAML file as one frozen, validated tree; unknown keys are refused with their location."""
 
 from stacked.config.auth import AuthConfig, OciAuth, is_loopback
-from stacked.config.fields import Key, Ocid
+from stacked.config.fields import Duration, Key, Ocid
 from stacked.config.group import BaseConfig, GroupConfig, MemberConfig
 from stacked.config.reading import load, load_server, parse, resolve_path, said_of
 from stacked.config.retention import LOW_DISK_BYTES, RetentionConfig
@@ -14,6 +14,7 @@ __all__ = [
     "BaseConfig",
     "Config",
     "ControlConfig",
+    "Duration",
     "GroupConfig",
     "Key",
     "MemberConfig",

@@ -29,6 +29,8 @@ class RetentionConfig(Frozen):
     """The records of models, groups, histories and deployments that were deleted."""
     work_requests: Duration = timedelta(days=30)
     """Work requests that have ended, with their logs and errors."""
+    usage: Duration = Field(default=timedelta(days=90), ge=timedelta(hours=1))
+    """The counts of requests and tokens by credential and key."""
     engine_logs: int = Field(default=10, ge=1)
     """How many logs of engines are stored."""
     engine_notes: Duration = timedelta(days=30)

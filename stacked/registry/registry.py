@@ -13,6 +13,7 @@ from stacked.registry.records import Recovered
 from stacked.registry.recovery import recover
 from stacked.registry.retention import Retention
 from stacked.registry.retry_tokens import RetryTokenRepository
+from stacked.registry.usage import UsageRepository
 from stacked.registry.versions import HistoryRepository, VersionSetRepository
 from stacked.registry.work_requests import WorkRequestRepository
 
@@ -37,6 +38,7 @@ class Registry:
         self.deployments = DeploymentRepository(self._database)
         self.work_requests = WorkRequestRepository(self._database)
         self.retry_tokens = RetryTokenRepository(self._database)
+        self.usage = UsageRepository(self._database)
         self.retention = Retention(self._database)
 
     def recover(self) -> Recovered:

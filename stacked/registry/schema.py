@@ -309,3 +309,17 @@ retry_tokens = Table(
     UniqueConstraint("principal", "operation", "token"),
     Index("retry_tokens_by_time_created", "time_created"),
 )
+
+usage = Table(
+    "usage",
+    metadata,
+    _key(),
+    Column("hour", MOMENT, nullable=False),
+    _text("credential"),
+    _text("key"),
+    Column("requests", Integer, nullable=False),
+    Column("errors", Integer, nullable=False),
+    Column("prompt_tokens", Integer, nullable=False),
+    Column("generated_tokens", Integer, nullable=False),
+    UniqueConstraint("hour", "credential", "key"),
+)

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, cast
 
+import httpx
 import pytest
 from fastapi import FastAPI
 from starlette.types import Message
 
+from stacked.api.access import Access
 from stacked.api.gateway import Gateway
+from stacked.api.replies import Tagged
+from stacked.core import ModelId
+from stacked.groups.routing import Route
+from stacked.registry import Registry
+from stacked.registry.usage import Counts, Used
 from stacked.service import Service
+from stacked.usage import Usage
 from tests.api.doubles import Double, client_of, ours, vllm
 
 
@@ -85,6 +95,39 @@ async def test_a_client_that_leaves_is_told_apart(lines: list[dict[str, Any]]) -
     scope = {"type": "http", "method": "POST", "path": "/predict", "headers": []}
     await Gateway(cast(Service, Double(vllm())), ours())(scope, leave, send)
     assert (lines[0]["status"], lines[0]["ended"]) == (None, "left")
+
+
+async def test_usage_is_by_credential_and_key_and_only_of_models(tmp_path: Path) -> None:
+    usage = Usage()
+    gateway = Gateway(cast(Service, Double(vllm())), ours(), None, usage)
+    transport = httpx.ASGITransport(app=gateway)
+    async with httpx.AsyncClient(transport=transport, base_url="http://here") as http:
+        await http.post("/predict", json={"prompt": "x"}, headers={"model-key": "a"})
+        await http.post("/predict", json={"prompt": "x"}, headers={"model-key": "a"})
+        await http.post("/predict", json={"prompt": "x"}, headers={"model-key": "nobody"})
+        await http.get("/v1/models")
+    with Registry(tmp_path / "registry.sqlite") as registry:
+        usage.begin(registry.usage, timedelta(days=1))
+        await usage.close()
+        found = registry.usage.totals(datetime(2000, 1, 1, tzinfo=UTC))
+    assert found == [
+        Used("anyone", "a", Counts(requests=2)),
+        Used("anyone", "", Counts(requests=1, errors=1)),
+    ]
+
+
+async def nowhere(message: Message) -> None: ...
+
+
+def test_tokens_that_come_after_the_end_are_counted() -> None:
+    usage = Usage()
+    access = Access("1", "POST", "/predict", usage)
+    access.caller = "anyone"
+    route = Route("sql", "sql", ModelId("ocid1.x.y.z"), None, None, 1)
+    access.admitted(route)
+    access.end(Tagged(nowhere, {}))
+    access.count(3, 2)
+    assert usage.pending == {("anyone", "sql"): Counts(1, 1, 3, 2)}
 
 
 async def test_a_long_path_is_cut(lines: list[dict[str, Any]]) -> None:

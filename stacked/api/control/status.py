@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Response
+from pydantic import AliasPath, Field, WithJsonSchema
 
-from stacked.api.control.base import Json, RequestModel, ResponseModel
+from stacked.api.control.base import Json, Moment, RequestModel, ResponseModel
 from stacked.api.control.calls import CHANGE, Served, bare
+from stacked.config import Duration
 from stacked.core import Member
 from stacked.engine.engine import Loaded, Resident
 from stacked.errors import UpdateNotLive
 from stacked.live import Live
 from stacked.registry.states import DeploymentState, MemberState
+from stacked.registry.usage import hour_of
 
 router = APIRouter(
     prefix="/stacked",
@@ -63,6 +67,42 @@ class Status(ResponseModel):
     draining: list[str]
     disk: DiskStatus
     models: list[MemberStatus]
+
+
+# A file's form of a duration, which the document cannot know from the type.
+_Since = Annotated[Duration, WithJsonSchema({"type": "string", "pattern": r"^[0-9]{1,3}[smhd]$"})]
+
+
+class UsageQuery(RequestModel):
+    since: _Since = Field(
+        timedelta(days=7),
+        le=timedelta(days=999),
+        description="How far back, to the hour: `90m`, `24h` or `30d`",
+    )
+    by: Literal["credential", "key"] | None = Field(
+        None, description="Sum over all keys of each credential, or all credentials of each key"
+    )
+
+
+class UsageLine(ResponseModel):
+    """`credential`, `key`: null for the sum over all of them; a key is empty where none was found.
+
+    `errors` are requests that were refused or failed.
+    """
+
+    credential: str | None
+    key: str | None
+    requests: int = Field(validation_alias=AliasPath("counts", "requests"))
+    errors: int = Field(validation_alias=AliasPath("counts", "errors"))
+    prompt_tokens: int = Field(validation_alias=AliasPath("counts", "prompt_tokens"))
+    generated_tokens: int = Field(validation_alias=AliasPath("counts", "generated_tokens"))
+
+
+class UsageReport(ResponseModel):
+    """`since`: the hour of the oldest counts in it."""
+
+    since: Moment
+    items: list[UsageLine]
 
 
 class CollectLine(ResponseModel):
@@ -151,3 +191,12 @@ def check_settings(body: EngineSettings, service: Served) -> Response:
 async def collect(service: Served, dry_run: Annotated[bool, Query(alias="dryRun")] = False) -> Any:
     """Remove what is no longer needed, as the server also does on its own."""
     return (await service.rounds.run(dry_run=dry_run)).to_json()
+
+
+@router.get("/usage")
+async def usage(service: Served, query: Annotated[UsageQuery, Query()]) -> UsageReport:
+    """Requests and tokens by credential and inference key, the most requests first."""
+    await service.usage.flush()
+    since = hour_of(datetime.now(UTC) - query.since)
+    found = await asyncio.to_thread(service.registry.usage.totals, since, query.by)
+    return UsageReport(since=since, items=[UsageLine.of(each) for each in found])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from stacked.registry.usage import Counts
 from tests.contract.rig import rig
 
 
@@ -40,3 +41,25 @@ def test_the_status_names_what_is_served_and_by_which_group(tmp_path: Path) -> N
         "resident": True,
         "onDevice": False,
     }
+
+
+def test_usage_is_read_since_a_time_and_by_one_of_two(tmp_path: Path) -> None:
+    with rig(tmp_path) as server:
+        assert server.http.get("/stacked/usage").json()["items"] == []
+        server.service.usage.add("alice", "sql", Counts(2, 1, 30, 4))
+        server.service.usage.add("bob", "sql", Counts(1, 0, 1, 1))
+        (alice, bob) = server.http.get("/stacked/usage?since=1h").json()["items"]
+        (sql,) = server.http.get("/stacked/usage?by=key").json()["items"]
+        refused = server.http.get("/stacked/usage?since=soon")
+    assert alice == {
+        "credential": "alice",
+        "key": "sql",
+        "requests": 2,
+        "errors": 1,
+        "promptTokens": 30,
+        "generatedTokens": 4,
+    }
+    assert bob["credential"] == "bob"
+    assert (sql["credential"], sql["key"], sql["requests"]) == (None, "sql", 3)
+    assert refused.status_code == 400
+    assert "90s, 15m, 12h or 30d" in refused.text
