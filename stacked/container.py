@@ -35,6 +35,9 @@ MODEL_DIR = "/opt/ds/model/deployed_model"
 # A by-reference member has its bucket prefix below its OCID; a bucket's prefix is not deeper.
 _DEEPEST = 8
 
+CORS_OPTIONS = ("allowed_origins", "allow_credentials", "allowed_methods", "allowed_headers")
+"""vLLM's, in whose place is `server.cors`, which needs only the first."""
+
 _TRUE, _FALSE = {"true", "1", "yes", "on"}, {"false", "0", "no", "off", ""}
 
 Environment = Mapping[str, str]
@@ -67,6 +70,7 @@ def read_environment(environ: Environment, progress: Progress | None = None) -> 
     tensor_parallel(environ, options, tell)
     for ours in ("enable_lora", "model", "host", "port", "lora_modules", "served_model_name"):
         options.pop(ours, None)
+    server["cors"] = {"origins": _origins(options)}
     tree = {
         "base": {"model": base, **names},
         "group": {"name": "deployed", "members": members},
@@ -221,6 +225,17 @@ def _lora_modules(options: Mapping[str, Any]) -> list[dict[str, str]]:
             raise ConfigInvalid(f"PARAMS: --lora-modules: expected name=path, got {entry!r}")
         members.append({"key": str(name), "source": str(source)})
     return members
+
+
+def _origins(options: dict[str, Any]) -> Any:
+    """`--allowed-origins`, a JSON list as vLLM reads it; all of CORS is taken out."""
+    text, *_ = [str(options.pop(name, "[]")) for name in CORS_OPTIONS]
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ConfigInvalid(
+            f"PARAMS: --allowed-origins: expected a JSON list, got {text[:80]!r}"
+        ) from error
 
 
 def _keys(environ: Environment) -> dict[str, list[str]]:

@@ -245,6 +245,16 @@ def test_what_stacked_sets_itself_is_not_an_engine_option(deployment: Deployment
     assert config.base.model == "org/base"
 
 
+def test_allowed_origins_of_PARAMS_are_the_servers(deployment: Deployment) -> None:
+    config = deployment.config(
+        PARAMS="--allowed-origins '[\"https://a.example\"]' --allow-credentials"
+    )
+    assert config.server.cors.origins == ("https://a.example",)
+    assert config.engine.keys() == deployment.config(PARAMS="").engine.keys()
+    assert deployment.config(PARAMS="").server.cors.origins == ()
+    assert "JSON list" in deployment.refusal(PARAMS="--allowed-origins https://a.example")
+
+
 def test_PORT_counts_over_the_port_of_PARAMS(deployment: Deployment) -> None:
     assert deployment.config(PARAMS="--port 7000", PORT="9000").server.port == 9000
 

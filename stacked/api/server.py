@@ -16,6 +16,7 @@ from pathlib import Path
 import uvicorn
 import uvloop
 
+from stacked.api.cors import with_cors
 from stacked.api.gate import Gate, check_reach, open_gate
 from stacked.api.gateway import Gateway
 from stacked.api.process import engine_log
@@ -121,13 +122,14 @@ class _Server(uvicorn.Server):
 
 
 def _uvicorn_config(service: Service, gate: Gate | None) -> uvicorn.Config:
+    settings = service.config.server
     return uvicorn.Config(
-        Gateway(service, create_routes(service), gate, service.usage),
+        with_cors(Gateway(service, create_routes(service), gate, service.usage), settings.cors),
         lifespan="off",  # the service starts in parallel with the server, not before it
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=max(1, int(service.config.server.drain_seconds)),
+        timeout_graceful_shutdown=max(1, int(settings.drain_seconds)),
     )
 
 

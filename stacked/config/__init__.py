@@ -5,7 +5,7 @@ from stacked.config.fields import Duration, Key, Ocid
 from stacked.config.group import BaseConfig, GroupConfig, MemberConfig
 from stacked.config.reading import load, load_server, parse, resolve_path, said_of
 from stacked.config.retention import LOW_DISK_BYTES, RetentionConfig
-from stacked.config.server import PredictEndpoint, ServerConfig, UnknownParameters
+from stacked.config.server import CorsConfig, PredictEndpoint, ServerConfig, UnknownParameters
 from stacked.config.tree import Config, ControlConfig
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "BaseConfig",
     "Config",
     "ControlConfig",
+    "CorsConfig",
     "Duration",
     "GroupConfig",
     "Key",

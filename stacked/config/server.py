@@ -18,6 +18,16 @@ def _without_last_slash(path: str) -> str:
     return path.rstrip("/") or "/"
 
 
+class CorsConfig(Frozen):
+    """Which pages of other origins may read the answers, in a browser.
+
+    They send credentials in headers, as every client does; cookies and the like are none here.
+    """
+
+    origins: tuple[Annotated[str, Field(pattern=r"^(\*|https?://[^/\s*]+)$")], ...] = ()
+    """As browsers send them, `https://app.example.com`, or `*`. Empty: no other origin."""
+
+
 class ServerConfig(Frozen):
     host: str = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65535)
@@ -55,3 +65,4 @@ class ServerConfig(Frozen):
     """Further names of this machine, besides `LOCAL`, in the list of shapes: those that clients of
     the control plane look up by name. A deployment may name any."""
     auth: AuthConfig = AuthConfig()
+    cors: CorsConfig = CorsConfig()

@@ -91,6 +91,7 @@ async def build_openai_app(engine: Engine, models: Callable[[], Sequence[Served]
     with _root_logger_kept():
         build_app, init_app_state = await asyncio.to_thread(app_builders)  # imports for a second
         tasks = await engine.client.get_supported_tasks()
+        engine.args.allowed_origins = []  # CORS is the gateway's; some versions allow all
         app = build_app(engine.args, tasks, engine.client.model_config)
         client = _counting(engine.client)
         own_templates = engine.args.trust_request_chat_template

@@ -26,6 +26,10 @@ _OURS = {
     "headless": "Stacked is one server process",
     "grpc": "Stacked serves HTTP",
     "config": "this file is the configuration",
+    "allowed_origins": "set server.cors.origins instead",
+    "allow_credentials": "no credential of a browser's own is taken; set server.cors.origins",
+    "allowed_methods": "server.cors.origins allows all of them",
+    "allowed_headers": "server.cors.origins allows all of them",
     "middleware": "vLLM's app is behind Stacked's own admission",
 }
 

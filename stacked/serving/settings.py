@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast, get_args
 
 from stacked.config import PredictEndpoint
-from stacked.container import boolean, served_names, tensor_parallel
+from stacked.container import CORS_OPTIONS, boolean, served_names, tensor_parallel
 from stacked.errors import ConfigInvalid
 from stacked.steps import Silent
 from stacked.vllm_flags import read_flags
@@ -21,7 +21,8 @@ DEFAULT_BASE_KEY = "base"
 MOST_BYTES = 2048
 
 # Options that one server has once, whatever is deployed on it.
-_SERVERS_OWN = ("host", "port", "model", "enable_lora", "served_model_name")
+_SERVERS_OWN = ("host", "port", "model", *CORS_OPTIONS)
+_IMPLIED = ("enable_lora", "served_model_name")
 # Variables that are the server's own, or that one engine with one base has no use for.
 _WITHOUT_EFFECT = (
     "PORT",
@@ -76,7 +77,7 @@ def read_settings(environ: Mapping[str, str], defaults: Mapping[str, Any]) -> Se
     names = served_names(options)
     tensor_parallel(environ, options, Silent())
     notes = _notes(environ, options)
-    for name in _SERVERS_OWN:
+    for name in (*_SERVERS_OWN, *_IMPLIED):
         options.pop(name, None)
     allowed = boolean(environ, "VLLM_ALLOW_RUNTIME_LORA_UPDATING")
     return ServingSettings(
@@ -95,7 +96,7 @@ def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _notes(environ: Mapping[str, str], options: Mapping[str, Any]) -> tuple[str, ...]:
     idle = [name for name in environ if name in _WITHOUT_EFFECT]
-    idle += [f"PARAMS --{name}" for name in ("host", "port", "model") if name in options]
+    idle += [f"PARAMS --{name}" for name in _SERVERS_OWN if name in options]
     unknown = [name for name in environ if name not in (*_READ, *_WITHOUT_EFFECT)]
     notes = []
     if idle:

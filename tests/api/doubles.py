@@ -120,7 +120,10 @@ def ours() -> FastAPI:
     return app
 
 
+def gateway(double: Double, app: ASGIApp | None = None) -> Gateway:
+    return Gateway(cast(Service, double), app or ours())
+
+
 def client_of(double: Double, app: ASGIApp | None = None) -> httpx.AsyncClient:
-    door = Gateway(cast(Service, double), app or ours())
-    transport = httpx.ASGITransport(app=door, raise_app_exceptions=False)
+    transport = httpx.ASGITransport(app=gateway(double, app), raise_app_exceptions=False)
     return httpx.AsyncClient(transport=transport, base_url="http://here")
