@@ -13,6 +13,7 @@ from typing import Any
 from vllm.platforms import cpu_platform_plugin
 from vllm.utils.import_utils import resolve_obj_by_qualname
 
+from stacked.engine.cpu_layers import mend
 from stacked.engine.platform import KERNEL
 
 # CpuPlatform, or the subclass that vLLM chooses on this processor.
@@ -33,13 +34,7 @@ class StackedCpuPlatform(_PlatformOfVllm):  # type: ignore[misc]
         """Called in each worker before it builds the model, see `platform.worker_plugin`."""
         if hasattr(_PlatformOfVllm, "register_triton_kernel_overrides"):
             super().register_triton_kernel_overrides()
-        from stacked.engine.cpu_experts import leave_experts_alone  # vLLM's layers, in a worker
-        from stacked.engine.cpu_rope import flatten_heads
-        from stacked.engine.cpu_rows import lay_out_single_rows
-
-        flatten_heads()
-        leave_experts_alone()
-        lay_out_single_rows()
+        mend()
 
     @classmethod
     def check_and_update_config(cls, vllm_config: Any) -> None:

@@ -28,7 +28,6 @@ from stacked.engine.machine import CORES
 from stacked.engine.options import parse_options
 from stacked.engine.plan import EnginePlan
 from stacked.engine.platform import base_is_protected, enabled
-from stacked.engine.stager import Stager
 from stacked.errors import EngineError, EngineLoadFailed, EngineStartFailed, ParameterInvalid
 from stacked.steps import Progress, Silent, Start
 from stacked.store.adaptable import Adaptable
@@ -99,7 +98,6 @@ class Engine:
         self._canaries = itertools.count(1)
         self._changing = asyncio.Lock()
         self.calls = Calls(client, causes)
-        self._stager = Stager(self.calls)
         self._closed = False
 
     @classmethod
@@ -167,14 +165,14 @@ class Engine:
         for each in loaded.values():
             if not await self.activate(each):
                 break
-        await self.calls.workers("stacked_settle", doing="settling the worker's memory")
+        await self.calls.workers("settle", doing="settling the worker's memory")
         return loaded
 
     async def _load_some(
         self, some: Sequence[Loaded], wanted: Sequence[tuple[int, str, str]]
     ) -> None:
         try:
-            await self.calls.workers("stacked_load", wanted, doing="loading adapters")
+            await self.calls.workers("load", wanted, doing="loading adapters")
         except EngineLoadFailed as error:
             here = await self.list()  # those before the one that failed stay
             error.digest = next((each.digest for each in some if each.number not in here), None)
@@ -182,7 +180,7 @@ class Engine:
 
     async def adaptable(self) -> Adaptable:
         """Which modules of the base adapters are applied to, as the workers wrapped them."""
-        answers = await self.calls.workers("stacked_adaptable", doing="finding what can be adapted")
+        answers = await self.calls.workers("adaptable", doing="finding what can be adapted")
         return together([Adaptable.from_json(each.encode()) for each in answers])
 
     async def stage(self, adapter: Adapter) -> Loaded:
@@ -195,7 +193,7 @@ class Engine:
         doing = f"loading adapter {loaded.digest}"
         path = loaded.request.lora_path
         try:
-            await self._stager.read(loaded.number, loaded.name, path, doing=doing)
+            await self.calls.read(loaded.number, loaded.name, path, doing=doing)
         except BaseException:
             await self.calls.quietly(self.discard(loaded))
             raise
@@ -210,12 +208,10 @@ class Engine:
         doing = f"adopting adapter {loaded.digest}"
         async with self._changing:
             try:
-                await self.calls.workers("stacked_adopt", loaded.number, doing=doing)
+                await self.calls.workers("adopt", loaded.number, doing=doing)
             except EngineLoadFailed:
                 # One worker of several may have taken it; a staged copy stays where it is.
-                await self.calls.quietly(
-                    self.calls.workers("stacked_remove", loaded.number, doing=doing)
-                )
+                await self.calls.quietly(self.calls.workers("remove", loaded.number, doing=doing))
                 raise
 
     async def activate(self, loaded: Loaded) -> bool:
@@ -226,7 +222,7 @@ class Engine:
         doing = f"activating adapter {loaded.digest}"
         async with self._changing:
             while True:
-                states = await self.calls.part("stacked_activate", loaded.number, doing=doing)
+                states = await self.calls.part("activate", loaded.number, doing=doing)
                 if "more" not in states:
                     return "full" not in states
 
@@ -234,11 +230,11 @@ class Engine:
         """Drop adapters that are staged and not adopted, read or not. Idempotent."""
         names = ", ".join(each.digest for each in loaded[:3])
         numbers = [each.number for each in loaded]
-        await self.calls.workers("stacked_discard", *numbers, doing=f"discarding adapters {names}")
+        await self.calls.workers("discard", *numbers, doing=f"discarding adapters {names}")
 
     async def resident(self) -> Resident:
         """Which adapters the engine holds, and where; with several workers, those that all hold."""
-        answers = await self.calls.workers("stacked_resident", doing="asking what is resident")
+        answers = await self.calls.workers("resident", doing="asking what is resident")
         return Resident(
             staged=frozenset[int]().union(*(staged for staged, _, _ in answers)),
             host=frozenset[int](answers[0][1]).intersection(*(host for _, host, _ in answers)),
@@ -256,9 +252,7 @@ class Engine:
             numbers = [*there]
             for at in range(0, len(numbers), _REMOVED_AT_ONCE):
                 some = numbers[at : at + _REMOVED_AT_ONCE]
-                await self.calls.workers(
-                    "stacked_remove", *some, doing=f"removing {there[some[0]]}"
-                )
+                await self.calls.workers("remove", *some, doing=f"removing {there[some[0]]}")
             kept = there.keys() & await self.list() if there else set()
             if kept:
                 names = ", ".join(there[number] for number in sorted(kept)[:3])
@@ -358,9 +352,7 @@ class Engine:
         core: int | None = None
         try:
             with contextlib.suppress(EngineError):
-                answers = await self.calls.workers(
-                    "stacked_take_core", [*CORES], doing="taking a core"
-                )
+                answers = await self.calls.workers("take_core", [*CORES], doing="taking a core")
                 core = answers[0]
             if core is not None:
                 use_cores(CORES - {core})
@@ -368,7 +360,7 @@ class Engine:
         finally:  # cancelled during the call, the loop may have taken one anyway
             if core is not None:
                 use_cores(CORES)
-            give = self.calls.workers("stacked_give_core", [*CORES], doing="sharing a core")
+            give = self.calls.workers("give_core", [*CORES], doing="sharing a core")
             with contextlib.suppress(TimeoutError):  # a silent engine does it once it listens
                 async with asyncio.timeout(_GIVE_SECONDS):
                     await self.calls.quietly(give)
@@ -434,11 +426,11 @@ class Engine:
         request = LoRARequest(lora_name=f"warm.{number}", lora_int_id=number, lora_path="warm")
         loaded = Loaded(Digest("warm"), request.lora_name, number, request)
         doing = "warming the adapters' memory"
-        await self.calls.workers("stacked_warm", number, request.lora_name, "warm", doing=doing)
+        await self.calls.workers("warm", number, request.lora_name, "warm", doing=doing)
         for each in (loaded, None, loaded, None):
             await self.canary(each)
         await self.remove(loaded)
-        await self.calls.workers("stacked_settle", doing=doing)
+        await self.calls.workers("settle", doing=doing)
         self.calls.end_of_start()
 
 

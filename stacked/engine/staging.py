@@ -30,7 +30,8 @@ from stacked.engine.loras import Dropped, Job, VllmLoras
 # Adapters that are read at once, as many as the loader stages together.
 _READERS = 8
 
-# Adapters of a start that are read while one is built.
+# Adapters of a start that are read while one is built: the next, and one more where it is small
+# and read at once. More would only hold more memory.
 _AHEAD = 2
 
 
@@ -143,45 +144,24 @@ class Stager:
         return sorted(self._jobs)
 
 
-class StagingWorker:
-    """vLLM's `worker_extension_cls`: what `collective_rpc` may call on every worker.
+class Commands(Stager):
+    """What the engine may ask of one worker. All values are such as a message can carry."""
 
-    vLLM adds it to the bases of its own worker class, so every name here has a prefix, and values
-    are limited to what a message can carry.
-    """
+    def __init__(self, worker: Any) -> None:
+        hand_over_soon()
+        self._loader = worker.model_runner.lora_manager
+        aside = partial(step_aside, worker.device)
+        loras = VllmLoras(self._loader, aside)
+        super().__init__(loras, aside)
+        self.activate = loras.activate
+        self.take_core, self.give_core = take_core, give_core
 
-    model_runner: Any
-
-    def stacked_stage(self, number: int, name: str, path: str) -> None:
-        """Start to read an adapter."""
-        _parts(self)[0].stage(number, name, path)
-
-    def stacked_load(self, wanted: list[tuple[int, str, str]]) -> None:
-        """Read adapters and hand them to vLLM in one go, see `Stager.load`."""
-        _parts(self)[0].load(wanted)
-
-    def stacked_advance(self, numbers: list[int], seconds: float) -> list[list[str]]:
-        """Go on with adapters that have been read; state and reason each, see `Stager.state`."""
-        return [[*each] for each in _parts(self)[0].advance(numbers, seconds)]
-
-    def stacked_adopt(self, number: int) -> None:
-        """Hand a ready adapter to vLLM."""
-        _parts(self)[0].adopt(number)
-
-    def stacked_discard(self, *numbers: int) -> None:
-        """Forget what is staged."""
-        _parts(self)[0].discard(*numbers)
-
-    def stacked_activate(self, number: int, seconds: float) -> str:
-        """Copy an adapter into a free slot for a while, see `VllmLoras.activate`."""
-        return _parts(self)[1].activate(number, seconds)
-
-    def stacked_remove(self, *numbers: int) -> None:
+    def remove(self, *numbers: int) -> None:
         """Remove adapters; absent ones are ignored."""
         for number in numbers:
-            _parts(self)[1].remove(number)
+            self._loras.remove(number)
 
-    def stacked_settle(self) -> None:
+    def settle(self) -> None:
         """Exempt all objects made so far from garbage collection, for good.
 
         Traversing them takes seconds, at any moment. vLLM does the same in its other processes.
@@ -189,37 +169,30 @@ class StagingWorker:
         gc.collect()
         gc.freeze()
 
-    def stacked_take_core(self, cores: list[int]) -> int | None:
-        """Reserve a core for the loop, see `cpu_affinity.take_core`."""
-        return take_core(cores)
-
-    def stacked_give_core(self, cores: list[int]) -> None:
-        """Share it again, see `cpu_affinity.give_core`."""
-        give_core(cores)
-
-    def stacked_adaptable(self) -> str:
+    def adaptable(self) -> str:
         """Which modules of the base adapters are applied to, see `adaptable.describe`."""
-        return describe(self.model_runner.lora_manager._adapter_manager).to_json().decode()
+        return describe(self._loader._adapter_manager).to_json().decode()
 
-    def stacked_resident(self) -> list[list[int]]:
+    def resident(self) -> list[list[int]]:
         """Numbers staged, in host memory, and in each slot (0 for nothing)."""
-        stager, loras = _parts(self)
-        return [stager.staged(), *loras.resident()]
+        return [self.staged(), *self._loras.resident()]
 
-    def stacked_warm(self, number: int, name: str, path: str) -> None:
+    def warm(self, number: int, name: str, path: str) -> None:
         """Put an adapter of zeros into a slot, for one request that touches all of its memory."""
         from vllm.lora.request import LoRARequest
 
-        manager = self.model_runner.lora_manager
-        manager.add_dummy_lora(LoRARequest(name, number, path), rank=1)
+        self._loader.add_dummy_lora(LoRARequest(name, number, path), rank=1)
 
 
-def _parts(worker: Any) -> tuple[Stager, VllmLoras]:
-    """The worker's stager and adapters, made at the first call."""
-    found: tuple[Stager, VllmLoras] | None = worker.__dict__.get("_stacked_parts")
-    if found is None:
-        hand_over_soon()
-        aside = partial(step_aside, worker.device)
-        loras = VllmLoras(worker.model_runner.lora_manager, aside)
-        found = worker.__dict__["_stacked_parts"] = (Stager(loras, aside), loras)
-    return found
+class StagingWorker:
+    """vLLM's `worker_extension_cls`, whose methods `collective_rpc` may call on every worker.
+
+    vLLM adds it to the bases of its own worker class, so its names have a prefix.
+    """
+
+    def stacked_call(self, command: str, *args: Any) -> Any:
+        """Call a method of the worker's `Commands`, which are made at the first call."""
+        commands = self.__dict__.get("_stacked_commands")
+        if commands is None:
+            commands = self.__dict__["_stacked_commands"] = Commands(self)
+        return getattr(commands, command)(*args)

@@ -116,13 +116,19 @@ def multimodal(base: Path) -> dict[str, Any]:
 
 def load(llm: Any, number: int, path: Path) -> None:
     """Stage and adopt an adapter, as a start does, and activate it. Raises what vLLM raises."""
-    llm.collective_rpc("stacked_load", args=([(number, path.name, str(path))],))
-    while "more" in llm.collective_rpc("stacked_activate", args=(number, 1.0)):
+    llm.collective_rpc(
+        "stacked_call",
+        args=(
+            "load",
+            [(number, path.name, str(path))],
+        ),
+    )
+    while "more" in llm.collective_rpc("stacked_call", args=("activate", number, 1.0)):
         pass
 
 
 def remove(llm: Any, number: int) -> None:
-    llm.collective_rpc("stacked_remove", args=(number,))
+    llm.collective_rpc("stacked_call", args=("remove", number))
 
 
 def ask(llm: Any, number: int = 0, path: Path | None = None) -> Answer:

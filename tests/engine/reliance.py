@@ -14,7 +14,7 @@ from pathlib import Path
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
-_VLLM_NAME = re.compile(r"vllm(\.\w+)+(:\w+)?")
+_VLLM_NAME = re.compile(r"vllm(\.\w+)+(:\w+(\.\w+)?)?")
 _VARIABLE = re.compile(r"VLLM_[A-Z_]+")
 _METRIC = re.compile(r"vllm:\w+")
 

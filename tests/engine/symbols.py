@@ -187,17 +187,14 @@ SYMBOLS = (
         "apply_lora_full_linear",
         since=(0, 31),
     ),
-    Symbols("vllm.lora.layers", "", "FusedMoE3DWithLoRA FusedMoEWithLoRA"),
     Symbols("vllm.lora.layers.fused_moe", "FusedMoEWithLoRA", "can_replace_layer"),
-    Symbols("vllm.model_executor.layers.fused_moe.config", "", "FusedMoEConfig"),
+    Symbols("vllm.lora.layers.fused_moe", "FusedMoE3DWithLoRA", "can_replace_layer"),
     Symbols(
         "vllm.model_executor.layers.fused_moe.config",
         "FusedMoEConfig",
         "__post_init__ is_lora_enabled",
     ),
-    Symbols("vllm.model_executor.layers.rotary_embedding.base", "", "RotaryEmbedding"),
     Symbols("vllm.model_executor.layers.rotary_embedding.base", "RotaryEmbedding", "forward_cpu"),
-    Symbols("vllm.model_executor.layers.mamba.ops.cpu", "", "gdn_attention", since=(0, 31)),
     Symbols(
         "vllm.model_executor.layers.mamba.ops.cpu.gdn_attention",
         "",

@@ -25,8 +25,8 @@ ROOT = Path(__file__).parents[2] / "stacked"
 # Attributes of objects that are not vLLM's though annotated `Any`: our own, and libraries'.
 # fmt: off
 OURS = {
-    "build", "digest", "first", "free", "guarded", "holds", "left", "number", "read", "register",
-    "request", "resident", "slot", "writing",
+    "activate", "build", "digest", "first", "free", "guarded", "holds", "left", "number", "read",
+    "register", "request", "resident", "slot", "writing",
 }
 LIBRARIES = {
     "alias", "annotation", "apply_chat_template", "body_field", "close", "done", "field_info",

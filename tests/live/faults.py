@@ -33,7 +33,7 @@ class Fault:
 
 
 class FaultyClient:
-    """vLLM's client with at most one fault. Points are the worker's methods, `list_loras`,
+    """vLLM's client with at most one fault. Points are the worker's commands, `list_loras`,
     `canary base` and `canary adapter`.
     """
 
@@ -58,7 +58,7 @@ class FaultyClient:
         await asyncio.gather(*self._late, return_exceptions=True)
 
     async def collective_rpc(self, method: str, args: tuple[Any, ...] = ()) -> Any:
-        return await self._through(method, lambda: self._client.collective_rpc(method, args=args))
+        return await self._through(args[0], lambda: self._client.collective_rpc(method, args=args))
 
     async def list_loras(self) -> Any:
         return await self._through("list_loras", self._client.list_loras)

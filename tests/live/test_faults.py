@@ -185,19 +185,19 @@ def test_disk_that_is_full_at_the_commit_keeps_the_old_group(lab: Lab) -> None:
 # -- the engine ------------------------------------------------------------------------------------
 
 BEFORE_THE_SWITCH = [
-    ("staging", "stacked_stage", 0),
-    ("staging", "stacked_advance", 0),
-    ("staging", "stacked_adopt", 0),
-    ("staging", "stacked_activate", 0),
+    ("staging", "stage", 0),
+    ("staging", "advance", 0),
+    ("staging", "adopt", 0),
+    ("staging", "activate", 0),
     ("verifying", "canary base", 0),
     ("verifying", "canary base", 1),
     ("verifying", "canary adapter", 0),
     ("verifying", "canary base", 2),
 ]
 AFTER_THE_SWITCH = [
-    ("removing", "stacked_discard", 0),
+    ("removing", "discard", 0),
     ("removing", "list_loras", 0),
-    ("removing", "stacked_remove", 0),
+    ("removing", "remove", 0),
     ("removing", "list_loras", 1),
 ]
 MODES = ["raises", "lost", "unanswered", "stuck"]
@@ -246,7 +246,7 @@ def test_engine_that_fails_before_the_switch_leaves_the_old_group(
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("point", ["stacked_discard", "list_loras", "stacked_remove"])
+@pytest.mark.parametrize("point", ["discard", "list_loras", "remove"])
 @pytest.mark.usefixtures("impatient")
 def test_what_could_not_be_undone_goes_with_the_next_update(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, point: str, mode: str, tmp_path: Path
