@@ -15,10 +15,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -28,6 +26,7 @@ from typing import Any
 from stacked.engine.support import require_build
 from stacked.errors import BaseNotFound, BaseUnsupported
 from stacked.store.adaptable import Adaptable, Renames, Shape
+from stacked.store.disk import write_whole
 
 # An answer depends on these of vLLM's options; others change sizes and speed.
 _RELEVANT = (
@@ -201,10 +200,7 @@ class Asking:
         """Store what an engine answered. If it cannot be written, the next start finds it again."""
         self._found = found
         with contextlib.suppress(OSError):
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self._file.parent, delete=False) as part:
-                part.write(found.to_json())
-            os.replace(part.name, self._file)
+            write_whole(self._file, found.to_json())
         return found
 
     def _name(self) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import os
 import shutil
@@ -13,12 +11,13 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO
 
-from stacked.errors import StoreDamaged, StoreUnusable
-from stacked.store.disk import check_room, flush
+from stacked.errors import StoreDamaged
+from stacked.store.disk import check_room, flush, usable
 
 # Without meaning, but always the same: the earliest time that a zip can have.
 _MOMENT = (1980, 1, 1, 0, 0, 0)
 _CHUNK = 1 << 20
+_WHAT = "the store of artifacts"
 
 
 class Incoming:
@@ -33,7 +32,7 @@ class Incoming:
 
     def write(self, data: bytes) -> None:
         """Raises StoreUnusable if the disk is full."""
-        with usable(self.path.parent):
+        with usable(self.path.parent, _WHAT):
             self._file.write(data)
         self.bytes += len(data)
         self._sha256.update(data)
@@ -41,7 +40,7 @@ class Incoming:
 
     def finish(self) -> None:
         """Flush the complete file to the disk."""
-        with usable(self.path.parent):
+        with usable(self.path.parent, _WHAT):
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
@@ -73,7 +72,7 @@ class ArtifactFiles:
         """What is not in `keep` was left by a process that is gone. Raises StoreUnusable."""
         self.root = Path(root).absolute()
         self._incoming = self.root / "incoming"
-        with usable(self.root):
+        with usable(self.root, _WHAT):
             if self._incoming.is_dir():
                 shutil.rmtree(self._incoming)
             self._incoming.mkdir(parents=True)
@@ -81,13 +80,13 @@ class ArtifactFiles:
 
     def receive(self, expected: int = 0) -> Incoming:
         """A new file to receive into. Raises StoreUnusable without room for `expected` bytes."""
-        with usable(self.root):
+        with usable(self.root, _WHAT):
             check_room(self.root, expected, "the upload")
             return Incoming(self._incoming / uuid.uuid4().hex)
 
     def keep(self, incoming: Incoming) -> None:
         """Give a finished file its name; the same bytes are stored once."""
-        with usable(self.root):
+        with usable(self.root, _WHAT):
             incoming.path.rename(self.root / incoming.sha256)
             flush(self.root)
 
@@ -102,7 +101,7 @@ class ArtifactFiles:
 
     def drop_others(self, keep: Collection[str]) -> int:
         """Remove every file except these; returns how many."""
-        with usable(self.root):
+        with usable(self.root, _WHAT):
             gone = [name for name in os.listdir(self.root) if name not in keep]
             gone.remove(self._incoming.name)
             for name in gone:
@@ -111,7 +110,7 @@ class ArtifactFiles:
 
     def drop(self, sha256: str) -> None:
         """Remove a file; readers that have it open continue."""
-        with usable(self.root):
+        with usable(self.root, _WHAT):
             (self.root / sha256).unlink(missing_ok=True)
 
 
@@ -154,17 +153,3 @@ class _Written:
     def flush(self) -> None: ...
 
     def close(self) -> None: ...
-
-
-@contextlib.contextmanager
-def usable(root: Path) -> Iterator[None]:
-    """Raises errors of our own disk as StoreUnusable."""
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise StoreUnusable(
-            f"artifacts cannot be stored at {root}: {error}; "
-            + ("free some space" if full else "check its permissions")
-            + ", or choose another data directory"
-        ) from error

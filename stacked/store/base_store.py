@@ -5,15 +5,14 @@ Other processes may use the same directory at once.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from stacked.core import Digest
-from stacked.errors import AdapterAbsent, ArchiveInvalid, BaseNotFound, StoreUnusable
+from stacked.errors import AdapterAbsent, ArchiveInvalid, BaseNotFound
 from stacked.store.base import BaseModules
-from stacked.store.disk import clear_workplaces, flush, workplace
+from stacked.store.disk import clear_workplaces, seal, usable, workplace
 from stacked.store.limits import Limits
 from stacked.store.shelf import Shelf, Stored
 from stacked.store.uploads import BASE_LIMITS, unpack_base
@@ -35,7 +34,7 @@ class BaseStore:
         """Raises StoreUnusable."""
         self.root = Path(root).absolute()
         self.limits = limits
-        with self._usable():
+        with usable(self.root, "the store of bases"):
             self._shelf = Shelf(self.root, "bases", self.root / "unpacking")
             self.tidy()
 
@@ -44,7 +43,7 @@ class BaseStore:
 
         `name` is the zip's name in messages. Raises ArchiveInvalid, PathUnsafe, AdapterTooLarge.
         """
-        with self._usable(), workplace(self._shelf.staging) as place:
+        with usable(self.root, "the store of bases"), workplace(self._shelf.staging) as place:
             made = place / "base"
             made.mkdir()
             unpack_base(archive, made, self.limits, name)
@@ -55,7 +54,10 @@ class BaseStore:
                 raise ArchiveInvalid(f"{name} holds no base that can be read: {said}") from error
             digest = base_content_digest(made)
             weights = sum(file.stat().st_size for file in made.glob("*.safetensors"))
-            self._publish(made, digest)
+            seal(made)
+            with self._shelf.changing():
+                self._shelf.place(made, digest)
+                self._shelf.use(digest)
             return digest, weights
 
     def path(self, digest: str) -> Path:
@@ -65,41 +67,18 @@ class BaseStore:
             raise AdapterAbsent(f"the store at {self.root} has no base {digest}; upload it again")
         return path
 
-    def _publish(self, made: Path, digest: Digest) -> None:
-        for file in made.iterdir():
-            file.chmod(0o444)
-            flush(file)
-        flush(made)
-        path = self._shelf.path(digest)
-        with self._shelf.changing():
-            if not path.is_dir():
-                made.rename(path)
-                path.chmod(0o555)
-                flush(path.parent)
-            self._shelf.use(digest)
-
     def contents(self) -> Iterator[Stored]:
         """Every base on the disk."""
         return self._shelf.contents("base")
 
     def remove(self, stored: Stored) -> bool:
         """Remove a base; False if it was used since it was listed, or is in use."""
-        with self._usable():
+        with usable(self.root, "the store of bases"):
             return self._shelf.remove(stored)
 
     def tidy(self) -> None:
         """Remove what crashed processes left."""
         clear_workplaces(self._shelf.staging)
-
-    @contextlib.contextmanager
-    def _usable(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise StoreUnusable(
-                f"the store of bases at {self.root} cannot be used: {error}; "
-                "free some space, or choose another data directory"
-            ) from error
 
 
 def base_content_digest(directory: Path) -> Digest:

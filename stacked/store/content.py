@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
-from stacked.core import Adapter, short
+from stacked.core import Adapter, Digest
 from stacked.errors import AdapterError, StoreDamaged
 from stacked.store.checks import read_config
 from stacked.store.digest import digest_of, no_pause
@@ -22,15 +23,16 @@ def check_content(adapter: Adapter, pause: Callable[[], None] = no_pause) -> Non
     try:
         found = digest_of(read_config(adapter.path), adapter.path, pause)
     except (AdapterError, OSError) as error:
-        raise StoreDamaged(
-            f"stored adapter {short(adapter.digest)} cannot be read any more ({error}); "
-            f"add it again from its source, or remove {adapter.path}"
-        ) from error
+        raise damaged(adapter.digest, adapter.path, f"cannot be read any more ({error})") from error
     if found != adapter.digest:
-        raise StoreDamaged(
-            f"stored adapter {short(adapter.digest)} has the content of {short(found)} now; "
-            f"add it again from its source, or remove {adapter.path}"
-        )
+        raise damaged(adapter.digest, adapter.path, f"has the content of {found} now")
+
+
+def damaged(digest: Digest, path: Path, why: str) -> StoreDamaged:
+    """The error of an adapter that is not what was stored."""
+    return StoreDamaged(
+        f"stored adapter {digest} {why}; add it again from its source, or remove {path}"
+    )
 
 
 def modules_of(adapter: Adapter) -> list[str]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,20 @@ from stacked.store.text import size
 
 SPARE = 256 * 1024 * 1024
 """Left free: records and logs are written to the same disk."""
+
+
+@contextlib.contextmanager
+def usable(root: Path, what: str) -> Iterator[None]:
+    """Raises errors of our own disk as StoreUnusable; those of sources are refusals already."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise StoreUnusable(
+            f"{what} at {root} cannot be used: {error}; "
+            + ("free some space" if full else "check its permissions")
+            + ", or choose another data directory"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -43,6 +59,22 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a small file, in place of an earlier one, so that readers find one or the other."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as part:
+        part.write(data)
+    os.replace(part.name, path)
+
+
+def seal(directory: Path) -> None:
+    """Make a directory's files read-only, and make sure that they are on the disk."""
+    for file in directory.iterdir():
+        file.chmod(0o444)
+        flush(file)
+    flush(directory)
 
 
 def check_room(place: Path, needed: int, what: str) -> None:

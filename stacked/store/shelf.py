@@ -86,6 +86,16 @@ class Shelf:
             file.flush()
         return True
 
+    def place(self, made: Path, digest: Digest) -> Path:
+        """Move a sealed directory here under its digest, unless that is there. Hold `changing`."""
+        path = self.path(digest)
+        if not path.is_dir():
+            made.chmod(0o755)  # a directory that moves has its `..` written
+            made.rename(path)
+            path.chmod(0o555)
+            flush(path.parent)
+        return path
+
     def contents(self, kind: str) -> Iterator[Stored]:
         """Every content; those removed meanwhile are left out."""
         for digest in self.digests():

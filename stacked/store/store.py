@@ -18,24 +18,23 @@ from stacked.errors import (
     AdapterError,
     DigestMismatch,
     StoreDamaged,
-    StoreUnusable,
 )
 from stacked.store.archives import unpack
 from stacked.store.base import BaseModules
 from stacked.store.checks import Report, check_directory, read_config, report_of
+from stacked.store.content import check_content, damaged
 from stacked.store.digest import digest_of, sent_digest
-from stacked.store.disk import clear_workplaces, flush, workplace
+from stacked.store.disk import clear_workplaces, seal, usable, workplace
 from stacked.store.extras import settle
 from stacked.store.files import CONFIG_FILE, WEIGHTS_FILE
 from stacked.store.limits import DEFAULT, Limits
-from stacked.store.made_plain import MadePlain
+from stacked.store.notes import Notes
 from stacked.store.pairs import pair_up
 from stacked.store.peft_config import PeftConfig
 from stacked.store.plain import make_plain
 from stacked.store.shelf import Shelf, Stored, pinned, pins
 from stacked.store.sources import Download, fetch
 from stacked.store.tensors import read_header
-from stacked.store.unclaimed import Unclaimed
 
 logger = logging.getLogger(__name__)
 
@@ -62,13 +61,12 @@ class AdapterStore:
         # Absolute, because vLLM takes a missing relative path for a Hub id.
         self.root = Path(root).absolute()
         self.limits = limits
-        self._unclaimed = Unclaimed(self.root / "unclaimed")
-        self._made_plain = MadePlain(self.root / "plain")
         self._download = download
         self._known: dict[Digest, Report] = {}
         with self._usable():
             self._shelf = Shelf(self.root, "adapters", self.root / "staging")
-            self._unclaimed.directory.mkdir(exist_ok=True)
+            self._unclaimed = Notes(self.root / "unclaimed")
+            self._plain = Notes(self.root / "plain")
 
     def add(
         self,
@@ -118,11 +116,11 @@ class AdapterStore:
                 )
             kept = self._kept(copy, base, None, foreign_tokens, claim=False).digest
             if kept != announced:
-                self._made_plain.put(announced, kept)
+                self._plain.put(announced, kept)
 
     def holds(self, digest: Digest) -> bool:
         """Whether an adapter is present and whole; it then waits to be claimed like an upload."""
-        digest = self._made_plain.get(digest)
+        digest = self._kept_as(digest)
         try:
             self.verify(digest)
         except (AdapterAbsent, StoreDamaged):
@@ -132,7 +130,7 @@ class AdapterStore:
 
     def claim(self, digest: Digest, *, base: BaseModules, max_rank: int | None = None) -> Adapter:
         """A stored adapter that is needed from now on. Raises what `add` raises, AdapterAbsent."""
-        digest = self._made_plain.get(digest)
+        digest = self._kept_as(digest)
         path = self.get(digest).path
         _, report = check_directory(
             path, base, max_rank, self.limits, digest=digest, known_finite=True
@@ -154,7 +152,7 @@ class AdapterStore:
     def contents(self) -> Iterator[Stored]:
         """Every adapter on the disk."""
         for each in self._shelf.contents("adapter"):
-            yield replace(each, awaited=self._unclaimed.has(self._path(each.digest).name))
+            yield replace(each, awaited=self._unclaimed.get(each.digest) is not None)
 
     def used_ns(self, digest: Digest) -> int | None:
         """When an adapter was last added, claimed or requested; None if it is absent."""
@@ -173,7 +171,7 @@ class AdapterStore:
             self._known.pop(stored.digest, None)
             with self._shelf.changing():
                 if not self._path(stored.digest).exists():  # otherwise it was added again meanwhile
-                    self._unclaimed.claim(self._path(stored.digest).name)
+                    self._unclaimed.drop(stored.digest)
         return True
 
     def tidy(self) -> None:
@@ -181,9 +179,9 @@ class AdapterStore:
         with self._usable():
             clear_workplaces(self._shelf.staging)
             with self._shelf.changing():
-                there = {digest.removeprefix("sha256:") for digest in self._shelf.digests()}
-                self._unclaimed.forget(there)
-                self._made_plain.forget(there)
+                there = {*self._shelf.digests()}
+                self._unclaimed.keep(lambda digest, _: digest in there)
+                self._plain.keep(lambda _, kept: kept in there)
 
     def inspect(
         self,
@@ -228,16 +226,8 @@ class AdapterStore:
         return found
 
     def verify(self, digest: Digest) -> None:
-        """Hash the stored bytes again. Raises StoreDamaged if they have changed."""
-        path = self._path(digest)
-        if not path.is_dir():
-            raise self._absent(digest)
-        actual = self._read(digest, path, rehash=True).digest
-        if actual != digest:
-            raise StoreDamaged(
-                f"stored adapter {digest} has the content of {actual} now; add it again "
-                f"from its source, or remove {path}"
-            )
+        """Hash the stored bytes again. Raises AdapterAbsent, or StoreDamaged if they changed."""
+        check_content(self.get(digest))
 
     def _fetched(
         self, source: str, place: Path, allowed: Sequence[Path] | None, remote: bool = True
@@ -286,20 +276,14 @@ class AdapterStore:
 
     def _publish(self, config: PeftConfig, digest: Digest, copy: Path, *, claim: bool) -> Path:
         (copy / CONFIG_FILE).write_bytes(config.stored())
-        for file in copy.iterdir():
-            file.chmod(0o444)
-            flush(file)
-        copy.chmod(0o755)
-        flush(copy)
+        seal(copy)
         path = self._path(digest)
         with self._shelf.changing():
             if path.is_dir() and not self._is_whole(digest):
                 logger.warning("stored adapter %s was damaged; it is replaced", digest)
+                self._known.pop(digest, None)
                 self._shelf.move_away(path, copy.parent)
-            if not path.is_dir():
-                copy.rename(path)
-                path.chmod(0o555)  # after the rename, which has to write the directory's `..`
-                flush(path.parent)
+            self._shelf.place(copy, digest)
             self._use(digest, claim=claim)
         return path
 
@@ -310,11 +294,10 @@ class AdapterStore:
 
     def _use(self, digest: Digest, *, claim: bool) -> bool:
         there = self._shelf.use(digest)
-        name = self._path(digest).name
         if claim or not there:
-            self._unclaimed.claim(name)
+            self._unclaimed.drop(digest)
         else:
-            self._unclaimed.mark(name)
+            self._unclaimed.put(digest)
         return there
 
     def _is_whole(self, digest: Digest) -> bool:
@@ -324,20 +307,20 @@ class AdapterStore:
             return False
         return True
 
-    def _read(self, digest: Digest, path: Path, *, rehash: bool = False) -> Report:
-        """A report from the stored files; the bytes are hashed only at first, or on demand."""
+    def _read(self, digest: Digest, path: Path) -> Report:
+        """A report from the stored files, whose bytes are not hashed."""
         try:
             config = read_config(path, self.limits)
             pairs = pair_up(read_header(path / WEIGHTS_FILE, self.limits))
-            report = report_of(config, path, pairs, digest=None if rehash else digest)
+            report = report_of(config, path, pairs, digest=digest)
         except (AdapterError, OSError) as error:
-            raise StoreDamaged(
-                f"stored adapter {digest} cannot be read any more ({error}); add it again from "
-                f"its source, or remove {path}"
-            ) from error
-        if not rehash:
-            self._known[digest] = report
+            raise damaged(digest, path, f"cannot be read any more ({error})") from error
+        self._known[digest] = report
         return report
+
+    def _kept_as(self, digest: Digest) -> Digest:
+        """The digest that an upload's is stored under: another, or itself."""
+        return Digest(self._plain.get(digest) or digest)
 
     def _path(self, digest: Digest) -> Path:
         return self._shelf.path(digest)
@@ -348,16 +331,8 @@ class AdapterStore:
     def _workplace(self) -> AbstractContextManager[Path]:
         return workplace(self._shelf.staging)
 
-    @contextlib.contextmanager
-    def _usable(self) -> Iterator[None]:
-        """Raises errors of our own disk as StoreUnusable; those of sources are refusals already."""
-        try:
-            yield
-        except OSError as error:
-            raise StoreUnusable(
-                f"the adapter store at {self.root} cannot be used: {error}; "
-                "free some space, or choose another data directory"
-            ) from error
+    def _usable(self) -> AbstractContextManager[None]:
+        return usable(self.root, "the adapter store")
 
 
 def _rooms(place: Path) -> tuple[Path, Path]:

@@ -7,11 +7,11 @@ import logging
 import os
 import re
 import threading
-import uuid
 from collections.abc import Container, Iterable
 from pathlib import Path
 
 from stacked.core import Digest
+from stacked.store.disk import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -57,9 +57,7 @@ def forget_verified(file: Path, there: Container[Digest]) -> None:
         known = _read(file)
         stays = [digest for digest in known if digest in there]
         if len(stays) < len(known):
-            part = file.with_name(f"{file.name}.{uuid.uuid4().hex}")
-            part.write_text("".join(f"{digest}\n" for digest in sorted(stays)), encoding="ascii")
-            os.replace(part, file)
+            write_whole(file, "".join(f"{digest}\n" for digest in sorted(stays)).encode())
 
 
 def _read(file: Path) -> set[Digest]:

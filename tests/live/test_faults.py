@@ -167,7 +167,7 @@ def test_full_store_refuses_the_registration(lab: Lab, monkeypatch: pytest.Monke
     def full(*args: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("stacked.store.store.flush", full)
+    monkeypatch.setattr("stacked.store.disk.flush", full)
     with pytest.raises(StoreUnusable, match="free some space"):
         lab.add()
     monkeypatch.undo()

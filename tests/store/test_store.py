@@ -264,8 +264,8 @@ elif step == "checked":
 elif step == "flushed":
     shelf.Shelf.changing = die
 elif step == "renamed":
-    flush = module.flush
-    module.flush = lambda path: die() if path.name == "adapters" else flush(path)
+    flush = shelf.flush
+    shelf.flush = lambda path: die() if path.name == "adapters" else flush(path)
 AdapterStore(Path(root)).add(source, base=BaseModules.read(Path(base)))
 """
 
