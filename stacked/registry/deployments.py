@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypedDict, Unpack
+from typing import Any, TypedDict
 
 from sqlalchemy import Connection, delete
 from sqlalchemy.dialects.sqlite import insert
@@ -12,21 +12,10 @@ from stacked.errors import RecordConflict
 from stacked.registry.groups import GROUPS
 from stacked.registry.paging import FIRST, Listing, builder, filter_columns
 from stacked.registry.records import DeployedMember, Deployment, JsonObject, Page, Query
-from stacked.registry.repository import (
-    RecordFilters,
-    Repository,
-    Rows,
-    check_fresh,
-    differing,
-    values,
-)
+from stacked.registry.repository import DESCRIBED, Repository, Rows, check_fresh, differing, values
 from stacked.registry.schema import deployed_members, deployments, models
-from stacked.registry.states import DeploymentState, GroupState, MemberState, WorkStatus
+from stacked.registry.states import DeploymentState, GroupState, WorkStatus
 from stacked.registry.work_requests import WORK, log
-
-
-class DeploymentFilters(RecordFilters, total=False):
-    state: DeploymentState | None
 
 
 class DeploymentChanges(TypedDict, total=False):
@@ -39,28 +28,9 @@ class DeploymentChanges(TypedDict, total=False):
     configuration: JsonObject
 
 
-class MemberFilters(TypedDict, total=False):
-    """Of the members of one deployment. None does not filter."""
-
-    group_id: str | None
-    model_id: str | None
-    key: str | None
-    state: MemberState | None
-    display_name: str | None
-    project_id: str | None
-
-
-_GIVEN = (
-    "display_name",
-    "description",
-    "configuration",
-    "tags",
-    "compartment_id",
-    "project_id",
-)
+_GIVEN = (*DESCRIBED, "configuration", "project_id")
 
 DEPLOYMENTS = Rows(Deployment, "deployment", deployments)
-_LISTING = DEPLOYMENTS.listing(Deployment, DeploymentFilters, ("time_created", "display_name"))
 
 _MEMBERS = Listing(
     name="members of a deployment",
@@ -72,14 +42,20 @@ _MEMBERS = Listing(
         "time_created": deployed_members.c.time_created,
         "display_name": models.c.display_name,
     },
-    filters=filter_columns(MemberFilters, deployed_members, models),
+    filters=filter_columns(
+        ("group_id", "model_id", "key", "state", "display_name", "project_id"),
+        deployed_members,
+        models,
+    ),
 )
 
 
-class DeploymentRepository(Repository[Deployment]):
+class DeploymentRepository(Repository[Deployment, Deployment]):
     """What is served: the committed group, the previous one, and their members' states."""
 
     _rows = DEPLOYMENTS
+    _listing = DEPLOYMENTS.listing(Deployment, sorts=("time_created", "display_name"))
+    _changes = tuple(DeploymentChanges.__annotations__)
 
     def create(self, deployment: Deployment) -> Deployment:
         """Record a deployment that has no group yet. Idempotent; otherwise RecordConflict."""
@@ -97,19 +73,16 @@ class DeploymentRepository(Repository[Deployment]):
                 )
             return stored
 
-    def list(self, query: Query = FIRST, **filters: Unpack[DeploymentFilters]) -> Page[Deployment]:
-        return self._page(_LISTING, query, filters)
-
-    def update(
-        self, id: str, expect: Deployment | None = None, **changes: Unpack[DeploymentChanges]
-    ) -> Deployment:
+    def update(self, id: str, expect: Deployment | None = None, **changes: Any) -> Deployment:
         """Names, tags, compartment, and configuration that does not affect the engine."""
-        with self._database.write() as connection:
-            stored = DEPLOYMENTS.current(connection, id, expect)
-            columns: dict[str, Any] = dict(changes)
-            if "configuration" in columns:
-                columns["configuration"] = {**stored.configuration, **columns["configuration"]}
-            return DEPLOYMENTS.change(connection, id, columns) if columns else stored
+        if changes:
+            return super().update(id, expect, **changes)
+        with self._database.read() as connection:
+            return DEPLOYMENTS.current(connection, id, expect)
+
+    def _prepare(self, connection: Connection, stored: Deployment, changes: dict[str, Any]) -> None:
+        if "configuration" in changes:
+            changes["configuration"] = {**stored.configuration, **changes["configuration"]}
 
     def set_state(
         self,
@@ -198,9 +171,7 @@ class DeploymentRepository(Repository[Deployment]):
             if rows:
                 connection.execute(put, rows)
 
-    def list_members(
-        self, id: str, query: Query = FIRST, **filters: Unpack[MemberFilters]
-    ) -> Page[DeployedMember]:
+    def list_members(self, id: str, query: Query = FIRST, **filters: Any) -> Page[DeployedMember]:
         """Those of the committed group, unless `group_id` names another.
 
         Of a deployment that never had one, those of the group that it was to serve.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, fields
-from typing import TypedDict, Unpack
+from typing import Any
 
 from sqlalchemy import Connection, RowMapping, insert, select
 
@@ -18,43 +18,15 @@ from stacked.registry.records import (
     GroupModel,
     GroupRecord,
     GroupSummary,
-    JsonObject,
     Model,
     Page,
     Query,
 )
-from stacked.registry.repository import SORTS, RecordFilters, Repository, Rows, differing
+from stacked.registry.repository import DESCRIBED, FILTERS, SORTS, Repository, Rows, differing
 from stacked.registry.schema import deployments, group_members, groups, models
 from stacked.registry.schema import histories as lines
 from stacked.registry.states import DeploymentState, GroupState, ModelState
 from stacked.registry.versions import HISTORIES
-
-
-class GroupFilters(RecordFilters, total=False):
-    state: GroupState | None
-    version_history_id: str | None
-    base_model_id: str | None
-    source_group_id: str | None
-    kind: str | None
-
-
-class GroupChanges(TypedDict, total=False):
-    """A history is one that the group joins; it cannot leave one."""
-
-    display_name: str
-    description: str
-    version_label: str
-    version_history_id: str
-    compartment_id: str
-    tags: JsonObject
-
-
-class GroupModelFilters(RecordFilters, total=False):
-    """Of the models of one group."""
-
-    state: ModelState | None
-    key: str | None
-
 
 _IMMUTABLE = (
     "kind",
@@ -83,8 +55,6 @@ GROUPS = _GroupRows(
     lines.c.display_name.label("version_history_name"),
 )
 
-_LISTING = GROUPS.listing(GroupSummary, GroupFilters)
-
 
 def _group_model(row: RowMapping) -> GroupModel:
     return GroupModel(member=build(GroupMember, row), model=build(Model, row))
@@ -97,14 +67,22 @@ _MODELS = Listing(
     columns=(*models.c, *_MEMBER),
     seq=group_members.c.seq,
     sorts={name: models.c[name] for name in SORTS},
-    filters=filter_columns(GroupModelFilters, models, group_members),
+    filters=filter_columns((*FILTERS, "key"), models, group_members),
 )
 
 
-class GroupRepository(Repository[GroupRecord]):
-    """Groups with their members. Of a group, names, tags and state change, and nothing else."""
+class GroupRepository(Repository[GroupRecord, GroupSummary]):
+    """Groups with their members. Of a group, names, tags and state change, and nothing else.
+
+    A group may join a version history; RecordConflict if it is of another one already.
+    """
 
     _rows = GROUPS
+    _listing = GROUPS.listing(
+        GroupSummary,
+        (*FILTERS, "version_history_id", "base_model_id", "source_group_id", "kind"),
+    )
+    _changes = (*DESCRIBED, "version_label", "version_history_id")
 
     def create(self, group: GroupRecord, *, check: bool = False) -> GroupRecord:
         """Record a group; with a version history, as the next version and the latest of it.
@@ -136,43 +114,26 @@ class GroupRepository(Repository[GroupRecord]):
                 HISTORIES.join(connection, group.version_history_id, group.id)
             return GROUPS.get(connection, group.id)
 
-    def list(self, query: Query = FIRST, **filters: Unpack[GroupFilters]) -> Page[GroupSummary]:
-        return self._page(_LISTING, query, filters)
-
-    def list_models(
-        self, group_id: str, query: Query = FIRST, **filters: Unpack[GroupModelFilters]
-    ) -> Page[GroupModel]:
+    def list_models(self, group_id: str, query: Query = FIRST, **filters: Any) -> Page[GroupModel]:
         """The members of a group together with their models."""
         with self._database.read() as connection:
             GROUPS.row(connection, group_id)  # raises RecordAbsent
             where = [group_members.c.group_id == group_id]
             return _MODELS.page(connection, query, filters, where, of=group_id)
 
-    def update(
-        self, id: str, expect: GroupRecord | None = None, **changes: Unpack[GroupChanges]
-    ) -> GroupRecord:
-        """Raises RecordConflict if the group already is of another history."""
-        with self._database.write() as connection:
-            GROUPS.current(connection, id, expect)
-            joins = changes.pop("version_history_id", None)
-            if joins is not None:
-                HISTORIES.join(connection, joins, id)
-            return GROUPS.change(connection, id, dict(changes))
+    def _prepare(
+        self, connection: Connection, stored: GroupRecord, changes: dict[str, Any]
+    ) -> None:
+        HISTORIES.take(connection, stored.id, changes)
 
-    def set_state(
-        self, id: str, state: GroupState, reason: str = "", expect: GroupRecord | None = None
-    ) -> GroupRecord:
-        """Raises IllegalMove, and RecordConflict for a group that a deployment has committed."""
-        with self._database.write() as connection:
-            stored = GROUPS.current(connection, id, expect)
-            if state is not GroupState.ACTIVE:
-                _check_not_served(connection, id)
-            moved = GROUPS.move(connection, id, state, reason=reason)
-            if state is GroupState.DELETED:
-                artifacts.drop(connection, id)
-                if stored.version_history_id is not None:
-                    HISTORIES.forget(connection, stored.version_history_id, id)
-            return moved
+    def _leave(self, connection: Connection, stored: GroupRecord, state: GroupState) -> None:
+        """Raises RecordConflict for a group that a deployment has committed."""
+        if state is not GroupState.ACTIVE:
+            _check_not_served(connection, stored.id)
+        if state is GroupState.DELETED:
+            artifacts.drop(connection, stored.id)
+            if stored.version_history_id is not None:
+                HISTORIES.forget(connection, stored.version_history_id, stored.id)
 
     def attach(self, artifact: Artifact, expect: GroupRecord | None = None) -> GroupRecord:
         """Record the file of a HOMOGENEOUS group.

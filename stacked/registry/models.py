@@ -4,52 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TypedDict, Unpack
+from typing import Any
 
 from sqlalchemy import Connection, insert, or_, select
 
 from stacked.errors import RecordConflict
 from stacked.registry import artifacts
-from stacked.registry.paging import FIRST
-from stacked.registry.records import Artifact, Content, JsonObject, Model, Page, Query
-from stacked.registry.repository import RecordFilters, Repository, Rows, differing, values
+from stacked.registry.records import Artifact, Content, Model
+from stacked.registry.repository import DESCRIBED, FILTERS, Repository, Rows, differing, values
 from stacked.registry.schema import deployments, group_members, groups, models
 from stacked.registry.schema import version_sets as sets
 from stacked.registry.states import DeploymentState, GroupState, ModelState
 from stacked.registry.versions import SETS
 
-
-class ModelFilters(RecordFilters, total=False):
-    state: ModelState | None
-    kind: str | None
-    digest: str | None
-    category: str | None
-    version_label: str | None
-    version_set_name: str | None
-
-
-class ModelChanges(TypedDict, total=False):
-    """What may change about a model, whatever its content. It joins a version set."""
-
-    display_name: str
-    description: str
-    version_label: str
-    version_set_id: str
-    compartment_id: str
-    tags: JsonObject
-    extra: JsonObject
-
-
-_DESCRIBED = (
-    "display_name",
-    "source",
-    "rank",
-    "bytes",
-    "extra",
-    "tags",
-    "description",
-    "version_label",
-)
+# What a model that is put again gets anew.
+_PUT = ("display_name", "description", "tags", "version_label", "source", "rank", "bytes", "extra")
 
 MODELS = Rows(
     Model,
@@ -58,13 +27,18 @@ MODELS = Rows(
     models.outerjoin(sets, sets.c.id == models.c.version_set_id),
     sets.c.display_name.label("version_set_name"),
 )
-_LISTING = MODELS.listing(Model, ModelFilters, version_set_name=sets.c.display_name)
 
 
-class ModelRepository(Repository[Model]):
+class ModelRepository(Repository[Model, Model]):
     """Bases, adapters, and models that have no content yet."""
 
     _rows = MODELS
+    _listing = MODELS.listing(
+        Model,
+        (*FILTERS, "kind", "digest", "category", "version_label"),
+        version_set_name=sets.c.display_name,
+    )
+    _changes = (*DESCRIBED, "version_label", "version_set_id", "extra")
 
     def put(self, model: Model) -> Model:
         """Record a model, or update its description. Raises RecordConflict for other content."""
@@ -99,32 +73,14 @@ class ModelRepository(Repository[Model]):
         with self._database.read() as connection:
             return MODELS.get_many(connection, ids)
 
-    def list(self, query: Query = FIRST, **filters: Unpack[ModelFilters]) -> Page[Model]:
-        return self._page(_LISTING, query, filters)
+    def _prepare(self, connection: Connection, stored: Model, changes: dict[str, Any]) -> None:
+        SETS.take(connection, stored.id, changes)
 
-    def update(
-        self, id: str, expect: Model | None = None, **changes: Unpack[ModelChanges]
-    ) -> Model:
-        with self._database.write() as connection:
-            MODELS.current(connection, id, expect)
-            joins = changes.pop("version_set_id", None)
-            if joins is not None:
-                SETS.join(connection, joins, id)
-            return MODELS.change(connection, id, dict(changes))
-
-    def set_state(
-        self, id: str, state: ModelState, reason: str = "", expect: Model | None = None
-    ) -> Model:
-        """Change a model's state; a deleted one keeps its record, and none of its files.
-
-        Raises IllegalMove, and RecordConflict for deleting what a deployment serves.
-        """
-        with self._database.write() as connection:
-            MODELS.current(connection, id, expect)
-            if state is ModelState.DELETED:
-                _check_not_served(connection, id)
-                artifacts.drop(connection, id)
-            return MODELS.move(connection, id, state, reason=reason)
+    def _leave(self, connection: Connection, stored: Model, state: ModelState) -> None:
+        """A deleted model keeps its record, and none of its files; RecordConflict if served."""
+        if state is ModelState.DELETED:
+            _check_not_served(connection, stored.id)
+            artifacts.drop(connection, stored.id)
 
     def fill(
         self, id: str, content: Content, artifact: Artifact, expect: Model | None = None
@@ -178,8 +134,8 @@ def _put_again(connection: Connection, model: Model, describe: bool) -> None:
         columns["base_model_id"] = model.base_model_id
     if model.kind == "base" and model.source != stored.source:
         columns["source"] = model.source  # where it stands now
-    if describe and differing(stored, model, _DESCRIBED):
-        columns |= {name: getattr(model, name) for name in _DESCRIBED}
+    if describe and differing(stored, model, _PUT):
+        columns |= {name: getattr(model, name) for name in _PUT}
     if columns:
         MODELS.change(connection, model.id, columns)
 

@@ -41,14 +41,9 @@ def builder(record: type[T]) -> Callable[[RowMapping], T]:
     return lambda row: build(record, row)
 
 
-def filter_columns(filters: type, *tables: Table) -> dict[str, ColumnElement[Any]]:
-    """The columns that a TypedDict of filters names, each of the first table that has it."""
-    found: dict[str, ColumnElement[Any]] = {}
-    for table in tables:
-        for name in filters.__annotations__:
-            if name in table.c:
-                found.setdefault(name, table.c[name])
-    return found
+def filter_columns(names: Sequence[str], *tables: Table) -> dict[str, ColumnElement[Any]]:
+    """The columns of these names, each of the first table that has it."""
+    return {name: next(table.c[name] for table in tables if name in table.c) for name in names}
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,12 +61,11 @@ def recover(connection: Connection) -> Recovered:
         reason = f"{_reason(row['state'])}; {stands}"
         DEPLOYMENTS.move(connection, id, DeploymentState.FAILED, reason=reason)
         failed.append(id)
-    for row in _unfinished(connection, GROUPS, GroupState):
-        GROUPS.move(connection, row["id"], GroupState.FAILED, reason=_reason(row["state"]))
-        failed.append(row["id"])
-    for row in _unfinished(connection, HISTORIES, HistoryState):
-        HISTORIES.move(connection, row["id"], HistoryState.FAILED, reason=_reason(row["state"]))
-        failed.append(row["id"])
+    others: tuple[tuple[Rows[Any], Any], ...] = ((GROUPS, GroupState), (HISTORIES, HistoryState))
+    for rows, states in others:
+        for row in _unfinished(connection, rows, states):
+            rows.move(connection, row["id"], states.FAILED, reason=_reason(row["state"]))
+            failed.append(row["id"])
     return Recovered(failed=tuple(failed), succeeded=tuple(succeeded))
 
 

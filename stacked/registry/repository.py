@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
-from typing import Any, Generic, TypedDict, TypeVar
+from typing import Any, Generic, TypeVar
 
 from sqlalchemy import (
     ColumnElement,
@@ -25,7 +25,7 @@ from sqlalchemy import (
 from stacked.errors import RecordAbsent, RecordStale
 from stacked.registry.database import Database
 from stacked.registry.ids import now
-from stacked.registry.paging import Listing, build, builder, filter_columns
+from stacked.registry.paging import FIRST, Listing, build, builder, filter_columns
 from stacked.registry.records import Page, Query, Record, WorkRequest
 from stacked.registry.states import check_move
 
@@ -33,16 +33,10 @@ R = TypeVar("R", bound=Record | WorkRequest)
 T = TypeVar("T")
 
 SORTS = ("time_created", "display_name", "state")
-
-
-class RecordFilters(TypedDict, total=False):
-    """What every list of records is filtered by, besides the state. None does not filter."""
-
-    id: str | None
-    display_name: str | None
-    created_by: str | None
-    compartment_id: str | None
-    project_id: str | None
+FILTERS = ("id", "display_name", "state", "created_by", "compartment_id", "project_id")
+"""What every list of records is filtered by."""
+DESCRIBED = ("display_name", "description", "compartment_id", "tags")
+"""The fields of most records that may change at any time."""
 
 
 class Rows(Generic[R]):
@@ -70,11 +64,11 @@ class Rows(Generic[R]):
     def listing(
         self,
         record: type[T],
-        filters: type,
+        filters: Sequence[str] = FILTERS,
         sorts: Sequence[str] = SORTS,
         **columns: ColumnElement[Any],
     ) -> Listing[T]:
-        """How they are listed; `filters` is a TypedDict, `columns` what is not in the table."""
+        """How they are listed; `filters` and `sorts` are columns, `columns` other filters."""
         return Listing(
             name=self.table.name.replace("_", " "),
             record=builder(record),
@@ -144,14 +138,17 @@ class Rows(Generic[R]):
         return build(self.record, row)
 
 
-class Repository(Generic[R]):
+class Repository(Generic[R, T]):
     """The records of one kind. Every method is one transaction, and may be called by any thread.
 
     `expect` is a record as the caller has read it: RecordStale if it has changed since. A deleted
-    record can be read; changing it raises RecordAbsent.
+    record can be read; changing it raises RecordAbsent. Filters are named in `_listing`.
     """
 
     _rows: Rows[R]
+    _listing: Listing[T]
+    _changes: Collection[str] = ()
+    """The fields that may change at any time."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -161,16 +158,32 @@ class Repository(Generic[R]):
         with self._database.read() as connection:
             return self._rows.get(connection, id)
 
-    def _page(
-        self,
-        listing: Listing[T],
-        query: Query,
-        filters: Mapping[str, object],
-        where: Iterable[ColumnElement[bool]] = (),
-        of: str | None = None,
-    ) -> Page[T]:
+    def list(self, query: Query = FIRST, **filters: Any) -> Page[T]:
+        """One page. Filters that are None do not filter."""
         with self._database.read() as connection:
-            return listing.page(connection, query, filters, where, of)
+            return self._listing.page(connection, query, filters)
+
+    def update(self, id: str, expect: R | None = None, **changes: Any) -> R:
+        """Write fields that may change at any time."""
+        if not changes.keys() <= set(self._changes):
+            raise ValueError(f"{self._rows.noun}s change in {', '.join(self._changes)} alone")
+        with self._database.write() as connection:
+            stored = self._rows.current(connection, id, expect)
+            self._prepare(connection, stored, changes)
+            return self._rows.change(connection, id, changes)
+
+    def set_state(self, id: str, state: Any, reason: str = "", expect: R | None = None) -> R:
+        """Raises IllegalMove."""
+        with self._database.write() as connection:
+            stored = self._rows.current(connection, id, expect)
+            self._leave(connection, stored, state)
+            return self._rows.move(connection, id, state, reason=reason)
+
+    def _prepare(self, connection: Connection, stored: R, changes: dict[str, Any]) -> None:
+        """What a kind does, or refuses, before changes are written; it may alter them."""
+
+    def _leave(self, connection: Connection, stored: R, state: Any) -> None:
+        """What a kind does, or refuses, before a state is written."""
 
 
 def values(table: Table, record: Any) -> dict[str, Any]:

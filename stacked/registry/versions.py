@@ -8,44 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Generic, TypedDict, TypeVar, Unpack
+from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Connection, Table, literal, select, update
 
 from stacked.errors import RecordAbsent, RecordConflict
 from stacked.registry.ids import now
-from stacked.registry.paging import FIRST
-from stacked.registry.records import JsonObject, ModelVersionSet, Page, Query, VersionHistory
-from stacked.registry.repository import RecordFilters, Repository, Rows, differing
+from stacked.registry.records import ModelVersionSet, VersionHistory
+from stacked.registry.repository import DESCRIBED, Repository, Rows, differing
 from stacked.registry.schema import groups, histories, models, version_sets
 from stacked.registry.states import HistoryState
 
 V = TypeVar("V", bound=VersionHistory | ModelVersionSet)
-
-
-class HistoryFilters(RecordFilters, total=False):
-    state: HistoryState | None
-
-
-class VersionSetFilters(HistoryFilters, total=False):
-    """All that are stored are of category USER."""
-
-    category: str | None
-
-
-class VersionSetChanges(TypedDict, total=False):
-    """The name of a set is fixed: models are found by it."""
-
-    description: str
-    tags: JsonObject
-    compartment_id: str
-
-
-class HistoryChanges(VersionSetChanges, total=False):
-    """A latest group that is in no history yet joins this one."""
-
-    display_name: str
-    latest_group_id: str
 
 
 class Versions(Rows[V], Generic[V]):
@@ -117,10 +91,17 @@ class Versions(Rows[V], Generic[V]):
         if "latest_group_id" in self.table.c:
             self.change(connection, id, {"latest_group_id": item_id})
 
+    def take(self, connection: Connection, item_id: str, changes: dict[str, Any]) -> None:
+        """Join the one that changes of a row of the other table name, if they do."""
+        id = changes.get(self.link.name)
+        if id is not None:
+            self.join(connection, id, item_id)
+            del changes[self.link.name]
+
     def forget(self, connection: Connection, id: str, item_id: str) -> None:
-        """A version was deleted: if it was the latest, the highest remaining one now is."""
+        """A version is deleted: if it was the latest, the highest remaining one now is."""
         if self.row(connection, id)["latest_group_id"] == item_id:
-            left = self.versions(connection, id)
+            left = [each for each in self.versions(connection, id) if each != item_id]
             self.change(connection, id, {"latest_group_id": left[-1] if left else None})
 
     def versions(self, connection: Connection, id: str) -> Sequence[str]:
@@ -136,14 +117,17 @@ SETS = Versions(
     ModelVersionSet, "model version set", version_sets, models, "version_set_id", "model"
 )
 
-_HISTORIES = HISTORIES.listing(VersionHistory, HistoryFilters)
-_SETS = SETS.listing(ModelVersionSet, VersionSetFilters, category=literal("USER"))
 
+class HistoryRepository(Repository[VersionHistory, VersionHistory]):
+    """Lines of groups under one name, each with its latest group.
 
-class HistoryRepository(Repository[VersionHistory]):
-    """Lines of groups under one name, each with its latest group."""
+    A latest group that is in no history yet joins this one. Changing raises RecordConflict for a
+    name that is taken, or a group of another history.
+    """
 
     _rows = HISTORIES
+    _listing = HISTORIES.listing(VersionHistory)
+    _changes = (*DESCRIBED, "latest_group_id")
 
     def create(self, history: VersionHistory) -> VersionHistory:
         """Idempotent; a latest group becomes its first version.
@@ -156,51 +140,26 @@ class HistoryRepository(Repository[VersionHistory]):
                 HISTORIES.join(connection, history.id, history.latest_group_id)
             return HISTORIES.get(connection, history.id)
 
-    def list(self, query: Query = FIRST, **filters: Unpack[HistoryFilters]) -> Page[VersionHistory]:
-        return self._page(_HISTORIES, query, filters)
-
-    def update(
-        self, id: str, expect: VersionHistory | None = None, **changes: Unpack[HistoryChanges]
-    ) -> VersionHistory:
-        """Raises RecordConflict for a name that is taken, or a group of another history."""
-        with self._database.write() as connection:
-            HISTORIES.current(connection, id, expect)
-            if "display_name" in changes:
-                HISTORIES.check_name(connection, changes["display_name"], id)
-            if "latest_group_id" in changes:
-                HISTORIES.join(connection, id, changes["latest_group_id"])
-            return HISTORIES.change(connection, id, dict(changes))
-
-    def set_state(
-        self, id: str, state: HistoryState, reason: str = "", expect: VersionHistory | None = None
-    ) -> VersionHistory:
-        """Raises IllegalMove."""
-        with self._database.write() as connection:
-            HISTORIES.current(connection, id, expect)
-            return HISTORIES.move(connection, id, state, reason=reason)
+    def _prepare(
+        self, connection: Connection, stored: VersionHistory, changes: dict[str, Any]
+    ) -> None:
+        if "display_name" in changes:
+            HISTORIES.check_name(connection, changes["display_name"], stored.id)
+        if "latest_group_id" in changes:
+            HISTORIES.join(connection, stored.id, changes["latest_group_id"])
 
 
-class VersionSetRepository(Repository[ModelVersionSet]):
-    """Models under one name, each the next version of it."""
+class VersionSetRepository(Repository[ModelVersionSet, ModelVersionSet]):
+    """Models under one name, each the next version of it. All are of category USER."""
 
     _rows = SETS
+    _listing = SETS.listing(ModelVersionSet, category=literal("USER"))
+    _changes = ("description", "tags", "compartment_id")  # not the name: models are found by it
 
     def create(self, record: ModelVersionSet) -> ModelVersionSet:
         """Idempotent. Raises RecordConflict for a name that is taken."""
         with self._database.write() as connection:
             return SETS.create(connection, record)
-
-    def list(
-        self, query: Query = FIRST, **filters: Unpack[VersionSetFilters]
-    ) -> Page[ModelVersionSet]:
-        return self._page(_SETS, query, filters)
-
-    def update(
-        self, id: str, expect: ModelVersionSet | None = None, **changes: Unpack[VersionSetChanges]
-    ) -> ModelVersionSet:
-        with self._database.write() as connection:
-            SETS.current(connection, id, expect)
-            return SETS.change(connection, id, dict(changes))
 
     def delete(self, id: str, expect: ModelVersionSet | None = None) -> ModelVersionSet:
         """Mark it deleted. Raises RecordConflict while it has models that are not deleted."""

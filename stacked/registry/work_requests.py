@@ -6,9 +6,9 @@ The functions are shared with the repository of deployments and with recovery.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypedDict, TypeVar, Unpack
+from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Text, exists, func, insert, type_coerce
+from sqlalchemy import ColumnElement, Connection, Table, Text, exists, func, insert, type_coerce
 
 from stacked.errors import IllegalMove
 from stacked.registry.ids import WORK_REQUEST, new_id, now
@@ -24,43 +24,28 @@ T = TypeVar("T", WorkLog, WorkError)
 _MOST_UNFINISHED = 99.0
 
 
-class WorkFilters(TypedDict, total=False):
-    """None does not filter; `resource_id` is the id of something the work acts on."""
-
-    id: str | None
-    operation: str | None
-    status: WorkStatus | None
-    compartment_id: str | None
-    resource_id: str | None
-
-
 WORK = Rows(WorkRequest, "work request", work_requests)
 
-_LISTING = WORK.listing(WorkRequest, WorkFilters, ("time_accepted", "status", "operation"))
-_LOGS = Listing(
-    name="logs",
-    record=builder(WorkLog),
-    source=work_logs,
-    columns=tuple(work_logs.c),
-    seq=work_logs.c.seq,
-    sorts={"time": work_logs.c.time},
-    filters={},
-)
-_ERRORS = Listing(
-    name="errors",
-    record=builder(WorkError),
-    source=work_errors,
-    columns=tuple(work_errors.c),
-    seq=work_errors.c.seq,
-    sorts={"time": work_errors.c.time},
-    filters={},
-)
+
+def _lines(name: str, record: type[T], table: Table) -> Listing[T]:
+    """What is about one piece of work, by time."""
+    sorts = {"time": table.c.time}
+    return Listing(name, builder(record), table, tuple(table.c), table.c.seq, sorts, {})
 
 
-class WorkRequestRepository(Repository[WorkRequest]):
+_LOGS = _lines("logs", WorkLog, work_logs)
+_ERRORS = _lines("errors", WorkError, work_errors)
+
+
+class WorkRequestRepository(Repository[WorkRequest, WorkRequest]):
     """Long pieces of work, with their logs and errors. Ended work does not change any more."""
 
     _rows = WORK
+    _listing = WORK.listing(
+        WorkRequest,
+        ("id", "operation", "status", "compartment_id"),
+        ("time_accepted", "status", "operation"),
+    )
 
     def open(
         self, operation: str, resources: Sequence[Affected] = (), *, compartment_id: str = ""
@@ -75,9 +60,12 @@ class WorkRequestRepository(Repository[WorkRequest]):
         with self._database.write() as connection:
             return WORK.insert(connection, request)
 
-    def list(self, query: Query = FIRST, **filters: Unpack[WorkFilters]) -> Page[WorkRequest]:
+    def list(self, query: Query = FIRST, **filters: Any) -> Page[WorkRequest]:
+        """`resource_id` is the id of something that the work acts on."""
         of = filters.pop("resource_id", None)
-        return self._page(_LISTING, query, filters, [] if of is None else [_acts_on(of)], of)
+        with self._database.read() as connection:
+            where = [] if of is None else [_acts_on(of)]
+            return self._listing.page(connection, query, filters, where, of)
 
     def list_logs(self, id: str, query: Query = FIRST) -> Page[WorkLog]:
         """Oldest first, unless the query says otherwise."""
