@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,8 +168,21 @@ class Client:
         """All groups, the newest first."""
         return self._all(f"{_CONTROL}/modelGroups")
 
-    def create_group(self, body: dict[str, Any]) -> dict[str, Any]:
-        return self._one("POST", f"{_CONTROL}/modelGroups", json=body)
+    def create_group(
+        self, name: str, entries: Sequence[Entry], *, details: Any = None, **more: Any
+    ) -> dict[str, Any]:
+        """A group of these entries, the base first.
+
+        `details` are more of its `modelGroupDetails`, `more` other fields of the request.
+        """
+        base, listed = entries[0].model_id, [entry.wire() for entry in entries]
+        body = {
+            "createType": "CREATE",
+            "displayName": name,
+            "modelGroupDetails": {"type": "STACKED", "baseModelId": base, **(details or {})},
+            "memberModelEntries": {"memberModelDetails": listed},
+        }
+        return self._one("POST", f"{_CONTROL}/modelGroups", json=body | more)
 
     def check_engine(self, engine: dict[str, Any]) -> None:
         """Have the server refuse settings that differ from its engine's."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
@@ -44,11 +46,6 @@ class Got:
     key: str = ""
     tokens: list[int] = field(default_factory=list)
 
-    def head(self, headers: httpx.Headers) -> None:
-        self.digest = headers.get("model-digest", "")
-        self.generation = int(headers.get("model-generation", "0"))
-        self.key = unquote(headers.get("model-key", ""))
-
 
 def body(key: str, prompt: str, max_tokens: int) -> dict[str, Any]:
     """Exactly `max_tokens` greedy tokens, as ids: a text can hide a different token."""
@@ -64,36 +61,39 @@ def body(key: str, prompt: str, max_tokens: int) -> dict[str, Any]:
 
 async def plain(client: httpx.AsyncClient, request: dict[str, Any], got: Got) -> None:
     """Fill `got` with the whole answer. Raises Refused."""
-    try:
-        response = await client.post("/v1/completions", json=request)
-    except httpx.HTTPError as error:
-        raise Refused(type(error).__name__, str(error)) from error
-    if response.status_code != 200:
-        raise _refused(response.status_code, response.content)
-    got.head(response.headers)
-    got.tokens += _tokens(response.content)
+    async with _answered(client, request, got) as response:
+        got.tokens += _tokens(await response.aread())
 
 
 async def stream(
     client: httpx.AsyncClient, request: dict[str, Any], got: Got
 ) -> AsyncGenerator[None, None]:
     """Fill `got` as tokens arrive, yielding after each event. Raises Refused."""
+    async with _answered(client, request | {"stream": True}, got) as response:
+        async for line in response.aiter_lines():
+            if line == "data: [DONE]":
+                return
+            if line.startswith("data: "):
+                got.tokens += _tokens(line.removeprefix("data: "))
+                yield
+    raise Refused("StreamCut", "the stream ended without [DONE]")
+
+
+@asynccontextmanager
+async def _answered(
+    client: httpx.AsyncClient, request: dict[str, Any], got: Got
+) -> AsyncIterator[httpx.Response]:
+    """A successful response, whose headers are in `got`. Raises Refused."""
     try:
-        async with client.stream(
-            "POST", "/v1/completions", json=request | {"stream": True}
-        ) as response:
+        async with client.stream("POST", "/v1/completions", json=request) as response:
             if response.status_code != 200:
                 raise _refused(response.status_code, await response.aread())
-            got.head(response.headers)
-            async for line in response.aiter_lines():
-                if line == "data: [DONE]":
-                    return
-                if line.startswith("data: "):
-                    got.tokens += _tokens(line.removeprefix("data: "))
-                    yield
+            got.digest = response.headers.get("model-digest", "")
+            got.generation = int(response.headers.get("model-generation", "0"))
+            got.key = unquote(response.headers.get("model-key", ""))
+            yield response
     except httpx.HTTPError as error:
         raise Refused(type(error).__name__, str(error)) from error
-    raise Refused("StreamCut", "the stream ended without [DONE]")
 
 
 async def references(
@@ -121,14 +121,8 @@ def apart(found: References) -> tuple[int, int]:
     A model that answers like another cannot show that the wrong one answered.
     """
     by_pair = {(digest, prompt): tokens for (_, digest, prompt), tokens in found.items()}
-    alone = [
-        pair
-        for pair, tokens in by_pair.items()
-        if not any(
-            other[1] == pair[1] and other != pair and by_pair[other] == tokens for other in by_pair
-        )
-    ]
-    return len(alone), len(by_pair)
+    given = Counter((prompt, tokens) for (_, prompt), tokens in by_pair.items())
+    return sum(count == 1 for count in given.values()), len(by_pair)
 
 
 def _tokens(content: str | bytes) -> list[int]:

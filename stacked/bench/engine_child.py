@@ -118,11 +118,9 @@ async def serve(requested: Mapping[str, Any], replies: TextIO) -> None:
 
 
 def main() -> int:
-    """Replies go to stdout; everything that vLLM prints goes to the log in argv."""
+    """Replies go to stdout; everything that vLLM prints there goes to stderr, which is the log."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
-    log = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+    os.dup2(2, 1)
     try:
         asyncio.run(serve(json.loads(sys.stdin.readline()), replies))
     except StackedError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -16,9 +15,9 @@ _TABLE = Table(
     "swap --gaps",
     ("server", "window"),
     (
-        Column("gap_median", "gap ms", "{0.median:.1f}"),
-        Column("gap_p99", "its p99", "{0.median:.1f}"),
-        Column("gap_worst", "worst", "{0.median:.1f}", chart="Worst gap between tokens (ms)"),
+        Column("gaps_median", "gap ms", "{0.median:.1f}"),
+        Column("gaps_p99", "its p99", "{0.median:.1f}"),
+        Column("gaps_worst", "worst", "{0.median:.1f}", chart="Worst gap between tokens (ms)"),
         Column(
             "to_steady",
             "worst to steady p99",
@@ -35,7 +34,7 @@ _TABLE = Table(
 
 def gaps_result(
     summary: Mapping[str, Any],
-    settings: Mapping[str, Any],
+    settings: Any,
     each: Sequence[Mapping[str, Any]],
     read: Mapping[str, float | int],
     switch: Mapping[str, Any],
@@ -44,34 +43,25 @@ def gaps_result(
 
     `read` is the time to read the same bytes, `switch` what the switch of a large group costs.
     """
-    lines, listed = [], []
+    lines, rows = [], []
     for side in dict.fromkeys(str(row["side"]) for row in each):
         mine = [row for row in each if row["side"] == side]
-        lines += [_line(mine, side, window) for window in ("steady", "loading")]
-        share = Spread.of([row["worst_to_steady_p99"] for row in mine])
-        listed.append(
-            {"side": side, "medians": _medians(mine), "worst_to_steady_p99": share.tree()}
-        )
-    data = {
-        "subject": dict(summary),
-        "settings": dict(settings),
-        "read_the_same_bytes": dict(read),
-        "switch_of_a_staged_group": dict(switch),
-    }
-    result = _TABLE.result(data, lines, each, _notes(each, read, switch))
-    return replace(result, data={**result.data, "rows": listed})
-
-
-def _line(mine: Sequence[Mapping[str, Any]], side: str, window: str) -> Line:
-    figures = {
-        f"{name}_{part}": [row[f"{field}_{window}"][part] for row in mine]
-        for name, field in (("gap", "gaps"), ("first_token", "first_token"))
-        for part in _PARTS
-    }
-    if window == "loading":
-        figures["to_steady"] = [row["worst_to_steady_p99"] for row in mine]
-        figures["usable"] = [row["seconds_to_usable"] for row in mine]
-    return Line({"side": side, "window": window}, window, figures)
+        shares = [row["worst_to_steady_p99"] for row in mine]
+        for window in ("steady", "loading"):
+            figures = {
+                f"{name}_{part}": [row[f"{name}_{window}"][part] for row in mine]
+                for name in ("gaps", "first_token")
+                for part in _PARTS
+            }
+            if window == "loading":
+                figures["to_steady"] = shares
+                figures["usable"] = [row["seconds_to_usable"] for row in mine]
+            lines.append(Line({"side": side, "window": window}, window, figures))
+        share = Spread.of(shares).tree()
+        rows.append({"side": side, "medians": _medians(mine), "worst_to_steady_p99": share})
+    more = {"read_the_same_bytes": dict(read), "switch_of_a_staged_group": dict(switch)}
+    notes = _notes(each, read, switch)
+    return _TABLE.result(summary, settings, each, lines, notes, rows, **more)
 
 
 def _medians(mine: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -18,14 +18,13 @@ from typing import Any
 from stacked.bench.cores import off_engine_core
 from stacked.bench.figures import quantile
 from stacked.bench.gap_table import gaps_result
-from stacked.bench.loaders import LiveUpdate, Loader, VllmEndpoint
-from stacked.bench.memory import forget_file
+from stacked.bench.memory import forget_files
 from stacked.bench.report import Result, Telling
 from stacked.bench.server import OURS, PEER, serve, sides_of
 from stacked.bench.streams import Door, FirstTokens, Streams
 from stacked.bench.subject import Subject
 from stacked.bench.switch import measure_switch
-from stacked.bench.updates import Update
+from stacked.bench.updates import LiveUpdate, Loader, Update, VllmEndpoint
 from stacked.client import Client
 from stacked.core import MAX_MEMBERS
 from stacked.engine.cpu_affinity import hand_over_soon
@@ -85,7 +84,7 @@ def run_gaps(subject: Subject, settings: Settings, directory: Path, tell: Tellin
     read = read_seconds(subject.adapters[1:])
     summary = subject.summary() | {"options": subject.options()}
     switch = measure_switch(MAX_MEMBERS, _SWITCHES)
-    return gaps_result(summary, asdict(settings), each, read, switch)
+    return gaps_result(summary, settings, each, read, switch)
 
 
 @contextmanager
@@ -180,9 +179,7 @@ def _three(seconds: Sequence[float]) -> dict[str, float | int]:
 
 def read_seconds(adapters: Sequence[Path]) -> dict[str, float | int]:
     """How long reading the adapters' files takes: evicted from the page cache, and once more."""
-    files = [file for path in adapters for file in sorted(path.iterdir()) if file.is_file()]
-    for file in files:
-        forget_file(file)
+    files = forget_files(adapters)
     cold, warm = (_timed(lambda: [file.read_bytes() for file in files]) for _ in range(2))
     size = sum(file.stat().st_size for file in files)
     return {"bytes": size, "cold_seconds": round(cold, 4), "warm_seconds": round(warm, 4)}

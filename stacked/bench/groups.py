@@ -62,21 +62,21 @@ def make_storm(config: Config, count: int) -> Storm:
 def config_tree(config: Config, members: Sequence[tuple[str, MemberConfig]]) -> dict[str, Any]:
     """The config as a YAML tree that serves these members under these keys, on loopback only."""
     listed = [
-        {"key": key, "source": member.source} | ({"id": member.id} if member.id else {})
+        {"key": key, **member.model_dump(exclude={"key"}, exclude_unset=True)}
         for key, member in members
     ]
-    server = config.server.model_dump(exclude={"port", "health_port"}, exclude_none=True) | {
+    own: dict[str, Any] = {"server": {"port", "health_port"}, "group": True, "retention": True}
+    tree = config.model_dump(mode="json", exclude=own, exclude_unset=True)
+    # Local adapters need a root; others are fetched by their own rules.
+    local = [Path(each.source) for each in config.group.members if each.source.startswith("/")]
+    tree["group"] = {"name": "bench", "members": listed}
+    tree["server"] |= {
         "host": "127.0.0.1",
         "runtime_updates": True,
         "remote_adapters": True,
-        "adapter_roots": _roots(config),
+        "adapter_roots": sorted({str(path.parent) for path in local}),
     }
-    return {
-        "base": config.base.model_dump(exclude_none=True),
-        "group": {"name": "bench", "members": listed},
-        "engine": dict(config.engine),
-        "server": {name: value for name, value in server.items() if value is not None},
-    }
+    return tree
 
 
 def pool_members(storm: Storm) -> list[tuple[str, MemberConfig]]:
@@ -99,9 +99,3 @@ def _distinct(config: Config) -> tuple[MemberConfig, ...]:
 def _label(member: MemberConfig, at: int) -> str:
     """A key short enough to be spelt in two ways."""
     return member.key if member.key and len(member.key) <= 30 else f"member-{at}"
-
-
-def _roots(config: Config) -> list[str]:
-    """The directories of local adapters; other sources are fetched by their own rules."""
-    sources = [member.source for member in config.group.members]
-    return sorted({str(Path(source).parent) for source in sources if source.startswith("/")})

@@ -9,6 +9,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -53,18 +54,18 @@ def gpu_bytes() -> int:
     return sum(int(line) * 1024**2 for line in done.stdout.split() if line.isdigit())
 
 
-def forget_file(path: Path) -> bool:
-    """Evict a file from the page cache, as far as its owner may; returns whether that is supported.
+def forget_files(directories: Iterable[Path]) -> list[Path]:
+    """Evict the directories' files from the page cache, as far as their owner may; the files.
 
-    Pages that a process has mapped stay.
+    Pages that a process has mapped stay, and so do libraries: dropping the whole cache needs rights
+    that a benchmark should not have.
     """
-    if not hasattr(os, "posix_fadvise"):
-        return False
-    with path.open("rb") as file, contextlib.suppress(OSError):
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        return True
-    return False
+    files = [file for path in directories for file in sorted(path.iterdir()) if file.is_file()]
+    for path in files if hasattr(os, "posix_fadvise") else ():
+        with path.open("rb") as file, contextlib.suppress(OSError):
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return files
 
 
 def _peak(process: int) -> int:

@@ -25,6 +25,8 @@ from stacked.store import BaseModules
 OFF, ON, PEER = "off", "on", "vllm"
 SIDES = {OFF: "LoRA off", ON: "Stacked", PEER: "vLLM's kernel"}
 
+ENGINE_CHILD = (sys.executable, "-m", "stacked.bench.engine_child")
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -105,15 +107,10 @@ def bound_of(subject: Subject, settings: Settings, tell: Telling) -> Bound | Non
 @contextmanager
 def _engine(subject: Subject, settings: Settings, side: str, directory: Path) -> Iterator[Talk]:
     log = directory / f"engine-{side}.log"
-    command = engine_command(log)
     environment = {"STACKED_CPU_LORA": "0"} if side == PEER else {}
-    with talking(command, log, f"the engine ({SIDES[side]})", environment) as engine:
+    with talking(ENGINE_CHILD, log, f"the engine ({SIDES[side]})", environment) as engine:
         engine.ask(start_message(subject, settings, side))
         yield engine
-
-
-def engine_command(log: Path) -> list[str]:
-    return [sys.executable, "-m", "stacked.bench.engine_child", str(log)]
 
 
 def start_message(subject: Subject, settings: Settings, side: str) -> dict[str, Any]:
@@ -160,16 +157,10 @@ def offline_result(
         in_order(measured, side=side, row=row.name) for row in settings.rows for side in (ON, PEER)
     ]
     lines = [_line(mine, measured, bound) for mine in groups if mine]
-    data = {
-        "subject": dict(summary),
-        "settings": asdict(settings),
-        **({"bound": asdict(bound)} if bound else {}),
-    }
-    columns = _COLUMNS if bound else _COLUMNS[:-1]
+    more: dict[str, Any] = {"bound": asdict(bound)} if bound else {}
     notes = [_NOTE, *([_ceiling_note(bound)] if bound else [])]
-    each = [asdict(each) for each in measured]
-    table = Table("offline", ("engine", "requests of"), columns, SIDES)
-    return table.result(data, lines, each, notes)
+    table = Table("offline", ("engine", "requests of"), _COLUMNS[: None if bound else -1], SIDES)
+    return table.result(summary, settings, measured, lines, notes, **more)
 
 
 _COLUMNS = (

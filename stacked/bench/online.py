@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -118,9 +118,8 @@ def online_result(
                 for name in FIGURES
             }
             lines.append(Line({"load": load.name, "side": side}, load.name, figures | shares))
-    data = {"subject": dict(summary), "settings": asdict(settings)}
     table = Table("online", ("load", "server"), _COLUMNS, settings.sides)
-    return table.result(data, lines, [asdict(each) for each in measured], [_NOTE])
+    return table.result(summary, settings, measured, lines, [_NOTE])
 
 
 def _values(measured: Sequence[Measured], side: str, load: Load) -> dict[str, list[float]]:

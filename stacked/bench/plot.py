@@ -6,11 +6,12 @@ Drawn by matplotlib, which is an extra.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stacked.bench.report import Bar, Chart
+from stacked.bench.report import Chart
 from stacked.errors import ParameterInvalid
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def draw(charts: Sequence[Chart], title: str, path: Path) -> None:
     shown = [chart for chart in charts if chart.bars]
     series = dict.fromkeys(bar.series for chart in shown for bar in chart.bars)
     colours = dict(zip(series, itertools.cycle(_COLOURS), strict=False))  # the same in every chart
-    heights = [_EMPTY_INCHES + _BAR_INCHES * _lines(chart) for chart in shown]
+    heights = [_EMPTY_INCHES + _BAR_INCHES * prod(map(len, _names(chart))) for chart in shown]
     # Text stays text, and the same figures give the same file.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "stacked"}):
         figure = Figure(figsize=(_WIDTH, sum(heights) + 0.4), layout="constrained")
@@ -65,22 +66,19 @@ def _draw(axis: Axes, chart: Chart, colours: Mapping[str, str]) -> None:
     labels, series = _names(chart)
     height = 0.8 / len(series)
     for number, name in enumerate(series):
-        bars = {bar.label: bar.value for bar in chart.bars if bar.series == name}
-        places = [at + (number - (len(series) - 1) / 2) * height for at in _places(labels, bars)]
-        values = list(bars.values())
-        least = [value.median - value.least for value in values]
-        most = [value.most - value.median for value in values]
+        shift = (number - (len(series) - 1) / 2) * height
+        bars = [bar for bar in chart.bars if bar.series == name]
+        values = [bar.value for bar in bars]
         drawn = axis.barh(
-            places,
+            [labels.index(bar.label) + shift for bar in bars],
             [value.median for value in values],
             height * 0.9,
-            xerr=[least, most],
+            xerr=list(zip(*((v.median - v.least, v.most - v.median) for v in values), strict=True)),
             color=colours[name],
             error_kw={"elinewidth": 0.8, "ecolor": "#444444"},
             label=name,
         )
-        texts = [_number(value.median) for value in values]
-        axis.bar_label(drawn, texts, padding=3, fontsize=7)
+        axis.bar_label(drawn, [_number(value.median) for value in values], padding=3, fontsize=7)
     axis.set_yticks(range(len(labels)), labels, fontsize=8)
     axis.invert_yaxis()
     axis.set_title(chart.title, fontsize=9, loc="left")
@@ -93,19 +91,7 @@ def _draw(axis: Axes, chart: Chart, colours: Mapping[str, str]) -> None:
         axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
-def _places(labels: Sequence[str], bars: Iterable[str]) -> list[int]:
-    return [labels.index(label) for label in bars]
-
-
 def _names(chart: Chart) -> tuple[list[str], list[str]]:
     """Labels and series, each in order of first appearance."""
-    bars: Sequence[Bar] = chart.bars
-    return (
-        list(dict.fromkeys(bar.label for bar in bars)),
-        list(dict.fromkeys(bar.series for bar in bars)),
-    )
-
-
-def _lines(chart: Chart) -> int:
-    labels, series = _names(chart)
-    return len(labels) * len(series)
+    labels = dict.fromkeys(bar.label for bar in chart.bars)
+    return list(labels), list(dict.fromkeys(bar.series for bar in chart.bars))

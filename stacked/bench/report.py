@@ -6,7 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -102,24 +102,31 @@ class Table:
 
     def result(
         self,
-        data: Mapping[str, Any],
+        summary: Mapping[str, Any],
+        settings: Any,
+        measured: Sequence[Any],
         lines: Sequence[Line],
-        each: Sequence[Mapping[str, Any]],
         notes: Sequence[str],
+        rows: Sequence[Mapping[str, Any]] = (),
+        **more: Any,
     ) -> Result:
-        """The lines in all three forms; `each` has every single measurement, for the JSON."""
-        rows, listed = [], []
+        """The lines in all three forms.
+
+        `summary` describes the subject, `more` are other figures for the JSON, and so are `rows`,
+        in place of the lines.
+        """
+        cells, listed = [], []
         bars: dict[str, list[Bar]] = {column.figure: [] for column in self.columns}
         for line in lines:
             spreads = {name: Spread.of(values) for name, values in line.figures.items() if values}
             keys = {**line.keys, "side": self.sides[line.keys["side"]]}
-            cells = [str(value) for value in keys.values()]
+            row = [str(value) for value in keys.values()]
             for column in self.columns:
                 spread = spreads.get(column.figure)
-                cells.append(column.absent if spread is None else column.form.format(spread))
+                row.append(column.absent if spread is None else column.form.format(spread))
                 if spread is not None:
                     bars[column.figure].append(Bar(line.bar, keys["side"], spread))
-            rows.append(cells)
+            cells.append(row)
             listed.append({**line.keys, **{name: each.tree() for name, each in spreads.items()}})
         charts = [
             Chart(column.chart, bars[column.figure], column.line)
@@ -127,8 +134,19 @@ class Table:
             if column.chart
         ]
         header = [*self.labels, *(column.header for column in self.columns)]
-        tree = {"benchmark": self.name, **data, "rows": listed, "each": list(each)}
-        return Result(self.name, tree, header, rows, charts, notes)
+        tree = {
+            "benchmark": self.name,
+            "subject": dict(summary),
+            "settings": _tree(settings),
+            **more,
+            "rows": rows or listed,
+            "each": [_tree(each) for each in measured],
+        }
+        return Result(self.name, tree, header, cells, charts, notes)
+
+
+def _tree(value: Any) -> dict[str, Any]:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else dict(value)
 
 
 def with_circumstances(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 
 from stacked.bench.figures import in_order, ratios, turn
-from stacked.bench.memory import forget_file
+from stacked.bench.memory import forget_files
 from stacked.bench.report import Column, Line, Result, Table, Telling
 from stacked.bench.server import OURS, PEER, SIDES, serve, sides_of
 from stacked.bench.subject import Subject
@@ -64,23 +64,11 @@ def run_start(subject: Subject, settings: Settings, directory: Path, tell: Telli
             tell.begin(f"Round {number + 1}: {SIDES[side]}, a group of {group}, {state}")
             tell.fraction(done / len(order))
             if state == COLD:
-                forget(part)
+                forget_files([part.base, *part.adapters])
             healthy, first = time_start(part, side, place / state, place / "data")
             measured.append(Measured(number, side, group, state, healthy, first))
         shutil.rmtree(place)
     return start_result(own.summary() | {"options": own.options()}, settings, measured)
-
-
-def forget(subject: Subject) -> bool:
-    """Evict the base's and the adapters' files from the page cache, as far as permitted.
-
-    Libraries stay in it: dropping the whole cache needs rights that a benchmark should not have.
-    """
-    places = [subject.base, *subject.adapters]
-    requested = [
-        forget_file(file) for place in places for file in place.iterdir() if file.is_file()
-    ]
-    return all(requested)
 
 
 def time_start(subject: Subject, side: str, directory: Path, data: Path) -> tuple[float, float]:
@@ -139,8 +127,7 @@ def start_result(
         }
         keys = {"state": state, "group": group, "side": side}
         lines.append(Line(keys, f"{group} adapters, {state}", figures))
-    data = {"subject": dict(summary), "settings": asdict(settings)}
-    return _TABLE.result(data, lines, [asdict(each) for each in measured], [_NOTE])
+    return _TABLE.result(summary, settings, measured, lines, [_NOTE])
 
 
 _TABLE = Table(

@@ -1,14 +1,21 @@
-"""LIVE updates as a client makes them: register, create groups, switch, and see when it is done."""
+"""LIVE updates as a client makes them: register, create groups, switch, and see when it is done.
+
+Next to them, vLLM's own endpoint, which loads one adapter after the other.
+"""
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import pairwise
+from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Protocol
+
+import httpx
 
 from stacked.client import Client, Entry
 from stacked.config import MemberConfig
@@ -62,13 +69,7 @@ class Updater:
         for key, member in members:
             known = self._adapter(member)
             entries.append(Entry(known.model_id, key, known.content))
-        body: dict[str, Any] = {
-            "createType": "CREATE",
-            "displayName": name,
-            "modelGroupDetails": {"type": "STACKED", "baseModelId": self._base.model_id},
-            "memberModelEntries": {"memberModelDetails": [entry.wire() for entry in entries]},
-        }
-        return str(self.client.create_group(body)["id"])
+        return str(self.client.create_group(name, entries)["id"])
 
     def digest(self, member: MemberConfig) -> str:
         return self._adapter(member).content
@@ -139,3 +140,67 @@ def phase_table(updates: Sequence[Update]) -> dict[str, dict[str, float]]:
         name: {"median": round(median(values), 4), "most": round(max(values), 4)}
         for name, values in columns.items()
     }
+
+
+class Loader(Protocol):
+    """`load` brings all adapters but the first in; `unload` makes the first serve alone again."""
+
+    streamed: str
+    """The name of the first."""
+
+    def load(self) -> Update: ...
+    def unload(self) -> None: ...
+
+
+class LiveUpdate:
+    """A LIVE update from a group of the first to a group of all, and back."""
+
+    def __init__(self, client: Client, members: Mapping[str, Path]) -> None:
+        # Polled rarely: each request takes time of the server that is being timed.
+        self._updater = Updater(client, poll_seconds=0.5)
+        listed = [(key, MemberConfig(source=str(path))) for key, path in members.items()]
+        self.streamed = listed[0][0]
+        self._alone = self._updater.create("first", listed[:1])
+        self._whole = self._updater.create("all", listed)
+        self._updater.go(self._alone)
+
+    def load(self) -> Update:
+        apart = time.time() - time.monotonic()
+        update = self._updater.go(self._whole)
+        # The server's own time is more exact than our polling, if both have the same clock.
+        began = update.begins.get(Phase.SWITCH.value, 0.0) - apart
+        known = update.requested <= began <= update.switched
+        return replace(update, switched=began) if known else update
+
+    def unload(self) -> None:
+        self._updater.go(self._alone)
+
+
+class VllmEndpoint:
+    """`/v1/load_lora_adapter` for one after the other; the server was started with the first."""
+
+    def __init__(self, url: str, members: Mapping[str, Path]) -> None:
+        self.streamed = next(iter(members))
+        self._rest = {key: path for key, path in members.items() if key != self.streamed}
+        self._http = httpx.Client(base_url=url, timeout=300)
+        self._numbers = itertools.count(1)
+        self._loaded: list[str] = []
+
+    def load(self) -> Update:
+        number = next(self._numbers)
+        requested = time.monotonic()
+        for key, path in self._rest.items():
+            name = f"{key}-{number}"
+            self._post("load", {"lora_name": name, "lora_path": str(path)})
+            self._loaded.append(name)
+        ended = time.monotonic()
+        return Update(0, requested, ended, ended, {})
+
+    def unload(self) -> None:
+        while self._loaded:
+            self._post("unload", {"lora_name": self._loaded.pop()})
+
+    def _post(self, verb: str, said: Mapping[str, str]) -> None:
+        response = self._http.post(f"/v1/{verb}_lora_adapter", json=dict(said))
+        if not response.is_success:
+            raise UpdateFailed(f"vLLM's server did not {verb} it: {response.text[:300]}")

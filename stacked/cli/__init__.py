@@ -19,7 +19,7 @@ from stacked.cli.bench import bench
 from stacked.cli.gc import gc
 from stacked.cli.keys import keys
 from stacked.cli.live import rollback, update
-from stacked.cli.shared import DataDir, Url, data_dir_of, fail
+from stacked.cli.shared import DataDir, Url, data_dir_of, fail, server
 from stacked.cli.usage import usage
 from stacked.cli.view import groups, status
 from stacked.errors import StackedError
@@ -55,6 +55,12 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except Exception as error:
+        from stacked.client import ClientError
+
+        if not isinstance(error, ClientError):
+            raise
+        fail(error.code, str(error))
 
 
 @app.callback(invoke_without_command=True)
@@ -260,24 +266,21 @@ def predict(
 def _ask(url: str | None, key: str | None, body: dict[str, Any], stream: bool, raw: bool) -> None:
     import json
 
-    from stacked.client import Client, ClientError, text_of
+    from stacked.client import text_of
     from stacked.terminal import write
 
     def show(answer: dict[str, Any], end: str) -> None:
         said = json.dumps(answer, ensure_ascii=False) + "\n" if raw else text_of(answer) + end
         write(said)
 
-    try:
-        with Client(url) as client:
-            if not stream:
-                show(client.predict(key, body), "\n")
-                return
-            for event in client.predict_stream(key, body):
-                show(event, "")
-            if not raw:
-                write("\n")
-    except ClientError as error:
-        fail(error.code, str(error))
+    with server(url) as client:
+        if not stream:
+            show(client.predict(key, body), "\n")
+            return
+        for event in client.predict_stream(key, body):
+            show(event, "")
+        if not raw:
+            write("\n")
 
 
 @app.command()
@@ -286,23 +289,12 @@ def models(url: Url = None) -> None:
 
     Example:  stacked models --url http://127.0.0.1:9000
     """
-    from stacked.client import Client, ClientError
     from stacked.terminal import out, table
 
-    try:
-        with Client(url) as client:
-            served = client.models()
-    except ClientError as error:
-        fail(error.code, str(error))
+    with server(url) as client:
+        served = client.models()
     rows = [
-        [
-            row.key,
-            row.model_id,
-            row.digest[:19],
-            "" if row.rank is None else str(row.rank),
-            row.state,
-        ]
-        for row in served
+        [row.key, row.model_id, row.digest[:19], str(row.rank or ""), row.state] for row in served
     ]
     out.print(table(["key", "model id", "digest", "rank", "state"], rows))
 

@@ -93,8 +93,8 @@ def _update(client: Client, tree: Config, progress: Terminal) -> bool:
         progress.finish(f"Nothing to change: group {served['displayName']!r} is served")
         return True
     _show_changes([base, *live], [coming, *wanted])
-    body = _group_body(tree, coming, wanted, served)
-    return _go_live(client, progress, status, client.create_group(body), wanted)
+    group = _create_group(client, tree, [coming, *wanted], served)
+    return _go_live(client, progress, status, group, wanted)
 
 
 def _check_base(client: Client, tree: Config, base: Entry) -> None:
@@ -148,23 +148,19 @@ def _entry(client: Client, source: Source) -> Entry:
         return client.register(source.registered, key=member.key, model_id=member.id)
 
 
-def _group_body(
-    tree: Config, base: Entry, wanted: Sequence[Entry], served: dict[str, Any]
+def _create_group(
+    client: Client, tree: Config, entries: Sequence[Entry], served: dict[str, Any]
 ) -> dict[str, Any]:
+    """The file's group as a record of the server, where the served one is."""
     items = [{"key": key, "value": value} for key, value in tree.group.metadata.items()]
-    return {
-        "createType": "CREATE",
-        "compartmentId": served.get("compartmentId"),
-        "projectId": served.get("projectId"),
-        "displayName": tree.group.name,
-        "freeformTags": VERSIONED,
-        "modelGroupDetails": {
-            "type": "STACKED",
-            "baseModelId": base.model_id,
-            "customMetadataList": items,
-        },
-        "memberModelEntries": {"memberModelDetails": [each.wire() for each in (base, *wanted)]},
-    }
+    return client.create_group(
+        tree.group.name,
+        entries,
+        details={"customMetadataList": items},
+        freeformTags=VERSIONED,
+        compartmentId=served.get("compartmentId"),
+        projectId=served.get("projectId"),
+    )
 
 
 def _show_changes(before: Sequence[Entry], after: Sequence[Entry]) -> None:

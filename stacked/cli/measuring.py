@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from stacked.cli.bench_options import Common
-from stacked.cli.shared import data_dir_of, fail
+from stacked.cli.shared import data_dir_of
 
 if TYPE_CHECKING:
     from stacked.bench.report import Result
@@ -29,13 +29,12 @@ def measure(
 ) -> None:
     """Prepare `count` adapters, measure, show and write; exits with 1 if a promise was broken.
 
-    `read` makes of a `config` what is measured; by default it is a Subject, as without a file. An
-    error of a server ends the command, and SIGTERM acts as ^C.
+    `read` makes of a `config` what is measured; by default it is a Subject, as without a file.
+    SIGTERM acts as ^C.
     """
     from stacked.bench.children import ended_by_signals
     from stacked.bench.plot import check_plot
     from stacked.bench.subject import Requested, engine_options, prepare, subject_of
-    from stacked.client import ClientError
     from stacked.config import load
     from stacked.terminal import Terminal, err, out, table
 
@@ -44,20 +43,17 @@ def measure(
     options = engine_options(common.engine or ())
     requested = Requested(common.base, common.adapter or (), common.rank, common.targets, options)
     data = data_dir_of(common.data_dir)
-    try:
-        with (
-            ended_by_signals(),
-            tempfile.TemporaryDirectory(prefix="stacked-bench-") as name,
-            Terminal() as tell,
-        ):
-            place = Path(name)
-            if config is not None:
-                subject = (read or subject_of)(load(config), data)
-            else:
-                subject = prepare(requested, count, place, data, tell)
-            result = run(subject, settings, place / "run", tell)
-    except ClientError as error:
-        fail(error.code, str(error))
+    with (
+        ended_by_signals(),
+        tempfile.TemporaryDirectory(prefix="stacked-bench-") as name,
+        Terminal() as tell,
+    ):
+        place = Path(name)
+        if config is not None:
+            subject = (read or subject_of)(load(config), data)
+        else:
+            subject = prepare(requested, count, place, data, tell)
+        result = run(subject, settings, place / "run", tell)
     out.print(table(result.header, result.rows))
     for note in result.notes:
         out.print(note, markup=False)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -44,16 +42,11 @@ def fail(code: str, sentence: str) -> NoReturn:
     sys.exit(1)
 
 
-@contextmanager
-def server(url: str | None) -> Iterator[Client]:
-    """A client whose errors end the command."""
-    from stacked.client import Client, ClientError
+def server(url: str | None) -> Client:
+    """A client of a server; what it raises ends the command."""
+    from stacked.client import Client
 
-    try:
-        with Client(url) as client:
-            yield client
-    except ClientError as error:
-        fail(error.code, str(error))
+    return Client(url)
 
 
 def brief(content: str | None) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stacked.bench.memory import descendants, forget_file, forget_peaks, gpu_bytes, peak_bytes
+from stacked.bench.memory import descendants, forget_files, forget_peaks, gpu_bytes, peak_bytes
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -45,7 +45,7 @@ def test_peak_begins_anew() -> None:
 def test_file_can_be_pushed_out_of_the_page_cache_and_is_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "weights"
     path.write_bytes(b"weights" * 1000)
-    assert forget_file(path)
+    assert forget_files([tmp_path]) == [path]
     assert path.read_bytes() == b"weights" * 1000
 
 

@@ -86,7 +86,7 @@ def offline_settings(**changes: Any) -> offline.Settings:
 def test_offline_measures_every_row_in_every_round_on_every_side(
     together: bool, subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(offline, "engine_command", lambda _: [sys.executable, "-c", ENGINE])
+    monkeypatch.setattr(offline, "ENGINE_CHILD", [sys.executable, "-c", ENGINE])
     monkeypatch.setattr(rounds, "IDLE_SECONDS", 0.0)
     settings = offline_settings(together=together, peer=True)
     tell = Told()
@@ -103,7 +103,7 @@ def test_offline_measures_every_row_in_every_round_on_every_side(
 def test_engine_that_does_not_start_is_told(
     subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(offline, "engine_command", lambda _: [sys.executable, "-c", ENGINE])
+    monkeypatch.setattr(offline, "ENGINE_CHILD", [sys.executable, "-c", ENGINE])
     failing = Subject(subject.base, subject.adapters, 8, "attention", {"fails": True})
     with pytest.raises(EngineStartFailed, match=r"LoRA off.*no room for it"):
         offline.run_offline(failing, offline_settings(), tmp_path / "run", Told())
