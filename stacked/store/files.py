@@ -128,22 +128,22 @@ def _other_layout(names: Collection[str]) -> str:
     return ""
 
 
-def write_copy(reader: Readable, target: Path, limit: int, name: str, expected: int = 0) -> int:
-    """Copy a stream to a new file, at most `limit` bytes of it; the number of bytes copied.
+def write_copy(reader: Readable, target: Path, limit: int, name: str, expected: int = 0) -> None:
+    """Copy a stream to a new file; `expected` is the announced number of bytes.
 
-    Raises StoreUnusable where `expected` bytes have no room.
+    Raises AdapterTooLarge for more than `limit` bytes, StoreUnusable where they have no room.
     """
-    check_room(target.parent, min(expected, limit), quoted(name))
-    written = 0
-    with target.open("xb") as file:
-        while chunk := reader.read(_CHUNK):
-            written += len(chunk)
-            if written > limit:
-                raise AdapterTooLarge(
-                    f"{quoted(name)} has more than {size(limit)}; no adapter needs that much here"
-                )
-            file.write(chunk)
-    return written
+    written = expected
+    if written <= limit:
+        check_room(target.parent, expected, quoted(name))
+        written = 0
+        with target.open("xb") as file:
+            while written <= limit and (chunk := reader.read(_CHUNK)):
+                written += file.write(chunk)
+    if written > limit:
+        raise AdapterTooLarge(
+            f"{quoted(name)} has more than {size(limit)}; no adapter needs that much here"
+        )
 
 
 def _more_templates(directory: Path, bounds: Sequence[Path]) -> list[str]:

@@ -15,7 +15,7 @@ from stacked.store.base import EMBEDDING_NAMES
 from stacked.store.files import CONFIG_FILE, WEIGHTS_FILE
 from stacked.store.patterns import whole_matches
 from stacked.store.peft_config import PeftConfig
-from stacked.store.text import quoted
+from stacked.store.text import quoted, shown
 
 _FEW = 8
 _ALL_LINEAR = "all-linear"
@@ -50,6 +50,10 @@ def _named(targets: Any, key: str, names: Collection[str]) -> set[str]:
         if targets.lower() == _ALL_LINEAR:
             return {name for name in names if name.rpartition(".")[2] not in _NOT_LINEAR}
         return whole_matches(key, targets, names)
+    if not isinstance(targets, list | tuple):
+        raise AdapterConfigInvalid(
+            f'{CONFIG_FILE} "{key}" is {shown(targets)}; expected a list of names or a pattern'
+        )
     ends = frozenset(map(str, targets))
     return {name for name in names if not ends.isdisjoint(_ends(name))}
 
@@ -65,7 +69,7 @@ def _is_of_layers(name: str, raw: Mapping[str, Any]) -> bool:
     if layers is None or layers == []:
         return True
     patterns = raw.get("layers_pattern") or []
-    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    patterns = patterns if isinstance(patterns, list) else [patterns]
     if len(patterns) > _FEW or not all(_is_word(pattern) for pattern in patterns):
         return True  # nobody writes one, and it is not worth bounding
     before = "|".join(rf"(?:^|.*?\.){pattern}" for pattern in patterns) or r".*?\.[^.]*"

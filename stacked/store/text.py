@@ -33,9 +33,9 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
     Parsers disagree about which one counts, so a check might not hold for the engine.
     """
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"key {quoted(twice)} appears twice")
+    value: dict[str, Any] = {}
+    for name, item in pairs:
+        if name in value:
+            raise ValueError(f"key {quoted(name)} appears twice")
+        value[name] = item
     return value

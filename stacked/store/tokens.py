@@ -6,9 +6,12 @@ truncation, lengths and a token that only pads do not.
 
 from __future__ import annotations
 
+import contextlib
 import filecmp
 import hashlib
 import json
+import re
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -24,9 +27,13 @@ from stacked.store.text import quoted
 _SHOWN = 5
 # Bytes of a tokenizer.json that are parsed in about a millisecond.
 _LARGE = 128 * 1024
+# Of a separate process. Two tokenizers of 256,000 tokens take 2 s and 310 MiB.
+_MOST_SECONDS = 60.0
+_MOST_MEMORY = 2 << 30
 # Results of comparisons in a separate process: most adapters of a group have the same tokenizer.
 _REMEMBERED = 64
 _APART: dict[tuple[str, str, bool], tuple[str, ...]] = {}
+_ID = re.compile(r"[0-9]{1,12}")
 # Parts of a tokenizer.json other than the vocabulary that decide how text is split.
 _SPLITTING = ("normalizer", "pre_tokenizer")
 
@@ -108,14 +115,16 @@ def _compared_apart(directory: Path, base: Path, foreign: bool) -> tuple[str, ..
     """`compare` in a separate process: parsing megabytes of JSON would block every other thread."""
     script = "import sys; from stacked.store.tokens import tell; tell(*sys.argv[1:])"
     arguments = [str(directory), str(base), "foreign" if foreign else ""]
-    done = subprocess.run(
-        [sys.executable, "-c", script, *arguments], capture_output=True, check=False, text=True
-    )
-    if done.returncode != 0:
-        raise AdapterConfigInvalid(
-            f"{TOKENIZER_FILE}: could not be compared with the base's "
-            f"({done.stderr.strip().splitlines()[-1:]}); save it again, or remove the file"
+    command = [sys.executable, "-c", script, *arguments]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, check=True, text=True, timeout=_MOST_SECONDS
         )
+    except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
+        raise AdapterConfigInvalid(
+            f"{TOKENIZER_FILE}: could not be compared with the base's in {_MOST_SECONDS:.0f} s and "
+            f"{_MOST_MEMORY >> 30} GiB; save it again, or remove the file"
+        ) from error
     result = json.loads(done.stdout)
     if result["code"] is not None:
         kinds = {kind.code: kind for kind in (TokensDiffer, AdapterConfigInvalid)}
@@ -125,6 +134,8 @@ def _compared_apart(directory: Path, base: Path, foreign: bool) -> tuple[str, ..
 
 def tell(directory: str, base: str, foreign: str) -> None:
     """Print what `compare` finds, for the process that started this one."""
+    with contextlib.suppress(ValueError, OSError):  # macOS does not have this limit
+        resource.setrlimit(resource.RLIMIT_AS, (_MOST_MEMORY, _MOST_MEMORY))
     try:
         said: Any = compare(Path(directory), Path(base), foreign=bool(foreign))
         code = None
@@ -155,8 +166,10 @@ def _parsed(data: bytes) -> Tokens:
         vocabulary = model["vocab"]
         if isinstance(vocabulary, list):  # Unigram: a text and its score, by id
             vocabulary = {row[0]: at for at, row in enumerate(vocabulary)}
-        extra = {str(token["content"]): int(token["id"]) for token in added}
+        extra = {str(token["content"]): token["id"] for token in added}
         ids = {**vocabulary, **extra}
+        if not all(isinstance(at, int) for at in ids.values()):
+            raise TypeError("an id is not a whole number")
         return Tokens(ids, frozenset(extra), {}, whole=True, splitting=_splitting(tree))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise AdapterConfigInvalid(
@@ -220,7 +233,7 @@ def _beside(directory: Path, config: Mapping[str, Any]) -> Iterator[tuple[str, i
     decoder = config.get("added_tokens_decoder")
     for number, token in (decoder if isinstance(decoder, dict) else {}).items():
         content = token.get("content") if isinstance(token, dict) else token
-        if isinstance(content, str) and number.isdecimal():
+        if isinstance(content, str) and _ID.fullmatch(number):
             yield content, int(number)
 
 

@@ -223,6 +223,28 @@ def test_a_damaged_file_is_refused_by_name(
     assert name in refused(AdapterConfigInvalid, store, adapter, chatting)
 
 
+@pytest.mark.parametrize("odd", [None, "5", 1.5, [], float("inf"), 10**400])
+@pytest.mark.parametrize(
+    "place", [("model", "vocab", "a"), ("added_tokens", 0, "id"), ("added_tokens", 0)]
+)
+def test_an_id_that_is_no_number_is_refused(
+    store: AdapterStore, adapter: Path, chatting: BaseModules, place: tuple[str, ...], odd: Any
+) -> None:
+    tree = changed(*place, to=odd)
+    if odd == 10**400 and len(place) == 3:
+        refused(TokensDiffer, store, tokenizer(adapter, tree), chatting)
+    else:
+        refused(AdapterConfigInvalid, store, tokenizer(adapter, tree), chatting)
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "²", "-1", "x", ""])
+def test_a_number_that_is_no_id_is_passed_over(
+    store: AdapterStore, adapter: Path, chatting: BaseModules, number: str
+) -> None:
+    added = {number: {"content": "x"}}
+    store.add(str(tokenizer(adapter, added_tokens_decoder=added)), base=chatting)
+
+
 def test_a_plain_chat_that_is_refused_is_a_warning(
     store: AdapterStore, adapter: Path, chatting: BaseModules
 ) -> None:

@@ -305,6 +305,25 @@ def test_weights_that_peft_would_leave_out_are_refused(
     refused(store, base, source, AdapterConfigInvalid, said, "'down_proj, q_proj, v_proj'")
 
 
+@pytest.mark.parametrize(
+    "config",
+    [{"exclude_modules": 5}, {"exclude_modules": {"q_proj": 1}}, {"exclude_modules": True}],
+)
+def test_what_excludes_no_module_is_refused(
+    tmp_path: Path, store: AdapterStore, base: BaseModules, config: dict[str, Any]
+) -> None:
+    source = write_adapter(tmp_path / "a", **config)
+    refused(store, base, source, AdapterConfigInvalid, '"exclude_modules" is')
+
+
+@pytest.mark.parametrize("pattern", [5, True, {"a": 1}, [None]])
+def test_an_odd_pattern_of_layers_bounds_nothing(
+    tmp_path: Path, store: AdapterStore, base: BaseModules, pattern: Any
+) -> None:
+    config = {"layers_to_transform": [7], "layers_pattern": pattern}
+    store.add(str(write_adapter(tmp_path / "a", **config)), base=base)
+
+
 # Whatever it is
 
 LORA = ["lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "default", "weight", "bias"]

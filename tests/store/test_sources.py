@@ -233,6 +233,13 @@ def test_a_file_over_the_limit_is_refused(adapter: Path, tmp_path: Path) -> None
     refused(AdapterTooLarge, CONFIG, adapter, tmp_path, Limits(max_config_bytes=100))
 
 
+def test_a_file_that_says_it_is_too_large_is_not_copied(adapter: Path, tmp_path: Path) -> None:
+    with (adapter / WEIGHTS).open("ab") as file:
+        file.truncate(1 << 40)
+    refused(AdapterTooLarge, WEIGHTS, adapter, tmp_path)
+    assert not [path for path in tmp_path.rglob(WEIGHTS) if path.parent != adapter]
+
+
 def test_outside_the_allowed_roots_nothing_is_read(adapter: Path, tmp_path: Path) -> None:
     outside = "outside the directories"
     other = tmp_path / "other"
