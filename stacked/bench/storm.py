@@ -15,11 +15,11 @@ from typing import Any
 
 from stacked.bench.asking import PROMPTS, Refused, apart, references
 from stacked.bench.check import BASE, Tokens, Version, Violation, judge
+from stacked.bench.clients import Mix, Traffic
 from stacked.bench.groups import Storm, config_tree, group_members, make_storm, pool_members
 from stacked.bench.report import Result, Telling
 from stacked.bench.server import counted, serving
 from stacked.bench.subject import Subject, config_of
-from stacked.bench.traffic import Mix, Traffic
 from stacked.bench.updates import Update, Updater, phase_table
 from stacked.client import Client, ClientError
 from stacked.config import Config

@@ -19,7 +19,7 @@ from stacked.cli.bench import bench
 from stacked.cli.gc import gc
 from stacked.cli.keys import keys
 from stacked.cli.live import rollback, update
-from stacked.cli.shared import DataDir, Url, data_dir_of, fail, server
+from stacked.cli.shared import AskedAtOnce, DataDir, Url, data_dir_of, fail, server
 from stacked.cli.usage import usage
 from stacked.cli.view import groups, status
 from stacked.errors import StackedError
@@ -214,7 +214,6 @@ def check(
 
 def _modules(base: Path, store: Path) -> BaseModules:
     """A base; if vLLM is installed, its own class determines what can be adapted."""
-    from stacked.cli.asking import AskedAtOnce
     from stacked.engine.adaptable import Asking
     from stacked.engine.support import find_build
     from stacked.store.base import BaseModules

@@ -7,17 +7,17 @@ from typing import Annotated
 
 import typer
 
-from stacked.cli.bench_options import (
+from stacked.cli.measuring import (
     Common,
     OutputTokens,
     PromptTokens,
     Rounds,
     Together,
     how,
+    measure,
     what,
     with_common,
 )
-from stacked.cli.measuring import measure
 
 bench = typer.Typer(
     name="bench",

@@ -10,6 +10,8 @@ import typer
 
 if TYPE_CHECKING:
     from stacked.client import Client
+    from stacked.engine.adaptable import Asking
+    from stacked.store.adaptable import Adaptable
 
 DataDir = Annotated[
     Path | None,
@@ -52,3 +54,28 @@ def server(url: str | None) -> Client:
 def brief(content: str | None) -> str:
     """Twelve characters of a digest or model id, to be displayed."""
     return (content or "").removeprefix("sha256:").rpartition(".")[2][:12]
+
+
+class AskedAtOnce:
+    """An engine's probe that runs as soon as its answer is needed, with a progress line.
+
+    A start avoids the probe where it can, as the engine itself will give the answer; a check
+    cannot. See `stacked.store.adaptable.Engine`.
+    """
+
+    def __init__(self, asking: Asking) -> None:
+        self._asking = asking
+
+    def known(self) -> Adaptable:
+        """The answer of vLLM's class; half a minute the first time. Raises BaseUnsupported."""
+        return self.ask()
+
+    def ask(self) -> Adaptable:
+        from stacked.terminal import Terminal
+
+        known = self._asking.known()
+        if known is not None:
+            return known
+        with Terminal() as progress:
+            progress.begin("Finding what vLLM can adapt (once for each base)")
+            return self._asking.ask()

@@ -12,8 +12,7 @@ import pytest
 
 from stacked.bench import offline, online, start
 from stacked.bench.figures import Spread
-from stacked.bench.gap_table import gaps_result
-from stacked.bench.gaps import gap_figures, read_seconds, wait_figures
+from stacked.bench.gaps import gap_figures, gaps_result, read_seconds, wait_figures
 from stacked.bench.load import FIGURES, Lengths, Load
 from stacked.bench.plot import check_plot, draw
 from stacked.bench.report import Bar, Chart, Result, as_json, markdown, with_circumstances, write
