@@ -32,6 +32,7 @@ LAYERS = {
     "chat": 1,
     "store": 1,
     "groups": 1,
+    "fairness": 1,
     "client": 1,
     "engine": 2,
     "loader": 3,

@@ -1,0 +1,107 @@
+"""A simulated engine before the fair queue, in steps of virtual time: no clock, no loop."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from stacked.fairness import Capacity, FairQueue, Share, Ticket
+
+
+@dataclass(frozen=True)
+class Client:
+    """Sends one request after another, at once when the last one has ended."""
+
+    share: Share
+    adapter: int | None = None
+    prompt: int = 8
+    answer: int = 8
+    begins: int = 0
+    """The step of its first request."""
+
+
+@dataclass
+class Run:
+    """What happened: tokens by share, and each request's wait in steps."""
+
+    tokens: Counter[Share] = field(default_factory=Counter)
+    begun: Counter[Share] = field(default_factory=Counter)
+    """What was let in, as it counts: a token of an answer as two of a prompt."""
+    waits: list[tuple[Client, int]] = field(default_factory=list)
+    changes: int = 0
+
+    def longest(self, wanted: Callable[[Client], bool] = lambda _: True) -> int:
+        return max((wait for client, wait in self.waits if wanted(client)), default=0)
+
+
+def simulate(queue: FairQueue, clients: Sequence[Client], steps: int) -> Run:
+    """Each step computes one token of every answer, and prompts within the budget of a step.
+
+    The queue's promises are checked at every step: slots, seats, and that nothing idles.
+    """
+    run = Run()
+    waiting: dict[Ticket, tuple[Client, int]] = {}
+    running: dict[Ticket, list[int]] = {}  # tokens of the prompt and of the answer to come
+    idle = list(clients)
+    for now in range(steps):
+        begins = [client for client in idle if client.begins <= now]
+        idle = [client for client in idle if client.begins > now]
+        for client in begins:
+            ticket = Ticket(client.share, client.adapter, client.prompt, client.answer)
+            waiting[ticket] = client, now
+            queue.ask(ticket, now)
+        while (let_in := queue.next(now)) is not None:
+            client, since = waiting[let_in]
+            running[let_in] = [client.prompt, client.answer]
+            run.begun[client.share] += client.prompt + 2 * client.answer
+            run.waits.append((client, now - since))
+        check(queue, [*waiting.keys() - running.keys()], [*running])
+        budget = queue.capacity.step
+        for each in sorted(running, key=lambda one: (running[one][0] > 0, one.rank)):
+            left = running[each]
+            part = min(left[0], budget) if left[0] else 0
+            left[0] -= part
+            budget -= part or 1
+            if not left[0] and part:
+                queue.read(each)
+            if not part and budget >= 0:
+                left[1] -= 1
+            if not left[1]:
+                client, _ = waiting.pop(each)
+                del running[each]
+                queue.leave(each, client.prompt, client.answer)
+                run.tokens[client.share] += client.prompt + client.answer
+                idle.append(client)
+            if budget <= 0:
+                break
+    run.changes = queue.slot_changes
+    # Who still waits has waited, too.
+    for ticket in waiting.keys() - running.keys():
+        client, since = waiting[ticket]
+        run.waits.append((client, steps - since))
+    return run
+
+
+def check(queue: FairQueue, waiting: Sequence[Ticket], running: Sequence[Ticket]) -> None:
+    """Slots and seats are kept, and nobody waits who could run."""
+    adapters = {ticket.adapter for ticket in running if ticket.adapter is not None}
+    assert len(adapters) <= queue.capacity.slots
+    assert queue.adapters == len(adapters)
+    assert len(running) <= queue.capacity.seats
+    assert queue.waiting == len(waiting)
+    reserve = queue.capacity.seats // 32
+    full = len(running) >= queue.capacity.seats - reserve
+    unread = sum(ticket.expected for ticket in running if ticket.state.value == "reading")
+    if full or unread >= 4 * queue.capacity.step:
+        return
+    for ticket in waiting:
+        closing = ticket.adapter in adapters and ticket.flow.lane.closing
+        blocked = ticket.adapter not in adapters and len(adapters) == queue.capacity.slots
+        assert closing or (blocked and ticket.adapter is not None), "could run, and waits"
+
+
+def queue(
+    seats: int = 8, slots: int = 2, step: int = 32, longest_wait: float = 1e9, **more: float
+) -> FairQueue:
+    return FairQueue(Capacity(seats, slots, step), longest_wait=longest_wait, **more)
