@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -223,6 +224,17 @@ class Client:
     def work_errors(self, id: str) -> list[dict[str, Any]]:
         """Oldest first."""
         return self._all(f"{_CONTROL}/workRequests/{quote(id, safe='')}/errors")
+
+    def follow(
+        self, work_id: str, pause: float = 0.3
+    ) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+        """A work request with its logs, again and again until it has ended."""
+        while True:
+            work, logs = self.work(work_id), self.work_logs(work_id)
+            yield work, logs
+            if work["status"] in ("SUCCEEDED", "FAILED", "CANCELED"):
+                return
+            time.sleep(pause)
 
     def _one(self, method: str, path: str, **rest: Any) -> dict[str, Any]:
         with self._asked(method, path, **rest) as response:

@@ -155,21 +155,22 @@ def write(text: str) -> None:
 
 
 def table(
-    header: Sequence[str] | None, rows: Sequence[Sequence[str]], marks: Sequence[str] = ()
+    header: Sequence[str] | None, rows: Sequence[Sequence[object]], marks: Sequence[str] = ()
 ) -> Table:
-    """Rows of plain text, folded and never cut; a column that is empty in every row is left out.
+    """Rows as plain text, folded and never cut; a column that is empty in every row is left out.
 
     `marks`, one for each row, come before it and may have rich's markup.
     """
     shown = Table(box=None, show_header=header is not None, pad_edge=False, padding=(0, 2, 0, 0))
+    texts = [["" if cell is None else str(cell) for cell in row] for row in rows]
     width = max((len(row) for row in rows), default=len(header or ()))
-    full = [at for at in range(width) if not rows or any(row[at] for row in rows)]
+    full = [at for at in range(width) if not rows or any(row[at] for row in texts)]
     if marks:
         shown.add_column(no_wrap=True)
     for at in full:
         # The first column names the row: it is short, and useless if cut.
         shown.add_column(header[at] if header else "", overflow="fold", no_wrap=at == 0)
-    for at, row in enumerate(rows):
+    for at, row in enumerate(texts):
         plain = [Text(row[column]) for column in full]
         shown.add_row(*([Text.from_markup(marks[at])] if marks else []), *plain)
     return shown

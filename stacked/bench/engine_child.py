@@ -98,19 +98,12 @@ async def serve(requested: Mapping[str, Any], replies: TextIO) -> None:
     plan = plan_of(base, modules, adapters, requested["options"])
     if not requested["lora"]:
         plan, adapters = without_lora(plan), []
-    began = time.perf_counter()
     engine = await Engine.start(plan)
     try:
         await engine.warm()
-        started = time.perf_counter() - began
         loaded = [await engine.load(adapter) for adapter in adapters]
         runner = Runner(engine, loaded, modules.vocab_size or 256)
-        said = {
-            "start_seconds": started,
-            "load_seconds": time.perf_counter() - began - started,
-            "options": dict(plan.options),
-        }
-        _say(replies, said)
+        _say(replies, {})
         while line := await asyncio.to_thread(sys.stdin.readline):
             _say(replies, await runner.run(json.loads(line)))
     finally:

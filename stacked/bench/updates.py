@@ -6,6 +6,7 @@ Next to them, vLLM's own endpoint, which loads one adapter after the other.
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from typing import Any, Protocol
 
 import httpx
 
-from stacked.client import Client, Entry
+from stacked.client import Client, Entry, entries_of
 from stacked.config import MemberConfig
 from stacked.errors import UpdateFailed
 from stacked.steps import Phase
@@ -29,16 +30,22 @@ _LONGEST_SECONDS = 900.0
 class Update:
     """One update that succeeded: when it was requested, switched and over, on the monotonic clock.
 
-    `switched` is when the switch was acknowledged. The seconds of its phases are the server's.
+    `switched` is when the switch was acknowledged.
     """
 
     generation: int
     requested: float
     switched: float
     ended: float
-    phases: Mapping[str, float]
     begins: Mapping[str, float] = field(default_factory=dict)
     """When each phase began, in seconds since the epoch, as the server reports."""
+
+    @property
+    def phases(self) -> dict[str, float]:
+        """The seconds from each phase's beginning to that of the next."""
+        return {
+            name: self.begins[after] - self.begins[name] for name, after in pairwise(self.begins)
+        }
 
 
 @dataclass(slots=True)
@@ -58,17 +65,13 @@ class Updater:
         self.generation, self._deployment = status["generation"], status["deploymentId"]
         group = self.client.group(status["groupId"])
         base = group["modelGroupDetails"]["baseModelId"]
-        listed = group["memberModelEntries"]["memberModelDetails"]
-        key = next(each.get("inferenceKey") for each in listed if each["modelId"] == base)
-        self._base = Entry(base, key, base)
+        self._base = next(each for each in entries_of(group) if each.model_id == base)
 
     def create(self, name: str, members: Sequence[tuple[str, MemberConfig]]) -> str:
         """A group of these adapters under these keys; its id."""
         assert self._base is not None
-        entries = [self._base]
-        for key, member in members:
-            known = self._adapter(member)
-            entries.append(Entry(known.model_id, key, known.content))
+        known = [(key, self._adapter(member)) for key, member in members]
+        entries = [self._base, *(replace(entry, key=key) for key, entry in known)]
         return str(self.client.create_group(name, entries)["id"])
 
     def digest(self, member: MemberConfig) -> str:
@@ -82,39 +85,19 @@ class Updater:
 
     def go(self, group_id: str) -> Update:
         """Make a group live and follow it to its end. Raises UpdateFailed with the reason."""
-        requested = time.monotonic()
-        work = self.client.update_live(self._deployment, group_id)
-        switched = self._until_switched(work)
-        while (state := self.client.work(work)["status"]) not in ("SUCCEEDED", "FAILED"):
-            self._wait(requested)
-        ended = time.monotonic()
-        if state == "FAILED":
-            said = "; ".join(str(each.get("message")) for each in self.client.work_errors(work))
+        requested, switched = time.monotonic(), math.inf
+        work_id = self.client.update_live(self._deployment, group_id)
+        for work, logs in self.client.follow(work_id, self.poll_seconds):
+            now, state = time.monotonic(), work["status"]
+            if any(each.get("step") == Phase.SWITCH.name for each in logs):
+                switched = min(switched, now)
+            if now - requested > _LONGEST_SECONDS:
+                raise UpdateFailed(f"an update did not end within {_LONGEST_SECONDS:.0f} s")
+        if state != "SUCCEEDED":
+            said = "; ".join(str(each.get("message")) for each in self.client.work_errors(work_id))
             raise UpdateFailed(f"the update failed: {said}")
         self.generation += 1
-        logs = self.client.work_logs(work)
-        return Update(self.generation, requested, switched, ended, phases_of(logs), begins_of(logs))
-
-    def _until_switched(self, work: str) -> float:
-        """When this client learned that the switch had happened, or never will."""
-        began = time.monotonic()
-        while True:
-            steps = {each.get("step") for each in self.client.work_logs(work)}
-            status = self.client.work(work)["status"]
-            if Phase.SWITCH.name in steps or status in ("SUCCEEDED", "FAILED"):
-                return time.monotonic()
-            self._wait(began)
-
-    def _wait(self, since: float) -> None:
-        if time.monotonic() - since > _LONGEST_SECONDS:
-            raise UpdateFailed(f"an update did not end within {_LONGEST_SECONDS:.0f} s")
-        time.sleep(self.poll_seconds)
-
-
-def phases_of(logs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Seconds from each phase's first log line to that of the next."""
-    begins = begins_of(logs)
-    return {name: begins[after] - begins[name] for name, after in pairwise(begins)}
+        return Update(self.generation, requested, min(switched, now), now, begins_of(logs))
 
 
 def begins_of(logs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -194,7 +177,7 @@ class VllmEndpoint:
             self._post("load", {"lora_name": name, "lora_path": str(path)})
             self._loaded.append(name)
         ended = time.monotonic()
-        return Update(0, requested, ended, ended, {})
+        return Update(0, requested, ended, ended)
 
     def unload(self) -> None:
         while self._loaded:

@@ -292,9 +292,7 @@ def models(url: Url = None) -> None:
 
     with server(url) as client:
         served = client.models()
-    rows = [
-        [row.key, row.model_id, row.digest[:19], str(row.rank or ""), row.state] for row in served
-    ]
+    rows = [[row.key, row.model_id, row.digest[:19], row.rank, row.state] for row in served]
     out.print(table(["key", "model id", "digest", "rank", "state"], rows))
 
 

@@ -86,7 +86,7 @@ def _show(report: dict[str, Any]) -> None:
         [
             goes if line["freed"] else "stays",
             line["kind"],
-            str(line["count"]),
+            line["count"],
             size(line["bytes"]) if line["bytes"] else "",
             line["reason"],
         ]

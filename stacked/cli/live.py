@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -223,15 +222,11 @@ def _follow(client: Client, progress: Terminal, work_id: str) -> str:
     """Show an update's logs and percentage until it has ended; returns how it ended."""
     shown = 0
     try:
-        while True:
-            work = client.work(work_id)
-            lines = [str(each.get("message")) for each in client.work_logs(work_id)]
-            _note(progress, lines[shown:])
-            shown = len(lines)
+        for work, logs in client.follow(work_id):
+            _note(progress, [str(each.get("message")) for each in logs[shown:]])
+            shown = len(logs)
             progress.fraction(float(work["percentComplete"]) / 100)
-            if work["status"] in ("SUCCEEDED", "FAILED", "CANCELED"):
-                return str(work["status"])
-            time.sleep(0.3)
+        return str(work["status"])
     except KeyboardInterrupt:
         progress.note("The update continues without this command; see: stacked status")
         raise

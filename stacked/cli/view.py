@@ -27,16 +27,8 @@ def groups(url: Url = None) -> None:
     with server(url) as client:
         status, listed = client.status(), client.groups()
     said = {status.get("previousGroupId"): "previous", status.get("groupId"): "served"}
-    rows = [
-        [
-            each.get("displayName") or "",
-            each["id"],
-            each.get("lifecycleState") or "",
-            each.get("timeCreated") or "",
-            said.get(each["id"], ""),
-        ]
-        for each in listed
-    ]
+    fields = ("displayName", "id", "lifecycleState", "timeCreated")
+    rows = [[*map(each.get, fields), said.get(each["id"])] for each in listed]
     marks = ["[green]●[/]" if each["id"] == status.get("groupId") else " " for each in listed]
     out.print(table(["group", "id", "state", "created", ""], rows, marks))
 
@@ -119,19 +111,11 @@ def _picture(status: dict[str, Any]) -> Group:
         "draining": ", ".join(status.get("draining") or ()),
         "disk": _disk(status.get("disk")),
     }
-    rows = [
-        [
-            each.get("inferenceKey") or "",
-            each["modelId"],
-            brief(each["digest"]),
-            str(each["rank"]),
-            each["state"],
-            str(each["leases"]),
-            "yes" if each["resident"] else "no",
-            each.get("reason") or "",
-        ]
+    header = ["key", "model id", "digest", "rank", "state", "requests", "resident", "reason"]
+    fields = ("inferenceKey", "modelId", "digest", "rank", "state", "leases", "resident", "reason")
+    models = [
+        {**each, "digest": brief(each["digest"]), "resident": "yes" if each["resident"] else "no"}
         for each in status["models"]
     ]
-    header = ["key", "model id", "digest", "rank", "state", "requests", "resident", "reason"]
     lines = table(None, [[name, value] for name, value in facts.items() if value])
-    return Group(lines, "", table(header, rows))
+    return Group(lines, "", table(header, [[each.get(name) for name in fields] for each in models]))

@@ -14,7 +14,7 @@ from stacked.bench.clients import Mix, Traffic
 from stacked.bench.gaps import gaps_within, quantile
 from stacked.bench.groups import config_tree, group_members, make_storm, pool_members
 from stacked.bench.storm import Seen, Settings, _goes_on
-from stacked.bench.updates import Update, phases_of
+from stacked.bench.updates import Update, begins_of
 from stacked.config import Config, parse
 from stacked.core import Adapter, Digest, Member, model_id_of
 from stacked.errors import ConfigInvalid
@@ -203,7 +203,7 @@ def test_config_of_a_group_is_a_config_on_loopback() -> None:
 def test_storm_ends_at_both_numbers_or_where_an_update_fails() -> None:
     settings = Settings(updates=2, clients=1, groups=4, responses=3, max_tokens=4)
     traffic = Traffic("http://127.0.0.1:1", Mix("base", ("x",), (), 4), 1)
-    done = Update(1, 0.0, 1.0, 2.0, {})
+    done = Update(1, 0.0, 1.0, 2.0)
 
     def goes_on(updates: int, whole: int, failures: int = 0) -> bool:
         traffic.counts["plain"] = whole
@@ -228,7 +228,12 @@ def test_phases_last_from_their_first_line_to_the_next_phases() -> None:
         {"message": "m", "timestamp": f"2026-01-01T00:00:0{at}.000Z", **step}
         for at, step in enumerate(steps)
     ]
-    assert phases_of(logs) == {"planning": 1.0, "staging": 2.0, "verifying": 1.0}
+    done = Update(1, 0.0, 1.0, 2.0, begins_of(logs))
+    assert done.phases == {
+        "planning": 1.0,
+        "staging": 2.0,
+        "verifying": 1.0,
+    }
 
 
 def test_gap_counts_where_it_touches_the_window() -> None:

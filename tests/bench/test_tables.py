@@ -163,12 +163,12 @@ def test_start_is_told_to_the_smallest_group_and_to_vllm() -> None:
 def test_gaps_of_a_load_are_held_against_the_steady_ones_before_it() -> None:
     tokens = [at / 10 for at in range(101)]  # a token every 0.1 s, until 10
     tokens += [10.3, 10.4, 10.5]
-    loading = Update(2, requested=10.0, switched=10.35, ended=10.4, phases={"staging": 0.2})
+    loading = Update(2, requested=10.0, switched=10.35, ended=10.4)
     row = gap_figures([tokens], 0.0, loading)
     assert row["gaps_steady"]["worst"] == pytest.approx(300.0)  # it crosses the window's end
-    row = gap_figures([tokens], 0.0, Update(2, 10.05, 10.35, 10.4, {}))
+    row = gap_figures([tokens], 0.0, Update(2, 10.05, 10.35, 10.4))
     assert row["gaps_loading"]["worst"] == pytest.approx(300.0)
-    steady = gap_figures([tokens[:90]], 0.0, Update(2, 8.0, 8.1, 8.2, {}))
+    steady = gap_figures([tokens[:90]], 0.0, Update(2, 8.0, 8.1, 8.2))
     assert steady["worst_to_steady_p99"] == pytest.approx(1.0)
     assert steady["seconds_to_usable"] == pytest.approx(0.1)
 
