@@ -76,14 +76,13 @@ class Stored(TypeDecorator[Any]):
             ) from error
 
 
+_TIME = "%Y-%m-%dT%H:%M:%S.%fZ"
+
+
 def _encode_time(value: datetime) -> str:
     if value.tzinfo is None:
         raise ValueError(f"a time without a zone cannot be stored: {value!r}")
-    return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
-def _decode_time(value: str) -> datetime:
-    return datetime.strptime(value, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC)
+    return value.astimezone(UTC).strftime(_TIME)
 
 
 def _json(name: str, shape: Callable[[Any], Any]) -> Stored:
@@ -98,7 +97,9 @@ def _choice(kind: type[enum.Enum]) -> Stored:
 
 
 # A UTC time with microseconds, of fixed width: it sorts as text.
-MOMENT = Stored("a time", _encode_time, _decode_time)
+MOMENT = Stored(
+    "a time", _encode_time, lambda text: datetime.strptime(text, _TIME).replace(tzinfo=UTC)
+)
 OBJECT = _json("an object", dict)
 LIST = _json("a list", tuple)
 AFFECTED = Stored(
