@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stacked.core import Adapter
-from stacked.engine.architectures import cpu_dtype
-from stacked.engine.experts import check_no_experts, is_expert
+from stacked.engine.cpu_bases import check_no_experts, cpu_dtype, is_expert
 from stacked.engine.hopper import needs_one_stage, note
 from stacked.engine.machine import GIB, Machine
 from stacked.engine.options import check_names

@@ -168,9 +168,8 @@ class AdapterStore:
                 return False
             self._known.pop(stored.digest, None)
             with self._shelf.changing():
-                if not self._shelf.path(
-                    stored.digest
-                ).exists():  # otherwise it was added again meanwhile
+                # Otherwise it was added again meanwhile.
+                if not self._shelf.path(stored.digest).exists():
                     self._unclaimed.drop(stored.digest)
         return True
 
