@@ -17,11 +17,15 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from stacked.store.disk import clear
 from tests import tiny
 from tests.hostile.draft import Draft
 from tests.hostile.ground import Ground
@@ -29,6 +33,8 @@ from tests.hostile.mutants import mutant
 from tests.serving import Server, free_port, serving
 
 BATCH = 25
+PART = 250
+WORKERS = 3
 TARGETS = ("q_proj", "v_proj", "down_proj")
 _LIMITS = {"max_model_len": 128, "max_loras": 2, "max_cpu_loras": 8, "max_lora_rank": 16}
 
@@ -36,26 +42,52 @@ _LIMITS = {"max_model_len": 128, "max_loras": 2, "max_cpu_loras": 8, "max_lora_r
 def check(directory: Path, count: int, seed: int) -> int:
     shutil.rmtree(directory, ignore_errors=True)
     base = tiny.build_base(directory / "base")
-    healthy = tiny.build_adapter(directory / "healthy", base, 1, rank=2, target_modules=TARGETS)
-    ground, began, passed = Ground(directory, base, healthy, seed), time.monotonic(), []
-    for number in range(count):
+    tiny.build_adapter(directory / "healthy", base, 1, rank=2, target_modules=TARGETS)
+    numbers, began = range(count), time.monotonic()
+    parts = [(directory, seed, numbers[at : at + PART]) for at in range(0, count, PART)]
+    outcomes: Counter[str] = Counter()
+    report: dict[str, Any] = {"inputs": count, "seed": seed, "faults": [], "passed": []}
+    peak, slowest = 0, 0.0
+    # Spawned: a fork of this process would have torch's threads in an unknown state.
+    with ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn")) as pool:
+        for done, part in enumerate(pool.map(_part, parts), start=1):
+            outcomes.update(part.counts)
+            report["faults"] += part.faults
+            report["passed"] += part.passed
+            peak, slowest = max(peak, part.peak_kib), max(slowest, part.slowest)
+            print(done * PART, f"{time.monotonic() - began:.0f} s", report["faults"], flush=True)
+    report |= {
+        "outcomes": dict(outcomes.most_common()),
+        "peak MiB of one check": peak >> 10,
+        "slowest check, s": round(slowest, 1),
+        "seconds": round(time.monotonic() - began),
+    }
+    return _written(directory / "checked.json", report, bool(report["faults"]))
+
+
+@dataclass(frozen=True)
+class Part:
+    counts: Counter[str]
+    faults: list[str]
+    passed: list[int]
+    peak_kib: int
+    slowest: float
+
+
+def _part(part: tuple[Path, int, range]) -> Part:
+    """Check some of the mutants in a directory of their own."""
+    directory, seed, numbers = part
+    place = directory / f"part-{numbers[0]}"
+    place.mkdir()
+    ground, passed = Ground(place, directory / "base", directory / "healthy", seed), []
+    for number in numbers:
         if ground.check(number)[1].kind == "passed":
             passed.append(number)
         ground.drop(number)
-        if number % 500 == 499:
-            print(number + 1, f"{time.monotonic() - began:.0f} s", ground.faults, flush=True)
-    report = {
-        "inputs": count,
-        "seed": seed,
-        "outcomes": {" ".join(key).strip(): n for key, n in ground.counts.most_common()},
-        "faults": ground.faults,
-        "astray": ground.astray(),
-        "peak MiB of one check": ground.peak_kib >> 10,
-        "slowest check, s": round(ground.slowest, 1),
-        "seconds": round(time.monotonic() - began),
-        "passed": passed,
-    }
-    return _written(directory / "checked.json", report, bool(ground.faults or report["astray"]))
+    ground.faults += ground.astray()
+    clear(place)
+    counts = Counter({" ".join(key).strip(): n for key, n in ground.counts.items()})
+    return Part(counts, ground.faults, passed, ground.peak_kib, ground.slowest)
 
 
 class Loading:
