@@ -11,7 +11,7 @@ The variables are those that the platform and its clients set (see docs).
     VLLM_ALLOW_RUNTIME_LORA_UPDATING   whether adapters may be loaded over HTTP
     STACKED_MODEL_DIR                  default /opt/ds/model/deployed_model
     STACKED_KEYS                       {"inference key": "OCID", …} as JSON
-    STACKED_AUTH                       none (default), or oci: requests are signed
+    STACKED_AUTH                       none (default), or bearer, oci or bearer,oci: who may call
     STACKED_FOREIGN_TOKENS             whether tokens that the base lacks are accepted
 
 Accepted without effect, since the engine streams on request and there is one base:
@@ -283,11 +283,14 @@ def _server(environ: Environment, options: Mapping[str, Any], root: Path) -> dic
 
 
 def _auth(environ: Environment) -> dict[str, bool]:
-    """The platform checks signatures before it passes a request on; elsewhere, set oci."""
+    """The platform checks signatures before it passes a request on; elsewhere, set another."""
     text = (environ.get("STACKED_AUTH") or "none").strip().lower()
-    if text not in ("none", "oci"):
-        raise ConfigInvalid(f"STACKED_AUTH: expected none or oci, got {text[:80]!r}")
-    return {text: True}
+    kinds = {part.strip() for part in text.split(",")}
+    if kinds != {"none"} and not kinds <= {"bearer", "oci"}:
+        raise ConfigInvalid(
+            f"STACKED_AUTH: expected none, bearer, oci or bearer,oci, got {text[:80]!r}"
+        )
+    return dict.fromkeys(sorted(kinds), True)
 
 
 def tensor_parallel(environ: Environment, options: dict[str, Any], tell: Progress) -> None:

@@ -134,10 +134,8 @@ def _unsigned(config: ControlConfig) -> AuthConfig:
     from stacked.config import AuthConfig
     from stacked.errors import ConfigInvalid
 
-    if config.server.auth.oci is not None:
-        raise ConfigInvalid(
-            "server.auth.oci requires signed requests; leave out --insecure-no-auth"
-        )
+    if config.server.auth.required:
+        raise ConfigInvalid("server.auth requires credentials; leave out --insecure-no-auth")
     return AuthConfig(none=True)
 
 
