@@ -21,7 +21,7 @@ from stacked.api.gate import Gate, is_upload
 from stacked.api.replies import Reshaped, Tagged, respond_error
 from stacked.callers import ANYONE, called_by, caller_of
 from stacked.core import header_form
-from stacked.errors import DrainExpired, NotAuthenticated, StackedError
+from stacked.errors import DrainExpired, StackedError
 from stacked.groups.routing import Route
 from stacked.service import Service
 from stacked.serving.bodies import replay
@@ -32,8 +32,8 @@ from stacked.serving.targets import (
     app_path,
     canonical,
     inner_path,
+    is_card,
     is_control,
-    is_listing,
     is_open,
     is_plain,
     model_target,
@@ -91,7 +91,7 @@ class Gateway:
                 return
             if method == "HEAD" and not is_control(path):  # whose artifacts handle HEAD themselves
                 scope["method"] = "GET"
-            if is_open(method, path) and not (is_listing(path) and scope["method"] == "GET"):
+            if is_open(method, path) and not (is_card(path) and scope["method"] == "GET"):
                 out = tagged if plain else _in_openai_shape(tagged, method, path)
                 await self._service.app(scope, receive, out)
             else:
@@ -102,8 +102,6 @@ class Gateway:
             access.error = error.code
             if tagged.started:
                 raise
-            if self._gate is not None and isinstance(error, NotAuthenticated):
-                tagged.headers["www-authenticate"] = self._gate.challenge
             await respond_error(
                 error, plain, tagged, oci_code(error, PREFIX if deployment else path)
             )

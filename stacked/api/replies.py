@@ -20,7 +20,10 @@ from stacked.errors import StackedError
 logger = logging.getLogger("stacked.api")
 
 # Headers that HTTP requires with a refusal: what would be accepted.
-_WANTED = {415: (b"accept-encoding", b"gzip, deflate")}
+_WANTED = {
+    401: (b"www-authenticate", b'Signature version="1"'),
+    415: (b"accept-encoding", b"gzip, deflate"),
+}
 
 
 class Tagged:

@@ -5,14 +5,7 @@ from stacked.config.fields import Duration, Key, Ocid
 from stacked.config.group import BaseConfig, GroupConfig, MemberConfig
 from stacked.config.reading import load, load_server, parse, resolve_path, said_of
 from stacked.config.retention import LOW_DISK_BYTES, RetentionConfig
-from stacked.config.server import (
-    CorsConfig,
-    Listener,
-    PredictEndpoint,
-    ServerConfig,
-    TlsConfig,
-    UnknownParameters,
-)
+from stacked.config.server import CorsConfig, PredictEndpoint, ServerConfig, UnknownParameters
 from stacked.config.tree import Config, ControlConfig
 
 __all__ = [
@@ -25,14 +18,12 @@ __all__ = [
     "Duration",
     "GroupConfig",
     "Key",
-    "Listener",
     "MemberConfig",
     "OciAuth",
     "Ocid",
     "PredictEndpoint",
     "RetentionConfig",
     "ServerConfig",
-    "TlsConfig",
     "UnknownParameters",
     "is_loopback",
     "load",

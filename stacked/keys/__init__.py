@@ -1,36 +1,29 @@
-"""Credentials, as files: bearer tokens and signing keys, and what each of them may do.
+"""Signing keys, as files: making and removing them, and reading the public halves.
 
 It must not know requests, HTTP or the engine.
 """
 
-from stacked.keys.files import (
-    Credential,
-    Rights,
-    Scan,
+from stacked.keys.making import REGION, Created, create, remove
+from stacked.keys.public import (
+    Principal,
+    PublicKey,
+    fingerprint,
     keys_dir,
     read_directory,
-    scan,
-    sorted_out,
+    read_public,
+    stamp,
 )
-from stacked.keys.making import REGION, Created, create, create_signing, remove, rotate
-from stacked.keys.public import Principal, PublicKey, fingerprint, read_public
 
 __all__ = [
     "REGION",
     "Created",
-    "Credential",
     "Principal",
     "PublicKey",
-    "Rights",
-    "Scan",
     "create",
-    "create_signing",
     "fingerprint",
     "keys_dir",
     "read_directory",
     "read_public",
     "remove",
-    "rotate",
-    "scan",
-    "sorted_out",
+    "stamp",
 ]

@@ -1,4 +1,4 @@
-"""The tables, whose columns are the fields of records, and how Python values are stored in them.
+"""The tables, and how Python values are stored in their columns.
 
 Deleting a row deletes what is only about it (`ON DELETE CASCADE`); a reference without that
 protects what it names.
@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields
+from collections.abc import Callable
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
-from types import NoneType, UnionType
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 from sqlalchemy import (
     Column,
@@ -31,20 +30,14 @@ from sqlalchemy import (
 )
 
 from stacked.errors import RegistryUnusable
-from stacked.registry.records import (
-    Affected,
-    Artifact,
-    DeployedMember,
-    Deployment,
-    GroupMember,
-    GroupSummary,
-    JsonObject,
-    Model,
-    ModelVersionSet,
-    VersionHistory,
-    WorkError,
-    WorkLog,
-    WorkRequest,
+from stacked.registry.records import Affected
+from stacked.registry.states import (
+    DeploymentState,
+    GroupState,
+    HistoryState,
+    MemberState,
+    ModelState,
+    WorkStatus,
 )
 
 
@@ -76,13 +69,14 @@ class Stored(TypeDecorator[Any]):
             ) from error
 
 
-_TIME = "%Y-%m-%dT%H:%M:%S.%fZ"
-
-
 def _encode_time(value: datetime) -> str:
     if value.tzinfo is None:
         raise ValueError(f"a time without a zone cannot be stored: {value!r}")
-    return value.astimezone(UTC).strftime(_TIME)
+    return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _decode_time(value: str) -> datetime:
+    return datetime.strptime(value, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC)
 
 
 def _json(name: str, shape: Callable[[Any], Any]) -> Stored:
@@ -97,9 +91,7 @@ def _choice(kind: type[enum.Enum]) -> Stored:
 
 
 # A UTC time with microseconds, of fixed width: it sorts as text.
-MOMENT = Stored(
-    "a time", _encode_time, lambda text: datetime.strptime(text, _TIME).replace(tzinfo=UTC)
-)
+MOMENT = Stored("a time", _encode_time, _decode_time)
 OBJECT = _json("an object", dict)
 LIST = _json("a list", tuple)
 AFFECTED = Stored(
@@ -114,8 +106,12 @@ def _key() -> Column[int]:
     return Column("seq", Integer, primary_key=True, autoincrement=True)
 
 
-def _text(name: str) -> Column[str]:
-    return Column(name, Text, nullable=False)
+def _text(name: str, **more: Any) -> Column[str]:
+    return Column(name, Text, nullable=False, **more)
+
+
+def _maybe(name: str, target: str, **more: Any) -> Column[str | None]:
+    return Column(name, Text, ForeignKey(target, **more), nullable=True)
 
 
 def _part_of(name: str, owner: str) -> Column[str]:
@@ -123,138 +119,178 @@ def _part_of(name: str, owner: str) -> Column[str]:
     return Column(name, Text, ForeignKey(owner, ondelete="CASCADE"), nullable=False)
 
 
-# The stored form of a field, by its type.
-_FORMS: Mapping[Any, Any] = {
-    str: Text,
-    int: Integer,
-    float: Float,
-    datetime: MOMENT,
-    JsonObject: OBJECT,
-    tuple[JsonObject, ...]: LIST,
-    tuple[Affected, ...]: AFFECTED,
-}
+def _is(name: str, target: str) -> Column[str]:
+    return Column(name, Text, ForeignKey(target), nullable=False)
 
 
-def _table(name: str, record: type, *more: Any, **keys: str | ForeignKey) -> Table:
-    """The table of a kind of record: a column for each of its fields, and `more`.
-
-    `keys` are the fields that name other rows. What a record reads from one is marked `elsewhere`.
-    """
-    columns = []
-    types = get_type_hints(record)
-    for field in fields(record):
-        one = types[field.name]
-        several = get_args(one) if isinstance(one, UnionType) else (one,)
-        form = _FORMS[several[0]] if several[0] in _FORMS else _choice(several[0])
-        key = keys.get(field.name)
-        keyed = [] if key is None else [ForeignKey(key) if isinstance(key, str) else key]
-        if not field.metadata.get("elsewhere"):
-            only = True if field.name == "id" else None
-            columns.append(
-                Column(field.name, form, *keyed, nullable=NoneType in several, unique=only)
-            )
-    return Table(name, metadata, _key(), *columns, *more)
-
-
-def _listed(name: str, record: type, *more: Any, **keys: str | ForeignKey) -> Table:
-    """The table of a kind of Record, with what lists are sorted by."""
-    indexes = (Index(f"{name}_by_{by}", by) for by in ("time_created", "display_name", "state"))
-    return _table(name, record, *more, *indexes, **keys)
-
-
-def _versions(name: str, record: type, **keys: str) -> Table:
+def _versions(name: str, *columns: Any) -> Table:
     """A table of names under which rows of another table are numbered."""
-    return _listed(
+    return _record(
         name,
-        record,
+        HistoryState,
+        _text("description"),
         # The highest number assigned: numbers of deleted versions are not reused.
         Column("last_version", Integer, nullable=False, default=0),
+        *columns,
         Index(f"{name}_name", "display_name", unique=True, sqlite_where=text("state <> 'DELETED'")),
-        **keys,
+    )
+
+
+def _record(name: str, states: type[enum.Enum], *columns: Any) -> Table:
+    """The table of a kind of Record: the common columns and its own."""
+    return Table(
+        name,
+        metadata,
+        _key(),
+        _text("id", unique=True),
+        _text("display_name"),
+        Column("state", _choice(states), nullable=False),
+        _text("reason"),
+        _text("created_by"),
+        _text("compartment_id"),
+        _text("project_id"),
+        Column("tags", OBJECT, nullable=False),
+        Column("time_created", MOMENT, nullable=False),
+        Column("time_updated", MOMENT, nullable=False),
+        *columns,
+        *(Index(f"{name}_by_{by}", by) for by in ("time_created", "display_name", "state")),
     )
 
 
 metadata = MetaData()
 
-version_sets = _versions("model_version_sets", ModelVersionSet)
+version_sets = _versions("model_version_sets")
 
-models = _listed(
+models = _record(
     "models",
-    Model,
+    ModelState,
+    _text("kind"),
+    _text("digest"),
+    _text("source"),
+    Column("rank", Integer, nullable=False),
+    Column("bytes", Integer, nullable=False),
+    Column("extra", OBJECT, nullable=False),
+    _text("description"),
+    _text("category"),
+    _text("version_label"),
+    _maybe("base_model_id", "models.id"),
+    _maybe("version_set_id", "model_version_sets.id"),
+    Column("version", Integer),
     Index("models_by_digest", "digest"),
     Index("models_by_base_model", "base_model_id"),
     Index("models_by_version_set", "version_set_id", "version", unique=True),
-    base_model_id="models.id",
-    version_set_id="model_version_sets.id",
 )
 
-histories = _versions("version_histories", VersionHistory, latest_group_id="model_groups.id")
+histories = _versions("version_histories", _maybe("latest_group_id", "model_groups.id"))
 
-groups = _listed(
+groups = _record(
     "model_groups",
-    GroupSummary,
+    GroupState,
+    _text("kind"),
+    _text("description"),
+    _maybe("base_model_id", "models.id"),
+    Column("custom_metadata", LIST, nullable=False),
+    _maybe("version_history_id", "version_histories.id"),
+    Column("version", Integer),
+    _text("version_label"),
+    _text("create_type"),
+    _maybe("source_group_id", "model_groups.id", ondelete="SET NULL"),
     UniqueConstraint("version_history_id", "version"),
     Index("model_groups_by_base_model", "base_model_id"),
     Index("model_groups_by_source_group", "source_group_id"),
-    base_model_id="models.id",
-    version_history_id="version_histories.id",
-    source_group_id=ForeignKey("model_groups.id", ondelete="SET NULL"),
 )
 
-group_members = _table(
+group_members = Table(
     "group_members",
-    GroupMember,
+    metadata,
+    _key(),
     _part_of("group_id", "model_groups.id"),
     Column("position", Integer, nullable=False),
+    _is("model_id", "models.id"),
+    Column("key", Text),
     UniqueConstraint("group_id", "position"),
     UniqueConstraint("group_id", "key"),
     Index("group_members_by_model", "model_id"),
-    model_id="models.id",
 )
 
-artifacts = _table(
+artifacts = Table(
     "artifacts",
-    Artifact,
+    metadata,
+    _key(),
+    _text("owner_id"),
+    _text("part"),
+    _text("sha256"),
+    _text("md5"),
+    Column("bytes", Integer, nullable=False),
+    _text("name"),
+    Column("time_created", MOMENT, nullable=False),
     UniqueConstraint("owner_id", "part"),
     Index("artifacts_by_sha256", "sha256"),
 )
 
-deployments = _listed(
+deployments = _record(
     "deployments",
-    Deployment,
-    group_id="model_groups.id",
-    previous_group_id="model_groups.id",
-    work_request_id="work_requests.id",
+    DeploymentState,
+    _text("description"),
+    Column("configuration", OBJECT, nullable=False),
+    _maybe("group_id", "model_groups.id"),
+    Column("generation", Integer, nullable=False),
+    _maybe("previous_group_id", "model_groups.id"),
+    _maybe("work_request_id", "work_requests.id"),
 )
 
-deployed_members = _table(
+deployed_members = Table(
     "deployed_members",
-    DeployedMember,
+    metadata,
+    _key(),
     _part_of("deployment_id", "deployments.id"),
     _part_of("group_id", "model_groups.id"),
     Column("position", Integer, nullable=False),
+    _is("model_id", "models.id"),
+    Column("key", Text),
+    Column("state", _choice(MemberState), nullable=False),
+    _text("reason"),
+    Column("time_created", MOMENT, nullable=False),
     UniqueConstraint("deployment_id", "group_id", "position"),
-    model_id="models.id",
 )
 
-work_requests = _table(
+work_requests = Table(
     "work_requests",
-    WorkRequest,
+    metadata,
+    _key(),
+    _text("id", unique=True),
+    _text("operation"),
+    Column("status", _choice(WorkStatus), nullable=False),
+    Column("percent", Float, nullable=False),
+    Column("resources", AFFECTED, nullable=False),
+    _text("compartment_id"),
+    Column("time_accepted", MOMENT, nullable=False),
+    Column("time_started", MOMENT),
+    Column("time_finished", MOMENT),
     Index("work_requests_by_time_accepted", "time_accepted"),
     Index("work_requests_by_status", "status"),
 )
 
-work_logs = _table(
+work_logs = Table(
     "work_logs",
-    WorkLog,
+    metadata,
+    _key(),
     _part_of("work_request_id", "work_requests.id"),
+    Column("step", Text),
+    _text("message"),
+    Column("time", MOMENT, nullable=False),
     Index("work_logs_by_request", "work_request_id"),
 )
 
-work_errors = _table(
+work_errors = Table(
     "work_errors",
-    WorkError,
+    metadata,
+    _key(),
     _part_of("work_request_id", "work_requests.id"),
+    _text("code"),
+    _text("message"),
+    Column("model_id", Text),
+    Column("time", MOMENT, nullable=False),
     Index("work_errors_by_request", "work_request_id"),
 )
 
@@ -262,10 +298,10 @@ retry_tokens = Table(
     "retry_tokens",
     metadata,
     _key(),
-    *(
-        Column(name, Text, nullable=False)
-        for name in ("principal", "operation", "token", "payload")
-    ),
+    _text("principal"),
+    _text("operation"),
+    _text("token"),
+    _text("payload"),
     Column("status", Integer),
     Column("headers", OBJECT, nullable=False),
     Column("body", LargeBinary, nullable=False),

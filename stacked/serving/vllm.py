@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stacked.callers import caller_of
 from stacked.config import ServerConfig
 from stacked.core import Adapter, Digest, ModelGroup
 from stacked.engine.adaptable import Asking
@@ -159,7 +158,7 @@ class VllmServing:
     ) -> Admission:
         """See `Serving.admit`."""
         call = Call.read(target, scope, body)
-        route, lease = self.live.admit(call.names, end, caller_of(scope).keys)
+        route, lease = self.live.admit(call.names, end)
         return Admission(route, lease, partial(self._door.answer, call, route))
 
     def _rows(self) -> list[Served]:
