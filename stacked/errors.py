@@ -217,8 +217,37 @@ class BodyInvalid(RequestError):
     """Not JSON, or not an object."""
 
 
-class BodyTooLarge(RequestError):
+class LimitExceeded(RequestError):
+    """More than the server, or a credential, allows."""
+
+    def __init__(self, sentence: str, limit: str = "", retry_after: float | None = None) -> None:
+        """`limit`: its name, which the sentence has too.
+
+        `retry_after`: seconds after which the same request may pass.
+        """
+        super().__init__(sentence)
+        self.limit = limit
+        self.retry_after = retry_after
+
+
+class BodyTooLarge(LimitExceeded):
     """Over the payload limit."""
+
+
+class BodyTooSlow(LimitExceeded):
+    """A body that did not arrive in time."""
+
+
+class ParameterOverLimit(LimitExceeded):
+    """A parameter that asks for more than one request may."""
+
+
+class TooManyRequests(LimitExceeded):
+    """Requests, or tokens, of which there were too many before this one."""
+
+
+class TimeExceeded(LimitExceeded):
+    """A request that was not answered within its time."""
 
 
 class EncodingUnsupported(RequestError):

@@ -31,6 +31,7 @@ _first_byte = Histogram(
 )
 _tokens = Counter("stacked_tokens", "Tokens of prompts and of answers", (*_LABELS, "kind"))
 _in_flight = Gauge("stacked_requests_in_flight", "Requests that hold a lease", _LABELS)
+_refused = Counter("stacked_refused", "Requests refused by a limit, by its name", ("limit",))
 _swaps = Counter("stacked_swaps", "LIVE updates that ended, by outcome", ("outcome",))
 _phases = Histogram(
     "stacked_swap_phase_seconds",
@@ -77,6 +78,10 @@ def request_ended(key: str, digest: str, status: int | None) -> None:
     _requests.labels(key, digest, kind).inc()
     _in_flight.labels(key, digest).dec()
     _used[key, digest] -= 1
+
+
+def refused(limit: str) -> None:
+    _refused.labels(limit).inc()
 
 
 def swap_ended(outcome: str, seconds: Mapping[str, float]) -> None:

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import zlib
+from collections.abc import Iterator
+from typing import Any
 
 from starlette.types import Message, Receive
 
-from stacked.errors import BodyInvalid, BodyTooLarge, EncodingUnsupported
+from stacked.errors import (
+    BodyInvalid,
+    BodyTooLarge,
+    EncodingUnsupported,
+    StackedError,
+    TimeExceeded,
+)
 
 # zlib's word for a gzip header, for a zlib header, and for none: "deflate" means either.
 _GZIP, _ZLIB, _RAW = 31, 15, -15
@@ -84,16 +93,36 @@ class Cut:
     """
 
     def __init__(self) -> None:
-        self._asked = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self._asked: asyncio.Future[Any] = self._loop.create_future()
 
     @property
     def asked(self) -> bool:
         return self._asked.done()
 
-    def ask(self) -> None:
-        """Idempotent."""
+    @property
+    def error(self) -> StackedError | None:
+        """What it was asked with."""
+        error: StackedError | None = self._asked.result()
+        return error
+
+    def ask(self, error: StackedError | None = None) -> None:
+        """Only the first call counts."""
         if not self._asked.done():
-            self._asked.set_result(None)
+            self._asked.set_result(error)
+
+    @contextlib.contextmanager
+    def within(self, seconds: float | None) -> Iterator[None]:
+        """Ask when the block takes longer."""
+        if seconds is None:
+            yield
+            return
+        sentence = f"the request was not answered within {seconds:g} s (total_seconds)"
+        timer = self._loop.call_later(seconds, self.ask, TimeExceeded(sentence, "total_seconds"))
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     async def or_message(self, receive: Receive) -> Message:
         """The client's next message, or its disconnect if the end is requested first."""
@@ -107,5 +136,6 @@ class Cut:
 
 def _too_large(limit: int) -> BodyTooLarge:
     return BodyTooLarge(
-        f"the body is larger than {limit} bytes; send less, or raise server.max_body_bytes"
+        f"the body is larger than {limit} bytes; send less, or raise server.max_body_bytes",
+        "max_body_bytes",
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from math import ceil
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -14,9 +15,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from stacked import errors
+from stacked import errors, metrics
 from stacked.config import said_of
-from stacked.errors import BodyInvalid, ParameterInvalid, StackedError
+from stacked.errors import BodyInvalid, LimitExceeded, ParameterInvalid, StackedError
 from stacked.serving.targets import is_control, is_plain
 
 # The nearest class up the tree decides.
@@ -40,6 +41,9 @@ STATUS: dict[type[errors.StackedError], int] = {
     errors.KeyInUse: 409,
     errors.RequestError: 400,
     errors.BodyTooLarge: 413,
+    errors.BodyTooSlow: 408,
+    errors.TooManyRequests: 429,
+    errors.TimeExceeded: 504,
     errors.EncodingUnsupported: 415,
     errors.LengthRequired: 411,
     errors.RangeInvalid: 416,
@@ -83,6 +87,16 @@ _OPENAI_TYPES = {
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
+    429: "rate_limit_error",
+}
+# Headers that HTTP requires with a refusal: what would be accepted.
+_WANTED = {
+    401: {"www-authenticate": 'Signature version="1"'},
+    408: {"connection": "close"},  # the rest of the body would be read as the next request
+    415: {"accept-encoding": "gzip, deflate"},
+}
+_OPENAI_CODES: dict[type[errors.StackedError], str] = {
+    errors.TooManyRequests: "rate_limit_exceeded"
 }
 
 # vLLM's own errors carry no stable code but their status.
@@ -114,13 +128,38 @@ def oci_code(error: errors.StackedError, path: str) -> str:
     return OCI_CODES.get(type(error), error.code) if is_control(path) else error.code
 
 
-def openai_body(code: str, message: str, status: int) -> dict[str, Any]:
+def openai_body(code: str, message: str, status: int, param: str | None = None) -> dict[str, Any]:
     kind = _OPENAI_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 def plain_body(code: str, message: str) -> dict[str, Any]:
     return {"code": code, "message": message}
+
+
+def body_of(error: StackedError, plain: bool, code: str | None = None) -> dict[str, Any]:
+    """The body of an error of ours: OpenAI's shape, where a limit is the `param`, or `plain`.
+
+    `code`: the surface's, if it is not the error's own.
+    """
+    if plain:
+        return plain_body(code or error.code, str(error))
+    limit = error.limit if isinstance(error, LimitExceeded) else None
+    shown = _OPENAI_CODES.get(type(error), code or error.code)
+    return openai_body(shown, str(error), status_of(error), limit)
+
+
+def refusal(
+    error: StackedError, plain: bool, code: str | None = None
+) -> tuple[int, dict[str, str], dict[str, Any]]:
+    """The status, headers and body (see `body_of`) of the answer to a request; counts it."""
+    status = status_of(error)
+    headers = dict(_WANTED.get(status, {}))
+    if isinstance(error, LimitExceeded):
+        metrics.refused(error.limit)
+        if error.retry_after is not None:
+            headers["retry-after"] = str(max(1, ceil(error.retry_after)))
+    return status, headers, body_of(error, plain, code)
 
 
 def fault_of(errors: Sequence[Any]) -> tuple[bool, str]:
@@ -194,7 +233,9 @@ def handle_errors(app: FastAPI) -> None:
 
 async def _stacked_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, StackedError)
-    return _render(request, oci_code(error, request.url.path), str(error), status_of(error))
+    path = request.url.path
+    status, headers, body = refusal(error, is_plain(path), oci_code(error, path))
+    return JSONResponse(body, status_code=status, headers=headers)
 
 
 async def _validation_error(request: Request, error: Exception) -> JSONResponse:

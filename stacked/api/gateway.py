@@ -18,8 +18,9 @@ from stacked.api.access import Access
 from stacked.api.bodies import ClientGone, Cut, decode, read_body
 from stacked.api.errors import INTERNAL, INTERNAL_CODE, not_served, oci_code, to_openai, to_plain
 from stacked.api.gate import Gate, is_upload
+from stacked.api.limits import Intake, Limits
 from stacked.api.replies import Reshaped, Tagged, respond_error
-from stacked.callers import ANYONE, called_by, caller_of
+from stacked.callers import ANYONE, Caller, called_by, caller_of
 from stacked.core import header_form
 from stacked.errors import DrainExpired, StackedError
 from stacked.groups.routing import Route
@@ -59,6 +60,7 @@ class Gateway:
         self._ours = ours
         self._gate = gate
         self._usage = usage
+        self._limits = Limits(service.config.server)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":  # no WebSocket of vLLM's is allowed, and we have none
@@ -73,6 +75,7 @@ class Gateway:
         path = versioned(method, path)
         # A copy, because the server must still see a HEAD as one.
         scope = {**scope, "path": app_path(path)}
+        receive = intake = Intake(receive, scope, self._limits)
         target = model_target(method, path, below)
         plain = target.plain if target else is_plain(path)
         usage = self._usage if target is not None else None
@@ -82,13 +85,17 @@ class Gateway:
                 scope.update(called_by(ANYONE))
             else:
                 receive = await self._gate.authenticate(scope, receive, deployment=deployment)
-            access.caller = caller_of(scope).name
+            caller = caller_of(scope)
+            access.caller = caller.name
+            tagged.headers |= await self._limits.rates.headers(caller)
             if deployment is not None:
                 self._service.deployments.check_served(deployment)
-            scope, receive = await self._decoded(scope, receive)
             if target is not None:
-                await self._run_model(target, scope, receive, tagged, access)
+                async with self._limits.admitted(caller, tagged.headers):
+                    scope, receive = await self._decoded(scope, receive, intake)
+                    await self._run_model(target, scope, receive, tagged, access)
                 return
+            scope, receive = await self._decoded(scope, receive, intake)
             if method == "HEAD" and not is_control(path):  # whose artifacts handle HEAD themselves
                 scope["method"] = "GET"
             if is_open(method, path) and not (is_card(path) and scope["method"] == "GET"):
@@ -112,13 +119,16 @@ class Gateway:
             logger.exception("%s %s failed", method, path)
             await respond_error(StackedError(INTERNAL), plain, tagged, INTERNAL_CODE)
         finally:
+            intake.release()
             access.end(tagged)
 
     def _is_probe(self, path: str) -> bool:
         """Whether a path is read every few seconds, by platforms and collectors of metrics."""
         return path in HEALTH_PATHS or path in ("/metrics", self._service.config.server.health_path)
 
-    async def _decoded(self, scope: Scope, receive: Receive) -> tuple[Scope, Receive]:
+    async def _decoded(
+        self, scope: Scope, receive: Receive, intake: Intake
+    ) -> tuple[Scope, Receive]:
         """The request without its content coding. What was signed is the body as it was sent."""
         headers = Headers(scope=scope)
         coding = ",".join(headers.getlist("content-encoding"))
@@ -126,6 +136,7 @@ class Gateway:
             return scope, receive
         limit = self._service.config.server.max_body_bytes
         body = decode(await read_body(receive, limit, headers.get("content-length")), coding, limit)
+        intake.becomes(len(body))
         others = _without(scope["headers"], b"content-encoding", b"content-length")
         length = (b"content-length", str(len(body)).encode())
         return {**scope, "headers": [*others, length]}, replay(body, receive)
@@ -136,14 +147,24 @@ class Gateway:
         limit = self._service.config.server.max_body_bytes
         body = await read_body(receive, limit, Headers(scope=scope).get("content-length"))
         cut = Cut()
-        route, lease, answer = self._service.admit(target, scope, body, cut.ask)
-        with lease:
+        route, lease, answer, sequences = self._service.admit(target, scope, body, cut.ask)
+        caller, limits = caller_of(scope), self._limits
+        with (
+            lease,
+            limits.queued(caller, route.label, sequences),
+            cut.within(limits.config.total_seconds),
+        ):
             access.admitted(route)
             send.headers |= _route_headers(route)
             send.cut = cut
-            await answer(partial(cut.or_message, receive), _shaped(send, target), access.count)
+            count = partial(self._count, access, caller)
+            await answer(partial(cut.or_message, receive), _shaped(send, target), count)
             if cut.asked and not send.ended:
-                await send.cut_off(_overdue(route), target.plain)
+                await send.cut_off(cut.error or _overdue(route), target.plain)
+
+    def _count(self, access: Access, caller: Caller, prompt: int, generated: int) -> None:
+        access.count(prompt, generated)
+        self._limits.rates.charge(caller, prompt + generated)
 
 
 def _overdue(route: Route[Any]) -> DrainExpired:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import sys
 import time
 from collections.abc import Mapping
@@ -21,6 +22,9 @@ from stacked.retention.collect import old_logs
 _RESTARTS = "STACKED_RESTARTS"
 _MOST_RESTARTS = 3
 _WITHIN_SECONDS = 600.0
+
+# More are never needed, and some programs walk through all that there may be.
+_MOST_FILES = 65536
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,15 @@ def _restarts() -> tuple[int, float]:
     if count.isdigit() and first.isdigit():
         return int(count), float(first)
     return 0, 0.0
+
+
+def raise_file_limit() -> int:
+    """Allow this process as many open files as it may have; their number."""
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = _MOST_FILES if most == resource.RLIM_INFINITY else min(most, _MOST_FILES)
+    allowed = max(now, allowed)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, most))
+    return allowed
 
 
 def engine_log(data_dir: Path, most: int) -> EngineLog:

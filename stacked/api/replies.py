@@ -14,16 +14,13 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import Message, Send
 
 from stacked.api.bodies import Cut
-from stacked.api.errors import openai_body, plain_body, status_of
+from stacked.api.errors import body_of, refusal
 from stacked.errors import StackedError
 
 logger = logging.getLogger("stacked.api")
 
-# Headers that HTTP requires with a refusal: what would be accepted.
-_WANTED = {
-    401: (b"www-authenticate", b'Signature version="1"'),
-    415: (b"accept-encoding", b"gzip, deflate"),
-}
+# As much as a transport buffers before `send` waits.
+_SLICE = 64 * 1024
 
 
 class Tagged:
@@ -53,7 +50,21 @@ class Tagged:
             if self.first_body is None:
                 self.first_body = time.perf_counter()
             self.ended = not message.get("more_body", False)
+            message = await self._all_but_the_last(message)
         await self._send(message)
+
+    async def _all_but_the_last(self, message: Message) -> Message:
+        """Send a body in slices but for the last, which is returned.
+
+        Between them `send` waits for a client that reads slowly, and the request is still counted;
+        at once, all of it would be in the transport's buffer, which nobody counts.
+        """
+        body = message.get("body", b"")
+        last = max(0, len(body) - 1) // _SLICE * _SLICE
+        for start in range(0, last, _SLICE):
+            part = body[start : start + _SLICE]
+            await self._send({**message, "body": part, "more_body": True})
+        return {**message, "body": body[last:]} if last else message
 
     async def cut_off(self, error: StackedError, plain: bool) -> None:
         """End a response that was cut: with an error event, or as an error if none has begun."""
@@ -61,8 +72,7 @@ class Tagged:
         if not self.started:
             await respond_error(error, plain, self)
             return
-        shaped = openai_body(error.code, str(error), status_of(error))
-        event = f"data: {json.dumps(shaped)}\n\n".encode()
+        event = f"data: {json.dumps(body_of(error, plain=False))}\n\n".encode()
         await self({"type": "http.response.body", "body": event, "more_body": False})
 
 
@@ -121,21 +131,11 @@ async def respond_error(
 
     `code`: that surface's code, if it is not the error's own.
     """
-    status = status_of(error)
+    status, headers, body = refusal(error, plain, code)
     if status >= 500:
         logger.warning("%s: %s", error.code, error)
-    shaped = plain_body(code or error.code, str(error))
-    if not plain:
-        shaped = openai_body(code or error.code, str(error), status)
-    await _send_json(send, status, json.dumps(shaped, ensure_ascii=False).encode())
-
-
-async def _send_json(send: Send, status: int, body: bytes) -> None:
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-    ]
-    if status in _WANTED:
-        headers.append(_WANTED[status])
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    raw = json.dumps(body, ensure_ascii=False).encode()
+    headers |= {"content-type": "application/json", "content-length": str(len(raw))}
+    pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": status, "headers": pairs})
+    await send({"type": "http.response.body", "body": raw})

@@ -11,6 +11,7 @@ import errno
 import signal
 import socket
 from collections.abc import Iterator
+from math import ceil
 from pathlib import Path
 
 import uvicorn
@@ -19,7 +20,8 @@ import uvloop
 from stacked.api.cors import with_cors
 from stacked.api.gate import Gate, check_reach, open_gate
 from stacked.api.gateway import Gateway
-from stacked.api.process import engine_log
+from stacked.api.process import engine_log, raise_file_limit
+from stacked.api.protocol import bounded
 from stacked.api.request_ids import in_log_lines
 from stacked.api.routes import create_routes
 from stacked.config import ControlConfig, is_loopback
@@ -125,6 +127,8 @@ def _uvicorn_config(service: Service, gate: Gate | None) -> uvicorn.Config:
     settings = service.config.server
     return uvicorn.Config(
         with_cors(Gateway(service, create_routes(service), gate, service.usage), settings.cors),
+        http=bounded(settings.limits, raise_file_limit()),
+        timeout_keep_alive=ceil(settings.limits.idle_seconds),
         lifespan="off",  # the service starts in parallel with the server, not before it
         log_config=None,
         access_log=False,

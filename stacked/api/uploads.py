@@ -81,7 +81,8 @@ def _length(request: Request, limit: int, setting: str) -> int:
     length = int(given) if len(given) < 20 else limit + 1
     if length > limit:
         raise BodyTooLarge(
-            f"the artifact has more than {limit} bytes; send less, or raise server.{setting}"
+            f"the artifact has more than {limit} bytes; send less, or raise server.{setting}",
+            setting,
         )
     if length == 0:
         raise BodyInvalid("the artifact is empty; send the file's bytes as the body")

@@ -3,6 +3,7 @@
 from stacked.config.auth import AuthConfig, OciAuth, is_loopback
 from stacked.config.fields import Duration, Key, Ocid
 from stacked.config.group import BaseConfig, GroupConfig, MemberConfig
+from stacked.config.limits import LimitsConfig
 from stacked.config.reading import load, load_server, parse, resolve_path, said_of
 from stacked.config.retention import LOW_DISK_BYTES, RetentionConfig
 from stacked.config.server import CorsConfig, PredictEndpoint, ServerConfig, UnknownParameters
@@ -18,6 +19,7 @@ __all__ = [
     "Duration",
     "GroupConfig",
     "Key",
+    "LimitsConfig",
     "MemberConfig",
     "OciAuth",
     "Ocid",

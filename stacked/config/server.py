@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field
 
 from stacked.config.auth import AuthConfig
 from stacked.config.fields import Frozen
+from stacked.config.limits import LimitsConfig
 
 PredictEndpoint = Literal["/v1/completions", "/v1/chat/completions"]
 UnknownParameters = Literal["refuse", "ignore"]
@@ -66,3 +67,4 @@ class ServerConfig(Frozen):
     the control plane look up by name. A deployment may name any."""
     auth: AuthConfig = AuthConfig()
     cors: CorsConfig = CorsConfig()
+    limits: LimitsConfig = LimitsConfig()

@@ -30,6 +30,8 @@ class Admission(NamedTuple):
     """To be released when it has ended."""
     answer: Callable[[Receive, Send, Count], Awaitable[None]]
     """Has the model answer. `receive` is what follows the request's body."""
+    sequences: int
+    """How many the engine gets for it."""
 
 
 class Serving(Protocol):

@@ -26,6 +26,8 @@ from stacked.serving.targets import Target, model_target
 
 logger = logging.getLogger("stacked.serving")
 
+# The parameters that bound an answer, the newest name first.
+_ANSWER_TOKENS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
 _TRUE = frozenset({"true", "1", "yes"})
 # Not vLLM's: the length and coding of the body as it was sent, and what names the model by a
 # header that vLLM would read once more.
@@ -62,11 +64,11 @@ class Call:
         pairs = self.scope["headers"] if self.target.oci else ()
         return [value.decode("latin-1") for key, value in pairs if key.lower() == name]
 
-    def body_for(self, route: Route[Loaded], streams: bool) -> bytes:
-        """The body with the model and the `stream` that headers or the path request."""
+    def body_for(self, route: Route[Loaded], streams: bool, defaults: Mapping[str, Any]) -> bytes:
+        """The body with the model, the `stream` of headers or the path, and `defaults`."""
         if not self.tree:
             return self.body
-        fields: dict[str, Any] = {}
+        fields = dict(defaults)
         if self.tree.get("model") is None:
             fields["model"] = route.label
         enable = self.header(b"enable-streaming")[:1]
@@ -90,7 +92,11 @@ class Call:
 
 
 class Door:
-    """One engine's app. `predict` is what `/predict` means if a body does not decide it."""
+    """One engine's app.
+
+    `predict` is what `/predict` means if a body does not decide it, `max_tokens` the length of an
+    answer for which no other is requested.
+    """
 
     def __init__(
         self,
@@ -98,8 +104,10 @@ class Door:
         *,
         predict: PredictEndpoint | None = None,
         unknown_parameters: UnknownParameters | None = None,
+        max_tokens: int | None = None,
     ) -> None:
         self.app = app
+        self._max_tokens = max_tokens
         self._predict = predict
         self._unknown_parameters = unknown_parameters
 
@@ -124,12 +132,20 @@ class Door:
         path = self._path(call)
         known = self._known.get(path)
         self._check_parameters(path, call, known)
-        body = call.body_for(route, known is None or "stream" in known)
+        streams = known is None or "stream" in known
+        body = call.body_for(route, streams, self._defaults(call.tree, known or frozenset()))
         token = selected.set(Selection(route.label, route.handle, count))
         try:
             await self.app(call.scope_for(path, len(body)), replay(body, receive), send)
         finally:
             selected.reset(token)
+
+    def _defaults(self, tree: Mapping[str, Any], known: frozenset[str]) -> dict[str, int]:
+        """The number of tokens of an answer that names none, if it is limited."""
+        names = [name for name in _ANSWER_TOKENS if name in known]
+        if self._max_tokens is None or any(tree.get(name) is not None for name in names):
+            return {}
+        return dict.fromkeys(names[:1], self._max_tokens)
 
     def _path(self, call: Call) -> str:
         """The path of the app: the request's own, the header `route`'s, or the body's.

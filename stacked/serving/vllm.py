@@ -27,6 +27,7 @@ from stacked.errors import EngineDead, EngineLoadFailed, EngineStartFailed, Stac
 from stacked.groups.routing import Routing
 from stacked.live import Live
 from stacked.serving import Admission, Scope
+from stacked.serving.bounds import check_bounds
 from stacked.serving.door import Call, Door
 from stacked.serving.settings import ServingSettings
 from stacked.serving.targets import Target
@@ -141,7 +142,8 @@ class VllmServing:
         predict = self.settings.predict_endpoint or self._server.predict_endpoint
         unknown = self._server.unknown_parameters
         self.app = app
-        self._door = Door(app, predict=predict, unknown_parameters=unknown)
+        most = self._server.limits.max_tokens
+        self._door = Door(app, predict=predict, unknown_parameters=unknown, max_tokens=most)
 
     @property
     def dead(self) -> bool:
@@ -158,8 +160,9 @@ class VllmServing:
     ) -> Admission:
         """See `Serving.admit`."""
         call = Call.read(target, scope, body)
+        sequences = check_bounds(call.tree, self._server.limits)
         route, lease = self.live.admit(call.names, end)
-        return Admission(route, lease, partial(self._door.answer, call, route))
+        return Admission(route, lease, partial(self._door.answer, call, route), sequences)
 
     def _rows(self) -> list[Served]:
         """The base, then the members, as `/v1/models` lists them."""

@@ -18,6 +18,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict
 from starlette.types import ASGIApp
 
+from stacked.api.errors import handle_errors
 from stacked.api.gateway import Gateway
 from stacked.config import ServerConfig
 from stacked.core import ModelId
@@ -25,6 +26,7 @@ from stacked.engine.openai import selected
 from stacked.errors import KeyUnknown
 from stacked.groups.routing import Route
 from stacked.service import Service
+from stacked.serving.bounds import check_bounds
 from stacked.serving.door import Call, Door
 from stacked.serving.targets import Target
 
@@ -41,7 +43,12 @@ class Double:
 
     def use(self, app: Any) -> None:
         self.app = app
-        self.door = Door(app, unknown_parameters=self.config.server.unknown_parameters)
+        server = self.config.server
+        self.door = Door(
+            app,
+            unknown_parameters=server.unknown_parameters,
+            max_tokens=server.limits.max_tokens,
+        )
 
     def admit(self, target: Target, scope: Any, body: bytes, end: Callable[[], None]) -> Any:
         call = Call.read(target, scope, body)
@@ -51,7 +58,8 @@ class Double:
                 raise KeyUnknown(f"{name!r} is not here")
         key = next(iter(self.names.values()), "base")
         route = Route(key, key, ModelId("ocid1.x.y.z"), None, None, 1)
-        return route, nullcontext(), partial(self.door.answer, call, route)
+        sequences = check_bounds(call.tree, self.config.server.limits)
+        return route, nullcontext(), partial(self.door.answer, call, route), sequences
 
 
 class Asked(BaseModel):
@@ -104,6 +112,7 @@ def vllm() -> FastAPI:
 
 def ours() -> FastAPI:
     app = FastAPI(redirect_slashes=False)
+    handle_errors(app)
 
     @app.post("/stacked/echo")
     async def echo(request: Request) -> JSONResponse:

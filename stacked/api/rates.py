@@ -1,0 +1,137 @@
+"""How often a caller may ask, by the minute: the windows, and the headers that show them.
+
+A window slides: of the minute before, the part counts that the last 60 seconds still cover. So a
+caller costs four numbers, whatever its rate, and those of callers who left are dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil, floor
+
+from limits import RateLimitItemPerMinute
+from limits.aio.storage import MemoryStorage
+from limits.aio.strategies import SlidingWindowCounterRateLimiter
+
+from stacked.callers import Caller
+from stacked.errors import TooManyRequests
+
+_MINUTE = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What a caller has used of one rate: in the minute before, and since `ends - 60` seconds."""
+
+    most: int
+    before: int
+    now: int
+    ends: float
+    """Seconds until the present minute is over."""
+
+    @property
+    def left(self) -> int:
+        return max(0, self.most - floor(self.before * self.ends / _MINUTE + self.now))
+
+    @property
+    def opens(self) -> float:
+        """Seconds until there is room for one more."""
+        if self.now < self.most:
+            over = self.now + self.before * self.ends / _MINUTE - self.most
+            return max(0.0, over * _MINUTE / self.before) if self.before else 0.0
+        return self.ends + _MINUTE * (1 - self.most / self.now)
+
+    @property
+    def empties(self) -> float:
+        """Seconds until nothing of it is used."""
+        if self.now:
+            return self.ends + _MINUTE
+        return self.ends if self.before else 0.0
+
+    def headers(self, kind: str) -> dict[str, str]:
+        """As OpenAI sends them."""
+        return {
+            f"x-ratelimit-limit-{kind}": str(self.most),
+            f"x-ratelimit-remaining-{kind}": str(self.left),
+            f"x-ratelimit-reset-{kind}": _duration(self.empties),
+        }
+
+
+class Rates:
+    """The rates of all callers that have any."""
+
+    def __init__(self) -> None:
+        self._storage = MemoryStorage()
+        self._limiter = SlidingWindowCounterRateLimiter(self._storage)
+        self._charging: set[asyncio.Task[bool]] = set()
+
+    async def admit(self, caller: Caller) -> None:
+        """Count one request. Raises TooManyRequests, and then it does not count.
+
+        Tokens are known when a request has ended. It is refused where they are spent, and what it
+        takes over the rate is charged to the following minute.
+        """
+        windows = await self._windows(caller)
+        for kind, window in windows.items():
+            if not window.left:
+                raise _spent(kind, window)
+        if "requests" in windows:
+            most = windows["requests"].most
+            await self._limiter.hit(RateLimitItemPerMinute(most), caller.id, "requests")
+
+    async def headers(self, caller: Caller) -> dict[str, str]:
+        """For every response to this caller; none if it has no rates."""
+        windows = await self._windows(caller)
+        return {k: v for kind, window in windows.items() for k, v in window.headers(kind).items()}
+
+    def charge(self, caller: Caller, tokens: int) -> None:
+        """Count tokens that a request took."""
+        most = caller.allowance.tokens_per_minute
+        if most is None or not tokens:
+            return
+        key = RateLimitItemPerMinute(most).key_for(caller.id, "tokens")
+        # Without a bound: they have been used.
+        entry = self._storage.acquire_sliding_window_entry(key, sys.maxsize, _MINUTE, tokens)
+        task = asyncio.ensure_future(entry)
+        self._charging.add(task)
+        task.add_done_callback(self._charging.discard)
+
+    async def _windows(self, caller: Caller) -> Mapping[str, Window]:
+        if self._charging:  # what was reported before counts
+            await asyncio.wait(self._charging)
+        allowance = caller.allowance
+        rates = {
+            "requests": allowance.requests_per_minute,
+            "tokens": allowance.tokens_per_minute,
+        }
+        return {
+            kind: await self._window(caller.id, kind, most)
+            for kind, most in rates.items()
+            if most is not None
+        }
+
+    async def _window(self, id: str, kind: str, most: int) -> Window:
+        key = RateLimitItemPerMinute(most).key_for(id, kind)
+        before, _, now, both = await self._storage.get_sliding_window(key, _MINUTE)
+        return Window(most, before, now, both - _MINUTE)
+
+
+def _spent(kind: str, window: Window) -> TooManyRequests:
+    limit = f"{kind}_per_minute"
+    return TooManyRequests(
+        f"this credential has used its {window.most} {kind} of a minute ({limit}); "
+        f"try again in {_duration(window.opens)}",
+        limit,
+        retry_after=window.opens,
+    )
+
+
+def _duration(seconds: float) -> str:
+    """As OpenAI writes them: 120ms, 12s, 1m30s."""
+    if seconds < 1:
+        return f"{ceil(seconds * 1000)}ms"
+    minutes, rest = divmod(ceil(seconds), 60)
+    return f"{minutes}m{rest}s" if minutes else f"{rest}s"
