@@ -37,9 +37,11 @@ def gateway_of(app: ASGIApp, data_dir: Path, config: Config | None = None) -> Ga
 
 
 @contextmanager
-def served(app: ASGIApp) -> Iterator[str]:
-    """The app's address, while the block runs."""
-    config = uvicorn.Config(app, port=0, lifespan="off", log_config=None, access_log=False)
+def served(app: ASGIApp, **options: Any) -> Iterator[str]:
+    """The app's address, while the block runs. `options` are uvicorn's."""
+    config = uvicorn.Config(
+        app, port=0, lifespan="off", log_config=None, access_log=False, **options
+    )
     server = uvicorn.Server(config)
     sock = config.bind_socket()
     sock.listen()  # so that a client may connect before the server takes it

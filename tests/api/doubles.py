@@ -6,7 +6,7 @@ They hold no model and no engine; what vLLM does with a request is not theirs to
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
@@ -16,10 +16,12 @@ import httpx
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict
-from starlette.types import ASGIApp
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope
 
 from stacked.api.errors import handle_errors
 from stacked.api.gateway import Gateway
+from stacked.callers import Caller, called_by
 from stacked.config import ServerConfig
 from stacked.core import ModelId
 from stacked.engine.openai import selected
@@ -60,6 +62,17 @@ class Double:
         route = Route(key, key, ModelId("ocid1.x.y.z"), None, None, 1)
         sequences = check_bounds(call.tree, self.config.server.limits)
         return route, nullcontext(), partial(self.door.answer, call, route), sequences
+
+
+class ByName:
+    """A gate that believes what the header `who` says."""
+
+    def __init__(self, callers: Mapping[str, Caller]) -> None:
+        self._callers = callers
+
+    async def authenticate(self, scope: Scope, receive: Receive, **_: Any) -> Receive:
+        scope.update(called_by(self._callers[Headers(scope=scope)["who"]]))
+        return receive
 
 
 class Asked(BaseModel):

@@ -17,11 +17,11 @@ from starlette.types import Message, Receive, Scope, Send
 
 from stacked.api.gate import Gate
 from stacked.api.gateway import Gateway
-from stacked.callers import Allowance, Caller, called_by
+from stacked.callers import Allowance, Caller
 from stacked.config import LimitsConfig
 from stacked.engine.openai import selected
 from stacked.service import Service
-from tests.api.doubles import Double, ours, vllm
+from tests.api.doubles import ByName, Double, ours, vllm
 
 CALLERS = {
     "bob": Caller("bob", allowance=Allowance(concurrency=2)),
@@ -30,14 +30,6 @@ CALLERS = {
 }
 PROMPT = {"model": "a", "prompt": "x"}
 BOB, EVE, ANN = ({"who": name} for name in ("bob", "eve", "ann"))
-
-
-class ByName:
-    """A gate that believes what a header says."""
-
-    async def authenticate(self, scope: Scope, receive: Receive, **_: Any) -> Receive:
-        scope.update(called_by(CALLERS[Headers(scope=scope)["who"]]))
-        return receive
 
 
 class Engine:
@@ -90,7 +82,7 @@ class Rig:
     def __init__(self, server: dict[str, Any], **limits: Any) -> None:
         self.engine = Engine()
         service = cast(Service, Double(self.engine, limits=LimitsConfig(**limits), **server))
-        self.gateway = Gateway(service, ours(), cast(Gate, ByName()))
+        self.gateway = Gateway(service, ours(), cast(Gate, ByName(CALLERS)))
         transport = httpx.ASGITransport(app=self.gateway)
         self.http = httpx.AsyncClient(transport=transport, base_url="http://here")
 
