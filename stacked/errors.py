@@ -274,6 +274,10 @@ class ParameterUnsupported(RequestError):
     """A parameter that would change the answer, and that vLLM ignores."""
 
 
+class GrammarTooCostly(RequestError):
+    code = "GrammarTooCostly"
+
+
 class NotAllowed(RequestError):
     """An administrative operation that this server does not allow."""
 

@@ -57,6 +57,8 @@ class ServerConfig(Frozen):
     """Whether HTTP callers may load adapters from the Hub and from http(s) addresses."""
     foreign_tokens: bool = False
     """The same as a member's, for every adapter, however it is loaded."""
+    trust_request_grammars: bool = False
+    """Whether schemas and grammars in requests may be as costly as they like."""
     shape_names: tuple[Annotated[str, Field(min_length=1, max_length=255)], ...] = (
         "VM.GPU.A10.1",
         "VM.GPU.A10.2",

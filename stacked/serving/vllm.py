@@ -29,6 +29,7 @@ from stacked.live import Live
 from stacked.serving import Admission, Scope
 from stacked.serving.bounds import check_bounds
 from stacked.serving.door import Call, Door
+from stacked.serving.grammars import check_grammars
 from stacked.serving.settings import ServingSettings
 from stacked.serving.targets import Target
 from stacked.steps import Counted, Progress, Start
@@ -161,6 +162,8 @@ class VllmServing:
         """See `Serving.admit`."""
         call = Call.read(target, scope, body)
         sequences = check_bounds(call.tree, self._server.limits)
+        if not self._server.trust_request_grammars:
+            check_grammars(call.tree)
         route, lease = self.live.admit(call.names, end)
         return Admission(route, lease, partial(self._door.answer, call, route), sequences)
 

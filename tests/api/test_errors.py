@@ -37,6 +37,10 @@ def test_vllm_errors_take_the_plain_shape_and_others_are_kept_as_text() -> None:
     assert json.loads(to_plain(b"[1]", 500))["code"] == "InternalServerError"
 
 
+def regex(expression: str) -> dict[str, Any]:
+    return {"structured_outputs": {"regex": expression}}
+
+
 WRONG_BODIES: list[tuple[str, bytes, str]] = [
     ("not JSON", b'{"prompt": ', "BodyInvalid"),
     ("a list", b"[1, 2]", "BodyInvalid"),
@@ -49,6 +53,11 @@ WRONG_BODIES: list[tuple[str, bytes, str]] = [
     ("too hot", json.dumps(GREEDY | {"temperature": -1}).encode(), "InvalidParameter"),
     ("too long a prompt", json.dumps(GREEDY | {"prompt": "x " * 999}).encode(), "InvalidParameter"),
     ("too many tokens", json.dumps(GREEDY | {"max_tokens": 99999}).encode(), "InvalidParameter"),
+    (
+        "a costly one",
+        json.dumps(GREEDY | {"structured_outputs": {"regex": "(.*)*"}}).encode(),
+        "TooCostly",
+    ),
     ("bad grammar", json.dumps(GREEDY | {"structured_outputs": {"regex": "("}}).encode(), ""),
     ("a token that is not", json.dumps(GREEDY | {"prompt": [1, 99999]}).encode(), ""),
     ("no prompt", json.dumps({"model": "a"}).encode(), ""),

@@ -1,0 +1,234 @@
+"""Whether the grammar that a request brings is one that an engine follows in bounded time.
+
+xgrammar looks for the tokens that a grammar allows before each step of the whole batch, so what one
+grammar costs delays every stream. That grows with the number of ways in which it reads one text: a
+regular expression of 20 characters can take seconds for a token. Those are refused here; the
+figures are CPU seconds with a vocabulary of 49,000 tokens (docs/reliability.md).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from math import inf
+from typing import Any
+
+from pydantic_core import from_json
+
+from stacked.errors import GrammarTooCostly
+from stacked.serving.names import NESTED_REQUESTS
+
+Tree = Mapping[str, Any]
+
+_FIELDS = ("structured_outputs", "response_format", "tools", "text", "output_config")
+# Fields that hold further parameters of the request.
+_NESTED = (*NESTED_REQUESTS, "sampling_params")
+# Values that a schema has as data, in which names mean nothing.
+_DATA = frozenset({"const", "default", "enum", "examples", "example", "title", "description"})
+
+_EXPRESSION = 2048
+"""Characters of a regular expression."""
+_NODES = 4000
+"""Objects of all schemas of a request; OpenAI takes 5000 properties."""
+_DEPTH = 64
+"""As deep as vLLM takes schemas."""
+_OPTIONAL = 500
+"""Properties of one object that may be left out, each next to every later one: 0.6 s, and 500 more
+take ten times as long."""
+_BRANCHES = 128
+"""Alternatives of one text: all are followed at once, in 15 ms a token for 100 objects."""
+_REPEATS, _ENDS = 4, 4
+"""How often a part of a regular expression may be repeated that may end in more than so many
+places: each end is followed on its own, for each count. `(.{0,20}[a-z]{3}){0,8}` takes 1.3 s for
+its 21st token, `(a*)*(a*)*(a*)*b` 0.16 s for its 200th, and each later one more."""
+
+# What stands for all characters when two parts are compared.
+_SAMPLE = "".join(map(chr, range(0x180))) + "中😀"
+_ALL = frozenset(_SAMPLE)
+
+
+def check_grammars(tree: Tree) -> None:
+    """Raise GrammarTooCostly for a request with such a schema, expression or grammar."""
+    walk = _Walk()
+    nested = (tree.get(name) for name in _NESTED)
+    for each in (tree, *(inner for inner in nested if isinstance(inner, dict))):
+        for name in _FIELDS:
+            walk.value(name, each.get(name), 0)
+
+
+class _Walk:
+    """Through everything that a request's grammars are made of, whatever names the schema."""
+
+    def __init__(self) -> None:
+        self._nodes = 0
+
+    def value(self, name: str, value: Any, depth: int, branches: int = 1) -> None:
+        if isinstance(value, str):
+            self._text(name, value, depth)
+        elif isinstance(value, list):
+            if name in ("anyOf", "oneOf"):
+                branches *= max(len(value), 1)
+                _most(branches, _BRANCHES, "alternatives within each other")
+            for each in value:
+                self.value("", each, depth + 1, branches)
+        elif isinstance(value, dict):
+            self._nodes += 1
+            _most(self._nodes, _NODES, "objects in its schemas")
+            _most(depth, 2 * _DEPTH, "levels")
+            self._object(value, depth, branches)
+
+    def _object(self, node: dict[str, Any], depth: int, branches: int) -> None:
+        properties, required = node.get("properties"), node.get("required")
+        if isinstance(properties, dict):
+            needed = {str(name) for name in required} if isinstance(required, list) else set()
+            _most(len(properties.keys() - needed), _OPTIONAL, "optional properties of one object")
+        patterns = node.get("patternProperties")
+        for pattern in patterns if isinstance(patterns, dict) else ():
+            check_expression(pattern)
+        for name, value in node.items():
+            if name not in _DATA:
+                starts_anew = name in ("properties", "items", "prefixItems", "additionalProperties")
+                self.value(name, value, depth + 1, 1 if starts_anew else branches)
+
+    def _text(self, name: str, text: str, depth: int) -> None:
+        if name in ("pattern", "regex", "whitespace_pattern"):
+            check_expression(text)
+        elif name == "grammar":
+            raise GrammarTooCostly(
+                "a grammar in EBNF or Lark may read one text in any number of ways, so requests "
+                "may not bring one here; use a JSON schema or a regular expression, or have "
+                "server.trust_request_grammars set"
+            )
+        elif name in ("json", "structural_tag", "schema"):  # JSON within a text
+            try:
+                inner = from_json(text)
+            except ValueError:
+                return  # refused by vLLM
+            self.value("", inner, depth + 1)
+
+
+def _most(found: int, most: int, what: str) -> None:
+    if found > most:
+        raise GrammarTooCostly(
+            f"a grammar or schema of the request has {found} {what}; at most {most} are followed"
+        )
+
+
+# -- regular expressions -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A part of an expression: in how many places of a text it may end, and what stands in it."""
+
+    ends: float = 1
+    characters: frozenset[str] = frozenset()
+    single: bool = False
+    """One character, as it stands."""
+
+
+@lru_cache(maxsize=256)
+def check_expression(text: str) -> None:
+    """Raise GrammarTooCostly for an expression that reads one text in very many ways."""
+    _most(len(text), _EXPRESSION, "characters in a regular expression")
+    _Reader(text).alternatives(0)
+
+
+class _Reader:
+    """Reads an expression from left to right; what it does not know may be anything."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._at = 0
+
+    def alternatives(self, depth: int) -> _Part:
+        """The parts up to the end of a group."""
+        _most(depth, _DEPTH, "groups within each other")
+        branches = [self._sequence(depth)]
+        while self._take("|"):
+            branches.append(self._sequence(depth))
+        self._take(")")
+        single = all(part.single for part in branches)
+        ends = 1 if single else sum(part.ends for part in branches)
+        return _Part(ends, frozenset().union(*(part.characters for part in branches)), single)
+
+    def _sequence(self, depth: int) -> _Part:
+        parts = list(self._parts(depth))
+        if len(parts) < 2:
+            return parts[0] if parts else _Part()
+        ends = 1 if _is_delimited(parts) else 1 + sum(part.ends - 1 for part in parts)
+        return _Part(ends, frozenset().union(*(part.characters for part in parts)))
+
+    def _parts(self, depth: int) -> Iterator[_Part]:
+        while self._at < len(self._text) and self._text[self._at] not in "|)":
+            part = self._atom(depth)
+            while (count := self._count()) is not None:
+                part = _repeated(part, *count)
+            yield part
+
+    def _atom(self, depth: int) -> _Part:
+        if self._take("("):
+            prefix = re.compile(r"\?(P?<\w+>|<?[=!:>]|[\w-]*:)").match(self._text, self._at)
+            self._at = prefix.end() if prefix else self._at
+            return self.alternatives(depth + 1)
+        atom = _ATOM.match(self._text, self._at)
+        assert atom is not None, "any character is one"
+        self._at = atom.end()
+        if atom[0] in ("^", "$", r"\b", r"\B"):
+            return _Part()
+        return _Part(1, _characters(atom[0]), True)
+
+    def _count(self) -> tuple[float, float] | None:
+        """The least and the most repeats, None without a quantifier."""
+        found = _QUANTIFIER.match(self._text, self._at)
+        if found is None:
+            return None
+        self._at = found.end()
+        if found["sign"]:
+            return 0, 1 if found["sign"] == "?" else inf
+        least = float(found["least"] or 0)
+        return least, float(found["most"] or "inf") if found["comma"] else least
+
+    def _take(self, character: str) -> bool:
+        taken = self._text.startswith(character, self._at)
+        self._at += taken
+        return taken
+
+
+_ATOM = re.compile(
+    r"\\(?:u\{[0-9a-fA-F]+\}|u[0-9a-fA-F]{4}|x[0-9a-fA-F]{2}|[pP]\{\w+\}|.)"
+    r"|\[\^?\]?(?:\\.|[^\]\\])*\]|.",
+    re.DOTALL,
+)
+_QUANTIFIER = re.compile(
+    r"(?:(?P<sign>[*+?])|\{(?P<least>[0-9]{0,9})(?P<comma>,?)(?P<most>[0-9]{0,9})\})[?+]?"
+)
+
+
+def _repeated(part: _Part, least: float, most: float) -> _Part:
+    if part.ends > _ENDS and most > _REPEATS:
+        raise GrammarTooCostly(
+            f"a regular expression repeats a part more than {_REPEATS} times that may end in more "
+            f"than {_ENDS} places, and so reads one text in very many ways. End the part with a "
+            "character that is nowhere else in it, or repeat it less often"
+        )
+    ends = most - least + 1 if part.ends == 1 else 1 + (part.ends - 1) * most
+    return _Part(ends, part.characters)
+
+
+def _is_delimited(parts: list[_Part]) -> bool:
+    """Whether the first or last character of a part can be nowhere else in it."""
+    for edge, others in ((parts[-1], parts[:-1]), (parts[0], parts[1:])):
+        if edge.single and not any(edge.characters & part.characters for part in others):
+            return True
+    return False
+
+
+@lru_cache(maxsize=1024)
+def _characters(atom: str) -> frozenset[str]:
+    try:
+        return frozenset(re.findall(atom, _SAMPLE, re.DOTALL)) or frozenset(atom[-1:])
+    except re.error:
+        return _ALL
