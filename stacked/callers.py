@@ -30,7 +30,7 @@ class Caller:
     admin: bool = False
     """Whether it may do more than ask models."""
     keys: frozenset[str] | None = None
-    """The inference keys that it may ask and learn of; None: all."""
+    """The inference keys and model ids that it may ask and learn of; None: all."""
     allowance: Allowance = Allowance()
     weight: float = 1.0
     """Its share when callers wait for the engine."""

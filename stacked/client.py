@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import ssl
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from urllib.parse import quote
 import httpx
 
 from stacked.core import VERSIONED, header_form
+from stacked.errors import KeyFileInvalid
 
 _CONTROL = "/20190101"
 DEFAULT_URL = "http://127.0.0.1:8080"
@@ -25,14 +27,30 @@ def default_url() -> str:
     return os.environ.get("STACKED_URL") or DEFAULT_URL
 
 
-def _signer() -> httpx.Auth | None:
-    """Signs with the key of `$STACKED_OCI_CONFIG`, if set. Raises KeyFileInvalid."""
-    path = os.environ.get("STACKED_OCI_CONFIG")
+def _credential() -> httpx.Auth | None:
+    """The token in `$STACKED_API_KEY`, or signatures by the key of `$STACKED_OCI_CONFIG`.
+
+    Raises KeyFileInvalid.
+    """
+    token, path = os.environ.get("STACKED_API_KEY"), os.environ.get("STACKED_OCI_CONFIG")
+    if token and path:
+        raise KeyFileInvalid("STACKED_API_KEY and STACKED_OCI_CONFIG are both set; set only one")
+    if token:
+        return _Bearer(token)
     if not path:
         return None
     from stacked.signing import Signer  # imports cryptography, which most calls do not need
 
     return Signer.from_file(Path(path).expanduser())
+
+
+class _Bearer(httpx.Auth):
+    def __init__(self, token: str) -> None:
+        self._header = f"Bearer {token}"
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        request.headers["authorization"] = self._header
+        yield request
 
 
 class ClientError(Exception):
@@ -81,7 +99,8 @@ class Entry:
 class Client:
     """One server, reached at `url`. A context manager; not for several threads at once.
 
-    Requests are signed if `$STACKED_OCI_CONFIG` names a config file of OCI's SDKs.
+    Requests have the token in `$STACKED_API_KEY`, or are signed if `$STACKED_OCI_CONFIG` names a
+    config file of OCI's SDKs. `$SSL_CERT_FILE` names the authorities of https addresses.
     """
 
     def __init__(self, url: str | None = None, *, timeout: float = 600) -> None:
@@ -89,11 +108,13 @@ class Client:
         if "://" not in self.url:
             self.url = f"http://{self.url}"
         # An answer may take minutes on a CPU, a connection only moments.
-        self._http = httpx.Client(timeout=httpx.Timeout(timeout, connect=5), auth=_signer())
+        self._http = httpx.Client(timeout=httpx.Timeout(timeout, connect=5), auth=_credential())
 
     def predict(self, key: str | None, body: dict[str, Any]) -> dict[str, Any]:
         """POST /predict and return the whole answer. Raises ClientError."""
-        return self._one("POST", "/predict", headers=_headers(key), json=body)
+        with self._asked("POST", "/predict", headers=_headers(key), json=body) as response:
+            response.read()
+            return _object(response)
 
     def predict_stream(self, key: str | None, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """POST /predict with `stream: true`; yields events as they arrive. Raises ClientError."""
@@ -110,7 +131,9 @@ class Client:
 
     def models(self) -> list[Served]:
         """GET /v1/models. Raises ClientError."""
-        return [_served(entry) for entry in self._one("GET", "/v1/models").get("data", [])]
+        with self._asked("GET", "/v1/models") as response:
+            response.read()
+            return [_served(entry) for entry in _object(response).get("data", [])]
 
     # -- the control plane: every method raises ClientError ----------------------------------
 
@@ -260,6 +283,11 @@ class Client:
                     raise _refusal(response)
                 yield response
         except httpx.ConnectError as error:
+            if isinstance(_root(error), ssl.SSLError):
+                raise ClientError(
+                    "CertificateInvalid",
+                    f"{self.url}: {error}; $SSL_CERT_FILE names a file of authorities to trust",
+                ) from error
             raise ClientError(
                 "NoServer",
                 f"no server at {self.url}; start one with: stacked serve configs/demo.yaml",
@@ -299,6 +327,13 @@ def metadata_of(record: dict[str, Any]) -> dict[str, str]:
     """The custom metadata of a model's JSON, or of a group's `modelGroupDetails`."""
     items = record.get("customMetadataList") or []
     return {str(item.get("key")): str(item.get("value")) for item in items}
+
+
+def _root(error: BaseException) -> BaseException:
+    """The first of the errors that led to this one."""
+    while (before := error.__cause__ or error.__context__) is not None:
+        error = before
+    return error
 
 
 def _adapter(digest: str) -> str:

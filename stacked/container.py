@@ -11,7 +11,7 @@ The variables are those that the platform and its clients set (see docs).
     VLLM_ALLOW_RUNTIME_LORA_UPDATING   whether adapters may be loaded over HTTP
     STACKED_MODEL_DIR                  default /opt/ds/model/deployed_model
     STACKED_KEYS                       {"inference key": "OCID", …} as JSON
-    STACKED_AUTH                       none (default), or oci: requests are signed
+    STACKED_AUTH                       none (default), or bearer, oci or bearer,oci: who may call
     STACKED_FOREIGN_TOKENS             whether tokens that the base lacks are accepted
 
 Accepted without effect, since the engine streams on request and there is one base:
@@ -21,7 +21,7 @@ MODEL_DEPLOY_ENABLE_STREAMING, BASE_MODEL, BASE_MODEL_FILE, FT_MODEL, WEB_CONCUR
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -149,7 +149,7 @@ def _owner(base: Path) -> str | None:
     """The OCID of the base's directory, if it has one."""
     for path in (base, *base.parents):
         if path.name.startswith("ocid1."):
-            return _checked(check_model_id, path.name, f"MODEL: {path}")
+            return _ocid(path.name, f"MODEL: {path}")
     return None
 
 
@@ -168,7 +168,7 @@ def _members(
         if source is None:
             tell.note(f"{path} holds no adapter_config.json; it is not served")
             continue
-        member = {"id": _checked(check_model_id, name, str(path)), "source": str(source)}
+        member = {"id": _ocid(name, str(path)), "source": str(source)}
         named = keys.pop(name, None)
         members += [{**member, "key": key} for key in named] if named else [member]
     if keys:
@@ -188,8 +188,10 @@ def served_names(options: Mapping[str, Any]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in given if isinstance(given, list) else [given]:
         field = "id" if str(name).startswith("ocid1.") else "key"
-        check = check_model_id if field == "id" else check_key
-        checked = _checked(check, str(name), "PARAMS: --served-model-name")
+        try:
+            checked = check_model_id(str(name)) if field == "id" else check_key(str(name))
+        except (ValueError, StackedError) as error:
+            raise ConfigInvalid(f"PARAMS: --served-model-name: {error}") from error
         if field in found:
             raise ConfigInvalid(
                 f"PARAMS: --served-model-name gives the base two names of one kind "
@@ -241,8 +243,11 @@ def _keys(environ: Environment) -> dict[str, list[str]]:
     text = environ.get("STACKED_KEYS", "").strip()
     keys: dict[str, list[str]] = {}
     for key, ocid in _json_object(text, "STACKED_KEYS").items() if text else ():
-        owner = _checked(check_model_id, str(ocid), "STACKED_KEYS")
-        keys.setdefault(owner, []).append(_checked(check_key, key, "STACKED_KEYS"))
+        try:
+            check_key(key)
+        except StackedError as error:
+            raise ConfigInvalid(f"STACKED_KEYS: {error}") from error
+        keys.setdefault(_ocid(str(ocid), "STACKED_KEYS"), []).append(key)
     return keys
 
 
@@ -278,11 +283,14 @@ def _server(environ: Environment, options: Mapping[str, Any], root: Path) -> dic
 
 
 def _auth(environ: Environment) -> dict[str, bool]:
-    """The platform checks signatures before it passes a request on; elsewhere, set oci."""
+    """The platform checks signatures before it passes a request on; elsewhere, set another."""
     text = (environ.get("STACKED_AUTH") or "none").strip().lower()
-    if text not in ("none", "oci"):
-        raise ConfigInvalid(f"STACKED_AUTH: expected none or oci, got {text[:80]!r}")
-    return {text: True}
+    kinds = {part.strip() for part in text.split(",")}
+    if kinds != {"none"} and not kinds <= {"bearer", "oci"}:
+        raise ConfigInvalid(
+            f"STACKED_AUTH: expected none, bearer, oci or bearer,oci, got {text[:80]!r}"
+        )
+    return dict.fromkeys(sorted(kinds), True)
 
 
 def tensor_parallel(environ: Environment, options: dict[str, Any], tell: Progress) -> None:
@@ -312,11 +320,10 @@ def boolean(environ: Environment, name: str) -> bool | None:
     return text in _TRUE
 
 
-def _checked(check: Callable[[str], str], text: str, where: str) -> str:
-    """The text as a key or a model id. Raises ConfigInvalid."""
+def _ocid(text: str, where: str) -> str:
     try:
-        return check(text)
-    except (ValueError, StackedError) as error:
+        return check_model_id(text)
+    except ValueError as error:
         raise ConfigInvalid(f"{where}: {error}") from error
 
 

@@ -129,13 +129,18 @@ class Live(Generic[H]):
 
     # -- requests ---------------------------------------------------------------------------
 
-    def admit(self, names: Mapping[str, str], end: Callable[[], None] | None = None) -> Admitted[H]:
+    def admit(
+        self,
+        names: Mapping[str, str],
+        end: Callable[[], None] | None = None,
+        keys: frozenset[str] | None = None,
+    ) -> Admitted[H]:
         """Resolve the names of a request (place -> key or model id) and lease what they mean.
 
-        `end` is called when the drain deadline has passed and the request still runs. Raises
-        KeyUnknown, KeyConflict.
+        `end` is called when the drain deadline has passed and the request still runs; `keys` is
+        what its caller may use, None: all. Raises KeyUnknown, KeyConflict.
         """
-        route = self.routing.resolve_all(names)
+        route = self.routing.seen_by(keys).resolve_all(names)
         # A route's adapter is what must outlive the request; the base always does.
         return Admitted(route, self.leases.take(route.handle, end))
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from stacked.client import Client, ClientError, Served, default_url, text_of
+from stacked.errors import KeyFileInvalid
 from tests.serving import free_port
 from tests.wire import Wire, wire
 
@@ -28,6 +29,16 @@ def test_the_key_goes_in_the_header(client: Client, told: Wire) -> None:
     told.answer = {"choices": [{"text": "4"}]}
     assert client.predict("sql", {"prompt": "2+2"}) == told.answer
     assert (told.path, told.key, told.body) == ("/predict", "sql", {"prompt": "2+2"})
+
+
+def test_a_token_is_sent_as_one(told: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STACKED_API_KEY", "stk_1")
+    with Client(told.url) as client:
+        client.predict("sql", {"prompt": "2+2"})
+    assert told.headers["authorization"] == "Bearer stk_1"
+    monkeypatch.setenv("STACKED_OCI_CONFIG", "somewhere")
+    with pytest.raises(KeyFileInvalid, match="set only one"):
+        Client(told.url)
 
 
 def test_without_a_key_none_is_sent(client: Client, told: Wire) -> None:

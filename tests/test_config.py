@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from stacked.config import Config, load, load_server, resolve_path
+from stacked.config import Config, TlsConfig, load, load_server, resolve_path
 from stacked.errors import ConfigInvalid
 
 OCID = "ocid1.datasciencemodel.oc1..a"
@@ -152,14 +152,15 @@ def test_signed_requests_are_asked_for_with_paths_beside_the_file(tmp_path: Path
 base: {model: m}
 server:
   auth:
+    directory: ../keys
     oci:
-      directory: ../keys
       clock_skew_seconds: 60
       keys: {t/u/f: bob.pem, t/u/g: "-----BEGIN PUBLIC KEY-----"}
 """
-    oci = load(write(tmp_path, text)).server.auth.oci
+    auth = load(write(tmp_path, text)).server.auth
+    oci = auth.oci
     assert oci is not None
-    assert oci.directory == str(tmp_path / "keys")
+    assert auth.directory == str(tmp_path / "keys")
     assert oci.clock_skew_seconds == 60
     assert oci.keys["t/u/f"] == str(tmp_path / "conf" / "bob.pem")
     assert oci.keys["t/u/g"].startswith("-----BEGIN")
@@ -170,12 +171,32 @@ def test_signed_requests_may_be_asked_for_in_a_word(tmp_path: Path, text: str) -
     config = load(write(tmp_path, f"base: {{model: m}}\nserver: {{auth: {{{text}}}}}"))
     oci = config.server.auth.oci
     assert oci is not None
-    assert (oci.keys, oci.directory, oci.clock_skew_seconds) == ({}, None, 300)
+    assert (oci.keys, config.server.auth.directory, oci.clock_skew_seconds) == ({}, None, 300)
 
 
 def test_without_auth_nothing_is_asked_for(tmp_path: Path) -> None:
     auth = load(write(tmp_path, "base: {model: m}")).server.auth
-    assert (auth.oci, auth.none) == (None, False)
+    assert not auth.required
+    assert not auth.none
+
+
+def test_tls_has_its_files_beside_the_file(tmp_path: Path) -> None:
+    text = "base: {model: m}\nserver: {tls: {cert: a.pem, key: ../a.key}}"
+    tls = load(write(tmp_path, text)).server.tls
+    assert tls == TlsConfig(cert=str(tmp_path / "conf/a.pem"), key=str(tmp_path / "a.key"))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{tls: {cert: a.pem}}", "server.tls.key: Field required"),
+        ("{metrics: closed}", "server.metrics"),
+        ("{port: 80, metrics: {port: 80}}", "80 is the server's own port"),
+        ("{health_port: 81, metrics: {port: 81}}", "81 is the server's own port"),
+    ],
+)
+def test_listeners_that_cannot_be_meant_are_refused(tmp_path: Path, text: str, words: str) -> None:
+    assert words in refusal(tmp_path, f"base: {{model: m}}\nserver: {text}")
 
 
 @pytest.mark.parametrize(
@@ -184,8 +205,10 @@ def test_without_auth_nothing_is_asked_for(tmp_path: Path) -> None:
         ("{oci: }", "expected true, or a mapping"),
         ("{oci: false}", "expected true, or a mapping"),
         ("{oci: true, none: true}", "set only one"),
-        ("{oci: {keyz: {}}}", "expected one of: keys, directory, clock_skew_seconds"),
-        ("{oidc: {}}", "expected one of: oci, none"),
+        ("{bearer: true, none: true}", "set only one"),
+        ("{bearer: {}}", "server.auth.bearer"),
+        ("{oci: {keyz: {}}}", "expected one of: keys, clock_skew_seconds"),
+        ("{oidc: {}}", "expected one of: bearer, oci, directory, none"),
         ("{oci: {clock_skew_seconds: 0}}", "server.auth.oci.clock_skew_seconds"),
         ("{oci: {clock_skew_seconds: 86400}}", "server.auth.oci.clock_skew_seconds"),
     ],

@@ -350,5 +350,8 @@ def test_the_platform_checks_who_calls_unless_signatures_are_asked_for(
     signed = deployment.config(STACKED_AUTH="oci").server.auth
     assert signed.oci is not None
     assert not signed.none
-    said = deployment.refusal(STACKED_AUTH="basic")
-    assert said.startswith("STACKED_AUTH: expected none or oci")
+    both = deployment.config(STACKED_AUTH="bearer, oci").server.auth
+    assert (both.bearer, both.oci is not None, both.none) == (True, True, False)
+    for wrong in ("basic", "none,oci", "oci,,"):
+        said = deployment.refusal(STACKED_AUTH=wrong)
+        assert said.startswith("STACKED_AUTH: expected none, bearer, oci")

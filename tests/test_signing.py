@@ -15,7 +15,7 @@ import requests
 from stacked.api.signatures import check_digest, verify
 from stacked.client import Client, ClientError
 from stacked.errors import KeyFileInvalid, StackedError
-from stacked.keys import create, keys_dir, read_directory
+from stacked.keys import create_signing, keys_dir, read_directory
 from stacked.signing import Signer
 from tests.wire import wire
 
@@ -29,7 +29,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def config(data_dir: Path) -> Path:
-    return create(data_dir, "alice").sdk_config
+    return create_signing(data_dir, "alice").sdk_config
 
 
 def sent(config: Path, method: str, path: str, **more: Any) -> httpx.Request:

@@ -12,7 +12,7 @@ from stacked.serving.targets import (
     app_path,
     canonical,
     inner_path,
-    is_card,
+    is_listing,
     is_open,
     model_target,
 )
@@ -106,8 +106,9 @@ def test_a_path_names_a_model_with_its_slashes(raw: str, model: str) -> None:
 
 def test_a_coded_slash_ends_no_name() -> None:
     assert model_target("POST", canonical("/models/x%2Fpredict")) is None
-    assert is_card(canonical("/v1/models/meta-llama%2FLlama-3"))
-    assert not is_card("/v1/models")
+    assert is_listing(canonical("/v1/models/meta-llama%2FLlama-3"))
+    assert is_listing("/v1/models")
+    assert not is_listing("/v1/modelsX")
     assert is_open("GET", "/v1/models/a")
 
 

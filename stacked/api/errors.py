@@ -91,7 +91,6 @@ _OPENAI_TYPES = {
 }
 # Headers that HTTP requires with a refusal: what would be accepted.
 _WANTED = {
-    401: {"www-authenticate": 'Signature version="1"'},
     408: {"connection": "close"},  # the rest of the body would be read as the next request
     415: {"accept-encoding": "gzip, deflate"},
 }

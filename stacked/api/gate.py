@@ -1,7 +1,7 @@
-"""Who may come in: every request is signed by a known key, except those that ask for health.
+"""Who may come in: whoever has a token or signs with a known key, and what each of them may reach.
 
-Bodies are compared with what was signed before anything acts on them; those of uploads while they
-pass.
+Health is for everyone. Bodies are compared with what was signed before anything acts on them; those
+of uploads while they pass.
 """
 
 from __future__ import annotations
@@ -16,16 +16,19 @@ from starlette.types import Message, Receive, Scope
 
 from stacked.api.bodies import read_body
 from stacked.api.keyring import KeyRing
-from stacked.api.signatures import Headers, check_digest, verify
-from stacked.callers import NOBODY, called_by
-from stacked.config import ControlConfig, ServerConfig, is_loopback
-from stacked.errors import ConfigInvalid, NotAllowed
+from stacked.api.signatures import Headers, Verified, check_digest, verify
+from stacked.callers import NOBODY, Caller, called_by
+from stacked.config import ControlConfig, OciAuth, ServerConfig, is_loopback
+from stacked.errors import ConfigInvalid, NotAllowed, NotAuthenticated
 from stacked.keys import keys_dir
 from stacked.serving.bodies import replay
-from stacked.serving.targets import is_open, model_target
+from stacked.serving.targets import is_serving
 
+METRICS = "/metrics"
 # A platform's health probes, which reveal nothing about models.
 _HEALTH = frozenset({"/health", "/ping"})
+
+_TOKEN_HEADERS = frozenset({b"api-key", b"x-api-key"})
 
 # SDKs leave the body of these out of the signature, so that they need not read it twice.
 _UPLOADS = re.compile(
@@ -35,94 +38,113 @@ _UPLOADS = re.compile(
 
 
 class Gate:
-    """Checks requests against a ring of keys. `clock` gives seconds since the epoch."""
+    """Checks requests against a ring of credentials. `clock` gives seconds since the epoch."""
 
     def __init__(
-        self,
-        keys: KeyRing,
-        *,
-        skew_seconds: float,
-        max_body_bytes: int,
-        health_path: str | None = None,
-        clock: Callable[[], float] = time.time,
+        self, keys: KeyRing, server: ServerConfig, *, clock: Callable[[], float] = time.time
     ) -> None:
         self._keys = keys
-        self._skew = skew_seconds
-        self._limit = max_body_bytes
-        self._open = _HEALTH | ({health_path} if health_path else set())
+        self._bearer = server.auth.bearer
+        self._oci = server.auth.oci
+        self._limit = server.max_body_bytes
+        self._closed = server.metrics not in (None, "open")
+        self._open = set(_HEALTH)
+        if server.health_path:
+            self._open.add(server.health_path)
+        if server.metrics == "open":
+            self._open.add(METRICS)
         self._clock = clock
+        kinds = {"Bearer": self._bearer, 'Signature version="1"': self._oci is not None}
+        self.challenge = ", ".join(kind for kind, on in kinds.items() if on)
+        """The value of `www-authenticate`."""
 
     def __str__(self) -> str:
         """The line for the start's output."""
         count = len(self._keys)
-        where = f" in {self._keys.directory}" if self._keys.directory else ""
-        more = "" if count else "; `stacked keys create NAME --oci` makes one"
-        return f"OCI signatures, {count} {'key' if count == 1 else 'keys'}{where}{more}"
+        kinds = {"bearer tokens": self._bearer, "OCI signatures": self._oci is not None}
+        how = " or ".join(kind for kind, on in kinds.items() if on)
+        make = "stacked keys create NAME" + ("" if self._bearer else " --oci")
+        more = "" if count else f"; `{make}` makes one"
+        return f"{how}, {count} {'key' if count == 1 else 'keys'} in {self._keys.directory}{more}"
 
     async def authenticate(
         self, scope: Scope, receive: Receive, *, deployment: str | None = None
     ) -> Receive:
-        """The `receive` to go on with; who has signed is left in the scope.
+        """The `receive` to go on with; who calls is left in the scope.
 
-        `deployment`: the one that the path is below. Unsigned requests do not learn which exist.
+        `deployment`: the one that the path is below. Who is unknown does not learn which exist.
 
         `scope["path"]` has no doubled slash in front any more; what was signed is looked up in
         `raw_path` and `query_string`, which must be as they came. Raises NotAuthenticated,
-        NotAllowed for a key that may not do this, and BodyTooLarge for what is no upload.
+        NotAllowed for a caller who may not do this, and BodyTooLarge for what is no upload.
         """
         method, path = scope["method"], scope["path"]
         if deployment is None and path in self._open and method in ("GET", "HEAD"):
             scope.update(called_by(NOBODY))
             return receive
-        upload = is_upload(method, path)
-        headers: Headers = scope["headers"]
-        seen = verify(
-            method,
-            _target(scope),
-            headers,
-            self._keys.find,
-            now=self._clock(),
-            skew_seconds=self._skew,
-            covers_body=not upload and _has_body(method, headers),
-        )
-        caller = self._keys.caller(seen.principal)
-        if not caller.admin and not _asks_a_model(method, path):
-            raise NotAllowed(f"this key is for inference alone, and {method} {path[:200]} is not")
+        token = _token(scope["headers"]) if self._bearer else None
+        if token is not None:
+            caller, seen = self._keys.bearer(token), None
+        elif self._oci is not None:
+            seen = self._verify(self._oci, scope)
+            caller = self._keys.signer(seen.principal)
+        else:
+            raise NotAuthenticated(
+                "the request has no token; send `authorization: Bearer stk_…` (docs/security.md)"
+            )
+        self._check_may(caller, method, path)
         scope.update(called_by(caller))
-        if seen.digest is None:
+        if seen is None or seen.digest is None:
             return receive
-        if upload:
+        if is_upload(method, path):
             return _checked(receive, seen.digest)
-        body = await read_body(receive, self._limit, _declared(headers))
+        body = await read_body(receive, self._limit, _declared(scope["headers"]))
         check_digest(hashlib.sha256(body).digest(), seen.digest)
         return replay(body, receive)
 
+    def _verify(self, oci: OciAuth, scope: Scope) -> Verified:
+        method, headers = scope["method"], scope["headers"]
+        return verify(
+            method,
+            _target(scope),
+            headers,
+            self._keys.signing,
+            now=self._clock(),
+            skew_seconds=oci.clock_skew_seconds,
+            covers_body=not is_upload(method, scope["path"]) and _has_body(method, headers),
+        )
+
+    def _check_may(self, caller: Caller, method: str, path: str) -> None:
+        """Raises NotAllowed. What is allowed is listed; all else is for administrators."""
+        if caller.admin:
+            return
+        of_all = caller.keys is None
+        if not is_serving(method, path, of_all=of_all) or (path == METRICS and self._closed):
+            raise NotAllowed(
+                f"this credential is for inference alone, and {method} {path[:200]} is not"
+            )
+
 
 def open_gate(config: ControlConfig, data_dir: Path) -> Gate | None:
-    """The gate of a config; None if requests need not be signed.
+    """The gate of a config; None if requests need no credential.
 
     Raises ConfigInvalid for invalid keys.
     """
-    oci = config.server.auth.oci
-    if oci is None:
+    auth = config.server.auth
+    if not auth.required:
         return None
-    directory = Path(oci.directory) if oci.directory else keys_dir(data_dir)
-    return Gate(
-        KeyRing(oci.keys, directory),
-        skew_seconds=oci.clock_skew_seconds,
-        max_body_bytes=config.server.max_body_bytes,
-        health_path=config.server.health_path,
-    )
+    directory = Path(auth.directory) if auth.directory else keys_dir(data_dir)
+    return Gate(KeyRing(auth.oci.keys if auth.oci else {}, directory), config.server)
 
 
 def check_reach(server: ServerConfig) -> None:
     """Refuse to be open to a network by oversight. Raises ConfigInvalid."""
     auth = server.auth
-    if auth.oci is None and not auth.none and not is_loopback(server.host):
+    if not auth.required and not auth.none and not is_loopback(server.host):
         raise ConfigInvalid(
-            f"server.host: {server.host!r} is not a loopback address, and requests need not be "
-            "signed: anyone who reaches it could use this server. Set server.auth.oci (then "
-            "`stacked keys create NAME --oci`), serve on 127.0.0.1, or allow it with "
+            f"server.host: {server.host!r} is not a loopback address, and requests need no "
+            "credential: anyone who reaches it could use this server. Set server.auth.bearer: "
+            "true (then `stacked keys create NAME`), serve on 127.0.0.1, or allow it with "
             "server.auth.none: true or --insecure-no-auth"
         )
 
@@ -132,9 +154,25 @@ def is_upload(method: str, path: str) -> bool:
     return method in ("POST", "PUT") and _UPLOADS.fullmatch(path) is not None
 
 
-def _asks_a_model(method: str, path: str) -> bool:
-    """Whether a request runs a model, or reads what clients of models read."""
-    return model_target(method, path) is not None or is_open(method, path)
+def _token(headers: Headers) -> str | None:
+    """The token of a request, from any of the headers in which clients send one.
+
+    OpenAI's send `authorization: Bearer`, Azure's `api-key`, Anthropic's `x-api-key`. Raises
+    NotAuthenticated if there is another credential too.
+    """
+    tokens, others = set(), 0
+    for name, value in headers:
+        text = value.decode("latin-1").strip()
+        scheme, _, rest = text.partition(" ")
+        if name.lower() in _TOKEN_HEADERS:
+            tokens.add(text)
+        elif name.lower() == b"authorization" and scheme.lower() == "bearer":
+            tokens.add(rest.strip())
+        elif name.lower() == b"authorization":
+            others += 1
+    if tokens and len(tokens) + others > 1:
+        raise NotAuthenticated("the request has more than one credential; send one")
+    return tokens.pop() if tokens else None
 
 
 def _target(scope: Scope) -> bytes:

@@ -22,7 +22,7 @@ from stacked.api.limits import Intake, Limits
 from stacked.api.replies import Reshaped, Tagged, respond_error
 from stacked.callers import ANYONE, Caller, called_by, caller_of
 from stacked.core import header_form
-from stacked.errors import DrainExpired, StackedError
+from stacked.errors import DrainExpired, NotAuthenticated, StackedError
 from stacked.groups.routing import Route
 from stacked.service import Service
 from stacked.serving.bodies import replay
@@ -33,8 +33,8 @@ from stacked.serving.targets import (
     app_path,
     canonical,
     inner_path,
-    is_card,
     is_control,
+    is_listing,
     is_open,
     is_plain,
     model_target,
@@ -98,7 +98,7 @@ class Gateway:
             scope, receive = await self._decoded(scope, receive, intake)
             if method == "HEAD" and not is_control(path):  # whose artifacts handle HEAD themselves
                 scope["method"] = "GET"
-            if is_open(method, path) and not (is_card(path) and scope["method"] == "GET"):
+            if is_open(method, path) and not (is_listing(path) and scope["method"] == "GET"):
                 out = tagged if plain else _in_openai_shape(tagged, method, path)
                 await self._service.app(scope, receive, out)
             else:
@@ -109,6 +109,8 @@ class Gateway:
             access.error = error.code
             if tagged.started:
                 raise
+            if self._gate is not None and isinstance(error, NotAuthenticated):
+                tagged.headers["www-authenticate"] = self._gate.challenge
             await respond_error(
                 error, plain, tagged, oci_code(error, PREFIX if deployment else path)
             )

@@ -27,7 +27,7 @@ _TEXT: Json = {"type": "string"}
 
 ERRORS: Mapping[int, str] = {
     400: "The request is wrong; the message names the place",
-    401: "Not signed, or not by a key that is known here (where `server.auth.oci` is set)",
+    401: "No credential that is valid here (where `server.auth` requires one)",
     403: "Not for this caller, or switched off on this server",
     404: "There is no such thing here",
     409: "Conflicts with the resource's current state",
@@ -57,11 +57,23 @@ _OPENAI_ERROR = _closed(
         code={"type": ["string", "integer", "null"]},
     )
 )
+
+
+def _in_header(name: str, description: str) -> Json:
+    return {"type": "apiKey", "in": "header", "name": name, "description": description}
+
+
+_TOKENS: Json = {
+    "bearer": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "A token, as OpenAI's clients send it",
+    },
+    "apiKey": _in_header("api-key", "A token, as Azure's"),
+    "xApiKey": _in_header("x-api-key", "A token, as Anthropic's"),
+}
 _SIGNED: Json = {
-    "type": "apiKey",
-    "in": "header",
-    "name": "authorization",
-    "description": "Signed as OCI's SDKs do; see docs/security.md",
+    "ociSignature": _in_header("authorization", "Signed as OCI's SDKs do; see docs/security.md")
 }
 
 
@@ -114,9 +126,10 @@ def of_server(app: FastAPI) -> Json:
             "schema": _TEXT,
         }
     }
-    components["securitySchemes"] = {"ociSignature": _SIGNED}
-    signed = app.state.service.config.server.auth.oci is not None
-    own["security"] = [{"ociSignature": []}] if signed else []
+    components["securitySchemes"] = _TOKENS | _SIGNED
+    auth = app.state.service.config.server.auth
+    own["security"] = [{name: []} for name in _TOKENS if auth.bearer]
+    own["security"] += [{name: []} for name in _SIGNED if auth.oci is not None]
     return own
 
 

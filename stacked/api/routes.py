@@ -9,7 +9,7 @@ import os
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote
 
-from fastapi import APIRouter, Body, FastAPI, Response
+from fastapi import APIRouter, Body, FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -18,9 +18,11 @@ from stacked.api.control.base import ResponseModel
 from stacked.api.control.calls import CHANGE, Served, success
 from stacked.api.errors import handle_errors
 from stacked.api.openapi import openapi_routes
+from stacked.callers import caller_of
 from stacked.core import ModelId, check_key, check_model_id
-from stacked.engine.openai import model_card
+from stacked.engine.openai import model_cards
 from stacked.errors import KeyInvalid, KeyUnknown, ParameterInvalid, SourceNotFound
+from stacked.groups.routing import Routing
 from stacked.service import Service
 
 # A key or model id in a path; the gateway has left `/` and `%` in it encoded.
@@ -128,14 +130,32 @@ async def model_health(name: Name, service: Served) -> ModelHealth:
     return ModelHealth(model=route.label, generation=route.generation)
 
 
+@router.get("/v1/models", include_in_schema=False)
+async def list_served_models(service: Served, request: Request) -> dict[str, Any]:
+    """The models that a caller may use, as OpenAI's."""
+    routing = service.routing.seen_by(caller_of(request.scope).keys)
+    return {"object": "list", "data": await _cards(service, routing)}
+
+
 @router.get("/v1/models/{name:path}", tags=["Stacked"], responses=success(also=(400,)))
-async def show_served_model(name: Name, service: Served) -> dict[str, Any]:
+async def show_served_model(name: Name, service: Served, request: Request) -> dict[str, Any]:
     """One served model by key or id, as OpenAI's."""
-    label = service.routing.resolve(name).label
-    found = await model_card(service.app, label)
-    if found is None:  # it was removed between the two calls
-        raise KeyUnknown(f"no model is served under {name[:255]!r}")
-    return found
+    routing = service.routing.seen_by(caller_of(request.scope).keys)
+    label = routing.resolve(name).label
+    for card in await _cards(service, routing):
+        if card["id"] == label:
+            return card
+    raise KeyUnknown(f"no model is served under {name[:255]!r}")  # removed between the two calls
+
+
+async def _cards(service: Service, routing: Routing[Any]) -> list[dict[str, Any]]:
+    """The rows of the models of a routing table."""
+    labels = {route.label for route in routing}
+    cards = [card for card in await model_cards(service.app) if card["id"] in labels]
+    for card in cards:
+        if card["parent"] not in labels:  # the base's key, for who may not know it
+            card["parent"] = None
+    return cards
 
 
 _ADAPTER: dict[str, Any] = {"tags": ["Adapters one by one"], "dependencies": CHANGE}

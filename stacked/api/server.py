@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import signal
 import socket
 from collections.abc import Iterator
@@ -20,14 +19,16 @@ import uvloop
 from stacked.api.cors import with_cors
 from stacked.api.gate import Gate, check_reach, open_gate
 from stacked.api.gateway import Gateway
+from stacked.api.listeners import bind, with_metrics
 from stacked.api.process import engine_log, raise_file_limit
 from stacked.api.protocol import bounded
 from stacked.api.request_ids import in_log_lines
 from stacked.api.routes import create_routes
+from stacked.api.tls import Certificate
 from stacked.config import ControlConfig, is_loopback
 from stacked.engine.cpu_affinity import hand_over_soon
 from stacked.engine.creating import LogSteps
-from stacked.errors import ConfigInvalid, EngineDead, EngineError, NotReady
+from stacked.errors import EngineDead, EngineError, NotReady
 from stacked.service import Service, State
 from stacked.steps import Progress
 
@@ -46,13 +47,14 @@ def run(config: ControlConfig, *, data_dir: Path, progress: Progress) -> int:
     """
     check_reach(config.server)
     gate = open_gate(config, data_dir)
-    sockets = _bind(config)
+    certificate = Certificate(config.server.tls) if config.server.tls else None
+    sockets = bind(config.server)
     hand_over_soon()
     in_log_lines()
     log = engine_log(data_dir, config.retention.engine_logs)
     progress.note(f"engine log  {log.path}\n{_who_may_call(config, gate)}")
     try:
-        return uvloop.run(_serve(config, data_dir, progress, sockets, log.path, gate))
+        return uvloop.run(_serve(config, data_dir, progress, sockets, log.path, gate, certificate))
     except EngineDead as error:
         if log.may_restart():
             progress.note(f"{error}. Its log: {log.path}\nstarting again")
@@ -72,9 +74,14 @@ async def _serve(
     sockets: list[socket.socket],
     log: Path,
     gate: Gate | None,
+    certificate: Certificate | None,
 ) -> int:
     service = Service(config, data_dir, durable=True)
-    server = _Server(service, _uvicorn_config(service, gate))
+    settings = _uvicorn_config(service, gate)
+    if certificate is not None:
+        settings.load()
+        settings.ssl = certificate.context
+    server = _Server(service, settings)
     serving = asyncio.create_task(server.serve(sockets=sockets))
     starting = asyncio.create_task(service.start(progress))
     following = asyncio.create_task(_follow(log, progress))
@@ -125,8 +132,10 @@ class _Server(uvicorn.Server):
 
 def _uvicorn_config(service: Service, gate: Gate | None) -> uvicorn.Config:
     settings = service.config.server
+    routes = create_routes(service)
+    app = with_cors(Gateway(service, routes, gate, service.usage), settings.cors)
     return uvicorn.Config(
-        with_cors(Gateway(service, create_routes(service), gate, service.usage), settings.cors),
+        with_metrics(app, Gateway(service, routes), settings),
         http=bounded(settings.limits, raise_file_limit()),
         timeout_keep_alive=ceil(settings.limits.idle_seconds),
         lifespan="off",  # the service starts in parallel with the server, not before it
@@ -165,7 +174,8 @@ async def _abandon(starting: asyncio.Task[None]) -> None:
 
 def _announce(service: Service, sockets: list[socket.socket], progress: Progress) -> None:
     host, port = sockets[0].getsockname()[:2]
-    url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
+    scheme = "https" if service.config.server.tls else "http"
+    url = f"{scheme}://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
     try:
         active = service.active
     except NotReady as nothing:
@@ -181,39 +191,10 @@ def _announce(service: Service, sockets: list[socket.socket], progress: Progress
 
 def _who_may_call(config: ControlConfig, gate: Gate | None) -> str:
     """A line for the person who starts a server."""
-    if gate is not None:
-        return f"requests    {gate}"
-    who = "is on this machine" if is_loopback(config.server.host) else "reaches this address"
-    return f"requests    are not signed: anyone who {who} may use this server"
-
-
-def _bind(config: ControlConfig) -> list[socket.socket]:
-    """Listening sockets for the server's port and, where it is another, the health port."""
     server = config.server
-    ports = [server.port]
-    if server.health_port not in (None, server.port):
-        ports.append(server.health_port)
-    return [_listen(server.host, port) for port in ports]
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family, kind, proto, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        sock = socket.socket(family, kind, proto)
-    except OSError as error:
-        raise ConfigInvalid(f"server.host: {host!r} is not an address here ({error})") from error
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind(address)
-    except OSError as error:
-        sock.close()
-        if error.errno == errno.EADDRINUSE:
-            raise ConfigInvalid(
-                f"port {port} on {host} is in use; stop what listens there, or choose another "
-                "with --port or server.port"
-            ) from error
-        raise ConfigInvalid(f"cannot listen on {host}:{port}: {error.strerror}") from error
-    sock.setblocking(False)
-    return sock
+    if gate is not None:
+        clear = server.auth.bearer and server.tls is None and not is_loopback(server.host)
+        warning = "\nwarning     tokens are sent unencrypted: set server.tls, or put TLS in front"
+        return f"requests    {gate}" + warning * clear
+    who = "is on this machine" if is_loopback(server.host) else "reaches this address"
+    return f"requests    need no credential: anyone who {who} may use this server"

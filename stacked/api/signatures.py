@@ -112,7 +112,8 @@ def _only(values: Mapping[str, list[bytes]], name: str) -> bytes:
     if not found:
         if name == "authorization":
             raise NotAuthenticated(
-                "the request is not signed; sign it as OCI's SDK does (docs/security.md)"
+                "the request has no credential; sign it as OCI's SDK does, or send a token where "
+                "those are taken (docs/security.md)"
             )
         raise NotAuthenticated(f"header {name} is signed and not there")
     if len(found) > 1:

@@ -81,6 +81,13 @@ class Talk:
             raise EngineStartFailed(f"{self._what}: {answer['error']}")
         return dict(answer)
 
+    def finish(self) -> None:
+        """Close its input, and wait until it has ended."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=_END_SECONDS)
+
 
 @contextmanager
 def talking(
@@ -98,11 +105,9 @@ def talking(
             environment=environment,
         ) as process,
     ):
-        yield Talk(process, log, what)
-        assert process.stdin is not None
-        process.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=_END_SECONDS)
+        talk = Talk(process, log, what)
+        yield talk
+        talk.finish()
 
 
 def last_words(path: Path, count: int = 2000) -> str:

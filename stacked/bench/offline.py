@@ -108,15 +108,19 @@ def bound_of(subject: Subject, settings: Settings, tell: Telling) -> Bound | Non
 def _engine(subject: Subject, settings: Settings, side: str, directory: Path) -> Iterator[Talk]:
     log = directory / f"engine-{side}.log"
     environment = {"STACKED_CPU_LORA": "0"} if side == PEER else {}
-    start = {
+    with talking(ENGINE_CHILD, log, f"the engine ({SIDES[side]})", environment) as engine:
+        engine.ask(start_message(subject, settings, side))
+        yield engine
+
+
+def start_message(subject: Subject, settings: Settings, side: str) -> dict[str, Any]:
+    options = {"max_loras": settings.slots, "max_num_seqs": settings.batch, **subject.engine}
+    return {
         "base": str(subject.base),
-        "options": {"max_loras": settings.slots, "max_num_seqs": settings.batch, **subject.engine},
+        "options": options,
         "adapters": [str(path) for path in subject.adapters],
         "lora": side != OFF,
     }
-    with talking(ENGINE_CHILD, log, f"the engine ({SIDES[side]})", environment) as engine:
-        engine.ask(start)
-        yield engine
 
 
 def batch_message(settings: Settings, side: str, row: Row, number: int) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stacked.cli.shared import AsJson, DataDir, data_dir_of, optional, server
+from stacked.cli.shared import DataDir, data_dir_of, server
 
 if TYPE_CHECKING:
     from stacked.config import RetentionConfig
@@ -26,10 +27,13 @@ def gc(
     ] = False,
     url: Annotated[
         str | None,
-        optional(help="Ask this server, which serves from the data directory."),
+        typer.Option(
+            help="Ask this server, which serves from the data directory, to do it.",
+            show_default=False,
+        ),
     ] = None,
     data_dir: DataDir = None,
-    as_json: AsJson = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Remove adapters, bases, groups, records and logs that nobody needs any more.
 
@@ -37,7 +41,7 @@ def gc(
 
     Example:  stacked gc --dry-run
     """
-    from stacked.terminal import write_json
+    from stacked.terminal import write
 
     if url is not None:
         with server(url) as client:
@@ -45,7 +49,7 @@ def gc(
     else:
         report = _collect(data_dir_of(data_dir), _settings(config), dry_run)
     if as_json:
-        write_json(report)
+        write(json.dumps(report, ensure_ascii=False) + "\n")
     else:
         _show(report)
 

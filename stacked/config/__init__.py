@@ -6,7 +6,14 @@ from stacked.config.group import BaseConfig, GroupConfig, MemberConfig
 from stacked.config.limits import LimitsConfig
 from stacked.config.reading import load, load_server, parse, resolve_path, said_of
 from stacked.config.retention import LOW_DISK_BYTES, RetentionConfig
-from stacked.config.server import CorsConfig, PredictEndpoint, ServerConfig, UnknownParameters
+from stacked.config.server import (
+    CorsConfig,
+    Listener,
+    PredictEndpoint,
+    ServerConfig,
+    TlsConfig,
+    UnknownParameters,
+)
 from stacked.config.tree import Config, ControlConfig
 
 __all__ = [
@@ -20,12 +27,14 @@ __all__ = [
     "GroupConfig",
     "Key",
     "LimitsConfig",
+    "Listener",
     "MemberConfig",
     "OciAuth",
     "Ocid",
     "PredictEndpoint",
     "RetentionConfig",
     "ServerConfig",
+    "TlsConfig",
     "UnknownParameters",
     "is_loopback",
     "load",

@@ -14,31 +14,38 @@ class OciAuth(Frozen):
 
     keys: dict[str, str] = Field(default_factory=dict)
     """`tenancy/user/fingerprint` to a public key: PEM, or the path of one."""
-    directory: str | None = None
-    """Where `stacked keys create` registers keys; None: `keys` in the data directory."""
     clock_skew_seconds: float = Field(default=300, gt=0, le=3600)
     """How far a request's date may be from the server's clock."""
 
 
 class AuthConfig(Frozen):
-    """Who may call. With neither, unsigned requests are accepted, on loopback only."""
+    """Who may call. With none of these, everyone on this machine."""
 
+    bearer: bool = False
+    """Whether requests may have a token of `stacked keys create`."""
     oci: OciAuth | None = None
+    directory: str | None = None
+    """Where the credentials are; None: `keys` in the data directory."""
     none: bool = False
-    """Whether unsigned requests are accepted on any address."""
+    """Whether anyone may call who reaches the address."""
+
+    @property
+    def required(self) -> bool:
+        """Whether requests need a credential."""
+        return self.bearer or self.oci is not None
 
     @field_validator("oci", mode="before")
     @classmethod
     def _on_or_described(cls, value: object) -> object:
         if value is None or value is False:  # an empty `oci:` was not meant to switch it off
-            raise ValueError("expected true, or a mapping with keys, directory, clock_skew_seconds")
+            raise ValueError("expected true, or a mapping with keys, clock_skew_seconds")
         return {} if value is True else value
 
     @model_validator(mode="after")
     def _one_of_them(self) -> AuthConfig:
-        if self.oci is not None and self.none:
+        if self.required and self.none:
             raise ValueError(
-                "oci requires signed requests and none accepts unsigned ones; set only one"
+                "bearer and oci require a credential and none requires nothing; set only one"
             )
         return self
 

@@ -72,7 +72,14 @@ def _resolved(config: C, directory: Path) -> C:
         for member in config.group.members
     )
     roots = tuple(str((directory / root).resolve()) for root in config.server.adapter_roots)
-    server = {"adapter_roots": roots, "auth": _resolved_auth(config.server.auth, directory)}
+    server: dict[str, Any] = {
+        "adapter_roots": roots,
+        "auth": _resolved_auth(config.server.auth, directory),
+    }
+    if (tls := config.server.tls) is not None:
+        paths = tls.model_dump(exclude_none=True)
+        paths = {name: _absolute(text, directory) for name, text in paths.items()}
+        server["tls"] = tls.model_copy(update=paths)
     return config.model_copy(
         update={
             "group": config.group.model_copy(update={"members": members}),
@@ -82,18 +89,20 @@ def _resolved(config: C, directory: Path) -> C:
 
 
 def _resolved_auth(auth: AuthConfig, directory: Path) -> AuthConfig:
-    if auth.oci is None:
-        return auth
+    changed: dict[str, Any] = {}
+    if auth.directory is not None:
+        changed["directory"] = _absolute(auth.directory, directory)
+    if auth.oci is not None:
+        keys = {
+            id: text if "-----BEGIN" in text else _absolute(text, directory)
+            for id, text in auth.oci.keys.items()
+        }
+        changed["oci"] = auth.oci.model_copy(update={"keys": keys})
+    return auth.model_copy(update=changed)
 
-    def absolute(text: str) -> str:
-        return (
-            text if "-----BEGIN" in text else str((directory / Path(text).expanduser()).resolve())
-        )
 
-    changed: dict[str, Any] = {"keys": {id: absolute(text) for id, text in auth.oci.keys.items()}}
-    if auth.oci.directory is not None:
-        changed["directory"] = absolute(auth.oci.directory)
-    return auth.model_copy(update={"oci": auth.oci.model_copy(update=changed)})
+def _absolute(text: str, directory: Path) -> str:
+    return str((directory / Path(text).expanduser()).resolve())
 
 
 def resolve_path(text: str, directory: Path) -> str:

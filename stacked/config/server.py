@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from stacked.config.auth import AuthConfig
 from stacked.config.fields import Frozen
@@ -29,6 +29,23 @@ class CorsConfig(Frozen):
     """As browsers send them, `https://app.example.com`, or `*`. Empty: no other origin."""
 
 
+class Listener(Frozen):
+    """An address of its own, where nobody is authenticated."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(ge=1, le=65535)
+
+
+class TlsConfig(Frozen):
+    """Files in PEM form; they are read again when they change."""
+
+    cert: str
+    """The certificate, followed by those up to its authority's."""
+    key: str
+    ca: str | None = None
+    """The authorities of which every client must have a certificate; None: clients need none."""
+
+
 class ServerConfig(Frozen):
     host: str = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65535)
@@ -38,6 +55,11 @@ class ServerConfig(Frozen):
         default=None, pattern=r"^/[\w./-]*$"
     )
     """Another path that answers as `/health` does."""
+    tls: TlsConfig | None = None
+    """Serve HTTPS, on every port."""
+    metrics: Literal["open", "admin"] | Listener | None = None
+    """Who may read `/metrics`: everyone, admin credentials, or who reaches that listener. None:
+    every caller, but for those whose credential is held to some keys."""
     predict_endpoint: PredictEndpoint | None = None
     """What `/predict` means; None: `messages` in the body means chat, else completions."""
     unknown_parameters: UnknownParameters | None = None
@@ -70,3 +92,12 @@ class ServerConfig(Frozen):
     auth: AuthConfig = AuthConfig()
     cors: CorsConfig = CorsConfig()
     limits: LimitsConfig = LimitsConfig()
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> ServerConfig:
+        if isinstance(self.metrics, Listener) and self.metrics.port in (
+            self.port,
+            self.health_port,
+        ):
+            raise ValueError(f"metrics.port: {self.metrics.port} is the server's own port")
+        return self

@@ -283,13 +283,11 @@ class GroupedLora(PunicaWrapperBase):  # type: ignore[misc]
                 y.index_copy_(0, rows, product + bias_stacked[slot].to(y.dtype))
 
     def add_lora_fused_moe(self, *args: Any, **kwargs: Any) -> NoReturn:
-        _refuse_experts()
+        """Experts have no adapters here, see `cpu_layers`."""
+        what = "LoRA on fused mixture-of-experts layers"
+        raise NotImplementedError(f"{what} is not supported on a CPU")
 
-    def add_lora_w13(self, *args: Any, **kwargs: Any) -> NoReturn:
-        _refuse_experts()
-
-    def add_lora_w2(self, *args: Any, **kwargs: Any) -> NoReturn:
-        _refuse_experts()
+    add_lora_w13 = add_lora_w2 = add_lora_fused_moe
 
     def writing(
         self, lora_b_stacked: Sequence[torch.Tensor] | torch.Tensor, slot: int
@@ -401,7 +399,3 @@ def rows_by_slot(row_slots: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
     for slot in row_slots.unique().tolist():
         if slot >= 0:
             yield slot, (row_slots == slot).nonzero().flatten()
-
-
-def _refuse_experts() -> NoReturn:
-    raise NotImplementedError("LoRA on fused mixture-of-experts layers is not supported on a CPU")

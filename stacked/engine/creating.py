@@ -11,6 +11,7 @@ import logging
 import multiprocessing
 import os
 from argparse import Namespace
+from importlib import import_module
 from typing import Any
 
 from stacked.engine import preload
@@ -81,11 +82,7 @@ def prepare() -> None:
 
 async def import_vllm() -> None:
     """Import in a thread, as it takes 13 s; when cancelled, the thread runs to its end."""
-    await asyncio.to_thread(_import)
-
-
-def _import() -> None:
-    import vllm.v1.engine.async_llm  # noqa: F401
+    await asyncio.to_thread(import_module, "vllm.v1.engine.async_llm")
 
 
 async def create(args: Namespace) -> tuple[Any, Causes]:

@@ -68,23 +68,8 @@ def _configurations() -> dict[str, object]:
 
     It uses the nearest number for all but the slices, so one of each is enough.
     """
-    return {
-        "1": {
-            str(slices): {
-                "1": {
-                    "1": {
-                        "1": {
-                            "block_m": 64,
-                            "block_n": 64 if slices > 1 else 128,
-                            "block_k": 32,
-                            "num_warps": 4,
-                            "num_ctas": 1,
-                            "num_stages": 1,
-                            "max_nreg": None,
-                        }
-                    }
-                }
-            }
-            for slices in range(1, _MOST_SLICES + 1)
-        }
-    }
+    one: dict[str, int | None] = {"block_m": 64, "block_k": 32, "num_warps": 4, "num_ctas": 1}
+    one |= {"num_stages": 1, "max_nreg": None}
+    slices = range(1, _MOST_SLICES + 1)
+    rows = {str(n): {"1": {"1": {"1": one | {"block_n": 64 if n > 1 else 128}}}} for n in slices}
+    return {"1": rows}

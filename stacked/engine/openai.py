@@ -163,10 +163,10 @@ def _names_by_adapter(rows: Sequence[Served]) -> dict[str, list[str]]:
     return names
 
 
-async def model_card(app: Any, name: str) -> dict[str, Any] | None:
-    """The row of `/v1/models` with this name, as vLLM writes it; None if there is none."""
+async def model_cards(app: Any) -> list[dict[str, Any]]:
+    """The rows of `/v1/models`, as vLLM writes them."""
     listed = await app.state.openai_serving_models.show_available_models()
-    return next((card.model_dump() for card in listed.data if card.id == name), None)
+    return [card.model_dump() for card in listed.data]
 
 
 def _route_by_selection(serving: Any, models: Callable[[], Sequence[Served]]) -> None:

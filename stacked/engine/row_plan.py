@@ -17,7 +17,9 @@ SHORT_RUN = 16  # rows; if runs are shorter on average, sorting the rows is chea
 # The cost of multiplying one more row, in readings of its slot's weights: measured for ranks 8, 16
 # and 64, in float32 and bfloat16.
 _READS_A_ROW = 0.1
-_MOST_PADDED = 4  # times the real rows
+# Times the real rows: bounds the copies that a stack makes of them. Below it every layer decides by
+# `waste`; above it padding alone costs more than most layers' weights.
+_MOST_PADDED = 4
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,8 @@ from stacked.engine.loras import Dropped, Job, VllmLoras
 # Adapters that are read at once, as many as the loader stages together.
 _READERS = 8
 
-# Adapters of a start that are read while one is built: the next, and one more where it is small
-# and read at once. More would only hold more memory.
+# Adapters of a start that are read while one is built, which takes longer than reading one from a
+# page cache: the next, and one more in case that one is slow. Each holds its tensors in memory.
 _AHEAD = 2
 
 

@@ -126,6 +126,17 @@ class Routing(Generic[H]):
         # A key says more than an id: two keys of one model are one model, called by the key used.
         return max(routes.values(), key=lambda route: route.key is not None)
 
+    def seen_by(self, keys: frozenset[str] | None) -> Routing[H]:
+        """The table as for a caller who may use these keys and model ids; None: all.
+
+        For that caller nothing else exists: what is not in it is unknown, or was never there.
+        """
+        if keys is None:
+            return self
+        base = self.base if self.base and keys & {self.base.key, self.base.model_id} else None
+        members = tuple(m for m in self.members if m.key in keys or m.model_id in keys)
+        return Routing.of(base, members, self.handles, self.generation, self.draining & keys)
+
     def __iter__(self) -> Iterator[Route[H]]:
         """Every served model, once per name: the base, then members."""
         if self.base is not None:

@@ -1,29 +1,36 @@
-"""Signing keys, as files: making and removing them, and reading the public halves.
+"""Credentials, as files: bearer tokens and signing keys, and what each of them may do.
 
 It must not know requests, HTTP or the engine.
 """
 
-from stacked.keys.making import REGION, Created, create, remove
-from stacked.keys.public import (
-    Principal,
-    PublicKey,
-    fingerprint,
+from stacked.keys.files import (
+    Credential,
+    Rights,
+    Scan,
     keys_dir,
     read_directory,
-    read_public,
-    stamp,
+    scan,
+    sorted_out,
 )
+from stacked.keys.making import REGION, Created, create, create_signing, remove, rotate
+from stacked.keys.public import Principal, PublicKey, fingerprint, read_public
 
 __all__ = [
     "REGION",
     "Created",
+    "Credential",
     "Principal",
     "PublicKey",
+    "Rights",
+    "Scan",
     "create",
+    "create_signing",
     "fingerprint",
     "keys_dir",
     "read_directory",
     "read_public",
     "remove",
-    "stamp",
+    "rotate",
+    "scan",
+    "sorted_out",
 ]

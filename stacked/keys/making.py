@@ -1,33 +1,42 @@
-"""Making and removing keys: the public half in a directory, the private one with an SDK's file.
+"""Making, rotating and removing credentials.
 
-Files are written atomically, and readable only by their owner.
+A token is shown once, and its hash stored. Of a signing key the public half is stored where the
+server looks, and the private one with a file for OCI's SDKs.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from stacked.errors import KeyFileInvalid
-from stacked.keys.public import MIN_BITS, Principal, fingerprint, keys_dir
+from stacked.keys import tokens
+from stacked.keys.files import (
+    File,
+    Rights,
+    check_name,
+    keys_dir,
+    make_private,
+    read_file,
+    write,
+    writing,
+)
+from stacked.keys.public import MIN_BITS, Principal, fingerprint
 
+SERVING, ADMIN = Rights(), Rights(admin=True)
 REGION = "us-ashburn-1"
 TENANCY = "ocid1.tenancy.oc1..stacked"
 
 # The last line of a key file for OCI: its command line warns if it is missing.
 _LABEL = b"OCI_API_KEY\n"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _REGION = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 
 
@@ -41,71 +50,128 @@ class Created:
     sdk_config: Path
 
 
-def create(
+def create(data_dir: Path, name: str, rights: Rights = SERVING, *, force: bool = False) -> str:
+    """Make a credential in `keys/NAME.json`; its token, which is stored nowhere.
+
+    `force` replaces the one of that name, which then stops working. Raises KeyFileInvalid.
+    """
+    _check_free(data_dir, name, force)
+    token, secret = tokens.make()
+    _store(data_dir, name, _file(rights, secrets=(secret,)))
+    if (client := _clients_dir(data_dir) / name).is_dir():  # of a signing key that was replaced
+        shutil.rmtree(client)
+    return token
+
+
+def rotate(data_dir: Path, name: str, *, grace: timedelta = timedelta()) -> str:
+    """Give a credential another token, and return it; the old one works for `grace` yet.
+
+    Raises KeyFileInvalid.
+    """
+    place = keys_dir(data_dir) / f"{check_name(name)}.json"
+    try:
+        file = read_file(place)
+    except FileNotFoundError as error:
+        raise _no_key(name) from error
+    except ValueError as error:
+        raise KeyFileInvalid(f"{place} is not the file of a credential") from error
+    if not file.secrets:
+        raise KeyFileInvalid(
+            f"{name!r} is a signing key; `stacked keys create {name} --oci --force` replaces it"
+        )
+    token, secret = tokens.make()
+    now = datetime.now(UTC)
+    if tokens.is_over(file.time_expires, now):
+        raise KeyFileInvalid(
+            f"{name!r} has expired; `stacked keys create {name} --force` makes a new one"
+        )
+    last = file.secrets[0].until(now + grace)
+    kept = (last,) if grace else ()
+    _store(data_dir, name, file.model_copy(update={"secrets": (secret, *kept)}))
+    return token
+
+
+def create_signing(
     data_dir: Path,
     name: str,
+    rights: Rights = ADMIN,
     *,
     tenancy: str | None = None,
     user: str | None = None,
     region: str = REGION,
     bits: int = MIN_BITS,
-    inference_only: bool = False,
     force: bool = False,
 ) -> Created:
     """Make a key: public half in `keys/NAME.json`, private half and SDK file in `clients/NAME/`.
 
     `force` replaces one of that name, which then stops working. Raises KeyFileInvalid.
     """
-    _check_name(name)
     if not _REGION.fullmatch(region):
         raise KeyFileInvalid(f"not the name of a region: {region[:80]!r}")
-    public = keys_dir(data_dir) / f"{name}.json"
+    _check_free(data_dir, name, force)
     client = _clients_dir(data_dir) / name
-    if not force and (os.path.lexists(public) or os.path.lexists(client)):
-        raise KeyFileInvalid(f"there is a key {name!r} already; --force replaces it")
     private = rsa.generate_private_key(public_exponent=65537, key_size=bits)
+    key = private.public_key()
     try:
         principal = Principal.parse(
-            f"{tenancy or TENANCY}/{user or f'ocid1.user.oc1..{name}'}/"
-            f"{fingerprint(private.public_key())}"
+            f"{tenancy or TENANCY}/{user or f'ocid1.user.oc1..{name}'}/{fingerprint(key)}"
         )
     except ValueError as error:
         raise KeyFileInvalid(str(error)) from error
-    with _told(data_dir):
-        for directory in (public.parent, client.parent):
-            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            directory.chmod(0o700)
+    with writing(data_dir):
+        make_private(client.parent)
         sdk_config = _write_client(client, private, principal, region)
-        text = _registered(principal, private.public_key(), inference_only)
-        _write(public, text.encode())
+    pem = key.public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    public = _store(
+        data_dir,
+        name,
+        _file(
+            rights,
+            tenancy=principal.tenancy,
+            user=principal.user,
+            fingerprint=principal.fingerprint,
+            public_key=pem.decode(),
+        ),
+    )
     return Created(principal, public, client / "key.pem", sdk_config)
 
 
 def remove(data_dir: Path, name: str) -> None:
-    """Remove a key, and its private half if it is still here. Raises KeyFileInvalid."""
-    _check_name(name)
-    public, client = keys_dir(data_dir) / f"{name}.json", _clients_dir(data_dir) / name
-    if not os.path.lexists(public) and not os.path.lexists(client):
-        raise KeyFileInvalid(f"there is no key {name!r}; `stacked keys list` shows them")
-    with _told(data_dir):
-        public.unlink(missing_ok=True)  # first, as this invalidates the key
+    """Remove a credential, and a private half that is still here. Raises KeyFileInvalid."""
+    place = keys_dir(data_dir) / f"{check_name(name)}.json"
+    client = _clients_dir(data_dir) / name
+    if not os.path.lexists(place) and not os.path.lexists(client):
+        raise _no_key(name)
+    with writing(data_dir):
+        place.unlink(missing_ok=True)  # first, as this invalidates the key
         if client.is_dir():
             shutil.rmtree(client)
 
 
-def _registered(principal: Principal, key: rsa.RSAPublicKey, inference_only: bool) -> str:
-    pem = key.public_bytes(
-        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-    tree = {
-        "tenancy": principal.tenancy,
-        "user": principal.user,
-        "fingerprint": principal.fingerprint,
-        "publicKey": pem.decode(),
-        "timeCreated": datetime.now(UTC).isoformat(timespec="seconds"),
-        "inferenceOnly": inference_only,
-    }
-    return json.dumps(tree, indent=2) + "\n"
+def _no_key(name: str) -> KeyFileInvalid:
+    return KeyFileInvalid(f"there is no key {name!r}; `stacked keys list` shows them")
+
+
+def _check_free(data_dir: Path, name: str, force: bool) -> None:
+    check_name(name)
+    places = (keys_dir(data_dir) / f"{name}.json", _clients_dir(data_dir) / name)
+    if not force and any(map(os.path.lexists, places)):
+        raise KeyFileInvalid(f"there is a key {name!r} already; --force replaces it")
+
+
+def _file(rights: Rights, **kind: object) -> File:
+    now = datetime.now(UTC).replace(microsecond=0)
+    return File.model_validate({**rights.model_dump(), "time_created": now, **kind})
+
+
+def _store(data_dir: Path, name: str, file: File) -> Path:
+    place = keys_dir(data_dir) / f"{name}.json"
+    with writing(data_dir):
+        make_private(place.parent)
+        write(place, file.text().encode())
+    return place
 
 
 def _write_client(
@@ -127,8 +193,8 @@ def _write_client(
     }
     text = "".join(f"{name}={value}\n" for name, value in lines.items())
     try:
-        _write(made / "key.pem", pem + _LABEL)
-        _write(made / "config", f"[DEFAULT]\n{text}".encode())
+        write(made / "key.pem", pem + _LABEL)
+        write(made / "config", f"[DEFAULT]\n{text}".encode())
         if client.is_dir():
             shutil.rmtree(client)
         made.rename(client)
@@ -138,37 +204,5 @@ def _write_client(
     return client / "config"
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Write atomically, readable only by the owner."""
-    number, name = tempfile.mkstemp(dir=path.parent, prefix=".new-")  # of mode 0600
-    try:
-        with os.fdopen(number, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
 def _clients_dir(data_dir: Path) -> Path:
     return data_dir / "clients"
-
-
-def _check_name(name: str) -> None:
-    if not _NAME.fullmatch(name):
-        raise KeyFileInvalid(
-            f"{name[:80]!r} is not a name for a key; use at most 64 letters, digits, _ and -, "
-            "beginning with a letter or digit"
-        )
-
-
-@contextlib.contextmanager
-def _told(data_dir: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise KeyFileInvalid(
-            f"keys cannot be written below {data_dir} ({error.strerror or error})"
-        ) from error

@@ -10,7 +10,6 @@ from stacked.registry.records import GroupMember, GroupRecord, Model
 from stacked.registry.states import ModelState
 
 STACKED = "STACKED"
-KINDS = (STACKED, "HOMOGENEOUS", "HETEROGENEOUS")
 
 
 def check_composition(group: GroupRecord, models: Mapping[str, Model]) -> None:

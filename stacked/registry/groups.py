@@ -56,13 +56,9 @@ GROUPS = _GroupRows(
 )
 
 
-def _group_model(row: RowMapping) -> GroupModel:
-    return GroupModel(member=build(GroupMember, row), model=build(Model, row))
-
-
 _MODELS = Listing(
     name="models of a group",
-    record=_group_model,
+    record=lambda row: GroupModel(member=build(GroupMember, row), model=build(Model, row)),
     source=group_members.join(models, models.c.id == group_members.c.model_id),
     columns=(*models.c, *_MEMBER),
     seq=group_members.c.seq,

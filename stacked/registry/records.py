@@ -21,6 +21,11 @@ JsonObject = Mapping[str, Any]
 R = TypeVar("R")
 
 
+def _elsewhere(default: Any) -> Any:
+    """A field that is read from another record, and ignored when written."""
+    return field(default=default, metadata={"elsewhere": True})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """The fields of every record. Times are UTC; `reason` explains the state."""
@@ -60,8 +65,8 @@ class Model(Record):
     base_model_id: str | None = None
     """For an adapter: the base whose modules it was checked against."""
     version_set_id: str | None = None
-    version_set_name: str | None = None
-    """The set's; read from its record, ignored when written."""
+    version_set_name: str | None = _elsewhere(None)
+    """The set's."""
     version: int | None = None
     """The number within the version set, assigned by the registry."""
 
@@ -130,8 +135,8 @@ class GroupSummary(Record):
     description: str = ""
     custom_metadata: tuple[JsonObject, ...] = ()
     version_history_id: str | None = None
-    version_history_name: str | None = None
-    """The history's; read from its record, ignored when written."""
+    version_history_name: str | None = _elsewhere(None)
+    """The history's."""
     version: int | None = None
     version_label: str = ""
     create_type: str = "CREATE"
@@ -189,10 +194,10 @@ class DeployedMember:
     state: MemberState
     key: str | None = None
     reason: str = ""
-    display_name: str = ""
-    """The model's; read from its record, ignored when written."""
-    project_id: str = ""
-    """The model's; read from its record, ignored when written."""
+    display_name: str = _elsewhere("")
+    """The model's."""
+    project_id: str = _elsewhere("")
+    """The model's."""
     time_created: datetime = field(default_factory=now)
 
 

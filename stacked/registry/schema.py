@@ -1,4 +1,4 @@
-"""The tables, and how Python values are stored in their columns.
+"""The tables, whose columns are the fields of records, and how Python values are stored in them.
 
 Deleting a row deletes what is only about it (`ON DELETE CASCADE`); a reference without that
 protects what it names.
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, get_args, get_type_hints
 
 from sqlalchemy import (
     Column,
@@ -30,14 +31,20 @@ from sqlalchemy import (
 )
 
 from stacked.errors import RegistryUnusable
-from stacked.registry.records import Affected
-from stacked.registry.states import (
-    DeploymentState,
-    GroupState,
-    HistoryState,
-    MemberState,
-    ModelState,
-    WorkStatus,
+from stacked.registry.records import (
+    Affected,
+    Artifact,
+    DeployedMember,
+    Deployment,
+    GroupMember,
+    GroupSummary,
+    JsonObject,
+    Model,
+    ModelVersionSet,
+    VersionHistory,
+    WorkError,
+    WorkLog,
+    WorkRequest,
 )
 
 
@@ -69,14 +76,13 @@ class Stored(TypeDecorator[Any]):
             ) from error
 
 
+_TIME = "%Y-%m-%dT%H:%M:%S.%fZ"
+
+
 def _encode_time(value: datetime) -> str:
     if value.tzinfo is None:
         raise ValueError(f"a time without a zone cannot be stored: {value!r}")
-    return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
-def _decode_time(value: str) -> datetime:
-    return datetime.strptime(value, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC)
+    return value.astimezone(UTC).strftime(_TIME)
 
 
 def _json(name: str, shape: Callable[[Any], Any]) -> Stored:
@@ -91,7 +97,9 @@ def _choice(kind: type[enum.Enum]) -> Stored:
 
 
 # A UTC time with microseconds, of fixed width: it sorts as text.
-MOMENT = Stored("a time", _encode_time, _decode_time)
+MOMENT = Stored(
+    "a time", _encode_time, lambda text: datetime.strptime(text, _TIME).replace(tzinfo=UTC)
+)
 OBJECT = _json("an object", dict)
 LIST = _json("a list", tuple)
 AFFECTED = Stored(
@@ -106,12 +114,8 @@ def _key() -> Column[int]:
     return Column("seq", Integer, primary_key=True, autoincrement=True)
 
 
-def _text(name: str, **more: Any) -> Column[str]:
-    return Column(name, Text, nullable=False, **more)
-
-
-def _maybe(name: str, target: str, **more: Any) -> Column[str | None]:
-    return Column(name, Text, ForeignKey(target, **more), nullable=True)
+def _text(name: str) -> Column[str]:
+    return Column(name, Text, nullable=False)
 
 
 def _part_of(name: str, owner: str) -> Column[str]:
@@ -119,178 +123,138 @@ def _part_of(name: str, owner: str) -> Column[str]:
     return Column(name, Text, ForeignKey(owner, ondelete="CASCADE"), nullable=False)
 
 
-def _is(name: str, target: str) -> Column[str]:
-    return Column(name, Text, ForeignKey(target), nullable=False)
+# The stored form of a field, by its type.
+_FORMS: Mapping[Any, Any] = {
+    str: Text,
+    int: Integer,
+    float: Float,
+    datetime: MOMENT,
+    JsonObject: OBJECT,
+    tuple[JsonObject, ...]: LIST,
+    tuple[Affected, ...]: AFFECTED,
+}
 
 
-def _versions(name: str, *columns: Any) -> Table:
+def _table(name: str, record: type, *more: Any, **keys: str | ForeignKey) -> Table:
+    """The table of a kind of record: a column for each of its fields, and `more`.
+
+    `keys` are the fields that name other rows. What a record reads from one is marked `elsewhere`.
+    """
+    columns = []
+    types = get_type_hints(record)
+    for field in fields(record):
+        one = types[field.name]
+        several = get_args(one) if isinstance(one, UnionType) else (one,)
+        form = _FORMS[several[0]] if several[0] in _FORMS else _choice(several[0])
+        key = keys.get(field.name)
+        keyed = [] if key is None else [ForeignKey(key) if isinstance(key, str) else key]
+        if not field.metadata.get("elsewhere"):
+            only = True if field.name == "id" else None
+            columns.append(
+                Column(field.name, form, *keyed, nullable=NoneType in several, unique=only)
+            )
+    return Table(name, metadata, _key(), *columns, *more)
+
+
+def _listed(name: str, record: type, *more: Any, **keys: str | ForeignKey) -> Table:
+    """The table of a kind of Record, with what lists are sorted by."""
+    indexes = (Index(f"{name}_by_{by}", by) for by in ("time_created", "display_name", "state"))
+    return _table(name, record, *more, *indexes, **keys)
+
+
+def _versions(name: str, record: type, **keys: str) -> Table:
     """A table of names under which rows of another table are numbered."""
-    return _record(
+    return _listed(
         name,
-        HistoryState,
-        _text("description"),
+        record,
         # The highest number assigned: numbers of deleted versions are not reused.
         Column("last_version", Integer, nullable=False, default=0),
-        *columns,
         Index(f"{name}_name", "display_name", unique=True, sqlite_where=text("state <> 'DELETED'")),
-    )
-
-
-def _record(name: str, states: type[enum.Enum], *columns: Any) -> Table:
-    """The table of a kind of Record: the common columns and its own."""
-    return Table(
-        name,
-        metadata,
-        _key(),
-        _text("id", unique=True),
-        _text("display_name"),
-        Column("state", _choice(states), nullable=False),
-        _text("reason"),
-        _text("created_by"),
-        _text("compartment_id"),
-        _text("project_id"),
-        Column("tags", OBJECT, nullable=False),
-        Column("time_created", MOMENT, nullable=False),
-        Column("time_updated", MOMENT, nullable=False),
-        *columns,
-        *(Index(f"{name}_by_{by}", by) for by in ("time_created", "display_name", "state")),
+        **keys,
     )
 
 
 metadata = MetaData()
 
-version_sets = _versions("model_version_sets")
+version_sets = _versions("model_version_sets", ModelVersionSet)
 
-models = _record(
+models = _listed(
     "models",
-    ModelState,
-    _text("kind"),
-    _text("digest"),
-    _text("source"),
-    Column("rank", Integer, nullable=False),
-    Column("bytes", Integer, nullable=False),
-    Column("extra", OBJECT, nullable=False),
-    _text("description"),
-    _text("category"),
-    _text("version_label"),
-    _maybe("base_model_id", "models.id"),
-    _maybe("version_set_id", "model_version_sets.id"),
-    Column("version", Integer),
+    Model,
     Index("models_by_digest", "digest"),
     Index("models_by_base_model", "base_model_id"),
     Index("models_by_version_set", "version_set_id", "version", unique=True),
+    base_model_id="models.id",
+    version_set_id="model_version_sets.id",
 )
 
-histories = _versions("version_histories", _maybe("latest_group_id", "model_groups.id"))
+histories = _versions("version_histories", VersionHistory, latest_group_id="model_groups.id")
 
-groups = _record(
+groups = _listed(
     "model_groups",
-    GroupState,
-    _text("kind"),
-    _text("description"),
-    _maybe("base_model_id", "models.id"),
-    Column("custom_metadata", LIST, nullable=False),
-    _maybe("version_history_id", "version_histories.id"),
-    Column("version", Integer),
-    _text("version_label"),
-    _text("create_type"),
-    _maybe("source_group_id", "model_groups.id", ondelete="SET NULL"),
+    GroupSummary,
     UniqueConstraint("version_history_id", "version"),
     Index("model_groups_by_base_model", "base_model_id"),
     Index("model_groups_by_source_group", "source_group_id"),
+    base_model_id="models.id",
+    version_history_id="version_histories.id",
+    source_group_id=ForeignKey("model_groups.id", ondelete="SET NULL"),
 )
 
-group_members = Table(
+group_members = _table(
     "group_members",
-    metadata,
-    _key(),
+    GroupMember,
     _part_of("group_id", "model_groups.id"),
     Column("position", Integer, nullable=False),
-    _is("model_id", "models.id"),
-    Column("key", Text),
     UniqueConstraint("group_id", "position"),
     UniqueConstraint("group_id", "key"),
     Index("group_members_by_model", "model_id"),
+    model_id="models.id",
 )
 
-artifacts = Table(
+artifacts = _table(
     "artifacts",
-    metadata,
-    _key(),
-    _text("owner_id"),
-    _text("part"),
-    _text("sha256"),
-    _text("md5"),
-    Column("bytes", Integer, nullable=False),
-    _text("name"),
-    Column("time_created", MOMENT, nullable=False),
+    Artifact,
     UniqueConstraint("owner_id", "part"),
     Index("artifacts_by_sha256", "sha256"),
 )
 
-deployments = _record(
+deployments = _listed(
     "deployments",
-    DeploymentState,
-    _text("description"),
-    Column("configuration", OBJECT, nullable=False),
-    _maybe("group_id", "model_groups.id"),
-    Column("generation", Integer, nullable=False),
-    _maybe("previous_group_id", "model_groups.id"),
-    _maybe("work_request_id", "work_requests.id"),
+    Deployment,
+    group_id="model_groups.id",
+    previous_group_id="model_groups.id",
+    work_request_id="work_requests.id",
 )
 
-deployed_members = Table(
+deployed_members = _table(
     "deployed_members",
-    metadata,
-    _key(),
+    DeployedMember,
     _part_of("deployment_id", "deployments.id"),
     _part_of("group_id", "model_groups.id"),
     Column("position", Integer, nullable=False),
-    _is("model_id", "models.id"),
-    Column("key", Text),
-    Column("state", _choice(MemberState), nullable=False),
-    _text("reason"),
-    Column("time_created", MOMENT, nullable=False),
     UniqueConstraint("deployment_id", "group_id", "position"),
+    model_id="models.id",
 )
 
-work_requests = Table(
+work_requests = _table(
     "work_requests",
-    metadata,
-    _key(),
-    _text("id", unique=True),
-    _text("operation"),
-    Column("status", _choice(WorkStatus), nullable=False),
-    Column("percent", Float, nullable=False),
-    Column("resources", AFFECTED, nullable=False),
-    _text("compartment_id"),
-    Column("time_accepted", MOMENT, nullable=False),
-    Column("time_started", MOMENT),
-    Column("time_finished", MOMENT),
+    WorkRequest,
     Index("work_requests_by_time_accepted", "time_accepted"),
     Index("work_requests_by_status", "status"),
 )
 
-work_logs = Table(
+work_logs = _table(
     "work_logs",
-    metadata,
-    _key(),
+    WorkLog,
     _part_of("work_request_id", "work_requests.id"),
-    Column("step", Text),
-    _text("message"),
-    Column("time", MOMENT, nullable=False),
     Index("work_logs_by_request", "work_request_id"),
 )
 
-work_errors = Table(
+work_errors = _table(
     "work_errors",
-    metadata,
-    _key(),
+    WorkError,
     _part_of("work_request_id", "work_requests.id"),
-    _text("code"),
-    _text("message"),
-    Column("model_id", Text),
-    Column("time", MOMENT, nullable=False),
     Index("work_errors_by_request", "work_request_id"),
 )
 
@@ -298,10 +262,10 @@ retry_tokens = Table(
     "retry_tokens",
     metadata,
     _key(),
-    _text("principal"),
-    _text("operation"),
-    _text("token"),
-    _text("payload"),
+    *(
+        Column(name, Text, nullable=False)
+        for name in ("principal", "operation", "token", "payload")
+    ),
     Column("status", Integer),
     Column("headers", OBJECT, nullable=False),
     Column("body", LargeBinary, nullable=False),

@@ -43,7 +43,24 @@ _STREAM = "predictWithResponseStream"
 _VERBS = f"predict|{_STREAM}"
 _PREDICT = re.compile(rf"(?:/models?/(?P<model>.+))?/(?P<verb>{_VERBS})")
 _OWN = re.compile(r"/(20190101|stacked)/")
-_CARD = re.compile(r"/v1/models/.+")
+_LISTING = re.compile(r"/v1/models(/.+)?")
+
+# What a caller may do who only uses models: everything else, and every path that a later vLLM adds,
+# is for administrators until it stands here.
+_SERVING = re.compile(
+    rf"POST (?:(?:/models?/.+)?/(?:{_VERBS})"
+    r"|/v1/(?:chat/completions(?:/batch)?|completions|responses|messages)(?:/render)?"
+    r"|/v1/(?:chat/completions|completions)/derender"
+    r"|/v1/(?:messages/count_tokens|systemone|embeddings|score|rerank)"
+    r"|/v2/(?:embed|rerank)"
+    r"|/(?:inference/v1/generate|invocations|tokenize|detokenize|generative_scoring)"
+    r"|/(?:pooling|classify|score|rerank))"
+    r"|(?:GET|HEAD) (?:/v1/models(?:/.+)?|/version)"
+)
+# What tells of other callers' requests, and so of models that one caller may not know of.
+_OF_ALL = re.compile(
+    r"(?:GET|HEAD) (?:/metrics|/load|/v1/responses/[^/]+)|POST /v1/responses/[^/]+/cancel"
+)
 
 # Deployments are called by OCIDs; the other names are first parts of paths of our own.
 _OF_DEPLOYMENT = re.compile(
@@ -140,9 +157,18 @@ def is_open(method: str, path: str) -> bool:
     return path.startswith("/v1/") or _OPEN_PATHS.fullmatch(path) is not None
 
 
-def is_card(path: str) -> bool:
-    """Whether a path is of one served model, which vLLM's app does not have."""
-    return _CARD.fullmatch(path) is not None
+def is_serving(method: str, path: str, *, of_all: bool) -> bool:
+    """Whether a request to a canonical path runs a model, or reads what clients of models read.
+
+    `of_all`: whether also what tells of every model and of other callers' requests.
+    """
+    line = f"{method} {path}"
+    return bool(_SERVING.fullmatch(line) or (of_all and _OF_ALL.fullmatch(line)))
+
+
+def is_listing(path: str) -> bool:
+    """Whether a path lists served models, or is of one: our own, as each caller sees them."""
+    return _LISTING.fullmatch(path) is not None
 
 
 def is_plain(path: str) -> bool:

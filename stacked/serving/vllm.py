@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from stacked.callers import caller_of
 from stacked.config import ServerConfig
 from stacked.core import Adapter, Digest, ModelGroup
 from stacked.engine.adaptable import Asking
@@ -164,7 +165,7 @@ class VllmServing:
         sequences = check_bounds(call.tree, self._server.limits)
         if not self._server.trust_request_grammars:
             check_grammars(call.tree)
-        route, lease = self.live.admit(call.names, end)
+        route, lease = self.live.admit(call.names, end, caller_of(scope).keys)
         return Admission(route, lease, partial(self._door.answer, call, route), sequences)
 
     def _rows(self) -> list[Served]:

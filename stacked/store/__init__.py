@@ -10,22 +10,3 @@ from stacked.store.peft_config import RANK_LADDER, rung
 from stacked.store.sources import is_remote, parse_hub
 from stacked.store.store import AdapterStore
 from stacked.store.uploads import Kind, kind_of
-
-__all__ = [
-    "RANK_LADDER",
-    "AdapterStore",
-    "ArtifactFiles",
-    "BaseModules",
-    "BaseStore",
-    "Incoming",
-    "Kind",
-    "Limits",
-    "Outgoing",
-    "Report",
-    "is_remote",
-    "kind_of",
-    "outgoing",
-    "pack",
-    "parse_hub",
-    "rung",
-]

@@ -42,7 +42,6 @@ class BaseModules:
     name: str
     modules: Mapping[str, Shape | None]
     architecture: str = ""
-    hidden_size: int | None = None
     vocab_size: int | None = None
     layers: int | None = None
     embeddings: frozenset[str] = field(default_factory=frozenset)
@@ -74,7 +73,6 @@ class BaseModules:
             name=directory.name,
             modules=modules,
             architecture=str(architectures[0]),
-            hidden_size=_integer(text, "hidden_size", "n_embd", "d_model"),
             vocab_size=_integer(text, "vocab_size"),
             layers=layers,
             embeddings=embeddings,

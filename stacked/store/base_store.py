@@ -12,13 +12,13 @@ from pathlib import Path
 from stacked.core import Digest
 from stacked.errors import AdapterAbsent, ArchiveInvalid, BaseNotFound
 from stacked.store.base import BaseModules
+from stacked.store.digest import add_file
 from stacked.store.disk import clear_workplaces, seal, usable, workplace
 from stacked.store.limits import Limits
 from stacked.store.shelf import Shelf, Stored
 from stacked.store.uploads import BASE_LIMITS, unpack_base
 
 _FORMAT = b"stacked base 1\n"
-_CHUNK = 1 << 20
 
 
 class BaseStore:
@@ -85,9 +85,5 @@ def base_content_digest(directory: Path) -> Digest:
     """sha256 over every file, by name, each framed by name and length as an adapter's are."""
     total = hashlib.sha256(_FORMAT)
     for file in sorted(directory.iterdir()):
-        name, length = file.name.encode(), file.stat().st_size
-        total.update(b"%d:%b%d:" % (len(name), name, length))
-        with file.open("rb") as stream:
-            while chunk := stream.read(_CHUNK):
-                total.update(chunk)
+        add_file(total, file, file.name)
     return Digest(f"sha256:{total.hexdigest()}")

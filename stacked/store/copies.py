@@ -40,7 +40,11 @@ def originals(base: BaseModules) -> dict[str, Original]:
         return {}
     found = {name: Original(*held) for name, held in checkpoint(base.directory).items()}
     embedding = next(
-        (found.get(f"{name}.weight") for name in sorted(base.embeddings) if _is_text(name, base)),
+        (
+            found.get(f"{name}.weight")
+            for name in sorted(base.embeddings)
+            if name.startswith(base.language_prefix)
+        ),
         None,
     )
     for head in (name for name in base.modules if name.rpartition(".")[2] == "lm_head"):
@@ -91,10 +95,6 @@ def refuse_changed(
                     "adapter is another base's. Merge the adapter into its base and serve that; or "
                     "save it with save_embedding_layers=False if the change is not meant"
                 )
-
-
-def _is_text(embedding: str, base: BaseModules) -> bool:
-    return embedding.startswith(base.language_prefix)
 
 
 def _rows_that_differ(

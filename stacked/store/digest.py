@@ -34,15 +34,9 @@ def digest_of(config: PeftConfig, directory: Path, pause: Callable[[], None] = n
     canonical = config.canonical()
     total = hashlib.sha256(_FORMAT)
     total.update(_frame(CONFIG_FILE, len(canonical)) + canonical)
-    total.update(_frame(WEIGHTS_FILE, weights.stat().st_size))
-    chunk = memoryview(bytearray(_CHUNK))  # one for all: new memory takes as long as the reading
-    with weights.open("rb", buffering=0) as file:
-        while size := file.readinto(chunk):
-            total.update(chunk[:size])
-            pause()
+    add_file(total, weights, WEIGHTS_FILE, pause)
     if chat.is_file():
-        said = chat.read_bytes()
-        total.update(_frame(CHAT_FILE, len(said)) + said)
+        add_file(total, chat, CHAT_FILE)
     return Digest(f"sha256:{total.hexdigest()}")
 
 
@@ -61,10 +55,22 @@ def sent_digest(config: PeftConfig, directory: Path) -> Digest:
         return own
     total = hashlib.sha256(b"stacked upload 1\n" + own.encode())
     for path in others:
-        name, content = path.relative_to(directory).as_posix(), path.read_bytes()
-        total.update(_frame(name, len(content)) + content)
+        add_file(total, path, path.relative_to(directory).as_posix())
     return Digest(f"sha256:{total.hexdigest()}")
 
 
+def add_file(
+    total: hashlib._Hash, path: Path, name: str, pause: Callable[[], None] = no_pause
+) -> None:
+    """Hash a file, framed by its name and length."""
+    total.update(_frame(name, path.stat().st_size))
+    chunk = memoryview(bytearray(_CHUNK))  # one for all: new memory takes as long as the reading
+    with path.open("rb", buffering=0) as file:
+        while size := file.readinto(chunk):
+            total.update(chunk[:size])
+            pause()
+
+
 def _frame(name: str, length: int) -> bytes:
-    return f"{len(name)}:{name}{length}:".encode()
+    said = name.encode()
+    return b"%d:%b%d:" % (len(said), said, length)

@@ -33,7 +33,6 @@ class PeftConfig:
     """Names from target_modules; empty if it is a pattern, which only PEFT interprets."""
     rank_pattern: Mapping[str, int]
     """Regular expressions for the ends of modules' names; the first that matches counts."""
-    alpha_pattern: Mapping[str, float]
     raw: Mapping[str, Any]
     """The parsed file, unknown keys too, without nulls: null means not set."""
     warnings: tuple[str, ...] = ()
@@ -103,13 +102,11 @@ def parse_config(data: bytes) -> PeftConfig:
             key: _rank(rank, f"rank_pattern {quoted(key)}")
             for key, rank in _pattern(raw, "rank_pattern").items()
         },
-        alpha_pattern={
-            key: _number(alpha, f"alpha_pattern {quoted(key)}")
-            for key, alpha in _pattern(raw, "alpha_pattern").items()
-        },
         raw=raw,
         warnings=unknown_keys(raw),
     )
+    for key, alpha in _pattern(raw, "alpha_pattern").items():
+        _number(alpha, f"alpha_pattern {quoted(key)}")
     refuse_variants(raw)
     return config
 

@@ -85,16 +85,15 @@ class AdapterStore:
         tokenizer with tokens that the base's lacks, without these tokens. Raises an AdapterError,
         or StoreUnusable.
         """
-        with self._usable(), self._workplace() as place:
-            copy = self._fetched(source, place, allowed_roots, remote)
+        with self._working() as (copy, scratch):
+            self._fetch(source, copy, scratch, allowed_roots, remote)
             return self._kept(copy, base, max_rank, foreign_tokens)
 
     def add_archive(
         self, archive: Path, name: str, *, base: BaseModules, foreign_tokens: bool = False
     ) -> Adapter:
         """`add` for an archive that was sent; `name` is its name in messages."""
-        with self._usable(), self._workplace() as place:
-            copy, scratch = _rooms(place)
+        with self._working() as (copy, scratch):
             unpack(archive, copy, scratch, self.limits, name)
             return self._kept(copy, base, None, foreign_tokens)
 
@@ -105,8 +104,7 @@ class AdapterStore:
 
         Also raises DigestMismatch; nothing is stored then.
         """
-        with self._usable(), self._workplace() as place:
-            copy, scratch = _rooms(place)
+        with self._working() as (copy, scratch):
             unpack(archive, copy, scratch, self.limits, "the upload")
             came = sent_digest(read_config(copy, self.limits), copy)
             if came != announced:
@@ -157,7 +155,7 @@ class AdapterStore:
     def used_ns(self, digest: Digest) -> int | None:
         """When an adapter was last added, claimed or requested; None if it is absent."""
         with contextlib.suppress(FileNotFoundError):
-            return self._path(digest).stat().st_mtime_ns
+            return self._shelf.path(digest).stat().st_mtime_ns
         return None
 
     def remove(self, stored: Stored) -> bool:
@@ -170,7 +168,8 @@ class AdapterStore:
                 return False
             self._known.pop(stored.digest, None)
             with self._shelf.changing():
-                if not self._path(stored.digest).exists():  # otherwise it was added again meanwhile
+                # Otherwise it was added again meanwhile.
+                if not self._shelf.path(stored.digest).exists():
                     self._unclaimed.drop(stored.digest)
         return True
 
@@ -192,8 +191,8 @@ class AdapterStore:
         foreign_tokens: bool = False,
     ) -> Report:
         """The checks of `add` and what they found; nothing is stored. Raises what `add` raises."""
-        with self._usable(), self._workplace() as place:
-            copy = self._fetched(source, place, None)
+        with self._working() as (copy, scratch):
+            self._fetch(source, copy, scratch, None)
             make_plain(copy, base, self.limits)
             lost = settle(copy, base.directory, self.limits, foreign_tokens=foreign_tokens)
             report = check_directory(copy, base, max_rank, self.limits)[1]
@@ -201,7 +200,7 @@ class AdapterStore:
 
     def get(self, digest: Digest) -> Adapter:
         """The stored adapter, without reading its weights. Raises AdapterAbsent, StoreDamaged."""
-        path = self._path(digest)
+        path = self._shelf.path(digest)
         report = self._known.get(digest)
         if report is not None and (path / WEIGHTS_FILE).is_file():
             return report.adapter(path)
@@ -229,15 +228,18 @@ class AdapterStore:
         """Hash the stored bytes again. Raises AdapterAbsent, or StoreDamaged if they changed."""
         check_content(self.get(digest))
 
-    def _fetched(
-        self, source: str, place: Path, allowed: Sequence[Path] | None, remote: bool = True
-    ) -> Path:
-        """A private copy of the source within `place`, for the checks."""
-        copy, scratch = _rooms(place)
+    def _fetch(
+        self,
+        source: str,
+        copy: Path,
+        scratch: Path,
+        allowed: Sequence[Path] | None,
+        remote: bool = True,
+    ) -> None:
+        """A private copy of the source, for the checks."""
         roots = None if allowed is None else [Path(root).resolve() for root in allowed]
         download = self._download
         fetch(source, copy, scratch, self.limits, roots=roots, remote=remote, download=download)
-        return copy
 
     def _kept(
         self,
@@ -253,7 +255,7 @@ class AdapterStore:
         config = read_config(copy, self.limits)
         lost = settle(copy, base.directory, self.limits, foreign_tokens=foreign_tokens)
         digest = digest_of(config, copy)
-        report, path = self._standing(digest, base, max_rank), self._path(digest)
+        report, path = self._standing(digest, base, max_rank), self._shelf.path(digest)
         if report is None or not self._is_there(digest, claim=claim):
             config, report = check_directory(copy, base, max_rank, self.limits, digest=digest)
             path = self._publish(config, digest, copy, claim=claim)
@@ -268,7 +270,7 @@ class AdapterStore:
         If it is absent, damaged, or does not fit, the checks of the copy explain it better.
         """
         try:
-            path = self._path(digest)
+            path = self._shelf.path(digest)
             _, report = check_directory(path, base, max_rank, self.limits, known_finite=True)
         except (AdapterError, OSError):
             return None
@@ -277,9 +279,13 @@ class AdapterStore:
     def _publish(self, config: PeftConfig, digest: Digest, copy: Path, *, claim: bool) -> Path:
         (copy / CONFIG_FILE).write_bytes(config.stored())
         seal(copy)
-        path = self._path(digest)
+        path = self._shelf.path(digest)
         with self._shelf.changing():
-            if path.is_dir() and not self._is_whole(digest):
+            try:
+                self.verify(digest)
+            except AdapterAbsent:
+                pass
+            except StoreDamaged:
                 logger.warning("stored adapter %s was damaged; it is replaced", digest)
                 self._known.pop(digest, None)
                 self._shelf.move_away(path, copy.parent)
@@ -300,13 +306,6 @@ class AdapterStore:
             self._unclaimed.put(digest)
         return there
 
-    def _is_whole(self, digest: Digest) -> bool:
-        try:
-            self.verify(digest)
-        except (StoreDamaged, AdapterAbsent):
-            return False
-        return True
-
     def _read(self, digest: Digest, path: Path) -> Report:
         """A report from the stored files, whose bytes are not hashed."""
         try:
@@ -322,22 +321,17 @@ class AdapterStore:
         """The digest that an upload's is stored under: another, or itself."""
         return Digest(self._plain.get(digest) or digest)
 
-    def _path(self, digest: Digest) -> Path:
-        return self._shelf.path(digest)
-
     def _absent(self, digest: Digest) -> AdapterAbsent:
         return AdapterAbsent(f"the store at {self.root} has no adapter {digest}; add it first")
 
-    def _workplace(self) -> AbstractContextManager[Path]:
-        return workplace(self._shelf.staging)
+    @contextlib.contextmanager
+    def _working(self) -> Iterator[tuple[Path, Path]]:
+        """Private directories, for a copy and for what archives unpack; removed afterwards."""
+        with self._usable(), workplace(self._shelf.staging) as place:
+            copy, scratch = place / "adapter", place / "scratch"
+            copy.mkdir()
+            scratch.mkdir()
+            yield copy, scratch
 
     def _usable(self) -> AbstractContextManager[None]:
         return usable(self.root, "the adapter store")
-
-
-def _rooms(place: Path) -> tuple[Path, Path]:
-    """Within a workplace: where the copy goes, and where archives are unpacked."""
-    copy, scratch = place / "adapter", place / "scratch"
-    copy.mkdir()
-    scratch.mkdir()
-    return copy, scratch

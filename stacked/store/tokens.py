@@ -213,16 +213,13 @@ def _differences(adapter: Tokens, base: Tokens) -> list[str]:
     for text in adapter.ids if base.whole else adapter.added:
         at, here = adapter.ids[text], base.ids.get(text)
         known_by_name = not base.whole and text in named
-        if at == here or (here is None and (known_by_name or _only_pads(text, adapter))):
+        # It only fills batches in training, and is never in a prompt.
+        only_pads = [name for name, one in adapter.special.items() if one == text] == ["pad_token"]
+        if at == here or (here is None and (known_by_name or only_pads)):
             continue
         there = "" if here is None else f", the base's {here}"
         differing.append((at, f"{quoted(text, 40)} ({at}{there})"))
     return [shown for _, shown in sorted(differing)]
-
-
-def _only_pads(text: str, adapter: Tokens) -> bool:
-    """Whether a token only fills batches in training, and is never in a prompt."""
-    return [name for name, other in adapter.special.items() if other == text] == ["pad_token"]
 
 
 def _beside(directory: Path, config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:

@@ -5,6 +5,7 @@ It must not know an engine: what answers is a small app of the test's own.
 
 from __future__ import annotations
 
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,14 +20,14 @@ from starlette.types import ASGIApp
 from stacked.api.gate import open_gate
 from stacked.api.gateway import Gateway
 from stacked.config import AuthConfig, BaseConfig, Config, OciAuth, ServerConfig
-from stacked.keys import create
+from stacked.keys import Rights, create_signing
 from stacked.service import Service
 
 
 def config_of(**server: Any) -> Config:
-    """A config whose requests are signed by the keys of the data directory."""
-    auth = AuthConfig(oci=OciAuth())
-    return Config(base=BaseConfig(model="tiny"), server=ServerConfig(auth=auth, **server))
+    """A config whose requests need a credential of the data directory."""
+    server.setdefault("auth", AuthConfig(oci=OciAuth()))
+    return Config(base=BaseConfig(model="tiny"), server=ServerConfig(**server))
 
 
 def gateway_of(app: ASGIApp, data_dir: Path, config: Config | None = None) -> Gateway:
@@ -37,27 +38,31 @@ def gateway_of(app: ASGIApp, data_dir: Path, config: Config | None = None) -> Ga
 
 
 @contextmanager
-def served(app: ASGIApp, **options: Any) -> Iterator[str]:
+def served(app: ASGIApp, tls: ssl.SSLContext | None = None, **options: Any) -> Iterator[str]:
     """The app's address, while the block runs. `options` are uvicorn's."""
     config = uvicorn.Config(
         app, port=0, lifespan="off", log_config=None, access_log=False, **options
     )
+    config.load()
+    config.ssl = tls
     server = uvicorn.Server(config)
     sock = config.bind_socket()
     sock.listen()  # so that a client may connect before the server takes it
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
     thread.start()
     try:
-        yield f"http://127.0.0.1:{sock.getsockname()[1]}"
+        yield f"http{'s' if tls else ''}://127.0.0.1:{sock.getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join(timeout=30)
         sock.close()
 
 
-def sdk_config(data_dir: Path, name: str = "alice", **more: Any) -> dict[str, Any]:
+def sdk_config(
+    data_dir: Path, name: str = "alice", *, admin: bool = True, force: bool = False
+) -> dict[str, Any]:
     """Make a key, and read the file that was written for OCI's SDK as the SDK does."""
-    made = create(data_dir, name, **more)
+    made = create_signing(data_dir, name, Rights(admin=admin), force=force)
     return cast(dict[str, Any], oci.config.from_file(str(made.sdk_config)))
 
 

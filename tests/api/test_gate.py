@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,16 +20,14 @@ from starlette.routing import Route
 from starlette.types import Message, Scope
 from typer.testing import CliRunner
 
-from stacked.api import keyring
 from stacked.api.errors import plain_body
 from stacked.api.gate import Gate, check_reach, is_upload, open_gate
-from stacked.api.keyring import KeyRing
 from stacked.api.server import run
-from stacked.callers import Caller, caller_of
+from stacked.callers import caller_of
 from stacked.cli import app as cli
 from stacked.config import AuthConfig, BaseConfig, Config, OciAuth, ServerConfig
-from stacked.errors import ConfigInvalid, KeyFileInvalid, NotAuthenticated
-from stacked.keys import create, keys_dir, remove
+from stacked.errors import ConfigInvalid, NotAuthenticated
+from stacked.keys import remove
 from stacked.steps import Silent
 from tests.api.doors import config_of, gateway_of, sdk_config, served, signer
 
@@ -87,7 +83,7 @@ def alice(data_dir: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def app_key(data_dir: Path) -> dict[str, Any]:
-    return sdk_config(data_dir, "app", inference_only=True)
+    return sdk_config(data_dir, "app", admin=False)
 
 
 @pytest.fixture(scope="module")
@@ -352,11 +348,9 @@ def test_only_artifacts_are_uploads(method: str, path: str, upload: bool) -> Non
 
 
 def test_a_key_that_is_added_works_and_one_that_is_removed_stops(
-    double: Double, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    double: Double, tmp_path: Path
 ) -> None:
     alice = sdk_config(tmp_path)
-    monkeypatch.setattr(keyring, "LOOK_SECONDS", 0)
-    monkeypatch.setattr(keyring, "LOOK_AGAIN_SECONDS", 0)
     with served(gateway_of(double.app(), tmp_path)) as url:
 
         def status(config: dict[str, Any]) -> int:
@@ -392,7 +386,6 @@ def test_a_key_that_is_added_works_and_one_that_is_removed_stops(
         # They come in, and find no engine behind this door.
         ("POST", "/predict", 500),
         ("POST", "/v1/completions", 500),
-        ("GET", "/v1/models", 500),
     ],
 )
 def test_a_key_for_inference_reaches_nothing_else(
@@ -403,95 +396,6 @@ def test_a_key_for_inference_reaches_nothing_else(
     answer = httpx.request(method, url + path, content=made.body, headers=dict(made.headers))
     assert answer.status_code == status, answer.text
     assert double.seen == []
-
-
-def test_what_a_key_may_do_must_be_clear(tmp_path: Path) -> None:
-    made = create(tmp_path, "app", inference_only=True)
-    ring = KeyRing({}, keys_dir(tmp_path))
-    assert ring.caller(made.principal) == Caller("app", user=made.principal.user)
-    tree = json.loads(made.public.read_text())
-    for other in ({"inferenceOnly": "true"}, {"inferenceOnly": None}):
-        made.public.write_text(json.dumps({**tree, **other}))
-        with pytest.raises(ConfigInvalid, match="inferenceOnly"):
-            KeyRing({}, keys_dir(tmp_path))
-
-
-@dataclass
-class Clock:
-    now: float = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def test_the_directory_is_looked_at_once_a_second_and_at_once_for_a_new_key(tmp_path: Path) -> None:
-    clock = Clock()
-    first = create(tmp_path, "alice")
-    ring = KeyRing({}, keys_dir(tmp_path), clock=clock)
-    clock.now = 0.2
-    second = create(tmp_path, "bob")
-    assert ring.find(str(second.principal)) is not None
-    remove(tmp_path, "alice")
-    clock.now = 1.1
-    assert ring.find(str(first.principal)) is not None
-    clock.now = 1.3
-    assert ring.find(str(first.principal)) is None
-    assert len(ring) == 1
-
-
-def test_a_directory_may_come_later(tmp_path: Path) -> None:
-    clock = Clock()
-    ring = KeyRing({}, keys_dir(tmp_path), clock=clock)
-    assert len(ring) == 0
-    made = create(tmp_path, "alice")
-    clock.now = 1.0
-    assert ring.find(str(made.principal)) is not None
-
-
-def test_a_broken_file_is_refused_at_start_and_left_out_later(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    clock = Clock()
-    made = create(tmp_path, "alice")
-    ring = KeyRing({}, keys_dir(tmp_path), clock=clock)
-    (keys_dir(tmp_path) / "broken.json").write_text("{}")
-    clock.now = 2.0
-    with caplog.at_level(logging.WARNING):
-        assert ring.find(str(made.principal)) is not None
-    assert "broken.json" in caplog.text
-    with pytest.raises(ConfigInvalid, match=r"broken\.json"):
-        KeyRing({}, keys_dir(tmp_path))
-
-
-def test_a_directory_that_cannot_be_read_any_more_vouches_for_nobody(tmp_path: Path) -> None:
-    clock = Clock()
-    made = create(tmp_path, "alice")
-    ring = KeyRing({}, keys_dir(tmp_path), clock=clock)
-    keys_dir(tmp_path).rename(tmp_path / "away")
-    keys_dir(tmp_path).write_text("a file")
-    clock.now = 2.0
-    assert ring.find(str(made.principal)) is None
-    with pytest.raises(KeyFileInvalid):
-        KeyRing({}, keys_dir(tmp_path))
-
-
-def test_keys_of_the_config_may_be_text_or_paths(tmp_path: Path) -> None:
-    made = create(tmp_path, "alice")
-    pem = json.loads(made.public.read_text())["publicKey"]
-    path = tmp_path / "alice.pem"
-    path.write_text(pem)
-    id = str(made.principal)
-    for text in (pem, str(path)):
-        assert KeyRing({id: text}, None).find(id) is not None
-    other = str(made.principal).rpartition("/")[0] + "/" + ":".join(["00"] * 16)
-    for key_id, text, words in (
-        (other, pem, "fingerprint is"),
-        ("a/b/c", pem, "not an OCID"),
-        (id, str(tmp_path / "none"), "cannot be read"),
-        (id, "-----BEGIN PUBLIC KEY-----\nx", "not a public key"),
-    ):
-        with pytest.raises(ConfigInvalid, match=words):
-            KeyRing({key_id: text}, None)
 
 
 # -- where there is none --------------------------------------------------------------------

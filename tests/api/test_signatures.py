@@ -365,7 +365,7 @@ def test_absurd_sizes_are_refused() -> None:
 
 def test_no_authorization_says_what_to_do() -> None:
     sent = replace(LISTED, headers=tuple(p for p in LISTED.headers if p[0] != b"authorization"))
-    with refused("not signed; sign it as OCI's SDK does"):
+    with refused("sign it as OCI's SDK does"):
         check(sent)
 
 

@@ -9,7 +9,7 @@ import oci
 import pytest
 import yaml
 
-from stacked.keys import create, remove
+from stacked.keys import create_signing, remove
 from tests.api.doors import signer
 from tests.conftest import PROMPT, TinyModels
 from tests.contract.world import World
@@ -52,7 +52,7 @@ def test_the_commands_sign_with_the_file_they_are_given(world: World, signed: Si
 
 def test_a_key_comes_and_goes_while_the_server_runs(world: World, signed: Signed) -> None:
     data = signed.server.directory / "data"
-    made = create(data, "bob")
+    made = create_signing(data, "bob")
     bob = signer(oci.config.from_file(str(made.sdk_config)))
 
     def status() -> int:

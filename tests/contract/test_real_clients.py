@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from stacked.config import AuthConfig, OciAuth
-from stacked.keys import create
+from stacked.keys import create_signing
 from tests.api.control.plane import packed, zipped
 from tests.contract.rig import Rig, rig
 from tests.store.small import write_base
@@ -39,7 +39,7 @@ class Signed:
 
 @pytest.fixture
 def signed(tmp_path: Path) -> Iterator[Signed]:
-    made = create(tmp_path / "data", "alice")
+    made = create_signing(tmp_path / "data", "alice")
     with rig(tmp_path, auth=AuthConfig(oci=OciAuth())) as server:
         yield Signed(server, made.sdk_config)
 

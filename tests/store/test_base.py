@@ -19,7 +19,7 @@ def test_linear_layers_and_embeddings_are_modules_and_norms_are_not(base: BaseMo
     assert base.modules["model.embed_tokens"] == (VOCABULARY, HIDDEN)
     assert base.embeddings == {"model.embed_tokens"}
     assert not any("norm" in name for name in base.modules)
-    assert (base.hidden_size, base.vocab_size, base.layers) == (HIDDEN, VOCABULARY, LAYERS)
+    assert (base.vocab_size, base.layers) == (VOCABULARY, LAYERS)
     assert str(base) == "small (LlamaForCausalLM)"
 
 

@@ -145,7 +145,7 @@ async def _check_writes_allowed(service: Served) -> None:
     server = service.config.server
     allowed = server.runtime_updates
     if allowed is None:
-        allowed = is_loopback(server.host) or server.auth.oci is not None
+        allowed = is_loopback(server.host) or server.auth.required
     if not allowed:
         raise NotAllowed(
             "loading and removing adapters over HTTP is off here; "
