@@ -35,7 +35,22 @@ COSTLY = "(.{0,20}[a-z]{3}){0,8}"
         r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}",
         r"(?<year>\d{4})|(?P<name>\p{L}+)|(?i:x)",
         r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?",
-        *("", "(", ")", "[", "\\", "a{,3}", "(((", "|", "{", "*", "[]", "[^]", "a{9}{9}"),
+        *(
+            "",
+            "(",
+            ")",
+            "[",
+            "\\",
+            "a{,3}",
+            "(((",
+            "|",
+            "{",
+            "*",
+            "[]",
+            "[^]",
+            "a{9}{9}",
+            "[[a-z]--x]+",
+        ),
     ],
 )
 def test_an_expression_that_reads_a_text_in_few_ways_is_passed_on(expression: str) -> None:
@@ -86,6 +101,7 @@ TAG = {"structures": [{"begin": "<", "schema": PATTERN, "end": ">"}], "triggers"
         {"structured_outputs": {"grammar": 'root ::= s "!"\ns ::= s s | "a"'}},
         {"response_format": {"type": "json_schema", "json_schema": {"schema": PATTERN}}},
         {"response_format": {"type": "structural_tag", "format": {"pattern": COSTLY}}},
+        {"response_format": {"type": "structural_tag", "format": {"type": "star"}}},
         {"text": {"format": {"type": "json_schema", "schema": PATTERN}}},
         {"output_config": {"format": {"schema": PATTERN}}},
         {"tools": [TOOL]},
@@ -109,10 +125,28 @@ def union(count: int, of: dict[str, Any]) -> dict[str, Any]:
     return {"anyOf": [of] * count}
 
 
+def array(of: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": of}
+
+
+def kind(number: int) -> dict[str, Any]:
+    """One of a discriminated union."""
+    return {"type": "object", "properties": {"kind": {"const": f"k{number}"}, "a": SCHEMA}}
+
+
+def lengths(count: int) -> dict[str, Any]:
+    """Texts of different lengths, and many that are the same or short."""
+    texts = [{"type": "string", "maxLength": 100 + number} for number in range(count)]
+    return {"items": [*texts, *texts, *({"maxLength": number} for number in range(16))]}
+
+
+TEXT = {"type": "string", "pattern": "a{1,400}"}
+
+
 def deep(levels: int) -> dict[str, Any]:
     schema: dict[str, Any] = {"type": "string"}
     for _ in range(levels):
-        schema = {"type": "array", "items": schema}
+        schema = array(schema)
     return schema
 
 
@@ -121,8 +155,12 @@ def deep(levels: int) -> dict[str, Any]:
     [
         (wide(500), wide(501)),
         (wide(3000, required=2600), wide(4500, required=4400)),
-        (union(100, SCHEMA), union(129, SCHEMA)),
-        (union(11, {"type": "array", "items": union(90, SCHEMA)}), union(12, union(12, SCHEMA))),
+        (union(64, SCHEMA), union(65, SCHEMA)),
+        (union(6, array(union(9, SCHEMA))), union(8, array(union(8, SCHEMA)))),
+        ({"anyOf": [kind(number) for number in range(500)]}, union(65, kind(1))),
+        ({"items": [union(1, SCHEMA)] * 100}, {"items": [union(2, SCHEMA)] * 33}),
+        (lengths(32), lengths(33)),
+        ({"pattern": "".join(f"a{{{n + 17}}}" for n in range(32))}, {"items": [lengths(32), TEXT]}),
         (deep(60), deep(2000)),
     ],
 )
@@ -136,6 +174,13 @@ def test_what_a_schema_has_as_data_is_not_read() -> None:
     data = {"pattern": COSTLY, "grammar": "x"}
     schema = {"default": data, "enum": [data], "properties": {"pattern": {"const": data}}}
     check_grammars({"structured_outputs": {"json": schema}, "messages": [data], "regex": COSTLY})
+
+
+def test_alternatives_that_begin_differently_are_many() -> None:
+    """As pydantic writes fields that may be absent, and a value of any kind."""
+    optional = {"anyOf": [{"type": "string"}, {"type": "null"}]}
+    value = {"anyOf": [{"type": kind} for kind in ("string", "object", "array", "number", "null")]}
+    check_grammars({"structured_outputs": {"json": {"items": [optional, value] * 200}}})
 
 
 @pytest.mark.parametrize("odd", [None, 5, "x", [], [[]], [5], {"json": 5}, {"properties": [1]}])
