@@ -17,8 +17,8 @@ from stacked.config import ServerConfig
 from stacked.deployment.changes import Change
 from stacked.deployment.journal import WorkProgress
 from stacked.deployment.ledger import Ledger
-from stacked.engine.headroom import Room, headroom
 from stacked.engine.machine import look
+from stacked.engine.plan import Room, headroom
 from stacked.errors import ConfigInvalid, NotReady, StackedError
 from stacked.registry import Deployment, DeploymentState, MemberState, WorkRequest
 from stacked.serving import Serving

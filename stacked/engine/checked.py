@@ -16,7 +16,7 @@ from stacked.engine.adaptable import Asking
 from stacked.engine.cpu_affinity import Pauses, yield_to_others
 from stacked.engine.engine import Engine, Loaded
 from stacked.errors import CanaryFailed, EngineError, EngineLoadFailed, RankRefused, StackedError
-from stacked.store.content import check_content, modules_of
+from stacked.store.checks import check_content, modules_of
 from stacked.store.verified import Verified
 
 # Above the base's own floating-point noise: with less, an adapter changes nothing.

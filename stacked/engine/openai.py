@@ -19,11 +19,11 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from stacked import metrics
 from stacked.engine.chat import AdapterChat
 from stacked.engine.engine import Engine, Loaded
-from stacked.engine.messages import messages_follow_templates
 from stacked.engine.rendering import render_by_own_template, render_short_prompts_at_once
 from stacked.engine.support import app_builders
 
@@ -167,6 +167,56 @@ async def model_cards(app: Any) -> list[dict[str, Any]]:
     """The rows of `/v1/models`, as vLLM writes them."""
     listed = await app.state.openai_serving_models.show_available_models()
     return [card.model_dump() for card in listed.data]
+
+
+def messages_follow_templates(messages: Any, own: Callable[[], AdapterChat | None]) -> None:
+    """Have vLLM's handler of Anthropic's messages use what `own` returns at that time.
+
+    It finds out two things about the base's template and caches them: whether it accepts system
+    messages that do not come first, and which effort means no thinking. Here each adapter's
+    template has its own answers. The attributes are `_merge_inline_system` (vLLM 0.26 to 0.33),
+    `_disabled_thinking_effort` (0.31 and 0.32), and `_effort` of its
+    `disabled_thinking_effort_resolver` (0.33). A probe is made where an effort is None.
+    """
+    if hasattr(messages, "_merge_inline_system"):  # else there is no such route here
+        _for_each(messages, "_merge_inline_system", own, lambda chat: not chat.takes_late_system())
+    for holder, effort in (
+        (messages, "_disabled_thinking_effort"),
+        (getattr(messages, "disabled_thinking_effort_resolver", None), "_effort"),
+    ):
+        if getattr(holder, effort, "unknown") is None:  # otherwise the configured one is for all
+            _for_each(holder, effort, own, lambda chat: None)
+
+
+def _for_each(
+    holder: Any,
+    name: str,
+    own: Callable[[], AdapterChat | None],
+    first: Callable[[AdapterChat], Any],
+) -> None:
+    """Have an attribute hold a value for each adapter's chat, initially from `first`."""
+    found: WeakKeyDictionary[AdapterChat, Any] = WeakKeyDictionary()
+    bases = getattr(holder, name)
+
+    def read(_holder: Any) -> Any:
+        chat = own()
+        if chat is None:
+            return bases
+        if chat not in found:
+            found[chat] = first(chat)
+        return found[chat]
+
+    def write(_holder: Any, value: Any) -> None:
+        nonlocal bases
+        chat = own()
+        if chat is None:
+            bases = value
+        else:
+            found[chat] = value
+
+    kind = type(holder)
+    # A property hides the attribute of the same name.
+    holder.__class__ = type(kind.__name__, (kind,), {name: property(read, write)})
 
 
 def _route_by_selection(serving: Any, models: Callable[[], Sequence[Served]]) -> None:

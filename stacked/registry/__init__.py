@@ -3,17 +3,14 @@
 It must not know the engine, HTTP or wire formats.
 """
 
-from stacked.registry.ids import (
+from stacked.registry.lock import lock_data_dir
+from stacked.registry.records import (
     DEPLOYMENT,
     GROUP,
     HISTORY,
     MODEL,
     VERSION_SET,
     WORK_REQUEST,
-    new_id,
-)
-from stacked.registry.lock import lock_data_dir
-from stacked.registry.records import (
     Affected,
     Artifact,
     Content,
@@ -28,6 +25,7 @@ from stacked.registry.records import (
     Recovered,
     VersionHistory,
     WorkRequest,
+    new_id,
 )
 from stacked.registry.registry import Registry
 from stacked.registry.states import (

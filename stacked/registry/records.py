@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
-from stacked.registry.ids import now
 from stacked.registry.states import (
     DeploymentState,
     GroupState,
@@ -17,8 +17,32 @@ from stacked.registry.states import (
     WorkStatus,
 )
 
+MODEL = "datasciencemodel"
+GROUP = "datasciencemodelgroup"
+HISTORY = "datasciencemodelgroupversionhistory"
+VERSION_SET = "datasciencemodelversionset"
+DEPLOYMENT = "datasciencemodeldeployment"
+WORK_REQUEST = "datascienceworkrequest"
+
+_KINDS = (MODEL, GROUP, HISTORY, VERSION_SET, DEPLOYMENT, WORK_REQUEST)
+
 JsonObject = Mapping[str, Any]
 R = TypeVar("R")
+
+
+def new_id(kind: str) -> str:
+    """A fresh OCID: `ocid1.<kind>.oc1..` and 40 random lower-case hex digits.
+
+    A model from a source has no random id: its id is given, or follows from its content.
+    """
+    if kind not in _KINDS:
+        raise ValueError(f"no ids of kind {kind!r} are made; one of {', '.join(_KINDS)}")
+    return f"ocid1.{kind}.oc1..{uuid.uuid4().hex}{uuid.uuid4().hex[:8]}"
+
+
+def now() -> datetime:
+    """The time, in UTC, to the microsecond."""
+    return datetime.now(UTC)
 
 
 def _elsewhere(default: Any) -> Any:

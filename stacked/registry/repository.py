@@ -24,9 +24,8 @@ from sqlalchemy import (
 
 from stacked.errors import RecordAbsent, RecordStale
 from stacked.registry.database import Database
-from stacked.registry.ids import now
 from stacked.registry.paging import FIRST, Listing, build, builder, filter_columns
-from stacked.registry.records import Page, Query, Record, WorkRequest
+from stacked.registry.records import Page, Query, Record, WorkRequest, now
 from stacked.registry.states import check_move
 
 R = TypeVar("R", bound=Record | WorkRequest)

@@ -30,7 +30,7 @@ from stacked.core import VERSIONED, Digest
 from stacked.errors import RegistryUnusable
 from stacked.registry import artifacts
 from stacked.registry.database import Database
-from stacked.registry.ids import now
+from stacked.registry.records import now
 from stacked.registry.schema import (
     deployments,
     group_members,

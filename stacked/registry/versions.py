@@ -13,8 +13,7 @@ from typing import Any, Generic, TypeVar
 from sqlalchemy import Connection, Table, literal, select, update
 
 from stacked.errors import RecordAbsent, RecordConflict
-from stacked.registry.ids import now
-from stacked.registry.records import ModelVersionSet, VersionHistory
+from stacked.registry.records import ModelVersionSet, VersionHistory, now
 from stacked.registry.repository import DESCRIBED, Repository, Rows, differing
 from stacked.registry.schema import groups, histories, models, version_sets
 from stacked.registry.states import HistoryState

@@ -11,9 +11,18 @@ from typing import Any, TypeVar
 from sqlalchemy import ColumnElement, Connection, Table, Text, exists, func, insert, type_coerce
 
 from stacked.errors import IllegalMove
-from stacked.registry.ids import WORK_REQUEST, new_id, now
 from stacked.registry.paging import FIRST, Listing, builder
-from stacked.registry.records import Affected, Page, Query, WorkError, WorkLog, WorkRequest
+from stacked.registry.records import (
+    WORK_REQUEST,
+    Affected,
+    Page,
+    Query,
+    WorkError,
+    WorkLog,
+    WorkRequest,
+    new_id,
+    now,
+)
 from stacked.registry.repository import Repository, Rows
 from stacked.registry.schema import work_errors, work_logs, work_requests
 from stacked.registry.states import WorkStatus

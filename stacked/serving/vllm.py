@@ -35,7 +35,7 @@ from stacked.serving.settings import ServingSettings
 from stacked.serving.targets import Target
 from stacked.steps import Counted, Progress, Start
 from stacked.store import BaseModules
-from stacked.store.content import check_content, modules_of
+from stacked.store.checks import check_content, modules_of
 from stacked.store.verified import Verified
 
 Commit = Callable[[], Awaitable[int]]

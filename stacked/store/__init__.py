@@ -5,8 +5,7 @@ from stacked.store.base import BaseModules
 from stacked.store.base_store import BaseStore
 from stacked.store.checks import Report
 from stacked.store.limits import Limits
-from stacked.store.outgoing import Outgoing, outgoing
 from stacked.store.peft_config import RANK_LADDER, rung
 from stacked.store.sources import is_remote, parse_hub
 from stacked.store.store import AdapterStore
-from stacked.store.uploads import Kind, kind_of
+from stacked.store.uploads import Kind, Outgoing, kind_of, outgoing

@@ -1,25 +1,30 @@
-"""Whether the weights of an adapter fit one base: names, pairs, shapes, types and values."""
+"""Whether the weights of an adapter fit one base: names, pairs, shapes, types and values.
+
+And whether the files of a stored adapter are still those that were checked when it was added.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from stacked.chat import ChatTemplates, stored_chat
 from stacked.core import Adapter, Digest
 from stacked.errors import (
+    AdapterError,
     AdapterTooLarge,
     AdapterUnsupported,
     AdapterWithoutEffect,
     ModuleUnknown,
     ShapeMismatch,
+    StoreDamaged,
     ValueNotFinite,
 )
 from stacked.store.adaptable import Adaptable, Shape
 from stacked.store.base import EMBEDDING_NAMES, BaseModules
-from stacked.store.digest import digest_of, sent_digest
+from stacked.store.digest import digest_of, no_pause, sent_digest
 from stacked.store.files import CONFIG_FILE, WEIGHTS_FILE
 from stacked.store.limits import DEFAULT, Limits
 from stacked.store.pairs import PREFIX, Pair, pair_up
@@ -100,6 +105,31 @@ def check_alone(directory: Path, limits: Limits = DEFAULT) -> Digest:
     with Values(weights) as values:
         _check_finite(values, {n: t for n, t in tensors.items() if t.dtype in FLOATS})
     return sent_digest(config, directory)
+
+
+def check_content(adapter: Adapter, pause: Callable[[], None] = no_pause) -> None:
+    """Hash the adapter's files in place; tenths of a second for 100 MB. Raises StoreDamaged.
+
+    The same digest means that all earlier checks hold: they were made on the same bytes.
+    """
+    try:
+        found = digest_of(read_config(adapter.path), adapter.path, pause)
+    except (AdapterError, OSError) as error:
+        raise damaged(adapter.digest, adapter.path, f"cannot be read any more ({error})") from error
+    if found != adapter.digest:
+        raise damaged(adapter.digest, adapter.path, f"has the content of {found} now")
+
+
+def damaged(digest: Digest, path: Path, why: str) -> StoreDamaged:
+    """The error of an adapter that is not what was stored."""
+    return StoreDamaged(
+        f"stored adapter {digest} {why}; add it again from its source, or remove {path}"
+    )
+
+
+def modules_of(adapter: Adapter) -> list[str]:
+    """The names of a stored adapter's modules, as its tensors spell them. Raises AdapterError."""
+    return list(pair_up(read_header(adapter.path / WEIGHTS_FILE, DEFAULT)))
 
 
 def read_config(directory: Path, limits: Limits = DEFAULT) -> PeftConfig:

@@ -21,8 +21,14 @@ from stacked.errors import (
 )
 from stacked.store.archives import unpack
 from stacked.store.base import BaseModules
-from stacked.store.checks import Report, check_directory, read_config, report_of
-from stacked.store.content import check_content, damaged
+from stacked.store.checks import (
+    Report,
+    check_content,
+    check_directory,
+    damaged,
+    read_config,
+    report_of,
+)
 from stacked.store.digest import digest_of, sent_digest
 from stacked.store.disk import clear_workplaces, seal, usable, workplace
 from stacked.store.extras import settle

@@ -1,16 +1,23 @@
-"""What an uploaded zip holds: an adapter or a whole base, judged by its files alone."""
+"""Adapters and bases as zips: sent from this machine, and what one that was received holds."""
 
 from __future__ import annotations
 
+import contextlib
 import enum
-from collections.abc import Collection
+import tempfile
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from stacked.errors import ArchiveInvalid
+from stacked.core import Digest
+from stacked.errors import ArchiveInvalid, StoreUnusable
 from stacked.store.archives import unpack_zip, zip_files
+from stacked.store.artifacts import packed
+from stacked.store.checks import check_alone
 from stacked.store.disk import check_room
 from stacked.store.files import CONFIG_FILE
-from stacked.store.limits import GIB, Limits
+from stacked.store.limits import DEFAULT, GIB, Limits
+from stacked.store.sources import fetch
 
 BASE_LIMITS = Limits(max_bytes=512 * GIB, max_members=10_000, max_ratio=20)
 """For a base. Trained weights hardly compress, so an archive that unpacks to far more is none."""
@@ -76,3 +83,42 @@ def _base_folder(names: Collection[PurePosixPath]) -> PurePosixPath | None:
 def _is_kept(path: PurePosixPath) -> bool:
     licence = path.name.upper().startswith(("LICENSE", "LICENCE", "NOTICE"))
     return path.suffix in _KEPT or (licence and path.suffix in ("", ".txt", ".md"))
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A private copy of an adapter's files, and their digest."""
+
+    digest: Digest
+    directory: Path
+
+    def parts(self) -> Iterator[bytes]:
+        """The zip for `AdapterStore.add_upload`, about 1 MB at a time."""
+        return packed(self.directory)
+
+    def size(self) -> int:
+        """The total bytes of the parts."""
+        return sum(map(len, self.parts()))
+
+
+@contextlib.contextmanager
+def outgoing(source: str, limits: Limits = DEFAULT) -> Iterator[Outgoing]:
+    """Copy the adapter at `source` to a temporary directory, and check it without a base.
+
+    Raises what `AdapterStore.add` raises before it looks at a base; StoreUnusable where there is no
+    room for the copy.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="stacked-")))
+            copy, scratch = place / "adapter", place / "scratch"
+            copy.mkdir()
+            scratch.mkdir()
+            fetch(source, copy, scratch, limits)
+            digest = check_alone(copy, limits)
+        except OSError as error:
+            raise StoreUnusable(
+                f"{source} cannot be copied to a temporary directory ({error}); "
+                "free some space there, or set TMPDIR to another one"
+            ) from error
+        yield Outgoing(digest, copy)

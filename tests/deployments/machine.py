@@ -16,7 +16,7 @@ from stacked.deployment.activation import Activation, Slot
 from stacked.deployment.deployments import Deployments
 from stacked.deployment.ledger import Ledger
 from stacked.engine.engine import Loaded
-from stacked.engine.headroom import Room
+from stacked.engine.plan import Room
 from stacked.errors import StackedError
 from stacked.groups.routing import Routing
 from stacked.live import Live

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from stacked.engine.headroom import headroom
 from stacked.engine.machine import GIB, Gpu, Machine
-from stacked.engine.plan import EnginePlan
+from stacked.engine.plan import EnginePlan, headroom
 
 
 def plan(gib: float, device: str = "cpu", **options: Any) -> EnginePlan:

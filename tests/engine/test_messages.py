@@ -8,7 +8,7 @@ import pytest
 
 from stacked.chat import ChatTemplates
 from stacked.engine.chat import AdapterChat, AdapterTemplate
-from stacked.engine.messages import messages_follow_templates
+from stacked.engine.openai import messages_follow_templates
 
 pytestmark = pytest.mark.oldest
 

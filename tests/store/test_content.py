@@ -10,7 +10,7 @@ import pytest
 from stacked.core import Adapter
 from stacked.errors import StoreDamaged
 from stacked.store import AdapterStore, BaseModules
-from stacked.store.content import check_content
+from stacked.store.checks import check_content
 from tests.store.small import write_adapter
 
 
