@@ -84,26 +84,23 @@ def make_plan(
     return _Planner(base, shapes, adapters, given, machine, build).plan(tuple(served_names))
 
 
+@dataclass
 class _Planner:
     """The choices for one group, from what the user set and what the machine has."""
 
-    def __init__(
-        self,
-        base: Path,
-        shapes: Shapes,
-        adapters: Sequence[Adapter],
-        given: dict[str, Any],
-        machine: Machine,
-        build: Build,
-    ) -> None:
-        self.base, self.adapters = base, adapters
-        self.machine, self.build = machine, build
-        self.given = given
-        self.on_cpu = build.device == "cpu"
+    base: Path
+    shapes: Shapes
+    adapters: Sequence[Adapter]
+    given: dict[str, Any]
+    machine: Machine
+    build: Build
+
+    def __post_init__(self) -> None:
+        self.on_cpu = self.build.device == "cpu"
         self.notes: list[tuple[str, str]] = []
-        self.speculation = read_speculation(given)
-        self.shapes = self._adaptable(shapes)
-        self.config = _read_config(base)
+        self.speculation = read_speculation(self.given)
+        self.shapes = self._adaptable(self.shapes)
+        self.config = _read_config(self.base)
         self.dtype, self.why = self._dtype()
         self.width = _DTYPE_BYTES.get(self.dtype, 2)
 

@@ -51,20 +51,20 @@ def recover(connection: Connection) -> Recovered:
     requests = _unfinished(connection, work.WORK, WorkStatus)
     done = _settle(connection, requests, succeeded, failed)
     _end(connection, requests, done, succeeded, failed)
-    for row in _unfinished(connection, DEPLOYMENTS, DeploymentState):
-        id, group_id = row["id"], row["group_id"]
-        stands = (
-            "no group had been committed"
-            if group_id is None
-            else f"group {group_id} of generation {row['generation']} is still the committed one"
-        )
-        reason = f"{_reason(row['state'])}; {stands}"
-        DEPLOYMENTS.move(connection, id, DeploymentState.FAILED, reason=reason)
-        failed.append(id)
-    others: tuple[tuple[Rows[Any], Any], ...] = ((GROUPS, GroupState), (HISTORIES, HistoryState))
+    others: tuple[tuple[Rows[Any], Any], ...] = (
+        (DEPLOYMENTS, DeploymentState),
+        (GROUPS, GroupState),
+        (HISTORIES, HistoryState),
+    )
     for rows, states in others:
         for row in _unfinished(connection, rows, states):
-            rows.move(connection, row["id"], states.FAILED, reason=_reason(row["state"]))
+            reason = _reason(row["state"])
+            if rows is DEPLOYMENTS and row["group_id"] is None:
+                reason += "; no group had been committed"
+            elif rows is DEPLOYMENTS:
+                group = f"group {row['group_id']} of generation {row['generation']}"
+                reason += f"; {group} is still the committed one"
+            rows.move(connection, row["id"], states.FAILED, reason=reason)
             failed.append(row["id"])
     return Recovered(failed=tuple(failed), succeeded=tuple(succeeded))
 
@@ -73,9 +73,8 @@ def _settle(
     connection: Connection, requests: Sequence[RowMapping], succeeded: list[str], failed: list[str]
 ) -> set[str]:
     """Settle deployments by what was being done to them; the work that is done by that."""
-    states = {
-        row["id"]: row["state"] for row in _unfinished(connection, DEPLOYMENTS, DeploymentState)
-    }
+    unfinished = _unfinished(connection, DEPLOYMENTS, DeploymentState)
+    states = {row["id"]: row["state"] for row in unfinished}
     done = set()
     for row in requests:
         for item in row["resources"]:
@@ -83,12 +82,11 @@ def _settle(
             if after is None:
                 continue
             before = states.pop(item.id)  # once, whatever else names it
-            if row["operation"] == _NOT_DONE:
-                DEPLOYMENTS.move(connection, item.id, after, reason=_reason(before))
-                failed.append(item.id)
-            else:
-                DEPLOYMENTS.move(connection, item.id, after, reason="")
-                succeeded.append(item.id)
+            undone = row["operation"] == _NOT_DONE
+            reason = _reason(before) if undone else ""
+            DEPLOYMENTS.move(connection, item.id, after, reason=reason)
+            (failed if undone else succeeded).append(item.id)
+            if not undone:
                 done.add(row["id"])
     return done
 
@@ -102,17 +100,15 @@ def _end(
 ) -> None:
     """End work requests: those that are done, those that are past their commit, and the rest."""
     committed = set(connection.execute(select(deployments.c.work_request_id)).scalars())
+    texts = dict.fromkeys(done, "the server ended, and what it served with it")
+    past = "the server ended after the commit; its next start serves the committed group"
+    texts |= dict.fromkeys(committed, past)
     for row in requests:
         id = row["id"]
-        if id in committed or id in done:
-            text = (
-                "the server ended after the commit; its next start serves the committed group"
-                if id in committed
-                else "the server ended, and what it served with it"
-            )
+        if id in texts:
             # The table of moves does not let accepted work succeed directly.
             work.advance(connection, id, 0.0)
-            work.finish(connection, id, WorkStatus.SUCCEEDED, text)
+            work.finish(connection, id, WorkStatus.SUCCEEDED, texts[id])
             succeeded.append(id)
         else:
             reason = _reason(row["status"])

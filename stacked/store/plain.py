@@ -20,10 +20,9 @@ from stacked.store.checks import read_config
 from stacked.store.copies import originals, refuse_changed
 from stacked.store.files import CONFIG_FILE, WEIGHTS_FILE
 from stacked.store.limits import Limits
-from stacked.store.pairs import PREFIX
+from stacked.store.pairs import PREFIX, Spelling, one_adapter, spell, unwrapped
 from stacked.store.patterns import FEW, first_matches, is_plain
 from stacked.store.peft_config import PeftConfig
-from stacked.store.spellings import Spelling, one_adapter, spell, unwrapped
 from stacked.store.targets import check_targets
 from stacked.store.tensors import FLOATS, Tensor, read_header, write_file
 from stacked.store.text import quoted, size

@@ -20,7 +20,8 @@ from stacked.store.limits import DEFAULT, GIB, Limits
 from stacked.store.sources import fetch
 
 BASE_LIMITS = Limits(max_bytes=512 * GIB, max_members=10_000, max_ratio=20)
-"""For a base. Trained weights hardly compress, so an archive that unpacks to far more is none."""
+"""For a base: larger than any published, in as many shards. Trained weights hardly compress, so an
+archive that unpacks to far more is none."""
 
 LISTED_LIMITS = Limits(max_bytes=512 * GIB, max_members=10_000)
 """For listing a zip's content, which decides how much of it may be unpacked."""
