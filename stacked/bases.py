@@ -124,7 +124,8 @@ def prepare(name: str, data_dir: Path, progress: Progress) -> Path:
     if is_base(target):
         return target
     try:
-        with _only_one(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _only_one(target.parent / f".{name}.lock"):
             if not is_base(target):
                 _build(known, target, progress)
     except OSError as error:
@@ -136,26 +137,24 @@ def prepare(name: str, data_dir: Path, progress: Progress) -> Path:
 
 
 @contextmanager
-def _only_one(target: Path) -> Iterator[None]:
-    """Hold the lock of one base; the kernel releases it when a process dies."""
-    import fcntl  # not on Windows, where only the client commands can run
+def _only_one(lock: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold the lock of one base, unless it is held elsewhere and `wait` is false.
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with (target.parent / f".{target.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        for left_over in target.parent.glob(f".{target.name}-*"):
+    What killed processes left of the base is removed; the kernel releases their locks.
+    """
+    from stacked.store.disk import locked  # not on Windows, where only the client commands can run
+
+    with locked(lock, wait=wait) as held:
+        for left_over in lock.parent.glob(f"{lock.stem}-*") if held else ():
             shutil.rmtree(left_over)
         yield
 
 
 def clear_unfinished(directory: Path) -> None:
     """Remove what killed processes left of bases that they prepared."""
-    from stacked.store.disk import locked  # imports fcntl, see above
-
     for lock in directory.glob(".*.lock"):
-        with locked(lock, wait=False) as held:
-            for left_over in directory.glob(f"{lock.stem}-*") if held else ():
-                shutil.rmtree(left_over)
+        with _only_one(lock, wait=False):
+            pass
 
 
 def _build(known: Known, target: Path, progress: Progress) -> None:

@@ -112,9 +112,7 @@ class Client:
 
     def predict(self, key: str | None, body: dict[str, Any]) -> dict[str, Any]:
         """POST /predict and return the whole answer. Raises ClientError."""
-        with self._asked("POST", "/predict", headers=_headers(key), json=body) as response:
-            response.read()
-            return _object(response)
+        return self._one("POST", "/predict", headers=_headers(key), json=body)
 
     def predict_stream(self, key: str | None, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """POST /predict with `stream: true`; yields events as they arrive. Raises ClientError."""
@@ -131,9 +129,7 @@ class Client:
 
     def models(self) -> list[Served]:
         """GET /v1/models. Raises ClientError."""
-        with self._asked("GET", "/v1/models") as response:
-            response.read()
-            return [_served(entry) for entry in _object(response).get("data", [])]
+        return [_served(entry) for entry in self._one("GET", "/v1/models").get("data", [])]
 
     # -- the control plane: every method raises ClientError ----------------------------------
 

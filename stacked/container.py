@@ -21,7 +21,7 @@ MODEL_DEPLOY_ENABLE_STREAMING, BASE_MODEL, BASE_MODEL_FILE, FT_MODEL, WEB_CONCUR
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -149,7 +149,7 @@ def _owner(base: Path) -> str | None:
     """The OCID of the base's directory, if it has one."""
     for path in (base, *base.parents):
         if path.name.startswith("ocid1."):
-            return _ocid(path.name, f"MODEL: {path}")
+            return _checked(check_model_id, path.name, f"MODEL: {path}")
     return None
 
 
@@ -168,7 +168,7 @@ def _members(
         if source is None:
             tell.note(f"{path} holds no adapter_config.json; it is not served")
             continue
-        member = {"id": _ocid(name, str(path)), "source": str(source)}
+        member = {"id": _checked(check_model_id, name, str(path)), "source": str(source)}
         named = keys.pop(name, None)
         members += [{**member, "key": key} for key in named] if named else [member]
     if keys:
@@ -188,10 +188,8 @@ def served_names(options: Mapping[str, Any]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in given if isinstance(given, list) else [given]:
         field = "id" if str(name).startswith("ocid1.") else "key"
-        try:
-            checked = check_model_id(str(name)) if field == "id" else check_key(str(name))
-        except (ValueError, StackedError) as error:
-            raise ConfigInvalid(f"PARAMS: --served-model-name: {error}") from error
+        check = check_model_id if field == "id" else check_key
+        checked = _checked(check, str(name), "PARAMS: --served-model-name")
         if field in found:
             raise ConfigInvalid(
                 f"PARAMS: --served-model-name gives the base two names of one kind "
@@ -243,11 +241,8 @@ def _keys(environ: Environment) -> dict[str, list[str]]:
     text = environ.get("STACKED_KEYS", "").strip()
     keys: dict[str, list[str]] = {}
     for key, ocid in _json_object(text, "STACKED_KEYS").items() if text else ():
-        try:
-            check_key(key)
-        except StackedError as error:
-            raise ConfigInvalid(f"STACKED_KEYS: {error}") from error
-        keys.setdefault(_ocid(str(ocid), "STACKED_KEYS"), []).append(key)
+        owner = _checked(check_model_id, str(ocid), "STACKED_KEYS")
+        keys.setdefault(owner, []).append(_checked(check_key, key, "STACKED_KEYS"))
     return keys
 
 
@@ -320,10 +315,11 @@ def boolean(environ: Environment, name: str) -> bool | None:
     return text in _TRUE
 
 
-def _ocid(text: str, where: str) -> str:
+def _checked(check: Callable[[str], str], text: str, where: str) -> str:
+    """The text as a key or a model id. Raises ConfigInvalid."""
     try:
-        return check_model_id(text)
-    except ValueError as error:
+        return check(text)
+    except (ValueError, StackedError) as error:
         raise ConfigInvalid(f"{where}: {error}") from error
 
 

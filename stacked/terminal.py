@@ -5,6 +5,7 @@ Everything that is not a command's answer goes to stderr, and without a terminal
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -152,6 +153,11 @@ def write(text: str) -> None:
     """Print a piece of an answer at once, unchanged."""
     sys.stdout.write(text)
     sys.stdout.flush()
+
+
+def write_json(value: object) -> None:
+    """Print a value as one line of JSON."""
+    write(json.dumps(value, ensure_ascii=False) + "\n")
 
 
 def table(

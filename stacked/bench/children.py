@@ -81,13 +81,6 @@ class Talk:
             raise EngineStartFailed(f"{self._what}: {answer['error']}")
         return dict(answer)
 
-    def finish(self) -> None:
-        """Close its input, and wait until it has ended."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=_END_SECONDS)
-
 
 @contextmanager
 def talking(
@@ -105,9 +98,11 @@ def talking(
             environment=environment,
         ) as process,
     ):
-        talk = Talk(process, log, what)
-        yield talk
-        talk.finish()
+        yield Talk(process, log, what)
+        assert process.stdin is not None
+        process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=_END_SECONDS)
 
 
 def last_words(path: Path, count: int = 2000) -> str:

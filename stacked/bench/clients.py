@@ -15,6 +15,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Self
 
@@ -40,29 +41,21 @@ class Clients(ABC):
     def __init__(self, url: str) -> None:
         self._url = url
         self._stop = threading.Event()
-        self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="bench-clients")
+        self._pool = ThreadPoolExecutor(1, "bench-clients")
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        self._ended = self._pool.submit(asyncio.run, self._all())
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join()
-        if self._failure is not None:
-            raise self._failure
-
-    def _run(self) -> None:
-        try:
-            asyncio.run(self._all())
-        except BaseException as error:  # noqa: BLE001  raised by the thread that waits for this one
-            self._failure = error
+        self._pool.shutdown()
+        self._ended.result()
 
     @property
     def failed(self) -> bool:
         """Whether the clients have ended early, by a fault of the benchmark."""
-        return not self._thread.is_alive()
+        return self._ended.done()
 
     async def _all(self) -> None:
         # Idle connections are closed earlier than by a server: otherwise both may do so at once.

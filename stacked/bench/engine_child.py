@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from stacked.bench.memory import forget_peaks, gpu_bytes, peak_bytes
+from stacked.bench.processes import forget_peaks, gpu_bytes, peak_bytes
 from stacked.bench.subject import adapters_of, plan_of
 from stacked.engine.engine import Engine, Loaded
 from stacked.engine.plan import EnginePlan
@@ -66,12 +66,7 @@ class Runner:
         self, waiting: Iterator[tuple[int | None, Sequence[int]]], output: int
     ) -> int:
         """Send one request after the other until none is left; returns the number of tokens."""
-        sampling = {
-            "max_tokens": output,
-            "ignore_eos": True,
-            "temperature": 0.0,
-            "detokenize": False,
-        }
+        sampling = {"max_tokens": output, "ignore_eos": True, "temperature": 0, "detokenize": False}
         produced = 0
         for number, prompt in waiting:
             loaded = None if number is None else self._loaded[number]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import ceil
 from operator import attrgetter
 from statistics import median
 from typing import TypeVar
 
 M = TypeVar("M")
+Window = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,3 +73,14 @@ def in_order(measured: Iterable[M], **wanted: object) -> list[M]:
         if all(getattr(each, name) == value for name, value in wanted.items())
     ]
     return sorted(found, key=attrgetter("round"))
+
+
+def gaps_within(arrivals: Sequence[Sequence[float]], window: Window) -> list[float]:
+    """Seconds between tokens of one stream, of every gap that lies in the window or crosses it."""
+    since, until = window
+    return [
+        after - before
+        for times in arrivals
+        for before, after in pairwise(times)
+        if after >= since and before <= until
+    ]

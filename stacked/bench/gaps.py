@@ -10,15 +10,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from stacked.bench.clients import Door, FirstTokens, Streams
-from stacked.bench.cores import off_engine_core
-from stacked.bench.figures import Spread, quantile
-from stacked.bench.memory import forget_files
+from stacked.bench.figures import Spread, Window, gaps_within, quantile
+from stacked.bench.processes import forget_files, off_engine_core
 from stacked.bench.report import Column, Line, Result, Table, Telling
 from stacked.bench.server import OURS, PEER, SIDES, serve, sides_of
 from stacked.bench.subject import Subject
@@ -35,8 +33,6 @@ _AROUND_SWITCH = (0.02, 0.05)  # seconds before and after it
 _SWITCHES = 20
 _LISTEN_SECONDS = 0.2  # a gap that a load began may end after it
 
-Window = tuple[float, float]
-
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -46,17 +42,6 @@ class Settings:
     repeats: int
     steady_seconds: float
     peer: bool = True
-
-
-def gaps_within(arrivals: Sequence[Sequence[float]], window: Window) -> list[float]:
-    """Seconds between tokens of one stream, of every gap that lies in the window or crosses it."""
-    since, until = window
-    return [
-        after - before
-        for times in arrivals
-        for before, after in pairwise(times)
-        if after >= since and before <= until
-    ]
 
 
 def run_gaps(subject: Subject, settings: Settings, directory: Path, tell: Telling) -> Result:

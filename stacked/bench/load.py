@@ -70,12 +70,7 @@ class Lengths:
 
 
 def words(
-    url: str,
-    tokenizer: Path,
-    keys: Sequence[str],
-    load: Load,
-    lengths: Lengths,
-    seed: int = 0,
+    url: str, tokenizer: Path, keys: Sequence[str], load: Load, lengths: Lengths, seed: int = 0
 ) -> list[str]:
     """The arguments of `vllm bench serve`. The same seed sends the same requests."""
     said = ["--base-url", url, "--backend", "openai", "--endpoint", "/v1/completions"]

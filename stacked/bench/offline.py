@@ -108,19 +108,15 @@ def bound_of(subject: Subject, settings: Settings, tell: Telling) -> Bound | Non
 def _engine(subject: Subject, settings: Settings, side: str, directory: Path) -> Iterator[Talk]:
     log = directory / f"engine-{side}.log"
     environment = {"STACKED_CPU_LORA": "0"} if side == PEER else {}
-    with talking(ENGINE_CHILD, log, f"the engine ({SIDES[side]})", environment) as engine:
-        engine.ask(start_message(subject, settings, side))
-        yield engine
-
-
-def start_message(subject: Subject, settings: Settings, side: str) -> dict[str, Any]:
-    options = {"max_loras": settings.slots, "max_num_seqs": settings.batch, **subject.engine}
-    return {
+    start = {
         "base": str(subject.base),
-        "options": options,
+        "options": {"max_loras": settings.slots, "max_num_seqs": settings.batch, **subject.engine},
         "adapters": [str(path) for path in subject.adapters],
         "lora": side != OFF,
     }
+    with talking(ENGINE_CHILD, log, f"the engine ({SIDES[side]})", environment) as engine:
+        engine.ask(start)
+        yield engine
 
 
 def batch_message(settings: Settings, side: str, row: Row, number: int) -> dict[str, Any]:

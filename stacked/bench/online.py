@@ -86,13 +86,7 @@ def _server(
 
 
 def _one(
-    subject: Subject,
-    settings: Settings,
-    talk: Talk,
-    url: str,
-    side: str,
-    load: Load,
-    number: int,
+    subject: Subject, settings: Settings, talk: Talk, url: str, side: str, load: Load, number: int
 ) -> Measured:
     # New prompts each round: a prefix cache would have those of the round before.
     keys, seed = list(subject.members), number + 1

@@ -82,9 +82,8 @@ def theirs(base: Path, options: Mapping[str, Any], members: Mapping[str, Path]) 
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     command += ["--model", str(base), "--served-model-name", "base", "--host", "127.0.0.1"]
     command += ["--disable-uvicorn-access-log", "--enable-lora", *flags(options)]
-    if members:
-        command += ["--lora-modules", *(f"{key}={path}" for key, path in members.items())]
-    return command
+    modules = [f"{key}={path}" for key, path in members.items()]
+    return [*command, "--lora-modules", *modules] if modules else command
 
 
 def peer_environment(loading: bool = False) -> dict[str, str]:

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 
 from stacked.bench.figures import in_order, ratios, turn
-from stacked.bench.memory import forget_files
+from stacked.bench.processes import forget_files
 from stacked.bench.report import Column, Line, Result, Table, Telling
 from stacked.bench.server import OURS, PEER, SIDES, serve, sides_of
 from stacked.bench.subject import Subject

@@ -80,37 +80,26 @@ def prepare(
     requested: Requested, count: int, directory: Path, data_dir: Path, tell: Telling
 ) -> Subject:
     """Find or make the base and `count` adapters. Raises BaseNotFound, ParameterInvalid."""
-    base, engine = _base(requested, directory, data_dir)
+    if requested.base in SHAPES:
+        base = build_shape(requested.base, directory)
+        engine = {**shape_options(requested.base), **requested.engine}
+    else:
+        base, engine = resolve(requested.base, data_dir), dict(requested.engine)
     if requested.adapters:
         if len(requested.adapters) < count:
             raise ParameterInvalid(
                 f"{count} adapters are needed and {len(requested.adapters)} named; name more, or "
                 "none: then random ones are made"
             )
-        own = [path.resolve() for path in requested.adapters[:count]]
-        rank = max(map(rank_of, own), default=0)
-        return Subject(base, own, rank, "as they are", engine)
+        return _own(base, [path.resolve() for path in requested.adapters[:count]], engine)
     if requested.targets not in TARGETS:
         raise ParameterInvalid(f"no targets {requested.targets!r}; there are {', '.join(TARGETS)}")
     if count:
         tell.begin(f"Making {count} random adapters of rank {requested.rank}")
-    made = generate(
-        BaseModules.read(base),
-        count,
-        requested.rank,
-        TARGETS[requested.targets],
-        directory / "adapters",
-        tell.fraction,
-    )
+    modules, targets = BaseModules.read(base), TARGETS[requested.targets]
+    place = directory / "adapters"
+    made = generate(modules, count, requested.rank, targets, place, tell.fraction)
     return Subject(base, made, requested.rank, requested.targets, engine)
-
-
-def _base(requested: Requested, directory: Path, data_dir: Path) -> tuple[Path, dict[str, Any]]:
-    """Its directory, found or written, and the engine's options for it."""
-    if requested.base in SHAPES:
-        made = build_shape(requested.base, directory)
-        return made, {**shape_options(requested.base), **requested.engine}
-    return resolve(requested.base, data_dir), dict(requested.engine)
 
 
 def subject_of(config: Config, data_dir: Path) -> Subject:
@@ -118,9 +107,11 @@ def subject_of(config: Config, data_dir: Path) -> Subject:
     paths = [Path(member.source) for member in config.group.members]
     if away := [str(path) for path in paths if not path.is_dir()]:
         raise ConfigInvalid(f"{away[0]} is no directory; only adapters on this machine are timed")
-    rank = max(map(rank_of, paths), default=0)
-    base = resolve(config.base.model, data_dir)
-    return Subject(base, paths, rank, "as they are", dict(config.engine))
+    return _own(resolve(config.base.model, data_dir), paths, config.engine)
+
+
+def _own(base: Path, adapters: Sequence[Path], engine: Mapping[str, Any]) -> Subject:
+    return Subject(base, adapters, max(map(rank_of, adapters), default=0), "as they are", engine)
 
 
 def config_of(subject: Subject) -> Config:

@@ -14,7 +14,7 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from stacked.bench.figures import Spread
+from stacked.bench.figures import Spread, gaps_within
 from stacked.core import Adapter, Base, Digest, Member, ModelId, model_id_of
 from stacked.engine.engine import Loaded
 from stacked.errors import StackedError
@@ -133,8 +133,7 @@ class _Asking:
 
     def longest(self, since: float, until: float) -> float:
         """The longest time between two of them that touches the window."""
-        waits = [b - a for a, b in itertools.pairwise(self._at) if b >= since and a <= until]
-        return max(waits, default=0.0)
+        return max(gaps_within([self._at], (since, until)), default=0.0)
 
 
 def _members(count: int, number: int) -> tuple[Member, ...]:

@@ -19,7 +19,7 @@ from stacked.cli.bench import bench
 from stacked.cli.gc import gc
 from stacked.cli.keys import keys
 from stacked.cli.live import rollback, update
-from stacked.cli.shared import AskedAtOnce, DataDir, Url, data_dir_of, fail, server
+from stacked.cli.shared import HELP, AskedAtOnce, DataDir, Url, data_dir_of, fail, optional, server
 from stacked.cli.usage import usage
 from stacked.cli.view import groups, status
 from stacked.errors import StackedError
@@ -39,7 +39,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=HELP,
 )
 
 
@@ -89,13 +89,8 @@ def serve(
             show_default=False,
         ),
     ] = None,
-    host: Annotated[
-        str | None, typer.Option(help="Address to serve on, over the file's.", show_default=False)
-    ] = None,
-    port: Annotated[
-        int | None,
-        typer.Option(min=0, max=65535, help="Port, over the file's.", show_default=False),
-    ] = None,
+    host: Annotated[str | None, optional(help="Address to serve on, over the file's.")] = None,
+    port: Annotated[int | None, optional(min=0, max=65535, help="Port, over the file's.")] = None,
     insecure_no_auth: Annotated[
         bool,
         typer.Option(
@@ -115,14 +110,11 @@ def serve(
 
     with Terminal() as progress:
         tree = _config(config, progress)
-        given = {"host": host, "port": port}
-        changed: dict[str, Any] = {
-            name: value for name, value in given.items() if value is not None
-        }
+        changed: dict[str, Any] = {} if host is None else {"host": host}
+        changed |= {} if port is None else {"port": port}
         if insecure_no_auth:
             changed["auth"] = _unsigned(tree)
-        server = tree.server.model_copy(update=changed)
-        tree = tree.model_copy(update={"server": server})
+        tree = tree.model_copy(update={"server": tree.server.model_copy(update=changed)})
         # Imports the engine, which takes seconds that no other command should wait for.
         from stacked.api.server import run
 
@@ -173,9 +165,7 @@ def prepare(
 def check(
     adapter: Annotated[str, typer.Argument(help="A directory, an archive of one, or a Hub id.")],
     base: Annotated[str, typer.Option(help="The base: a directory, a known name or a Hub id.")],
-    max_rank: Annotated[
-        int | None, typer.Option(min=1, help="Refuse ranks above this.", show_default=False)
-    ] = None,
+    max_rank: Annotated[int | None, optional(min=1, help="Refuse ranks above this.")] = None,
     foreign_tokens: Annotated[
         bool,
         typer.Option("--foreign-tokens", help="Accept tokens that the base lacks; they are lost."),
@@ -197,14 +187,14 @@ def check(
     report = store.inspect(adapter, base=modules, max_rank=max_rank, foreign_tokens=foreign_tokens)
     rows = {
         "digest": report.digest,
-        "rank": str(report.rank),
+        "rank": report.rank,
         "modules": f"{report.modules} ({', '.join(report.target_modules)})",
         "parameters": f"{report.parameters:,} ({', '.join(report.dtypes)})",
         "size": size(report.bytes),
         "made for": report.base or "its config does not say",
         "template": chat_summary(report.chat, modules.directory),
     }
-    out.print(table(None, [[name, value] for name, value in rows.items()]))
+    out.print(table(None, list(rows.items())))
     for warning in report.warnings:
         err.print(f"warning: {warning}", style="yellow", markup=False)
     out.print(f"{adapter} can be served on {modules}.", style="green", markup=False)
@@ -228,16 +218,13 @@ def _modules(base: Path, store: Path) -> BaseModules:
 def predict(
     prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from standard input.")],
     key: Annotated[
-        str | None,
-        typer.Option("--key", "-k", help="Inference key. Default: the base.", show_default=False),
+        str | None, optional("--key", "-k", help="Inference key. Default: the base.")
     ] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Print the answer as it comes.")] = False,
     url: Url = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 128,
     temperature: Annotated[float, typer.Option(min=0, help="0 always gives the same answer.")] = 0,
-    system: Annotated[
-        str | None, typer.Option(help="A system message before the prompt.", show_default=False)
-    ] = None,
+    system: Annotated[str | None, optional(help="A system message before the prompt.")] = None,
     completion: Annotated[
         bool, typer.Option("--completion", help="Send the prompt unchanged, not as a message.")
     ] = False,
@@ -261,14 +248,14 @@ def predict(
 
 
 def _ask(url: str | None, key: str | None, body: dict[str, Any], stream: bool, raw: bool) -> None:
-    import json
-
     from stacked.client import text_of
-    from stacked.terminal import write
+    from stacked.terminal import write, write_json
 
     def show(answer: dict[str, Any], end: str) -> None:
-        said = json.dumps(answer, ensure_ascii=False) + "\n" if raw else text_of(answer) + end
-        write(said)
+        if raw:
+            write_json(answer)
+        else:
+            write(text_of(answer) + end)
 
     with server(url) as client:
         if not stream:

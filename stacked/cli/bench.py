@@ -18,13 +18,14 @@ from stacked.cli.measuring import (
     what,
     with_common,
 )
+from stacked.cli.shared import HELP
 
 bench = typer.Typer(
     name="bench",
     help="Measure on this machine, with engines and servers of its own. Figures are ratios of "
     "things measured side by side; save them with --json, --table and --plot.",
     no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=HELP,
 )
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stacked.cli.shared import DataDir, data_dir_of, server
+from stacked.cli.shared import AsJson, DataDir, data_dir_of, optional, server
 
 if TYPE_CHECKING:
     from stacked.config import RetentionConfig
@@ -27,13 +26,10 @@ def gc(
     ] = False,
     url: Annotated[
         str | None,
-        typer.Option(
-            help="Ask this server, which serves from the data directory, to do it.",
-            show_default=False,
-        ),
+        optional(help="Ask this server, which serves from the data directory."),
     ] = None,
     data_dir: DataDir = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Remove adapters, bases, groups, records and logs that nobody needs any more.
 
@@ -41,7 +37,7 @@ def gc(
 
     Example:  stacked gc --dry-run
     """
-    from stacked.terminal import write
+    from stacked.terminal import write_json
 
     if url is not None:
         with server(url) as client:
@@ -49,7 +45,7 @@ def gc(
     else:
         report = _collect(data_dir_of(data_dir), _settings(config), dry_run)
     if as_json:
-        write(json.dumps(report, ensure_ascii=False) + "\n")
+        write_json(report)
     else:
         _show(report)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stacked.cli.shared import DataDir, data_dir_of, fail
+from stacked.cli.shared import HELP, DataDir, data_dir_of, fail
 
 if TYPE_CHECKING:
     from stacked.keys import Created, Credential
@@ -17,7 +17,7 @@ keys = typer.Typer(
     name="keys",
     help="Credentials: make, list, rotate and remove them.",
     no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=HELP,
 )
 
 

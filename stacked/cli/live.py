@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stacked.cli.sending import Source, sent
+from stacked.cli.sending import sent
 from stacked.cli.shared import Url, brief, fail, server
 from stacked.core import VERSIONED
 
@@ -135,16 +135,12 @@ def _register(client: Client, tree: Config, progress: Terminal) -> list[Entry]:
     found = []
     progress.begin(f"Registering {len(sources)} adapters")
     for each in sources:
-        found.append(_entry(client, each))
+        with each.errors_named():
+            key, id = each.member.key, each.member.id
+            found.append(client.register(each.registered, key=key, model_id=id))
         progress.fraction(len(found) / len(sources))
     progress.done()
     return found
-
-
-def _entry(client: Client, source: Source) -> Entry:
-    member = source.member
-    with source.errors_named():
-        return client.register(source.registered, key=member.key, model_id=member.id)
 
 
 def _create_group(

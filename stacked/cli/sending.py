@@ -65,7 +65,7 @@ def sent(client: Client, members: Sequence[MemberConfig], progress: Terminal) ->
     for each in found:
         if each.digest is not None:
             local.setdefault(each.digest, each)
-    missing = [each for each in local.values() if not _is_there(client, each)]
+    missing = [each for digest, each in local.items() if not client.has_adapter(digest)]
     progress.done()
     if local:
         progress.note(f"the server has {len(local) - len(missing)} of {len(local)} from here")
@@ -87,11 +87,6 @@ def _read(source: Source) -> Source:
             return source
         with outgoing(given) as adapter:
             return Source(source.member, source.place, adapter.digest)
-
-
-def _is_there(client: Client, source: Source) -> bool:
-    assert source.digest is not None, "of this machine"
-    return client.has_adapter(source.digest)
 
 
 def _send(client: Client, source: Source, progress: Terminal) -> None:

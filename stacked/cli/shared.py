@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -13,20 +14,20 @@ if TYPE_CHECKING:
     from stacked.engine.adaptable import Asking
     from stacked.store.adaptable import Adaptable
 
+optional = partial(typer.Option, show_default=False)
+HELP = {"help_option_names": ["-h", "--help"]}
+
 DataDir = Annotated[
     Path | None,
-    typer.Option(
+    optional(
         help="Where bases, adapters and records are stored. Default: $STACKED_DATA_DIR, else "
-        ".stacked here if there is one, else ~/.local/share/stacked.",
-        show_default=False,
+        ".stacked here if there is one, else ~/.local/share/stacked."
     ),
 ]
 Url = Annotated[
-    str | None,
-    typer.Option(
-        help="The server. Default: $STACKED_URL, else http://127.0.0.1:8080.", show_default=False
-    ),
+    str | None, optional(help="The server. Default: $STACKED_URL, else http://127.0.0.1:8080.")
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
 
 
 def data_dir_of(given: Path | None) -> Path:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import enum
-import json
 from typing import Annotated
 
 import typer
 
-from stacked.cli.shared import Url, server
+from stacked.cli.shared import AsJson, Url, optional, server
 
 
 class By(enum.Enum):
@@ -18,22 +17,20 @@ class By(enum.Enum):
 
 def usage(
     since: Annotated[str, typer.Option(help="How far back: 90m, 24h or 30d.")] = "7d",
-    by: Annotated[
-        By | None, typer.Option(help="Sum over the other of the two.", show_default=False)
-    ] = None,
+    by: Annotated[By | None, optional(help="Sum over the other of the two.")] = None,
     url: Url = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show the requests and tokens of a running server by credential and inference key.
 
     Example:  stacked usage --since 30d --by credential
     """
-    from stacked.terminal import out, table, write
+    from stacked.terminal import out, table, write_json
 
     with server(url) as client:
         report = client.usage(since, by.value if by else None)
     if as_json:
-        write(json.dumps(report, ensure_ascii=False) + "\n")
+        write_json(report)
         return
     counts = ("requests", "errors", "promptTokens", "generatedTokens")
     rows = [

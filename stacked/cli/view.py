@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stacked.cli.shared import Url, brief, server
+from stacked.cli.shared import AsJson, Url, brief, server
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -38,51 +38,46 @@ def status(
         bool, typer.Option("--watch", "-w", help="Show it again whenever it changes, until ^C.")
     ] = False,
     url: Url = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print it as JSON, one line each time.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show what a running server serves: its group, its generation, every model.
 
     Example:  stacked status --watch
     """
+    from stacked.terminal import out
+
     with server(url) as client:
         if not watch:
             _print_status(client.status(), as_json)
         elif as_json or not sys.stdout.isatty():
-            _print_changes(client, as_json)
+            for each in _changes(client):
+                _print_status(each, as_json)
         else:
-            _watch(client)
+            from rich.live import Live
+
+            with Live(console=out, auto_refresh=False) as live:
+                for each in _changes(client):
+                    live.update(_picture(each), refresh=True)
 
 
 def _print_status(status: dict[str, Any], as_json: bool) -> None:
-    from stacked.terminal import out, write
+    from stacked.terminal import out, write_json
 
     if as_json:
-        write(json.dumps(status, ensure_ascii=False) + "\n")
+        write_json(status)
     else:
         out.print(_picture(status))
 
 
-def _print_changes(client: Client, as_json: bool) -> None:
+def _changes(client: Client) -> Iterator[dict[str, Any]]:
+    """The status now, and again whenever it has changed."""
     shown = None
     while True:
         status = client.status()
         if status != shown:
-            _print_status(status, as_json)
+            yield status
             shown = status
         time.sleep(1.0)
-
-
-def _watch(client: Client) -> None:
-    from rich.live import Live
-
-    from stacked.terminal import out
-
-    with Live(_picture(client.status()), console=out, auto_refresh=False) as live:
-        while True:
-            time.sleep(1.0)
-            live.update(_picture(client.status()), refresh=True)
 
 
 def _disk(disk: dict[str, Any] | None) -> str:
@@ -105,9 +100,9 @@ def _picture(status: dict[str, Any]) -> Group:
         "deployment": status["deploymentId"],
         "state": status["state"] + (f": {status['reason']}" if status.get("reason") else ""),
         "group": f"{status['groupName']}  {status['groupId']}",
-        "generation": str(status["generation"]),
-        "previous": status.get("previousGroupId") or "",
-        "update": status.get("update") or "",
+        "generation": status["generation"],
+        "previous": status.get("previousGroupId"),
+        "update": status.get("update"),
         "draining": ", ".join(status.get("draining") or ()),
         "disk": _disk(status.get("disk")),
     }

@@ -102,13 +102,18 @@ def _cpu() -> tuple[str, frozenset[str]]:
     return name, flags
 
 
-def _gpus() -> tuple[Gpu, ...]:
+def nvidia_smi(query: str) -> list[str]:
+    """The lines that `nvidia-smi` prints for a query such as `name,memory.total`, one for a GPU."""
     if shutil.which("nvidia-smi") is None:
-        return ()
-    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+        return []
+    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
-        return ()
-    rows = (line.rpartition(",") for line in done.stdout.splitlines() if "," in line)
+        return []
+    return done.stdout.splitlines()
+
+
+def _gpus() -> tuple[Gpu, ...]:
+    rows = (line.rpartition(",") for line in nvidia_smi("name,memory.total") if "," in line)
     return tuple(Gpu(name.strip(), int(size) * 1024**2) for name, _, size in rows)

@@ -11,7 +11,7 @@ import pytest
 from stacked.bench.asking import apart
 from stacked.bench.check import BASE, Answer, Refusal, Version, Violation, judge
 from stacked.bench.clients import Mix, Traffic
-from stacked.bench.gaps import gaps_within, quantile
+from stacked.bench.figures import gaps_within, quantile
 from stacked.bench.groups import config_tree, group_members, make_storm, pool_members
 from stacked.bench.storm import Seen, Settings, _goes_on
 from stacked.bench.updates import Update, begins_of

@@ -1,4 +1,4 @@
-"""How much memory processes have taken: a process with its descendants, and GPUs.
+"""What processes take of a machine: memory of a process with its descendants, GPUs, and a core.
 
 Read from Linux's /proc and `nvidia-smi`; elsewhere 0, which tables show as unknown.
 """
@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import subprocess
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from stacked.engine.cpu_affinity import use_cores
+from stacked.engine.machine import CORES, nvidia_smi
 
 
 def descendants(process: int) -> list[int]:
@@ -44,14 +46,8 @@ def peak_bytes(process: int | None = None) -> int:
 
 def gpu_bytes() -> int:
     """What is taken on the GPUs that this process may see, by anyone, in bytes."""
-    if shutil.which("nvidia-smi") is None:
-        return 0
-    command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return 0
-    return sum(int(line) * 1024**2 for line in done.stdout.split() if line.isdigit())
+    lines = nvidia_smi("memory.used")
+    return sum(int(line) * 1024**2 for line in lines if line.strip().isdigit())
 
 
 def forget_files(directories: Iterable[Path]) -> list[Path]:
@@ -74,3 +70,48 @@ def _peak(process: int) -> int:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     return 0
+
+
+def engine_core(seconds: float) -> int | None:
+    """The core of the busiest thread that is bound to one core, measured for so long.
+
+    Only threads of this process's descendants count. None if there is no such thread.
+    """
+    before = _spent()
+    # The window that is measured.
+    time.sleep(seconds)
+    worked = {task: spent - before.get(task, 0) for task, spent in _spent().items()}
+    return max(worked, key=lambda task: worked[task])[1] if worked else None
+
+
+def _spent() -> dict[tuple[int, int], int]:
+    """The time that each thread bound to one core has spent there, by its id and core."""
+    spent: dict[tuple[int, int], int] = {}
+    for process in descendants(os.getpid())[1:]:
+        for task in Path(f"/proc/{process}/task").glob("[0-9]*"):
+            with contextlib.suppress(OSError, ValueError):
+                cores = os.sched_getaffinity(int(task.name))
+                if len(cores) == 1:
+                    times = (task / "stat").read_text().rpartition(")")[2].split()[11:13]
+                    spent[int(task.name), cores.pop()] = sum(map(int, times))
+    return spent
+
+
+@contextlib.contextmanager
+def off_engine_core(seconds: float) -> Iterator[None]:
+    """Measure for so long; within the block, this process's threads leave the engine's core.
+
+    Real clients are on other machines. With few cores the system wakes the benchmark's clients on
+    any core that is idle for a moment, including the engine's, and distorts its figures.
+    If no thread is bound and there are two cores, that is the last one, which our engine takes
+    during an update.
+    """
+    core = engine_core(seconds)
+    if core is None and len(CORES) == 2:
+        core = max(CORES)
+    if CORES - {core}:
+        use_cores(CORES - {core})
+    try:
+        yield
+    finally:
+        use_cores(CORES)

@@ -5,11 +5,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from stacked.bench.memory import descendants, forget_files, forget_peaks, gpu_bytes, peak_bytes
+from stacked.bench.processes import (
+    descendants,
+    engine_core,
+    forget_files,
+    forget_peaks,
+    gpu_bytes,
+    off_engine_core,
+    peak_bytes,
+)
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -60,3 +69,39 @@ def test_gpus_are_summed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     assert gpu_bytes() == 3 * 1024**3
+
+
+CORES = sorted(os.sched_getaffinity(0))
+BUSY = "import os; os.sched_setaffinity(0, {%d}); print(flush=True)\nwhile True: pass"
+IDLE = "import os, time; os.sched_setaffinity(0, {%d}); print(flush=True); time.sleep(60)"
+
+
+@pytest.mark.skipif(len(CORES) < 2, reason="one core cannot be shared out")
+def test_load_leaves_the_core_of_the_bound_thread_that_works() -> None:
+    busy, idle = (
+        subprocess.Popen([sys.executable, "-c", code % core], stdout=subprocess.PIPE)
+        for code, core in ((BUSY, CORES[-1]), (IDLE, CORES[0]))
+    )
+    try:
+        for child in (busy, idle):
+            assert child.stdout is not None
+            child.stdout.readline()
+        assert engine_core(0.3) == CORES[-1]
+        seen: list[list[int]] = []
+        with off_engine_core(0.3):
+            thread = threading.Thread(target=lambda: seen.append(sorted(os.sched_getaffinity(0))))
+            thread.start()
+            thread.join()
+        assert seen == [CORES[:-1]]
+        assert sorted(os.sched_getaffinity(0)) == CORES
+    finally:
+        for child in (busy, idle):
+            child.kill()
+            child.communicate()
+
+
+def test_load_stays_where_no_thread_is_bound() -> None:
+    # In a process without children: this one may have servers of other tests.
+    code = "from stacked.bench.processes import engine_core; print(engine_core(0.05))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "None"
