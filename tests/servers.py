@@ -8,6 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,7 +64,7 @@ def signed(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) ->
             "max_body_bytes": MAX_BODY_BYTES,
             "drain_seconds": 10,
             "adapter_roots": [str(tiny_models.root)],
-            "auth": {"oci": True},
+            "auth": {"oci": True, "bearer": True},
         },
     }
     path = directory / "control.yaml"
@@ -111,11 +112,23 @@ def demo(
 
     With records of its own: what one session leaves served, another one does not start with.
     """
-    directory = tmp_path_factory.mktemp("demo")
+    with serving_demo(tmp_path_factory.mktemp("demo"), data_dir) as running:
+        yield running
+
+
+@contextmanager
+def serving_demo(directory: Path, data_dir: Path, **server: Any) -> Iterator[Server]:
+    """The demo with records of its own, and these settings of the server."""
     (directory / "data").mkdir()
     (directory / "data" / "bases").symlink_to(data_dir / "bases")
-    port = free_port()
-    arguments = [str(_config(directory)), "--port", str(port), "--data-dir", "data"]
+    port, path = free_port(), _config(directory)
+    if server:
+        text = path.read_text(encoding="utf-8").replace("../adapters", str(ROOT / "adapters"))
+        tree = yaml.safe_load(text)
+        tree["server"] |= server
+        path = directory / "served.yaml"
+        path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    arguments = [str(path), "--port", str(port), "--data-dir", "data"]
     with serving(*arguments, directory=directory, port=port) as running:
         yield running
 

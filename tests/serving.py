@@ -71,13 +71,14 @@ def serving(
     ends_with: int = 0,
     path: str = "/health",
     status: int = 200,
+    scheme: str = "http",
 ) -> Iterator[Server]:
     """Run `stacked serve` with these arguments until the block ends; its exit code is checked.
 
     The block begins when `path` answers with `status`.
     """
     command = (sys.executable, "-m", "stacked", "serve", *arguments)
-    server = Server(f"http://127.0.0.1:{port}", directory, command, environment or {})
+    server = Server(f"{scheme}://127.0.0.1:{port}", directory, command, environment or {})
     try:
         server.start(path, status)
         yield server

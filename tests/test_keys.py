@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import stat
+import zlib
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import oci
@@ -18,6 +22,7 @@ from stacked.cli import app
 from stacked.errors import KeyFileInvalid
 from stacked.keys import (
     Principal,
+    Rights,
     create,
     create_signing,
     keys_dir,
@@ -25,6 +30,7 @@ from stacked.keys import (
     read_public,
     remove,
     rotate,
+    tokens,
 )
 
 
@@ -195,6 +201,72 @@ def test_a_key_id_of_another_form_is_refused(text: str) -> None:
         Principal.parse(text)
 
 
+# -- tokens ---------------------------------------------------------------------------------
+
+
+def test_of_a_token_its_hash_and_its_rights_are_stored_and_nothing_else(tmp_path: Path) -> None:
+    token = create(tmp_path, "app", Rights(keys=frozenset({"sql"}), requests_per_minute=60))
+    place = keys_dir(tmp_path) / "app.json"
+    text = place.read_text()
+    _, id, secret = token.split("_")
+    assert not any(part in text for part in (token, secret, secret[:64], secret[:16]))
+    tree = json.loads(text)
+    assert tree.pop("timeCreated").endswith("Z")
+    assert tree == {
+        "admin": False,
+        "keys": ["sql"],
+        "requestsPerMinute": 60,
+        "weight": 1.0,
+        "secrets": [{"id": id, "sha256": hashlib.sha256(token.encode()).hexdigest()}],
+    }
+    assert (mode(place), mode(place.parent)) == (0o600, 0o700)
+    assert list(tmp_path.rglob("*")) == [place.parent, place]
+
+
+def test_a_scanner_finds_tokens_and_discards_what_only_looks_like_one() -> None:
+    """The pattern of docs/security.md, and the checksum that needs no server."""
+    made = [tokens.make()[0] for _ in range(100)]
+    found = re.findall(r"stk_[0-9a-f]{16}_[0-9a-f]{72}", f"key={', '.join(made)};")
+    assert found == made == sorted(set(made), key=made.index)
+    for token in made:
+        assert int(token[-8:], 16) == zlib.crc32(token[:-8].encode())
+        assert tokens.id_of(token) == token[4:20]
+        typo = token[:40] + ("0" if token[40] != "0" else "1") + token[41:]
+        assert tokens.id_of(typo) is None
+
+
+def test_a_rotation_keeps_the_rights_and_refuses_what_it_cannot_rotate(tmp_path: Path) -> None:
+    rights = Rights(admin=True, concurrency=2)
+    first = create(tmp_path, "app", rights)
+    (before,) = read_directory(keys_dir(tmp_path))[0]
+    assert rotate(tmp_path, "app") != first
+    (after,) = read_directory(keys_dir(tmp_path))[0]
+    assert (after.caller, after.created) == (before.caller, before.created)
+    assert len(after.secrets) == 1
+    assert after.secrets != before.secrets
+    create_signing(tmp_path, "alice")
+    create(tmp_path, "old", Rights(time_expires=datetime.now(UTC) - timedelta(seconds=1)))
+    (keys_dir(tmp_path) / "broken.json").write_text("{}")
+    for name, words in (
+        ("bob", "no key 'bob'"),
+        ("alice", "signing key"),
+        ("old", "has expired"),
+        ("broken", "not the file of a credential"),
+    ):
+        with pytest.raises(KeyFileInvalid, match=words):
+            rotate(tmp_path, name)
+
+
+def test_a_token_and_a_signing_key_share_their_names(tmp_path: Path) -> None:
+    made = create_signing(tmp_path, "alice")
+    with pytest.raises(KeyFileInvalid, match="already; --force"):
+        create(tmp_path, "alice")
+    create(tmp_path, "alice", force=True)
+    assert not made.private.exists()
+    (found,) = read_directory(keys_dir(tmp_path))[0]
+    assert found.public is None
+
+
 # -- the commands ---------------------------------------------------------------------------
 
 
@@ -224,3 +296,40 @@ def test_a_refusal_is_an_error_of_ours(tmp_path: Path) -> None:
         CliRunner().invoke(
             app, ["keys", "remove", "bob", "--data-dir", str(tmp_path)], catch_exceptions=False
         )
+
+
+def test_a_token_is_printed_alone_and_never_listed(tmp_path: Path) -> None:
+    where = ("--data-dir", str(tmp_path))
+    held = ("--allow", "sql, triage", "--expires", "30d", "--requests-per-minute", "60")
+    made = CliRunner().invoke(app, ["keys", "create", "app", *held, *where])
+    token = made.stdout.strip()
+    assert tokens.id_of(token) is not None
+    assert "shown once" in made.stderr
+    again = CliRunner().invoke(app, ["keys", "rotate", "app", "--grace", "1h", *where])
+    assert tokens.id_of(again.stdout.strip()) is not None
+    run("create", "ops", "--admin", *where)
+    shown = run("list", *where)
+    for part in ("app", "inference", "sql, triage", "60 requests/min", "ops", "all"):
+        assert part in shown
+    assert not any(text.split("_")[2] in shown for text in (token, again.stdout.strip()))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--allow", ""),  # a variable that is not set must not allow everything
+        ("--allow", "a,,b"),
+        ("--allow", "a", "--admin"),
+        ("--admin", "--oci"),
+        ("--inference-only",),
+        ("--expires", "soon"),
+        ("--requests-per-minute", "0"),
+        ("--weight", "nan"),
+    ],
+)
+def test_rights_that_cannot_be_meant_are_wrong_usage(
+    tmp_path: Path, wrong: tuple[str, ...]
+) -> None:
+    done = CliRunner().invoke(app, ["keys", "create", "a", *wrong, "--data-dir", str(tmp_path)])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert list(tmp_path.iterdir()) == []

@@ -14,6 +14,7 @@ import pytest
 _PIECES = {
     "servers": (
         "tests/api/test_admission.py",
+        "tests/api/test_bearer_server.py",
         "tests/api/test_chat_templates.py",
         "tests/api/test_errors.py",
         "tests/api/test_formats.py",
@@ -43,7 +44,7 @@ _PIECES = {
 }
 _FIXTURES = {
     "servers": {"server", "signed"},
-    "engines": {"demo", "lab", "stack"},
+    "engines": {"demo", "guarded", "lab", "stack"},
 }
 
 

@@ -49,6 +49,8 @@ class Routing(Generic[H]):
     generation: int = 1
     draining: frozenset[str] = frozenset()
     _names: Mapping[str, Route[H]] = field(default_factory=dict, repr=False)
+    _seen: dict[frozenset[str], Routing[H]] = field(default_factory=dict, repr=False, compare=False)
+    """What callers held to some keys see: one for each set of keys, made when it is needed."""
 
     @classmethod
     def of(
@@ -133,9 +135,13 @@ class Routing(Generic[H]):
         """
         if keys is None:
             return self
-        base = self.base if self.base and keys & {self.base.key, self.base.model_id} else None
-        members = tuple(m for m in self.members if m.key in keys or m.model_id in keys)
-        return Routing.of(base, members, self.handles, self.generation, self.draining & keys)
+        if (seen := self._seen.get(keys)) is None:
+            base = self.base if self.base and keys & {self.base.key, self.base.model_id} else None
+            members = tuple(m for m in self.members if m.key in keys or m.model_id in keys)
+            gone = self.draining & keys
+            seen = Routing.of(base, members, self.handles, self.generation, gone)
+            self._seen[keys] = seen
+        return seen
 
     def __iter__(self) -> Iterator[Route[H]]:
         """Every served model, once per name: the base, then members."""

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.engine
 
 
 def test_the_server_says_whom_it_serves(signed: Signed) -> None:
-    assert "OCI signatures, 1 key in" in " ".join(signed.server.printed().split())
+    assert "bearer tokens or OCI signatures, 1 key in" in " ".join(signed.server.printed().split())
 
 
 def test_inference_is_for_those_who_sign(world: World) -> None:

@@ -1,9 +1,9 @@
-"""The demo's fixtures, and what runs a client's program against it."""
+"""The demo for callers with tokens, and what runs a client's program against it with one."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from stacked.keys import Rights, create
 from tests.clients.environments import Client, NotInstalled
+from tests.servers import serving_demo
 from tests.serving import Server
 
 SQL = (
@@ -24,6 +26,7 @@ UNIT_PARAMETERS = {
     "required": ["unit"],
     "additionalProperties": False,
 }
+KEYS = ["base", "sql", "sql-v1", "triage", "pirate"]
 ASKED = {
     "sql": SQL,
     "triage": "I was charged twice! Help, now.",
@@ -37,6 +40,16 @@ Use = Callable[..., dict[str, Any]]
 """`use(client, **more)`: what the client's program told, asked `ASKED` and `more`."""
 
 
+@pytest.fixture(scope="session")
+def guarded(
+    base_dir: Path, data_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """The demo for callers with tokens, whose metrics are for everyone."""
+    directory, auth = tmp_path_factory.mktemp("guarded"), {"bearer": True}
+    with serving_demo(directory, data_dir, auth=auth, metrics="open") as running:
+        yield running
+
+
 @pytest.fixture
 def use(request: pytest.FixtureRequest) -> Use:
     """Runs a program and then looks whether it left the server as it was."""
@@ -46,8 +59,10 @@ def use(request: pytest.FixtureRequest) -> Use:
             client.install()  # before the demo is started, which is for nothing without it
         except NotInstalled as reason:
             pytest.skip(str(reason))
-        server: Server = request.getfixturevalue("demo")
-        told = client.run({"url": server.url} | ASKED | more)
+        server: Server = request.getfixturevalue("guarded")
+        keys = Rights(keys=frozenset(KEYS))
+        token = create(server.directory / "data", Path(client.program).stem, keys, force=True)
+        told = client.run({"url": server.url, "api_key": token} | ASKED | more)
         _wait_until_idle(server)
         return told
 

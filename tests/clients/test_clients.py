@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.clients.conftest import Use, counted, reference_log_likelihoods
+from tests.clients.conftest import KEYS, Use, counted, reference_log_likelihoods
 from tests.clients.environments import Client
 from tests.servers import ROOT
 from tests.serving import Server
@@ -17,7 +17,6 @@ pytestmark = [pytest.mark.engine, pytest.mark.long, pytest.mark.timeout(1800)]
 SELECT = "SELECT COUNT(*) FROM singers WHERE country = 'Peru'"
 """What README promises of the key `sql`."""
 PARIS = " Paris.\n\nThe"
-KEYS = ["base", "sql", "sql-v1", "triage", "pirate"]
 
 
 def assert_ticket(ticket: dict[str, Any]) -> None:
@@ -51,13 +50,13 @@ def test_openai_node(use: Use) -> None:
     }
 
 
-def test_openai_node_that_leaves_and_repeats_runs_nothing_twice(use: Use, demo: Server) -> None:
+def test_openai_node_that_leaves_and_repeats_runs_nothing_twice(use: Use, guarded: Server) -> None:
     """One stream is left, one request is given up and sent three times: four that end early."""
 
     def now() -> tuple[float, float]:
         return (
-            counted(demo, "stacked_requests_total", key="pirate"),
-            counted(demo, "stacked_tokens_total", key="pirate", kind="generated"),
+            counted(guarded, "stacked_requests_total", key="pirate"),
+            counted(guarded, "stacked_tokens_total", key="pirate", kind="generated"),
         )
 
     requests, tokens = now()

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 ASKED: dict[str, Any] = json.load(sys.stdin)
-"""`url` of the server, the questions by key, and what a single program needs beside them."""
+"""`url` of the server, `api_key`, the questions by key, and what a single program needs too."""
 
 URL: str = ASKED["url"]
 BASE_URL = f"{URL}/v1"
+API_KEY: str = ASKED["api_key"]
 
 UNIT_TOOL = {
     "type": "function",

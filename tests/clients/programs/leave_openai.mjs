@@ -6,7 +6,7 @@ const asked = JSON.parse(readFileSync(0, "utf8"));
 let attempts = 0;
 const client = new OpenAI({
   baseURL: `${asked.url}/v1`,
-  apiKey: "none",
+  apiKey: asked.api_key,
   fetch: (url, options) => {
     attempts += 1;
     return fetch(url, options);

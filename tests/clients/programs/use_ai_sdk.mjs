@@ -8,7 +8,7 @@ const asked = JSON.parse(readFileSync(0, "utf8"));
 const server = createOpenAICompatible({
   name: "stacked",
   baseURL: `${asked.url}/v1`,
-  apiKey: "none",
+  apiKey: asked.api_key,
   supportsStructuredOutputs: true,
 });
 const common = { temperature: 0, maxOutputTokens: 60, maxRetries: 0 };

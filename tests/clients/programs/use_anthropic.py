@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import anthropic
-from asking import ASKED, URL, question, raised, tell
+from asking import API_KEY, ASKED, URL, question, raised, tell
 
-client = anthropic.Anthropic(base_url=URL, api_key="none")
+client = anthropic.Anthropic(base_url=URL, api_key=API_KEY)
 # This client has no `temperature` of its own any more; the server takes it.
 SQL = {
     "model": "sql",

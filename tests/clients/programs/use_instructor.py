@@ -6,12 +6,12 @@ from typing import Literal
 
 import instructor
 import openai
-from asking import BASE_URL, question, tell
+from asking import API_KEY, BASE_URL, question, tell
 from instructor import Mode
 from instructor.core import InstructorRetryException
 from pydantic import BaseModel
 
-client = openai.OpenAI(base_url=BASE_URL, api_key="none")
+client = openai.OpenAI(base_url=BASE_URL, api_key=API_KEY)
 
 
 class Ticket(BaseModel):

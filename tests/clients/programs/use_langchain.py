@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import Literal
 
 import openai
-from asking import ASKED, BASE_URL, UNIT_TOOL, URL, question, tell
+from asking import API_KEY, ASKED, BASE_URL, UNIT_TOOL, URL, question, tell
 from langchain_anthropic import ChatAnthropic
 from langchain_openai import ChatOpenAI, OpenAI, OpenAIEmbeddings
 from pydantic import BaseModel
 
-SERVER = {"base_url": BASE_URL, "api_key": "none"}
+SERVER = {"base_url": BASE_URL, "api_key": API_KEY}
 
 
 class Ticket(BaseModel):
@@ -64,7 +64,9 @@ tell(
     completions=OpenAI(model="base", temperature=0, max_tokens=5, **SERVER).batch(
         [ASKED["france"], "The capital of Italy is"]
     ),
-    anthropic=ChatAnthropic(model="sql", temperature=0, max_tokens=60, base_url=URL, api_key="none")
+    anthropic=ChatAnthropic(
+        model="sql", temperature=0, max_tokens=60, base_url=URL, api_key=API_KEY
+    )
     .invoke(question("sql"))
     .content,
     left=asyncio.run(leave_a_stream()),

@@ -1,17 +1,24 @@
 """LangChain's classes for OCI Data Science: `/predict`, streams by header, errors.
 
-The signer signs nothing, as the demo asks for no signature; `ads.common.auth` gives real ones.
+What stands for a signer sends a token; `ads.common.auth` gives real ones.
 """
 
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
-from asking import ASKED, URL, raised, tell
+from asking import API_KEY, ASKED, URL, raised, tell
 from langchain_community.chat_models import ChatOCIModelDeployment, ChatOCIModelDeploymentVLLM
 from langchain_community.llms import OCIModelDeploymentVLLM
 
-SERVER = {"endpoint": f"{URL}/predict", "auth": {"signer": lambda request: request}}
+
+def signed(request: Any) -> Any:
+    request.headers["authorization"] = f"Bearer {API_KEY}"
+    return request
+
+
+SERVER = {"endpoint": f"{URL}/predict", "auth": {"signer": signed}}
 
 
 def chat(model: str = "sql", **more: object) -> ChatOCIModelDeploymentVLLM:

@@ -6,9 +6,9 @@ import asyncio
 import json
 
 import litellm
-from asking import ASKED, BASE_URL, UNIT_TOOL, URL, question, raised, tell
+from asking import API_KEY, ASKED, BASE_URL, UNIT_TOOL, URL, question, raised, tell
 
-SERVER = {"api_base": BASE_URL, "api_key": "none"}
+SERVER = {"api_base": BASE_URL, "api_key": API_KEY}
 
 
 def chat(model: str, key: str = "sql", **more: object) -> litellm.ModelResponse:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from asking import ASKED, BASE_URL, raised, tell
+from asking import API_KEY, ASKED, BASE_URL, raised, tell
 from llama_index.core.llms import ChatMessage
 from llama_index.llms.openai_like import OpenAILike
 from pydantic import BaseModel
@@ -19,7 +19,7 @@ class Ticket(BaseModel):
 
 def llm(model: str, **more: object) -> OpenAILike:
     settings = {"context_window": 1024, "max_tokens": 60, "temperature": 0, "is_chat_model": True}
-    return OpenAILike(model=model, api_base=BASE_URL, api_key="none", **settings | more)
+    return OpenAILike(model=model, api_base=BASE_URL, api_key=API_KEY, **settings | more)
 
 
 def message(key: str) -> list[ChatMessage]:

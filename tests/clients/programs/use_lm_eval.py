@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
-from asking import ASKED, BASE_URL, tell
+from asking import API_KEY, ASKED, BASE_URL, tell
 from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+# Where lm-eval looks for it.
+os.environ["OPENAI_API_KEY"] = API_KEY
 
 
 def model(key: str) -> LocalCompletionsAPI:

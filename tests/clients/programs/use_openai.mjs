@@ -8,7 +8,7 @@ const asked = JSON.parse(readFileSync(0, "utf8"));
 const attempts = [];
 const client = new OpenAI({
   baseURL: `${asked.url}/v1`,
-  apiKey: "none",
+  apiKey: asked.api_key,
   timeout: 300_000,
   fetch: (url, options) => {
     attempts.push(String(url));
