@@ -30,16 +30,19 @@ ERRORS: Mapping[int, str] = {
     401: "No credential that is valid here (where `server.auth` requires one)",
     403: "Not for this caller, or switched off on this server",
     404: "There is no such thing here",
+    408: "The body did not arrive in time",
     409: "Conflicts with the resource's current state",
     411: "An upload that does not say how long it is",
     412: "`if-match` names another version than the one that is there",
     413: "The body is larger than this server takes",
     415: "A content coding or type that is not taken",
     416: "The artifact does not have these bytes",
+    429: "Too many requests before this one; `retry-after` says when to try again",
     500: "A fault of the server; its log tells more under the answer's `opc-request-id`",
     501: "It needs what is not here, such as OCI's object storage",
     502: "Another machine, which the source names, did not answer as it should",
     503: "Nothing is served yet, or no more",
+    504: "The request was not answered within its time",
 }
 
 
@@ -152,9 +155,9 @@ def _errors(method: str, operation: Json) -> Iterator[int]:
     yield from (401, 403, 404, 500, 503)
     given = {(each["in"], each["name"]) for each in operation["parameters"]}
     if method not in ("get", "head"):
-        yield from (400, 409, 413)
+        yield from (400, 408, 409, 413, 429)
         if operation["tags"] == [INFERENCE]:
-            yield 415
+            yield from (415, 504)
     if any(place == "query" for place, _ in given):
         yield 400
     if ("header", "if-match") in given:
@@ -266,7 +269,7 @@ def _operation(
 # -- the engine's own document ------------------------------------------------------------
 
 # Responses of the engine's operations besides those it declares.
-_BEFORE_A_MODEL = (400, 401, 403, 404, 409, 413, 415, 500, 503)
+_BEFORE_A_MODEL = (400, 401, 403, 404, 408, 409, 413, 415, 429, 500, 503, 504)
 
 
 def with_engine(own: Json, engine: Json) -> Json:

@@ -56,9 +56,9 @@ def _size(value: Any) -> int:
     return len(to_json(value)) if isinstance(value, list | dict | str) else 0
 
 
-def _is_one(prompt: list[Any]) -> bool:
-    """Whether a list is one prompt: token ids, or messages."""
-    return not prompt or isinstance(prompt[0], int | float | dict)
+def _is_one(value: Any) -> bool:
+    """Whether it is one prompt: text, token ids, or messages."""
+    return not isinstance(value, list) or not value or isinstance(value[0], int | float | dict)
 
 
 def _messages(value: Any) -> Iterator[dict[str, Any]]:
@@ -131,14 +131,20 @@ _BOUNDS: tuple[tuple[str, tuple[str, ...], Callable[[Any], float]], ...] = (
 )
 
 
+_BY_FIELD: dict[str, list[tuple[str, Callable[[Any], float]]]] = {}
+for _limit, _fields, _measure in _BOUNDS:
+    for _field in _fields:
+        _BY_FIELD.setdefault(_field, []).append((_limit, _measure))
+
+
 def check_bounds(tree: Tree, limits: LimitsConfig) -> int:
     """How many sequences the engine gets for a request. Raises ParameterOverLimit."""
     trees = [tree, *(inner for name in _NESTED if isinstance(inner := tree.get(name), dict))]
-    for limit, fields, measure in _BOUNDS:
-        most = getattr(limits, limit)
-        for field, value in ((name, each.get(name)) for each in trees for name in fields):
-            if most is not None and value is not None and measure(value) > most:
-                raise _over(field, measure(value), limit, most)
+    for field, value in (pair for each in trees for pair in each.items()):
+        for limit, measure in _BY_FIELD.get(field, ()):
+            most = getattr(limits, limit)
+            if most is not None and value is not None and (found := measure(value)) > most:
+                raise _over(field, found, limit, most)
     sequences = max(map(_sequences, trees))
     most = min(limits.sequences_per_request, limits.share_of(limits.sequences))
     if sequences > most:
@@ -148,9 +154,9 @@ def check_bounds(tree: Tree, limits: LimitsConfig) -> int:
 
 def _sequences(tree: Tree) -> int:
     prompts = 1
-    for name in (*_PROMPTS, *_BATCHES):
-        value = tree.get(name)
-        if isinstance(value, list) and not (name in _PROMPTS and _is_one(value)):
+    for name, value in tree.items():
+        several = name in _BATCHES or (name in _PROMPTS and not _is_one(value))
+        if several and isinstance(value, list):
             prompts = max(prompts, len(value))
     return prompts * max(1, int(_number(tree.get("n"))))
 
