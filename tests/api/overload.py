@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -19,10 +20,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
 import yaml
 
 from tests import tiny
-from tests.serving import Server, free_port, serving
+from tests.serving import free_port, serving
 
 Headers = dict[str, str]
 
@@ -135,6 +137,8 @@ class Report:
     good: list[float] = field(default_factory=list)
     memory: list[tuple[float, ...]] = field(default_factory=list)
     """MB of the server and of its engine, second by second."""
+    left: float = 0.0
+    """Requests that hold a lease after all clients have gone."""
 
     def statuses(self, kind: str) -> dict[str, int]:
         return {how: count for (name, how), count in sorted(self.ended.items()) if name == kind}
@@ -218,36 +222,52 @@ def config_of(directory: Path, port: int) -> Path:
         "base": {"model": str(base)},
         "group": {"members": members},
         "engine": {"max_model_len": 1024, "max_num_seqs": SEQUENCES, "max_loras": 2},
-        "server": {"port": port, "limits": LIMITS},
+        "server": {"port": port, "limits": LIMITS, "auth": {"bearer": True}},
     }
     path = directory / "overload.yaml"
     path.write_text(yaml.safe_dump(tree), encoding="utf-8")
     return path
 
 
-def run(server: Server, port: int, seconds: float) -> Report:
-    pid = server.process.pid
+def token(name: str, directory: Path) -> Headers:
+    """A credential of its own."""
+    command = [sys.executable, "-m", "stacked", "keys", "create", name, "--data-dir", "data"]
+    made = subprocess.run(command, cwd=directory, check=True, capture_output=True, text=True)
+    return {"authorization": f"Bearer {made.stdout.strip()}"}
 
-    def sample() -> tuple[float, ...]:
-        return resident(pid), max(map(resident, children(pid)), default=0.0)
 
-    load = Target(port, "load", limits=LIMITS)
-    good = Target(port, "good", limits=LIMITS)
-    return asyncio.run(overload(load, good, each=EACH, seconds=seconds, sample=sample))
+def in_flight(url: str, headers: Headers) -> float:
+    """Requests that hold a lease, by the server's own metrics."""
+    lines = httpx.get(f"{url}/metrics", headers=headers, timeout=60).text.splitlines()
+    held = (line for line in lines if line.startswith("stacked_requests_in_flight{"))
+    return sum(float(line.rpartition(" ")[2]) for line in held)
+
+
+def measure(directory: Path, seconds: float) -> Report:
+    """Serve the tiny base from this directory, and hold the load for so long."""
+    port = free_port()
+    arguments = [str(config_of(directory, port)), "--data-dir", "data"]
+    load, good = (Target(port, key, token(key, directory), LIMITS) for key in ("load", "good"))
+    with serving(*arguments, directory=directory, port=port) as server:
+        pid = server.process.pid
+
+        def sample() -> tuple[float, ...]:
+            return resident(pid), max(map(resident, children(pid)), default=0.0)
+
+        report = asyncio.run(overload(load, good, each=EACH, seconds=seconds, sample=sample))
+        report.left = in_flight(server.url, good.headers)
+        return report
 
 
 def main(minutes: float) -> None:
     with tempfile.TemporaryDirectory() as name:
-        directory, port = Path(name), free_port()
-        config = config_of(directory, port)
-        arguments = [str(config), "--data-dir", "data"]
-        with serving(*arguments, directory=directory, port=port) as server:
-            report = run(server, port, minutes * 60)
+        report = measure(Path(name), minutes * 60)
     print(f"{EACH} open requests of each of {len(KINDS)} kinds for {minutes:g} minutes")
     for kind in (*KINDS, "good"):
         print(f"  {kind:12} {report.statuses(kind)}")
     good = sorted(report.good)
     print(f"  good clients: median {good[len(good) // 2]:.2f} s, longest {good[-1]:.2f} s")
+    print(f"  in flight when all had gone: {report.left:.0f}")
     for start in range(0, len(report.memory), 60):
         part = report.memory[start : start + 60]
         server_mb, engine_mb = (max(column) for column in zip(*part, strict=True))
