@@ -6,14 +6,17 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import uvicorn
 from starlette.types import Message, Receive, Scope, Send
 
-from stacked.api.protocol import bounded
+from stacked.api.protocol import BoundedProtocol, bounded
 from stacked.api.replies import Tagged
-from stacked.config import LimitsConfig
+from stacked.api.server import _uvicorn_config
+from stacked.config import ControlConfig, LimitsConfig, ServerConfig
+from stacked.service import Service
 
 FILES = 5000
 PIECE = b"x" * 4096
@@ -225,6 +228,15 @@ async def test_more_connections_than_allowed_are_refused_and_others_go_on() -> N
 def test_connections_leave_files_for_the_rest_of_the_process() -> None:
     assert bounded(LimitsConfig(connections=9000), 1024).most == 768
     assert bounded(LimitsConfig(connections=500), 1024).most == 500
+
+
+def test_a_server_speaks_it_with_its_own_limits(tmp_path: Path) -> None:
+    settings = ServerConfig(limits=LimitsConfig(headers=9, idle_seconds=7.5))
+    config = _uvicorn_config(Service(ControlConfig(server=settings), tmp_path), None)
+    assert isinstance(config.http, type)
+    assert issubclass(config.http, BoundedProtocol)
+    assert config.http.limits.headers == 9
+    assert config.timeout_keep_alive == 8
 
 
 @pytest.mark.parametrize("length", [0, 1, 65536, 65537, 200_000])
