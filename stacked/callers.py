@@ -34,6 +34,8 @@ class Caller:
     allowance: Allowance = Allowance()
     weight: float = 1.0
     """Its share when callers wait for the engine."""
+    batch: bool = False
+    """Whether its requests let those of others go first."""
 
     @property
     def id(self) -> str:

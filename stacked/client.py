@@ -86,14 +86,16 @@ class Entry:
     model_id: str
     key: str | None
     content: str
+    weight: float = 1.0
 
     @property
     def label(self) -> str:
         return self.key or self.model_id
 
-    def wire(self) -> dict[str, str]:
+    def wire(self) -> dict[str, Any]:
         key = {} if self.key is None else {"inferenceKey": self.key}
-        return {"modelId": self.model_id, **key}
+        weight = {} if self.weight == 1.0 else {"weight": self.weight}
+        return {"modelId": self.model_id, **key, **weight}
 
 
 class Client:
@@ -316,7 +318,10 @@ def text_of(answer: dict[str, Any]) -> str:
 def entries_of(group: dict[str, Any]) -> list[Entry]:
     """The entries of a group's JSON, with their contents by model id."""
     listed = (group.get("memberModelEntries") or {}).get("memberModelDetails") or []
-    return [Entry(each["modelId"], each.get("inferenceKey"), each["modelId"]) for each in listed]
+    return [
+        Entry(each["modelId"], each.get("inferenceKey"), each["modelId"], each.get("weight", 1.0))
+        for each in listed
+    ]
 
 
 def metadata_of(record: dict[str, Any]) -> dict[str, str]:

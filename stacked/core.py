@@ -26,6 +26,8 @@ VERSIONED = {"stacked-retention": "versions"}
 of a file: without it, a record stays until somebody deletes it."""
 
 MAX_KEY_LENGTH = 32
+# Shares beyond these would be all or nothing.
+MIN_WEIGHT, MAX_WEIGHT = 0.001, 1000.0
 MAX_MEMBERS = 500
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -147,6 +149,8 @@ class Member:
     model_id: ModelId
     adapter: Adapter
     key: str | None = None
+    weight: float = 1.0
+    """Its share of the engine beside the other keys of the same caller."""
 
     @property
     def label(self) -> str:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
-from prometheus_client.core import Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 # Every update brings new digests. Beyond this many series the least recently used are dropped: room
@@ -30,6 +30,17 @@ _first_byte = Histogram(
     buckets=_SECONDS,
 )
 _tokens = Counter("stacked_tokens", "Tokens of prompts and of answers", (*_LABELS, "kind"))
+_queue = Histogram(
+    "stacked_queue_seconds",
+    "From the engine's door to its queue, for each prompt of a request",
+    _LABELS,
+    buckets=_SECONDS,
+)
+_resident = Gauge(
+    "stacked_adapter_resident",
+    "Whether an adapter is in the engine's host memory, and in a slot, as of this look",
+    (*_LABELS, "place"),
+)
 _in_flight = Gauge("stacked_requests_in_flight", "Requests that hold a lease", _LABELS)
 _refused = Counter("stacked_refused", "Requests refused by a limit, by its name", ("limit",))
 _swaps = Counter("stacked_swaps", "LIVE updates that ended, by outcome", ("outcome",))
@@ -64,6 +75,18 @@ def request_began(key: str, digest: str) -> None:
 
 def first_byte(key: str, digest: str, seconds: float) -> None:
     _first_byte.labels(key, digest).observe(seconds)
+
+
+def queued(key: str, digest: str, seconds: float) -> None:
+    _queue.labels(key, digest).observe(seconds)
+
+
+def resident(adapters: Mapping[tuple[str, str], tuple[bool, bool]]) -> None:
+    """By key and digest: whether it is in host memory, and whether it is in a slot."""
+    _resident.clear()
+    for labels, places in adapters.items():
+        for place, there in zip(("host", "slot"), places, strict=True):
+            _resident.labels(*labels, place).set(there)
 
 
 def tokens(key: str, digest: str, prompt: int, generated: int) -> None:
@@ -106,7 +129,7 @@ def disk(free: int, total: int, stored: Mapping[str, int]) -> None:
 
 def _forget(labels: tuple[str, str]) -> None:
     del _used[labels]
-    for metric in (_first_byte, _in_flight):
+    for metric in (_first_byte, _queue, _in_flight):
         _remove(metric, labels)
     for status in _STATUSES:
         _remove(_requests, (*labels, status))
@@ -119,6 +142,42 @@ def _remove(metric: Counter | Gauge | Histogram, labels: tuple[str, ...]) -> Non
         metric.remove(*labels)
     except KeyError:  # nothing was counted under these
         return
+
+
+class Waiting(Protocol):
+    """Whoever has requests wait for the engine."""
+
+    @property
+    def slot_changes(self) -> int: ...
+
+    def waiting(self) -> Mapping[str, int]:
+        """How many wait, by key; keys of which none waits are left out."""
+
+
+class _Queue(Collector):
+    """What waits for the engine of now, counted when somebody looks."""
+
+    source: Waiting | None = None
+
+    def collect(self) -> Iterator[Metric]:
+        text = "Requests that wait for the engine, by key"
+        waiting = GaugeMetricFamily("stacked_requests_waiting", text, labels=("key",))
+        text = "Adapters that took the place of another one in a slot"
+        changes = CounterMetricFamily("stacked_slot_changes", text)
+        if self.source is not None:
+            for key, count in self.source.waiting().items():
+                waiting.add_metric((key,), count)
+            changes.add_metric((), self.source.slot_changes)
+        yield from (waiting, changes)
+
+
+_engine_queue = _Queue()
+REGISTRY.register(_engine_queue)
+
+
+def watch(source: Waiting | None) -> None:
+    """Show the queue of this engine from now on."""
+    _engine_queue.source = source
 
 
 LORA_INFO = "vllm:lora_requests_info"

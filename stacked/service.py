@@ -239,6 +239,11 @@ class Service:
         active = self._slot.active
         return (active or self.active).serving.app
 
+    async def note_residency(self) -> None:
+        """See `Serving.note_residency`."""
+        if self._slot.active is not None:
+            await self._slot.active.serving.note_residency()
+
     @property
     def in_use(self) -> frozenset[str]:
         """Digests of bases and adapters that must stay in their stores, as no record names them.

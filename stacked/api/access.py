@@ -69,6 +69,11 @@ class Access:
         self._admitted = time.perf_counter()
         metrics.request_began(*self._labels)
 
+    def waited(self, seconds: float) -> None:
+        """How long the engine was busy with others; of several prompts, the longest."""
+        metrics.queued(*self._labels, seconds)
+        self.queued = max(self.queued or 0.0, seconds)
+
     def count(self, prompt: int, generated: int) -> None:
         """The tokens of one prompt. The engine may report those of an aborted one late."""
         metrics.tokens(*self._labels, prompt, generated)

@@ -25,6 +25,7 @@ from stacked.core import header_form
 from stacked.errors import DrainExpired, NotAuthenticated, StackedError
 from stacked.groups.routing import Route
 from stacked.service import Service
+from stacked.serving import Report
 from stacked.serving.bodies import replay
 from stacked.serving.targets import (
     HEALTH_PATHS,
@@ -100,6 +101,8 @@ class Gateway:
                 scope["method"] = "GET"
             if is_open(method, path) and not (is_listing(path) and scope["method"] == "GET"):
                 out = tagged if plain else _in_openai_shape(tagged, method, path)
+                if path == "/metrics":
+                    await self._service.note_residency()
                 await self._service.app(scope, receive, out)
             else:
                 await self._ours(scope, receive, tagged)
@@ -159,8 +162,8 @@ class Gateway:
             access.admitted(route)
             send.headers |= _route_headers(route)
             send.cut = cut
-            count = partial(self._count, access, caller)
-            await answer(partial(cut.or_message, receive), _shaped(send, target), count)
+            report = Report(partial(self._count, access, caller), access.waited)
+            await answer(partial(cut.or_message, receive), _shaped(send, target), report)
             if cut.asked and not send.ended:
                 await send.cut_off(cut.error or _overdue(route), target.plain)
 

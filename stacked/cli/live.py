@@ -83,11 +83,11 @@ def _update(client: Client, tree: Config, progress: Terminal) -> bool:
         Entry(each["modelId"], each.get("inferenceKey"), each["digest"])
         for each in status["models"]
     ]
-    named = {(each.model_id, each.key) for each in wanted}
     coming = replace(base, key=_base_key(tree, base))
     # An adapter that was loaded alone is live, and in no group.
-    same = named == {(each.model_id, each.key) for each in recorded if each != base}
-    same = same and named == {(each.model_id, each.key) for each in live}
+    named = {(each.model_id, each.key): each.weight for each in wanted}
+    same = named == {(each.model_id, each.key): each.weight for each in recorded if each != base}
+    same = same and named.keys() == {(each.model_id, each.key) for each in live}
     if same and coming == base and metadata_of(details) == tree.group.metadata:
         progress.finish(f"Nothing to change: group {served['displayName']!r} is served")
         return True
@@ -137,7 +137,8 @@ def _register(client: Client, tree: Config, progress: Terminal) -> list[Entry]:
     for each in sources:
         with each.errors_named():
             key, id = each.member.key, each.member.id
-            found.append(client.register(each.registered, key=key, model_id=id))
+            made = client.register(each.registered, key=key, model_id=id)
+        found.append(replace(made, weight=each.member.weight))
         progress.fraction(len(found) / len(sources))
     progress.done()
     return found
@@ -165,7 +166,7 @@ def _show_changes(before: Sequence[Entry], after: Sequence[Entry]) -> None:
 
     changes = diff(_members(before), _members(after))
     if not changes:
-        out.print("every key keeps its weights; ids or metadata differ")
+        out.print("every key keeps its adapter; ids, shares or metadata differ")
         return
     marks = {"added": "[green]+[/]", "removed": "[red]-[/]", "changed": "[yellow]~[/]"}
     rows = []

@@ -1,6 +1,7 @@
 """One YAML file as one frozen, validated tree; unknown keys are refused with their location."""
 
 from stacked.config.auth import AuthConfig, OciAuth, is_loopback
+from stacked.config.fairness import FairnessConfig
 from stacked.config.fields import Duration, Key, Ocid
 from stacked.config.group import BaseConfig, GroupConfig, MemberConfig
 from stacked.config.limits import LimitsConfig
@@ -24,6 +25,7 @@ __all__ = [
     "ControlConfig",
     "CorsConfig",
     "Duration",
+    "FairnessConfig",
     "GroupConfig",
     "Key",
     "LimitsConfig",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from stacked.config.fields import Frozen, Key, Ocid
+from stacked.core import MAX_WEIGHT, MIN_WEIGHT
 
 
 class BaseConfig(Frozen):
@@ -21,6 +22,8 @@ class MemberConfig(Frozen):
     source: str = Field(min_length=1)
     key: Key | None = None
     id: Ocid | None = None
+    weight: float = Field(default=1.0, ge=MIN_WEIGHT, le=MAX_WEIGHT)
+    """Its share of the engine beside the other keys of the same caller."""
     foreign_tokens: bool = False
     """Serve it even if its tokenizer has tokens that the base's lacks, without these."""
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from stacked.config.auth import AuthConfig
+from stacked.config.fairness import FairnessConfig
 from stacked.config.fields import Frozen
 from stacked.config.limits import LimitsConfig
 
@@ -92,6 +93,7 @@ class ServerConfig(Frozen):
     auth: AuthConfig = AuthConfig()
     cors: CorsConfig = CorsConfig()
     limits: LimitsConfig = LimitsConfig()
+    fairness: FairnessConfig = FairnessConfig()
 
     @model_validator(mode="after")
     def _ports_differ(self) -> ServerConfig:

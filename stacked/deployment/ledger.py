@@ -236,7 +236,7 @@ class Ledger:
                 continue
             model = self.registry.models.get(entry.model_id)
             adapter = self._store.get(check_digest(model.digest))
-            members.append(Member(ModelId(entry.model_id), adapter, entry.key))
+            members.append(Member(ModelId(entry.model_id), adapter, entry.key, entry.weight))
         metadata = {str(item.get("key")): str(item.get("value")) for item in record.custom_metadata}
         return ModelGroup(record.display_name, base, tuple(members), metadata)
 
@@ -292,7 +292,7 @@ class Ledger:
 def declared_member(entry: MemberConfig, adapter: Adapter) -> Member:
     """A member of a configuration file, whose content is this adapter."""
     model_id = ModelId(entry.id) if entry.id else model_id_of(adapter.digest)
-    return Member(model_id, adapter, entry.key)
+    return Member(model_id, adapter, entry.key, entry.weight)
 
 
 def group_id_of(group: ModelGroup) -> str:
@@ -300,7 +300,7 @@ def group_id_of(group: ModelGroup) -> str:
     content = {
         "base": [group.base.model_id, group.base.key],
         "name": group.name,
-        "members": [[m.model_id, m.adapter.digest, m.key] for m in group],
+        "members": [[m.model_id, m.adapter.digest, m.key, m.weight] for m in group],
         "metadata": dict(group.metadata),
     }
     text = json.dumps(content, sort_keys=True).encode()
@@ -323,7 +323,7 @@ def _model_record(member: Member, base: Base) -> Model:
 
 
 def _entries(members: Sequence[Member]) -> tuple[GroupMember, ...]:
-    return tuple(GroupMember(member.model_id, member.key) for member in members)
+    return tuple(GroupMember(member.model_id, member.key, member.weight) for member in members)
 
 
 def _slug(name: str) -> str:

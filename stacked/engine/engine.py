@@ -28,6 +28,7 @@ from stacked.engine.machine import CORES
 from stacked.engine.options import parse_options
 from stacked.engine.plan import EnginePlan
 from stacked.engine.platform import base_is_protected, enabled
+from stacked.engine.turns import urgent
 from stacked.errors import EngineError, EngineLoadFailed, EngineStartFailed, ParameterInvalid
 from stacked.steps import Progress, Silent, Start
 from stacked.store.adaptable import Adaptable
@@ -297,7 +298,8 @@ class Engine:
                 sampling["logit_bias"] = {second: _CERTAIN}
         name = f"canary-{next(self._canaries)}"
         doing = f"scoring {loaded.name if loaded else 'the base'}"
-        output = await self.calls.call(self._last(prompt, loaded, name, sampling), doing)
+        with urgent():
+            output = await self.calls.call(self._last(prompt, loaded, name, sampling), doing)
         rows = [*(output.prompt_logprobs or ()), *(output.outputs[0].logprobs or ())]
         return [_best(row) for row in rows if row]  # nothing comes before a prompt's first token
 

@@ -5,8 +5,8 @@ view of what was selected for the current request: a name is resolved once, befo
 request, and may mean another adapter for the next one.
 
 Relies on `OpenAIServingModels.lora_requests`, `.model_name`, `.is_base_model` and
-`.show_available_models`, and `AsyncLLM.generate(prompt, params, ...)` and `.renderer`, all of which
-are instance attributes or methods.
+`.show_available_models`, and `AsyncLLM.generate(prompt, params, request_id, ...)` and `.renderer`,
+all of which are instance attributes or methods.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -22,25 +23,36 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from stacked import metrics
+from stacked.config import FairnessConfig
 from stacked.engine.chat import AdapterChat
 from stacked.engine.engine import Engine, Loaded
 from stacked.engine.rendering import render_by_own_template, render_short_prompts_at_once
 from stacked.engine.support import app_builders
+from stacked.engine.turns import Turns, ticket_of, turns_of
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
-    """What one request selects: the adapter (None: the base) and the name in its answers.
+class Report:
+    """Who is to know what the engine did for a request, for each prompt of it.
 
-    `count` is called with the numbers of prompt and answer tokens when the engine has finished.
+    `count` gets the numbers of tokens of the prompt and of its answers once the engine has
+    finished, `waited` how many seconds it was until the engine got the prompt.
     """
+
+    count: Callable[[int, int], None]
+    waited: Callable[[float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What one request selects: the adapter (None: the base) and the name in its answers."""
 
     label: str
     loaded: Loaded | None
-    count: Callable[[int, int], None] | None = None
+    report: Report | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +94,9 @@ class _SelectedAdapters(Mapping[str, "LoRARequest"]):
         return 0
 
 
-async def build_openai_app(engine: Engine, models: Callable[[], Sequence[Served]]) -> Any:
+async def build_openai_app(
+    engine: Engine, models: Callable[[], Sequence[Served]], fairness: FairnessConfig
+) -> Any:
     """vLLM's own FastAPI app over `engine`; `models` returns what is served at that time.
 
     The app's lifespan must be run by the caller. Every call must set `selected`; otherwise vLLM
@@ -93,7 +107,8 @@ async def build_openai_app(engine: Engine, models: Callable[[], Sequence[Served]
         tasks = await engine.client.get_supported_tasks()
         engine.args.allowed_origins = []  # CORS is the gateway's; some versions allow all
         app = build_app(engine.args, tasks, engine.client.model_config)
-        client = _counting(engine.client)
+        turns = turns_of(engine.client, fairness)
+        client = _in_turn(engine.client, turns)
         own_templates = engine.args.trust_request_chat_template
         render_short_prompts_at_once(client.renderer, chats=not own_templates)
         chats = engine.chats
@@ -102,35 +117,48 @@ async def build_openai_app(engine: Engine, models: Callable[[], Sequence[Served]
     _route_by_selection(app.state.openai_serving_models, models)
     messages = getattr(app.state, "anthropic_serving_messages", None)
     messages_follow_templates(messages, _own_chat)
+    metrics.watch(turns)
     metrics.name_adapters(lambda: _names_by_adapter(models()))
     # On a dead engine vLLM's error handler stops its server; ours decides that itself.
     app.state.server = SimpleNamespace(should_exit=False)
     return app
 
 
-def _counting(client: Any) -> Any:
-    """Have the engine's client report each request's prompt and answer tokens to its selection.
+def _in_turn(client: Any, turns: Turns | None) -> Any:
+    """Have each request to the engine's client wait for its turn, and reported to its selection.
 
     At the engine, not from the response: a stream has its usage only on request.
     """
     generate = client.generate
 
-    async def counted(prompt: Any, params: Any, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+    async def in_turn(prompt: Any, params: Any, request_id: str, **more: Any) -> AsyncIterator[Any]:
         # Here, in the request's own context: a generator that is left may be closed in another.
         selection = selected.get()
+        report = selection.report if selection is not None else None
+        ticket = ticket_of(prompt, params, more.get("lora_request"))
+        computed: int | None = None
         asked = given = 0
         whole = getattr(params.output_kind, "name", "") == "CUMULATIVE"
         try:
-            async for output in generate(prompt, params, *args, **kwargs):
+            if turns is not None:
+                began = time.monotonic()
+                await turns.wait(ticket, request_id)
+                more["priority"] = ticket.rank
+                if report is not None:
+                    report.waited(time.monotonic() - began)
+            async for output in generate(prompt, params, request_id, **more):
                 new = sum([len(each.token_ids) for each in output.outputs])
                 given = new if whole else given + new
                 asked = len(output.prompt_token_ids or ())
+                computed = asked - (output.num_cached_tokens or 0)
                 yield output
         finally:
-            if selection is not None and selection.count is not None:
-                selection.count(asked, given)
+            if turns is not None:
+                turns.leave(ticket, computed, given)
+            if report is not None:
+                report.count(asked, given)
 
-    client.generate = counted
+    client.generate = in_turn
     return client
 
 

@@ -123,6 +123,7 @@ class _Planner:
             need.append((f"{host} adapters in host memory", host * each))
         room, place = self._room()
         chosen |= {"dtype": self.dtype, "max_lora_rank": rank, "max_loras": slots}
+        chosen["scheduling_policy"] = "priority"  # requests have theirs from `turns`
         merged = chosen | {"max_cpu_loras": host} | self.given | {"enable_lora": True}
         if needs_one_stage(self.build, self.machine.gpus):
             self.notes.append(("LoRA kernel", note()))

@@ -48,6 +48,10 @@ class Ticket:
     """What its flow was charged, in tokens, and the flow's part of the engine then."""
     part: float = field(default=1.0, init=False)
 
+    @property
+    def waits(self) -> bool:
+        return self.state is State.WAITING
+
 
 class Flow:
     """Requests of one share to one adapter, in the order in which they came."""

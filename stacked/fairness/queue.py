@@ -10,7 +10,7 @@ once those in flight have ended.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 
 from stacked.fairness.flows import Capacity, Flow, Lane, State, Ticket
 from stacked.fairness.order import Order
@@ -66,6 +66,13 @@ class FairQueue:
         """Distinct adapters in flight."""
         return len(self._resident)
 
+    def waiting_by_key(self) -> Counter[str]:
+        """How many requests wait, of each key that has any."""
+        found: Counter[str] = Counter()
+        for flow in self._since:
+            found[flow.share.key] += len(flow.waiting)
+        return found
+
     def ask(self, ticket: Ticket, now: float) -> None:
         """A request waits from now on. Follow with `next`, and in the end with `leave`."""
         flow = ticket.flow = self._flow(ticket)
@@ -105,8 +112,12 @@ class FairQueue:
             self._reading -= ticket.expected
             self._prompts -= 1
 
-    def leave(self, ticket: Ticket, computed: int = 0, answered: int = 0) -> None:
-        """A request has ended, or waits no longer: what it took, in tokens. Once."""
+    def leave(self, ticket: Ticket, computed: int | None = None, answered: int = 0) -> None:
+        """A request has ended, or waits no longer. Once.
+
+        What it took: the tokens of its prompt that were computed (None: what was expected of it
+        all) and of its answers.
+        """
         flow = ticket.flow
         if ticket.state is State.WAITING:
             del flow.waiting[ticket]
@@ -117,7 +128,8 @@ class FairQueue:
             self._seated -= ticket.seats
             flow.running -= 1
             flow.lane.running -= 1
-            self._correct(flow, ticket, computed, answered)
+            if computed is not None:
+                self._correct(flow, ticket, computed, answered)
             self._list(flow)
         ticket.state = State.GONE
         if flow.idle:

@@ -19,7 +19,7 @@ from stacked.registry.schema import metadata
 Step = Callable[[sqlite3.Connection], None]
 
 # The version of 0.1; those before it were never released.
-FIRST = 6
+FIRST = 7
 # Step n brings version FIRST + n to the next one, in SQL of its own: `schema.py` moves on. A step
 # that was released is never edited; append another.
 STEPS: tuple[Step, ...] = ()

@@ -142,6 +142,7 @@ class GroupMember:
 
     model_id: str
     key: str | None = None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, NamedTuple, Protocol
 
+from stacked.engine.openai import Report as Report
 from stacked.groups.leases import Lease
 from stacked.groups.routing import Route
 from stacked.live import Live
@@ -18,8 +19,6 @@ Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-Count = Callable[[int, int], None]
-"""Gets the tokens of one prompt and of its answers, once for each prompt of a request."""
 
 
 class Admission(NamedTuple):
@@ -28,7 +27,7 @@ class Admission(NamedTuple):
     route: Route[Any]
     lease: Lease
     """To be released when it has ended."""
-    answer: Callable[[Receive, Send, Count], Awaitable[None]]
+    answer: Callable[[Receive, Send, Report], Awaitable[None]]
     """Has the model answer. `receive` is what follows the request's body."""
     sequences: int
     """How many the engine gets for it."""
@@ -56,5 +55,8 @@ class Serving(Protocol):
         Synchronous: nothing comes between the look into the routing table and the lease. Raises
         RoutingError, RequestError.
         """
+
+    async def note_residency(self) -> None:
+        """Have the metrics show where each adapter is; as before if that is not known soon."""
 
     async def close(self) -> None: ...

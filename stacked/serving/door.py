@@ -13,13 +13,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from stacked.callers import caller_of
 from stacked.config import PredictEndpoint, UnknownParameters
 from stacked.engine.engine import Loaded
 from stacked.engine.openai import Selection, selected
 from stacked.engine.parameters import INFORMATIVE, UNREAD, is_unread, known_parameters
+from stacked.engine.turns import share
 from stacked.errors import ParameterInvalid, ParameterUnsupported
+from stacked.fairness import Share
 from stacked.groups.routing import Route
-from stacked.serving import Count, Receive, Scope, Send
+from stacked.serving import Receive, Report, Scope, Send
 from stacked.serving.bodies import parse_object, replay, with_fields
 from stacked.serving.names import MODEL_HEADERS, names_of
 from stacked.serving.targets import Target, model_target
@@ -76,6 +79,23 @@ class Call:
             fields["stream"] = True
         return with_fields(self.body, self.tree, fields)
 
+    def share(self, route: Route[Loaded]) -> Share:
+        """Whose share of the engine it takes.
+
+        Anyone may let others go first: by OpenAI's tier `flex`, or a `priority` above 0, as vLLM
+        counts.
+        """
+        caller = caller_of(self.scope)
+        priority = self.tree.get("priority")
+        later = isinstance(priority, int) and priority > 0
+        return Share(
+            caller.id,
+            route.label,
+            caller_weight=caller.weight,
+            key_weight=route.member.weight if route.member else 1.0,
+            batch=caller.batch or later or self.tree.get("service_tier") == "flex",
+        )
+
     def scope_for(self, path: str, length: int) -> Scope:
         """The scope of a request to `path` with a whole body: a length, and no transfer coding.
 
@@ -123,7 +143,7 @@ class Door:
         return [route.path_regex for route in routes]
 
     async def answer(
-        self, call: Call, route: Route[Loaded], receive: Receive, send: Send, count: Count
+        self, call: Call, route: Route[Loaded], receive: Receive, send: Send, report: Report
     ) -> None:
         """Have the app answer by the model of this route.
 
@@ -134,11 +154,13 @@ class Door:
         self._check_parameters(path, call, known)
         streams = known is None or "stream" in known
         body = call.body_for(route, streams, self._defaults(call.tree, known or frozenset()))
-        token = selected.set(Selection(route.label, route.handle, count))
+        selection = selected.set(Selection(route.label, route.handle, report))
+        whose = share.set(call.share(route))
         try:
             await self.app(call.scope_for(path, len(body)), replay(body, receive), send)
         finally:
-            selected.reset(token)
+            share.reset(whose)
+            selected.reset(selection)
 
     def _defaults(self, tree: Mapping[str, Any], known: frozenset[str]) -> dict[str, int]:
         """The number of tokens of an answer that names none, if it is limited."""

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from stacked import metrics
 from stacked.callers import caller_of
 from stacked.config import ServerConfig
 from stacked.core import Adapter, Digest, ModelGroup
@@ -24,7 +25,13 @@ from stacked.engine.machine import look
 from stacked.engine.openai import Served, build_openai_app
 from stacked.engine.plan import EnginePlan, make_plan
 from stacked.engine.support import require_build
-from stacked.errors import EngineDead, EngineLoadFailed, EngineStartFailed, StackedError
+from stacked.errors import (
+    EngineDead,
+    EngineError,
+    EngineLoadFailed,
+    EngineStartFailed,
+    StackedError,
+)
 from stacked.groups.routing import Routing
 from stacked.live import Live
 from stacked.serving import Admission, Scope
@@ -37,6 +44,9 @@ from stacked.steps import Counted, Progress, Start
 from stacked.store import BaseModules
 from stacked.store.checks import check_content, modules_of
 from stacked.store.verified import Verified
+
+# How long metrics wait for a look into the engine.
+_LOOK_SECONDS = 1.0
 
 Commit = Callable[[], Awaitable[int]]
 """Makes a group durable; its generation."""
@@ -134,7 +144,7 @@ class VllmServing:
         return serving
 
     async def _open_app(self) -> None:
-        app = await build_openai_app(self.engine, self._rows)
+        app = await build_openai_app(self.engine, self._rows, self._server.fairness)
         # vLLM's app has a lifespan of its own, which no server runs as it is not the outermost.
         await self._open.enter_async_context(app.router.lifespan_context(app))
         self.use(app)
@@ -180,6 +190,19 @@ class VllmServing:
             more = {"model_id": member.model_id, "digest": adapter.digest, "rank": adapter.rank}
             rows.append(Served(member.label, adapter.digest, base.key, more))
         return rows
+
+    async def note_residency(self) -> None:
+        """See `Serving.note_residency`."""
+        with contextlib.suppress(EngineError, TimeoutError):
+            async with asyncio.timeout(_LOOK_SECONDS):
+                there = await self.engine.resident()
+            routes = {route.labels: route.handle for route in self.live.routing if route.handle}
+            metrics.resident(
+                {
+                    labels: (handle.number in there.host, handle.number in there.slots)
+                    for labels, handle in routes.items()
+                }
+            )
 
     async def close(self) -> None:
         """Stop the engine and whatever still runs on it. Closing twice is allowed."""

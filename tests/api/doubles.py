@@ -63,6 +63,9 @@ class Double:
         sequences = check_bounds(call.tree, self.config.server.limits)
         return route, nullcontext(), partial(self.door.answer, call, route), sequences
 
+    async def note_residency(self) -> None:
+        """There is no engine to look into."""
+
 
 class ByName:
     """A gate that believes what the header `who` says."""

@@ -73,17 +73,27 @@ SYMBOLS = (
     Symbols("vllm.usage.usage_lib", "UsageContext", "OPENAI_API_SERVER"),
     Symbols("vllm.inputs", "", "TokensPrompt"),
     Symbols("vllm.outputs", "", "RequestOutput"),
-    Symbols("vllm.outputs", "RequestOutput", "outputs prompt_logprobs prompt_token_ids"),
+    Symbols(
+        "vllm.outputs",
+        "RequestOutput",
+        "num_cached_tokens outputs prompt_logprobs prompt_token_ids",
+    ),
     Symbols("vllm.outputs", "CompletionOutput", "logprobs token_ids"),
     Symbols("vllm.logprobs", "Logprob", "logprob"),
-    Symbols("vllm.sampling_params", "SamplingParams", "output_kind"),
+    Symbols("vllm.sampling_params", "SamplingParams", "max_tokens n output_kind"),
     Symbols("vllm.v1.engine.async_llm", "", "AsyncLLM"),
     Symbols(
         "vllm.v1.engine.async_llm",
         "AsyncLLM",
         "collective_rpc errored from_vllm_config generate get_supported_tasks get_tokenizer "
-        "list_loras model_config renderer shutdown vllm_config",
+        "list_loras model_config output_processor renderer shutdown vllm_config",
     ),
+    Symbols(
+        "vllm.v1.engine.output_processor",
+        "OutputProcessor",
+        "external_req_ids process_outputs request_states",
+    ),
+    Symbols("vllm.v1.engine.output_processor", "RequestState", "is_prefilling"),
     Symbols("vllm.v1.engine.exceptions", "", "EngineDeadError"),
     Symbols("vllm.v1.engine", "", "async_llm core utils"),
     Symbols("vllm.v1.engine.utils", "", "get_mp_context"),
@@ -91,16 +101,20 @@ SYMBOLS = (
     Symbols(
         "vllm.config.vllm",
         "VllmConfig",
-        "compilation_config lora_config model_config parallel_config speculative_config",
+        "compilation_config lora_config model_config parallel_config scheduler_config "
+        "speculative_config",
     ),
     Symbols(
         "vllm.config.model",
         "ModelConfig",
         "dtype get_vocab_size hf_config logprobs_mode max_model_len model",
     ),
-    Symbols("vllm.config.parallel", "ParallelConfig", "distributed_executor_backend"),
+    Symbols(
+        "vllm.config.parallel", "ParallelConfig", "data_parallel_size distributed_executor_backend"
+    ),
+    Symbols("vllm.config.scheduler", "SchedulerConfig", "max_num_batched_tokens max_num_seqs"),
     Symbols("vllm.config.compilation", "CompilationConfig", "static_forward_context"),
-    Symbols("vllm.config.lora", "LoRAConfig", "lora_dtype"),
+    Symbols("vllm.config.lora", "LoRAConfig", "lora_dtype max_loras"),
     # Adapters in a worker.
     Symbols("vllm.lora.request", "", "LoRARequest"),
     Symbols("vllm.lora.request", "LoRARequest", "lora_int_id lora_name lora_path"),

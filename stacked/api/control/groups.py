@@ -36,6 +36,7 @@ from stacked.api.control.calls import (
 )
 from stacked.api.control.models import ModelOutline
 from stacked.config import Key, Ocid
+from stacked.core import MAX_WEIGHT, MIN_WEIGHT
 from stacked.errors import GroupInvalid, ParameterInvalid, RecordConflict
 from stacked.registry import GROUP, new_id, records
 from stacked.registry.records import GroupMember, GroupModel, Record
@@ -65,13 +66,14 @@ class MemberQuery(ListQuery):
 
 
 class MemberDetails(RequestModel):
-    """A member: its model id and, if it has one, its inference key."""
+    """A member: its model id and, if it has one, its inference key; ours alone: its weight."""
 
     model_id: Ocid
     inference_key: Key | None = None
+    weight: float = Field(default=1.0, ge=MIN_WEIGHT, le=MAX_WEIGHT)
 
     def member(self) -> GroupMember:
-        return GroupMember(self.model_id, self.inference_key)
+        return GroupMember(self.model_id, self.inference_key, self.weight)
 
 
 class MemberEntries(RequestModel):
@@ -303,6 +305,7 @@ class ModelGroupDetails(ResponseModel):
 class MemberModelDetails(ResponseModel):
     model_id: str
     inference_key: str | None = Field(validation_alias="key")
+    weight: float = Field(exclude_if=lambda weight: weight == 1.0)
 
 
 class MemberModelEntries(ResponseModel):

@@ -1,0 +1,67 @@
+"""Requests of more adapters than slots, on a real engine: all answered, by the right adapter."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import re
+import threading
+from collections import Counter
+
+import pytest
+
+from tests.conftest import KEYS, TinyModels, complete
+from tests.serving import Server
+
+pytestmark = pytest.mark.engine
+
+CLIENTS_OF_EACH = 3
+REQUESTS = 8
+
+
+def test_more_adapters_than_slots_all_have_their_turns(
+    server: Server, tiny_models: TinyModels, answers: dict[str, str]
+) -> None:
+    """Four slots, and five adapters that each have several requests in flight without a pause."""
+    with server.client() as client:
+        source = str(tiny_models.adapters["spare"])
+        loading = {"lora_name": "spare", "lora_path": source}
+        assert client.post("/v1/load_lora_adapter", json=loading).status_code == 200
+        unkeyed = next(
+            row["id"]
+            for row in client.get("/v1/models").json()["data"]
+            if row["id"] not in {"base", "spare", *KEYS}
+        )
+        names = ["base", *KEYS, unkeyed, "spare"]
+        expected = {name: answers.get(name) or complete(client, name) for name in names}
+    order: list[str] = []
+    lock = threading.Lock()
+
+    def ask(name: str) -> Counter[str]:
+        got: Counter[str] = Counter()
+        with server.client() as client:
+            for _ in range(REQUESTS):
+                got[complete(client, name)] += 1
+                with lock:
+                    order.append(name)
+        return got
+
+    everyone = names * CLIENTS_OF_EACH
+    with concurrent.futures.ThreadPoolExecutor(len(everyone)) as threads:
+        for name, got in zip(everyone, threads.map(ask, everyone), strict=True):
+            assert got == {expected[name]: REQUESTS}
+    # Nobody was passed over: when the first has had all of its answers, everyone has had some.
+    last = [_position(order, name, CLIENTS_OF_EACH * REQUESTS) for name in names]
+    assert set(order[: min(last)]) == set(names)
+    with server.client() as client:
+        assert client.post("/v1/unload_lora_adapter", json={"lora_name": "spare"}).is_success
+        shown = client.get("/metrics").text
+    assert "stacked_requests_waiting{" not in shown
+    assert 'stacked_queue_seconds_count{digest="base",key="base"}' in shown
+    assert re.search(r"^stacked_slot_changes_total [1-9]", shown, re.MULTILINE)
+    places = re.findall(r'^stacked_adapter_resident\{.*place="slot"\} 1', shown, re.MULTILINE)
+    assert 1 <= len(places) <= 4
+
+
+def _position(order: list[str], name: str, nth: int) -> int:
+    """Where the nth answer of a name is."""
+    return [at for at, each in enumerate(order) if each == name][nth - 1]

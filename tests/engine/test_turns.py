@@ -1,0 +1,175 @@
+"""Turns at a double of vLLM's client, which shows what the engine has read."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from stacked.config import FairnessConfig
+from stacked.engine.turns import Turns, share, ticket_of, turns_of, urgent
+from stacked.fairness import Capacity, Share, Ticket
+
+
+class Processor:
+    """vLLM's output processor, as far as turns read it."""
+
+    def __init__(self) -> None:
+        self.external_req_ids: dict[str, list[str]] = {}
+        self.request_states: dict[str, Any] = {}
+
+    def begin(self, id: str) -> None:
+        self.external_req_ids[id] = [f"{id}-inner"]
+        self.request_states[f"{id}-inner"] = SimpleNamespace(is_prefilling=True)
+
+    def read(self, id: str) -> None:
+        self.request_states[f"{id}-inner"].is_prefilling = False
+        self.process_outputs()
+
+    def process_outputs(self) -> str:
+        return "outputs"
+
+
+def turns(seats: int = 4, slots: int = 1, step: int = 8) -> tuple[Turns, Processor]:
+    processor = Processor()
+    return Turns(Capacity(seats, slots, step), FairnessConfig(), processor), processor
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(work)
+
+
+async def begun(*tasks: asyncio.Task[None]) -> list[bool]:
+    """Which of these have had their turn, once everybody has run as far as possible."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+    return [task.done() for task in tasks]
+
+
+def waiting(turn: Turns, ticket: Ticket, id: str = "x") -> asyncio.Task[None]:
+    return asyncio.ensure_future(turn.wait(ticket, id))
+
+
+def test_turn_comes_when_a_slot_is_free() -> None:
+    async def work() -> None:
+        turn, _ = turns()
+        first, second = Ticket(Share("c", "a"), 1), Ticket(Share("c", "b"), 2)
+        await turn.wait(first, "1")
+        task = waiting(turn, second)
+        assert await begun(task) == [False]
+        turn.leave(first, 1, 1)
+        assert await begun(task) == [True]
+        turn.leave(second)
+
+    run(work())
+
+
+def test_who_gives_up_gives_the_turn_to_the_next() -> None:
+    async def work() -> None:
+        turn, _ = turns(seats=1)
+        tickets = [Ticket(Share("c", str(at))) for at in range(3)]
+        await turn.wait(tickets[0], "0")
+        given_up, last = waiting(turn, tickets[1]), waiting(turn, tickets[2])
+        assert await begun(given_up, last) == [False, False]
+        given_up.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await given_up
+        turn.leave(tickets[1])
+        turn.leave(tickets[0], 1, 1)
+        assert await begun(last) == [True]
+
+    run(work())
+
+
+def test_turn_that_comes_with_the_cancellation_is_given_back() -> None:
+    async def work() -> None:
+        turn, _ = turns(seats=1)
+        tickets = [Ticket(Share("c", str(at))) for at in range(3)]
+        await turn.wait(tickets[0], "0")
+        cancelled, last = waiting(turn, tickets[1]), waiting(turn, tickets[2])
+        await begun(cancelled, last)
+        turn.leave(tickets[0], 1, 1)  # the turn is the second's, who is cancelled before it runs
+        cancelled.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+        turn.leave(tickets[1])
+        assert await begun(last) == [True]
+
+    run(work())
+
+
+def test_prompts_are_let_in_as_the_engine_reads_them() -> None:
+    async def work() -> None:
+        turn, processor = turns(seats=64, step=8)
+        tickets = [Ticket(Share("c", "a"), prompt=32) for _ in range(4)]
+        tasks = [waiting(turn, each, str(at)) for at, each in enumerate(tickets)]
+        assert await begun(*tasks) == [True, True, False, False]
+        processor.begin("0")
+        assert processor.process_outputs() == "outputs"
+        assert await begun(*tasks) == [True, True, False, False]
+        processor.read("0")
+        assert await begun(*tasks) == [True, True, True, False]
+
+    run(work())
+
+
+def test_waiters_of_an_engine_that_died_have_their_turns_to_fail_in() -> None:
+    async def work() -> None:
+        turn, _ = turns(seats=2)
+        tickets = [Ticket(Share("c", "k"), at % 3) for at in range(100)]
+        failed: list[int] = []
+
+        async def fails(at: int) -> None:
+            try:
+                await turn.wait(tickets[at], str(at))
+                await dead.wait()
+                failed.append(at)
+            finally:
+                turn.leave(tickets[at])
+
+        dead = asyncio.Event()
+        tasks = [asyncio.ensure_future(fails(at)) for at in range(100)]
+        assert not any(await begun(*tasks))
+        dead.set()
+        await asyncio.wait_for(asyncio.gather(*tasks), 10)
+        assert sorted(failed) == [*range(100)]
+
+    run(work())
+
+
+def test_server_has_its_own_requests_let_in_before_all_others() -> None:
+    async def work() -> None:
+        turn, _ = turns(seats=1)
+        first, later = Ticket(Share("c", "a")), Ticket(Share("c", "b"))
+        await turn.wait(first, "1")
+        task = waiting(turn, later)
+        with urgent():
+            own = ticket_of({}, SimpleNamespace(max_tokens=2, n=1), None)
+        assert share.get() == Share()
+        await turn.wait(own, "canary")
+        assert await begun(task) == [False]
+
+    run(work())
+
+
+def test_ticket_knows_the_sizes_and_the_adapter_of_a_request() -> None:
+    params = SimpleNamespace(max_tokens=7, n=3)
+    ticket = ticket_of({"prompt_token_ids": [1, 2, 3]}, params, SimpleNamespace(lora_int_id=9))
+    assert (ticket.prompt, ticket.most, ticket.seats, ticket.adapter) == (3, 7, 3, 9)
+    assert ticket_of("four words of text", params, None).prompt == 5
+
+
+def test_capacity_is_what_vllm_was_started_with() -> None:
+    config = SimpleNamespace(
+        scheduler_config=SimpleNamespace(max_num_seqs=8, max_num_batched_tokens=256),
+        lora_config=SimpleNamespace(max_loras=2),
+        parallel_config=SimpleNamespace(data_parallel_size=2),
+    )
+    client = SimpleNamespace(vllm_config=config, output_processor=Processor())
+    found = turns_of(client, FairnessConfig())
+    assert found is not None
+    assert found._queue.capacity == Capacity(16, 2, 512)
+    assert turns_of(client, FairnessConfig(enabled=False)) is None
