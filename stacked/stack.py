@@ -6,21 +6,20 @@ stack needs `if __name__ == "__main__":`.
 
 from __future__ import annotations
 
-import asyncio
 import itertools
-import threading
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
+
+from anyio.from_thread import start_blocking_portal
 
 from stacked import bases, config
 from stacked.core import Digest, ModelId
 from stacked.service import Service
 from stacked.steps import Progress
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +75,7 @@ class Stack:
         """
         given = [prompts] if isinstance(prompts, str) else list(prompts)
         serving = self.service.vllm
-        route, lease = serving.live.admit({} if key is None else {"key": key})
+        route, lease = serving.live.admit(_named(key))
         with lease:
             outputs = await serving.engine.generate(
                 given,
@@ -101,7 +100,7 @@ class Stack:
     ) -> AsyncIterator[str]:
         """Like `generate` for one prompt, yielding each new piece of text."""
         serving = self.service.vllm
-        route, lease = serving.live.admit({} if key is None else {"key": key})
+        route, lease = serving.live.admit(_named(key))
         with lease:
             sent = 0
             async for output in serving.engine.stream(
@@ -121,7 +120,7 @@ class Stack:
         Raises KeyUnknown, ChatTemplateInvalid.
         """
         serving = self.service.vllm
-        route = serving.live.routing.resolve_all({} if key is None else {"key": key})
+        route = serving.live.routing.resolve_all(_named(key))
         return serving.engine.chat_prompt(messages, route.handle)
 
 
@@ -130,28 +129,17 @@ class SyncStack:
 
     def __init__(self, stack: Stack) -> None:
         self._stack = stack
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._opened = ExitStack()
 
     def __enter__(self) -> SyncStack:
-        self._thread.start()
-        try:
-            self._wait(self._stack.__aenter__())
-        except BaseException:
-            self._stop()
-            raise
+        with ExitStack() as opened:
+            self._portal = opened.enter_context(start_blocking_portal())
+            opened.enter_context(self._portal.wrap_async_context_manager(self._stack))
+            self._opened = opened.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            self._wait(self._stack.__aexit__(kind, error, trace))
-        finally:
-            self._stop()
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
 
     @property
     def keys(self) -> list[str]:
@@ -162,19 +150,15 @@ class SyncStack:
         self, key: str | None, prompts: str | Sequence[str | Sequence[int]], **sampling: Any
     ) -> list[Answer]:
         """See `Stack.generate`."""
-        return self._wait(self._stack.generate(key, prompts, **sampling))
+        return self._portal.call(partial(self._stack.generate, key, prompts, **sampling))
 
     def chat_prompt(self, messages: Sequence[dict[str, Any]], key: str | None = None) -> str:
         """See `Stack.chat_prompt`."""
         return self._stack.chat_prompt(messages, key)
 
-    def _wait(self, work: Coroutine[Any, Any, Result]) -> Result:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
-    def _stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+def _named(key: str | None) -> dict[str, str]:
+    return {} if key is None else {"key": key}
 
 
 def open(

@@ -31,7 +31,7 @@ def test_a_stream_is_the_answer_in_pieces(stack: SyncStack) -> None:
     async def pieces() -> list[str]:
         return [piece async for piece in stack._stack.stream("a", PROMPT, **SAMPLING)]
 
-    streamed = stack._wait(pieces())
+    streamed = stack._portal.call(pieces)
     assert len(streamed) > 1
     assert "".join(streamed) == stack.generate("a", PROMPT, **SAMPLING)[0].text
 
