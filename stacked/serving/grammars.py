@@ -173,6 +173,8 @@ class _Part:
     characters: frozenset[str] = frozenset()
     single: bool = False
     """One character, as it stands."""
+    counted: bool = False
+    """Whether repeats of it are counted, for each place where it may begin."""
 
 
 @lru_cache(maxsize=256)
@@ -201,14 +203,17 @@ class _Reader:
         self._take(")")
         single = all(part.single for part in branches)
         ends = 1 if single else sum(part.ends for part in branches)
-        return _Part(ends, frozenset().union(*(part.characters for part in branches)), single)
+        characters = frozenset().union(*(part.characters for part in branches))
+        return _Part(ends, characters, single, any(part.counted for part in branches))
 
     def _sequence(self, depth: int) -> _Part:
         parts = list(self._parts(depth))
         if len(parts) < 2:
             return parts[0] if parts else _Part()
+        _check_neighbours(parts)
         ends = 1 if _is_delimited(parts) else 1 + sum(part.ends - 1 for part in parts)
-        return _Part(ends, frozenset().union(*(part.characters for part in parts)))
+        characters = frozenset().union(*(part.characters for part in parts))
+        return _Part(ends, characters, counted=any(part.counted for part in parts))
 
     def _parts(self, depth: int) -> Iterator[_Part]:
         while self._at < len(self._text) and self._text[self._at] not in "|)":
@@ -260,14 +265,31 @@ _QUANTIFIER = re.compile(
 
 
 def _repeated(part: _Part, least: float, most: float) -> _Part:
-    if part.ends > _ENDS and most > _REPEATS:
+    few = 1 if part.counted else _REPEATS
+    if part.ends > _ENDS and most > few:
         raise GrammarTooCostly(
-            f"a regular expression repeats a part more than {_REPEATS} times that may end in more "
-            f"than {_ENDS} places, and so reads one text in very many ways. End the part with a "
+            f"a regular expression repeats a part more than {few} times that may end in more than "
+            f"{_ENDS} places, and so reads one text in very many ways. End the part with a "
             "character that is nowhere else in it, or repeat it less often"
         )
     ends = most - least + 1 if part.ends == 1 else 1 + (part.ends - 1) * most
-    return _Part(ends, part.characters)
+    return _Part(ends, part.characters, counted=part.counted or _UNCOUNTED < most < inf)
+
+
+def _check_neighbours(parts: list[_Part]) -> None:
+    """Refuse repeats that are counted from each of the places where a part before them may end."""
+    for at, part in enumerate(parts):
+        for other in parts[at + 1 :]:
+            apart = part.characters.isdisjoint(other.characters)
+            if apart and other.ends == 1:
+                break  # what follows begins in one place
+            both = part.ends > 1 and other.ends > 1 and (part.counted or other.counted)
+            if both and not apart and max(part.ends, other.ends) > _ENDS:
+                raise GrammarTooCostly(
+                    f"a regular expression counts more than {_UNCOUNTED} repeats next to a part "
+                    "that may end in several places and has the same characters, and so reads one "
+                    "text in very many ways. Put a character between them that is in neither"
+                )
 
 
 def _is_delimited(parts: list[_Part]) -> bool:

@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from stacked.api.gateway import Gateway
+from stacked.api.protocol import bounded
+from stacked.config import LimitsConfig
 from stacked.service import Service
 from tests.api.doors import served
 from tests.api.doubles import Double, ours, vllm
@@ -33,7 +35,8 @@ END = b"0\r\n\r\n"
 @pytest.fixture(scope="module")
 def address() -> Iterator[tuple[str, int]]:
     double = Double(vllm(), max_body_bytes=10_000)
-    with served(Gateway(cast(Service, double), ours())) as url:
+    app = Gateway(cast(Service, double), ours())
+    with served(app, http=bounded(LimitsConfig(), 4096)) as url:
         parts = urlsplit(url)
         yield str(parts.hostname), int(parts.port or 0)
 
