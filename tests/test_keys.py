@@ -217,6 +217,7 @@ def test_of_a_token_its_hash_and_its_rights_are_stored_and_nothing_else(tmp_path
         "keys": ["sql"],
         "requestsPerMinute": 60,
         "weight": 1.0,
+        "batch": False,
         "secrets": [{"id": id, "sha256": hashlib.sha256(token.encode()).hexdigest()}],
     }
     assert (mode(place), mode(place.parent)) == (0o600, 0o700)
@@ -308,7 +309,9 @@ def test_a_token_is_printed_alone_and_never_listed(tmp_path: Path) -> None:
     again = CliRunner().invoke(app, ["keys", "rotate", "app", "--grace", "1h", *where])
     assert tokens.id_of(again.stdout.strip()) is not None
     run("create", "ops", "--admin", *where)
+    run("create", "robot", "--batch", "--weight", "0.5", *where)
     shown = run("list", *where)
+    assert "0.5 weight, batch" in shown
     for part in ("app", "inference", "sql, triage", "60 requests/min", "ops", "all"):
         assert part in shown
     assert not any(text.split("_")[2] in shown for text in (token, again.stdout.strip()))

@@ -65,6 +65,7 @@ def create(
     tokens: Annotated[Number, _option("tokens-per-minute", "Prompts and answers.", min=1)] = None,
     concurrency: Annotated[Number, _option("concurrency", "Requests in flight.", min=1)] = None,
     weight: Annotated[float, _option("weight", "Its share when requests wait.", min=0.001)] = 1,
+    batch: Annotated[bool, _option("batch", "Its requests let those of others go first.")] = False,
     expires: Annotated[
         timedelta | None, _option("expires", "When it stops working.", **_SPAN)
     ] = None,
@@ -102,6 +103,7 @@ def create(
             tokens_per_minute=tokens,
             concurrency=concurrency,
             weight=weight,
+            batch=batch,
             time_expires=datetime.now(UTC).replace(microsecond=0) + expires if expires else None,
         )
     except ValidationError as error:
@@ -187,12 +189,13 @@ def _row(one: Credential) -> list[str]:
         "weight": None if one.caller.weight == 1 else f"{one.caller.weight:g}",
     }
     over = one.expires is not None and one.expires <= datetime.now(UTC)
+    shown = [f"{count} {what}" for what, count in limits.items() if count]
     return [
         one.name,
         f"OCI {one.public.principal.user}" if one.public else f"token {one.secrets[0].id}",
         "all" if one.caller.admin else "inference",
         "all" if one.caller.keys is None else ", ".join(sorted(one.caller.keys)),
-        ", ".join(f"{count} {what}" for what, count in limits.items() if count),
+        ", ".join([*shown, *["batch"] * one.caller.batch]),
         f"{one.created:%Y-%m-%d %H:%M}" if one.created else "",
         (f"{one.expires:%Y-%m-%d %H:%M}" + " (over)" * over) if one.expires else "",
     ]

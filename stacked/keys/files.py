@@ -25,6 +25,7 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 
 from stacked.callers import Allowance, Caller
+from stacked.core import MAX_WEIGHT, MIN_WEIGHT
 from stacked.errors import KeyFileInvalid
 from stacked.keys.public import Principal, PublicKey, fingerprint, read_public
 from stacked.keys.tokens import Secret
@@ -48,7 +49,8 @@ class Rights(BaseModel):
     requests_per_minute: PositiveInt | None = None
     tokens_per_minute: PositiveInt | None = None
     concurrency: PositiveInt | None = None
-    weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    weight: Annotated[float, Field(ge=MIN_WEIGHT, le=MAX_WEIGHT)] = 1.0
+    batch: StrictBool = False
     time_expires: AwareDatetime | None = None
 
     @model_validator(mode="after")
@@ -60,7 +62,7 @@ class Rights(BaseModel):
     def caller(self, name: str, user: str = "") -> Caller:
         """Whoever uses the credential of this name."""
         much = Allowance(self.requests_per_minute, self.tokens_per_minute, self.concurrency)
-        return Caller(name, user, self.admin, self.keys, much, self.weight)
+        return Caller(name, user, self.admin, self.keys, much, self.weight, self.batch)
 
 
 class File(Rights):
