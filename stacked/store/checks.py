@@ -258,10 +258,12 @@ def _check_shape(pair: Pair, place: _Place, rank: int, base: BaseModules) -> Non
         ):
             continue
         wanted = ", ".join("any" if want is None else str(want) for want in expected)
+        advice = ""
+        if len(tensor.shape) < 2 or 0 in tensor.shape:
+            advice = ". The weights were not gathered when they were saved (ZeRO-3, FSDP)"
         raise ShapeMismatch(
             f"{WEIGHTS_FILE}: tensor {quoted(tensor.name, 200)} has shape {list(tensor.shape)}; "
-            f"expected [{wanted}] for rank {rank} ({CONFIG_FILE}) and base {base}"
-            + _shape_advice(tensor)
+            f"expected [{wanted}] for rank {rank} ({CONFIG_FILE}) and base {base}{advice}"
         )
 
 
@@ -273,12 +275,6 @@ def _expected(
     if pair.is_embedding:  # (num_embeddings, dim): the token picks a column of A
         return (rank, rows), (columns, rank)
     return (rank, columns), (rows, rank)
-
-
-def _shape_advice(tensor: Tensor) -> str:
-    if len(tensor.shape) < 2 or 0 in tensor.shape:
-        return ". The weights were not gathered when they were saved (ZeRO-3, FSDP)"
-    return ""
 
 
 def _check_finite(values: Values, tensors: dict[str, Tensor]) -> None:

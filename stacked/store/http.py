@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit, urlunsplit
@@ -51,25 +50,19 @@ def _save(
             f"{shown_url(url)} has {size(int(announced))}; "
             f"at most {size(limits.max_bytes)} are taken"
         )
+    total = 0
     with target.open("xb") as file:
         # No chunk size: httpx would wait until one is full, however slowly the bytes drip.
-        for chunk in _bounded(response.iter_raw(), url, limits, deadline):
+        for chunk in response.iter_raw():
+            total += len(chunk)
+            if total > limits.max_bytes:
+                most = size(limits.max_bytes)
+                raise AdapterTooLarge(f"{shown_url(url)} sent more than {most}, the most taken")
+            if time.monotonic() > deadline:
+                raise SourceUnreachable(
+                    f"{shown_url(url)} was not complete after {limits.download_seconds:.0f} s"
+                )
             file.write(chunk)
-
-
-def _bounded(chunks: Iterator[bytes], url: str, limits: Limits, deadline: float) -> Iterator[bytes]:
-    total = 0
-    for chunk in chunks:
-        total += len(chunk)
-        if total > limits.max_bytes:
-            raise AdapterTooLarge(
-                f"{shown_url(url)} sent more than {size(limits.max_bytes)}, the most that is taken"
-            )
-        if time.monotonic() > deadline:
-            raise SourceUnreachable(
-                f"{shown_url(url)} was not complete after {limits.download_seconds:.0f} s"
-            )
-        yield chunk
 
 
 def _check_status(status: int, url: str) -> None:
