@@ -12,7 +12,7 @@ from stacked.errors import RecordConflict
 from stacked.registry.groups import GROUPS
 from stacked.registry.paging import FIRST, Listing, builder, filter_columns
 from stacked.registry.records import DeployedMember, Deployment, JsonObject, Page, Query
-from stacked.registry.repository import DESCRIBED, Repository, Rows, check_fresh, differing, values
+from stacked.registry.repository import DESCRIBED, Editable, Rows, check_fresh, differing, values
 from stacked.registry.schema import deployed_members, deployments, models
 from stacked.registry.states import DeploymentState, GroupState, WorkStatus
 from stacked.registry.work_requests import WORK, log
@@ -50,7 +50,7 @@ _MEMBERS = Listing(
 )
 
 
-class DeploymentRepository(Repository[Deployment, Deployment]):
+class DeploymentRepository(Editable[Deployment, Deployment]):
     """What is served: the committed group, the previous one, and their members' states."""
 
     _rows = DEPLOYMENTS

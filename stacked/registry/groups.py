@@ -22,7 +22,7 @@ from stacked.registry.records import (
     Page,
     Query,
 )
-from stacked.registry.repository import DESCRIBED, FILTERS, SORTS, Repository, Rows, differing
+from stacked.registry.repository import DESCRIBED, FILTERS, SORTS, Editable, Rows, differing
 from stacked.registry.schema import deployments, group_members, groups, models
 from stacked.registry.schema import histories as lines
 from stacked.registry.states import DeploymentState, GroupState, ModelState
@@ -67,7 +67,7 @@ _MODELS = Listing(
 )
 
 
-class GroupRepository(Repository[GroupRecord, GroupSummary]):
+class GroupRepository(Editable[GroupRecord, GroupSummary]):
     """Groups with their members. Of a group, names, tags and state change, and nothing else.
 
     A group may join a version history; RecordConflict if it is of another one already.

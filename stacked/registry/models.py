@@ -11,7 +11,7 @@ from sqlalchemy import Connection, insert, or_, select
 from stacked.errors import RecordConflict
 from stacked.registry import artifacts
 from stacked.registry.records import Artifact, Content, Model
-from stacked.registry.repository import DESCRIBED, FILTERS, Repository, Rows, differing, values
+from stacked.registry.repository import DESCRIBED, FILTERS, Editable, Rows, differing, values
 from stacked.registry.schema import deployments, group_members, groups, models
 from stacked.registry.schema import version_sets as sets
 from stacked.registry.states import DeploymentState, GroupState, ModelState
@@ -29,7 +29,7 @@ MODELS = Rows(
 )
 
 
-class ModelRepository(Repository[Model, Model]):
+class ModelRepository(Editable[Model, Model]):
     """Bases, adapters, and models that have no content yet."""
 
     _rows = MODELS

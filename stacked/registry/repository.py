@@ -140,14 +140,11 @@ class Rows(Generic[R]):
 class Repository(Generic[R, T]):
     """The records of one kind. Every method is one transaction, and may be called by any thread.
 
-    `expect` is a record as the caller has read it: RecordStale if it has changed since. A deleted
-    record can be read; changing it raises RecordAbsent. Filters are named in `_listing`.
+    Filters are named in `_listing`.
     """
 
     _rows: Rows[R]
     _listing: Listing[T]
-    _changes: Collection[str] = ()
-    """The fields that may change at any time."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -161,6 +158,17 @@ class Repository(Generic[R, T]):
         """One page. Filters that are None do not filter."""
         with self._database.read() as connection:
             return self._listing.page(connection, query, filters)
+
+
+class Editable(Repository[R, T]):
+    """Records that change by request.
+
+    `expect` is a record as the caller has read it: RecordStale if it has changed since. A deleted
+    record can be read; changing it raises RecordAbsent.
+    """
+
+    _changes: Collection[str]
+    """The fields that may change at any time."""
 
     def update(self, id: str, expect: R | None = None, **changes: Any) -> R:
         """Write fields that may change at any time."""

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Table, literal, select, update
 
 from stacked.errors import RecordAbsent, RecordConflict
 from stacked.registry.records import ModelVersionSet, VersionHistory, now
-from stacked.registry.repository import DESCRIBED, Repository, Rows, differing
+from stacked.registry.repository import DESCRIBED, Editable, Rows, differing
 from stacked.registry.schema import groups, histories, models, version_sets
 from stacked.registry.states import HistoryState
 
@@ -92,10 +92,9 @@ class Versions(Rows[V], Generic[V]):
 
     def take(self, connection: Connection, item_id: str, changes: dict[str, Any]) -> None:
         """Join the one that changes of a row of the other table name, if they do."""
-        id = changes.get(self.link.name)
+        id = changes.pop(self.link.name, None)
         if id is not None:
             self.join(connection, id, item_id)
-            del changes[self.link.name]
 
     def forget(self, connection: Connection, id: str, item_id: str) -> None:
         """A version is deleted: if it was the latest, the highest remaining one now is."""
@@ -117,7 +116,7 @@ SETS = Versions(
 )
 
 
-class HistoryRepository(Repository[VersionHistory, VersionHistory]):
+class HistoryRepository(Editable[VersionHistory, VersionHistory]):
     """Lines of groups under one name, each with its latest group.
 
     A latest group that is in no history yet joins this one. Changing raises RecordConflict for a
@@ -148,7 +147,7 @@ class HistoryRepository(Repository[VersionHistory, VersionHistory]):
             HISTORIES.join(connection, stored.id, changes["latest_group_id"])
 
 
-class VersionSetRepository(Repository[ModelVersionSet, ModelVersionSet]):
+class VersionSetRepository(Editable[ModelVersionSet, ModelVersionSet]):
     """Models under one name, each the next version of it. All are of category USER."""
 
     _rows = SETS
