@@ -15,6 +15,7 @@ from pathlib import Path
 
 from stacked.core import Digest
 from stacked.errors import BaseNotFound, PrepareFailed
+from stacked.logs import shown_url
 from stacked.packages import download_package
 from stacked.steps import Prepare, Progress
 
@@ -252,7 +253,7 @@ def _from_hub(model: str) -> Path:
         pass  # never fetched: it is on the Hub
     except HFValidationError as error:
         raise BaseNotFound(
-            f"base {model!r} is neither a directory nor a Hub id: {error}"
+            f"base {shown_url(model)!r} is neither a directory nor a Hub id: {error}"
         ) from error
     try:
         return _checked(Path(snapshot_download(model, allow_patterns=wanted)))
@@ -286,5 +287,6 @@ def _not_found(model: str, data_dir: Path) -> str:
     close = difflib.get_close_matches(model.lower(), names, n=1, cutoff=0.5)
     meant = f"did you mean {close[0]!r}?" if close else f"known names: {', '.join(names)}"
     return (
-        f"base {model!r} is neither a directory, nor a known name, nor a Hub id (org/name); {meant}"
+        f"base {shown_url(model)!r} is neither a directory, nor a known name, nor a Hub id "
+        f"(org/name); {meant}"
     )

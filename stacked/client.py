@@ -17,6 +17,7 @@ import httpx
 
 from stacked.core import VERSIONED, header_form
 from stacked.errors import KeyFileInvalid
+from stacked.logs import shown_url
 
 _CONTROL = "/20190101"
 DEFAULT_URL = "http://127.0.0.1:8080"
@@ -109,6 +110,7 @@ class Client:
         self.url = (url or default_url()).rstrip("/")
         if "://" not in self.url:
             self.url = f"http://{self.url}"
+        self._shown = shown_url(self.url)
         # An answer may take minutes on a CPU, a connection only moments.
         self._http = httpx.Client(timeout=httpx.Timeout(timeout, connect=5), auth=_credential())
 
@@ -153,7 +155,7 @@ class Client:
             if error.status in (404, 405):
                 raise ClientError(
                     "ServerTooOld",
-                    f"{self.url} accepts no uploaded adapters: it is older than this "
+                    f"{self._shown} accepts no uploaded adapters: it is older than this "
                     "command; install the same version there",
                     error.status,
                 ) from error
@@ -228,7 +230,7 @@ class Client:
         with self._asked("PUT", path, json=body) as response:
             work = response.headers.get("opc-work-request-id")
         if not work:
-            raise ClientError("NotStacked", f"{self.url} names no work request for the update")
+            raise ClientError("NotStacked", f"{self._shown} names no work request for the update")
         return str(work)
 
     def work(self, id: str) -> dict[str, Any]:
@@ -284,16 +286,16 @@ class Client:
             if isinstance(_root(error), ssl.SSLError):
                 raise ClientError(
                     "CertificateInvalid",
-                    f"{self.url}: {error}; $SSL_CERT_FILE names a file of authorities to trust",
+                    f"{self._shown}: {error}; $SSL_CERT_FILE names a file of authorities to trust",
                 ) from error
             raise ClientError(
                 "NoServer",
-                f"no server at {self.url}; start one with: stacked serve configs/demo.yaml",
+                f"no server at {self._shown}; start one with: stacked serve configs/demo.yaml",
             ) from error
         except httpx.TimeoutException as error:
-            raise ClientError("Timeout", f"{self.url} did not answer in time") from error
+            raise ClientError("Timeout", f"{self._shown} did not answer in time") from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise ClientError("ConnectionLost", f"{self.url}: {error or type(error)}") from error
+            raise ClientError("ConnectionLost", f"{self._shown}: {error or type(error)}") from error
 
     def close(self) -> None:
         self._http.close()

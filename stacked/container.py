@@ -12,6 +12,7 @@ The variables are those that the platform and its clients set (see docs).
     STACKED_MODEL_DIR                  default /opt/ds/model/deployed_model
     STACKED_KEYS                       {"inference key": "OCID", …} as JSON
     STACKED_AUTH                       none (default), or bearer, oci or bearer,oci: who may call
+    STACKED_LOG                        text (default), or json: all lines on standard output
     STACKED_FOREIGN_TOKENS             whether tokens that the base lacks are accepted
 
 Accepted without effect, since the engine streams on request and there is one base:
@@ -274,6 +275,8 @@ def _server(environ: Environment, options: Mapping[str, Any], root: Path) -> dic
         server["runtime_updates"] = allowed
     if (foreign := boolean(environ, "STACKED_FOREIGN_TOKENS")) is not None:
         server["foreign_tokens"] = foreign
+    if form := environ.get("STACKED_LOG"):
+        server["log"] = form
     return server
 
 

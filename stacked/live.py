@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-from stacked import metrics
+from stacked import metrics, tracing
 from stacked.core import Adapter, Base, Digest, Handle, Member, short
 from stacked.errors import KeyInUse, StackedError, UpdateFailed, UpdateInProgress
 from stacked.groups.leases import Lease, Leases
@@ -239,11 +239,14 @@ class Live(Generic[H]):
         """
         self.check_free()
         async with self._change(member.adapter for member in members):
+            clock = _Clock(journal)
             try:
-                report = await self._update(base, members, _Clock(journal))
-            except BaseException:
+                report = await self._update(base, members, clock)
+            except BaseException as error:
                 metrics.swap_ended("failed", {})
+                clock.stop(error.code if isinstance(error, StackedError) else type(error).__name__)
                 raise
+            clock.stop()
             seconds = {phase.value: took for phase, took in report.seconds.items()}
             metrics.swap_ended("succeeded", seconds)
             return report
@@ -348,20 +351,33 @@ def _uncounted(count: int) -> None: ...
 
 
 class _Clock:
-    """The phase of an update, and since when; reported to its journal."""
+    """The phase of an update, and since when; reported to its journal and in spans."""
 
     def __init__(self, journal: Journal) -> None:
         self.journal = journal
         self.seconds: dict[Phase, float] = {}
         self._phase = Phase.PLAN
         self._since: float | None = None
+        self._span = tracing.of_work("stacked.update", time.monotonic())
 
     def enter(self, phase: Phase, text: str) -> None:
         now = time.monotonic()
         if self._since is not None:
             self.seconds[self._phase] = now - self._since
+            self._trace(self._since, now)
         self._phase, self._since = phase, now
         self.tell(0.0, text)
+
+    def _trace(self, since: float, until: float, error: str = "") -> None:
+        if self._span is not None:
+            self._span.part(f"stacked.update.{self._phase.value}", since, until, error)
+
+    def stop(self, error: str = "") -> None:
+        """The update is over; `error`: the code of why it failed in this phase."""
+        if error and self._since is not None:
+            self._trace(self._since, time.monotonic(), error)
+        if self._span is not None:
+            self._span.end({}, error)
 
     def tell(self, done: float, text: str) -> None:
         self.journal.step(self._phase, done, text)

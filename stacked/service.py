@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import enum
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from stacked.engine.options import check_names
 from stacked.engine.support import require_build
 from stacked.errors import NotReady
 from stacked.groups.routing import Routing
+from stacked.log_files import LogFiles
 from stacked.registry import DeployedMember, Deployment, MemberState, Page, Query, Registry
 from stacked.retention.collect import Collector, Records
 from stacked.retention.rounds import Rounds
@@ -67,6 +68,8 @@ class Service:
         self._deployments: Deployments | None = None
         self._slot = Slot()
         self.usage = Usage()
+        self.log_files: LogFiles | None = None
+        """Where this process's lines go, if it tends files."""
         self._rounds: Rounds | None = None
         self._needed = contextlib.ExitStack()
         """Holds what is served without records in the store."""
@@ -251,6 +254,19 @@ class Service:
         From any thread. What a start that is under way adds is pinned in the store instead.
         """
         return self._slot.in_use
+
+    def log_ids(self) -> Mapping[str, str]:
+        """The log ids of the deployment that is served or starting, by category. From any thread.
+
+        Raises RegistryUnusable.
+        """
+        active, deployments = self._slot.active, self._deployments
+        change = deployments.running if deployments is not None else None
+        id = active.deployment_id if active else change.deployment_id if change else ""
+        if self._ledger is None or not id:
+            return {}
+        logs = self.registry.deployments.get(id).configuration.get("logs") or {}
+        return {category: each.get("logId", "") for category, each in logs.items()}
 
     # -- changing what is served ------------------------------------------------------------
 

@@ -9,10 +9,11 @@ import logging
 import time
 from typing import Any
 
-from stacked import metrics
+from stacked import metrics, tracing
 from stacked.api.replies import Tagged
 from stacked.groups.routing import Route
 from stacked.registry.usage import Counts
+from stacked.tracing import RawHeaders
 from stacked.usage import Usage
 
 logger = logging.getLogger("stacked.access")
@@ -39,14 +40,23 @@ class Access:
         "prompt_tokens",
         "queued",
         "route",
+        "span",
     )
 
     def __init__(
-        self, id: str, method: str, path: str, usage: Usage | None = None, *, routine: bool = False
+        self,
+        id: str,
+        method: str,
+        path: str,
+        usage: Usage | None = None,
+        *,
+        headers: RawHeaders = (),
+        routine: bool = False,
     ) -> None:
         """`usage`: where it is counted, if it may run a model.
 
-        `routine`: it is a probe, whose success is not worth a line.
+        `headers` may name the trace that it is part of. `routine`: it is a probe, whose success is
+        not worth a line or a span.
         """
         self.id, self.method, self.path = id, method, path
         self.caller = ""
@@ -54,7 +64,7 @@ class Access:
         self.route: Route[Any] | None = None
         """Set by `admitted`."""
         self.queued: float | None = None
-        """Seconds that it waited to be admitted; None if it did not wait."""
+        """Seconds that it waited for its turn; None if it never got that far."""
         self.prompt_tokens = self.generated_tokens = 0
         self.error = ""
         """The code of the error of ours that it was answered with."""
@@ -62,17 +72,23 @@ class Access:
         self._routine = routine
         self._began = self._admitted = time.perf_counter()
         self._labels = ("", "")
+        self.span = None if routine else tracing.of_request("stacked.request", self._began, headers)
 
     def admitted(self, route: Route[Any]) -> None:
         """It has a model and a lease, and runs from now on."""
         self.route, self._labels = route, route.labels
         self._admitted = time.perf_counter()
         metrics.request_began(*self._labels)
+        if self.span is not None:
+            self.span.part("stacked.admission", self._began, self._admitted)
 
     def waited(self, seconds: float) -> None:
         """How long the engine was busy with others; of several prompts, the longest."""
         metrics.queued(*self._labels, seconds)
         self.queued = max(self.queued or 0.0, seconds)
+        if self.span is not None:
+            now = time.perf_counter()
+            self.span.part("stacked.queue", now - seconds, now)
 
     def count(self, prompt: int, generated: int) -> None:
         """The tokens of one prompt. The engine may report those of an aborted one late."""
@@ -92,16 +108,23 @@ class Access:
         if self._usage is not None and self.caller:
             failed = reply.status is None or reply.status >= 400
             self._usage.add(self.caller, self._labels[0], Counts(1, int(failed)))
-        if logger.isEnabledFor(logging.INFO) and not (self._routine and reply.status == 200):
-            logger.info("request", extra={"fields": self._fields(reply)})
+        logged = logger.isEnabledFor(logging.INFO) and not (self._routine and reply.status == 200)
+        if not logged and self.span is None:
+            return
+        fields = self._fields(reply)
+        if logged:
+            logger.info("request", extra={"fields": fields})
+        if self.span is not None:
+            failed = reply.status is None or reply.status >= 500
+            self.span.end(fields, (self.error or "failed") if failed else "")
 
     def _fields(self, reply: Tagged) -> dict[str, Any]:
-        """The line's, in its order. What is None is left out of it."""
+        """The line's, in its order."""
         route, now = self.route, time.perf_counter()
         first = reply.first_body
-        fields = {
+        fields: dict[str, Any] = {
             "id": self.id,
-            "caller": self.caller or None,
+            "credential": self.caller or None,
             "method": self.method,
             "path": self.path[:_LONGEST_PATH],
             "status": reply.status,
@@ -110,16 +133,16 @@ class Access:
             "seconds": round(now - self._began, 4),
             "first": None if first is None else round(first - self._began, 4),
         }
-        if route is None:
-            return fields
-        return fields | {
-            "key": route.label,
-            "digest": route.digest or "base",
-            "generation": route.generation,
-            "queued": round(self.queued or 0.0, 4),
-            "prompt_tokens": self.prompt_tokens,
-            "generated_tokens": self.generated_tokens,
-        }
+        if route is not None:
+            fields |= {
+                "key": route.label,
+                "digest": route.digest or "base",
+                "generation": route.generation,
+                "queued": round(self.queued or 0.0, 4),
+                "prompt_tokens": self.prompt_tokens,
+                "generated_tokens": self.generated_tokens,
+            }
+        return {name: value for name, value in fields.items() if value is not None}
 
 
 def _how(reply: Tagged) -> str:

@@ -80,7 +80,8 @@ class Gateway:
         target = model_target(method, path, below)
         plain = target.plain if target else is_plain(path)
         usage = self._usage if target is not None else None
-        access = Access(id, method, path, usage, routine=self._is_probe(path))
+        probe = self._is_probe(path)
+        access = Access(id, method, path, usage, headers=scope["headers"], routine=probe)
         try:
             if self._gate is None:
                 scope.update(called_by(ANYONE))
@@ -151,6 +152,8 @@ class Gateway:
     ) -> None:
         limit = self._service.config.server.max_body_bytes
         body = await read_body(receive, limit, Headers(scope=scope).get("content-length"))
+        if access.span is not None:
+            scope = {**scope, "headers": access.span.passed_on(scope["headers"])}
         cut = Cut()
         route, lease, answer, sequences = self._service.admit(target, scope, body, cut.ask)
         caller, limits = caller_of(scope), self._limits

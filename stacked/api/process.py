@@ -5,6 +5,7 @@ It must not know what is served.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import resource
@@ -15,7 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
+from stacked.config import LogForm
+from stacked.log_files import LogFiles, RequestLines, logs_dir
+from stacked.logs import JsonLines, TextLines, vllm_logging
 from stacked.retention.collect import old_logs
+from stacked.steps import Step, sentence
 
 # Restarts in a row: `count:seconds since the epoch of the first`, passed on in the environment. An
 # engine that keeps dying has a cause that another restart does not remove.
@@ -76,14 +81,16 @@ def raise_file_limit() -> int:
     return allowed
 
 
-def engine_log(data_dir: Path, most: int) -> EngineLog:
+def engine_log(data_dir: Path, most: int, form: LogForm = "text") -> EngineLog:
     """Send what vLLM prints, here and in the processes it starts, to the newest of `most` files.
+
+    With `form` json, what is logged is an object a line, in vLLM's processes too.
 
     File descriptors 1 and 2 are redirected for the rest of this process's life, because engine
     processes and native code write to them, some while the interpreter ends. Python's
     `sys.stderr` keeps the terminal, for our own messages.
     """
-    directory = data_dir / "logs"
+    directory = logs_dir(data_dir)
     directory.mkdir(parents=True, exist_ok=True)
     for old in old_logs(data_dir, most - 1):
         old.unlink(missing_ok=True)
@@ -97,6 +104,54 @@ def engine_log(data_dir: Path, most: int) -> EngineLog:
     os.dup2(file, 2)
     os.close(file)
     # Loggers of libraries that set up none of their own; Python would print them on `sys.stderr`.
-    logging.getLogger().addHandler(logging.StreamHandler(sys.stdout))
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(formatter(form))
+    logging.getLogger().addHandler(handler)
     logging.captureWarnings(True)
-    return EngineLog(path, terminal)
+    logging.raiseExceptions = False  # a full disk is not reported once for each line
+    log = EngineLog(path, terminal)
+    if form == "json":
+        _have_vllm_log_objects(directory)
+    return log
+
+
+def request_log(data_dir: Path, log: EngineLog, form: LogForm, *, on: bool) -> LogFiles:
+    """Begin the log of requests, and tend the files. `close` it at the end."""
+    files = LogFiles(data_dir, log.path, log.terminal[0] if form == "json" else None)
+    logger = logging.getLogger("stacked.access")
+    logger.setLevel(logging.INFO if on else logging.CRITICAL)
+    logger.propagate = False
+    logger.addHandler(RequestLines(files, formatter(form)))
+    return files
+
+
+def formatter(form: LogForm) -> logging.Formatter:
+    return JsonLines() if form == "json" else TextLines()
+
+
+def _have_vllm_log_objects(directory: Path) -> None:
+    """By vLLM's own setting, unless the user has made it."""
+    level = os.environ.get("VLLM_LOGGING_LEVEL", "INFO")
+    path = directory / "vllm-logging.json"
+    path.write_text(json.dumps(vllm_logging(level)), encoding="utf-8")
+    os.environ.setdefault("VLLM_LOGGING_CONFIG_PATH", str(path))
+
+
+class Logged:
+    """A Progress whose steps are log records, for a terminal that a program reads."""
+
+    def __init__(self) -> None:
+        self._logger = logging.getLogger("stacked.start")
+        self._logger.setLevel(logging.INFO)
+        self._step: Step | None = None
+
+    def step(self, step: Step, done: float = 0.0, detail: str = "") -> None:
+        if step is not self._step:
+            self._step = step
+            self._logger.info("%s", sentence(step, detail))
+
+    def note(self, text: str) -> None:
+        self._logger.info("%s", text)
+
+    def finish(self, text: str) -> None:
+        self._logger.info("%s", text)

@@ -32,8 +32,8 @@ def current() -> str:
     return _current.get()
 
 
-def in_log_lines() -> None:
-    """Put the request's id before every line that is logged for one. Idempotent."""
+def in_log_lines(*, prefixed: bool = True) -> None:
+    """Give every record that is logged for a request its id, `prefixed` in its text. Idempotent."""
     made = logging.getLogRecordFactory()
     if getattr(made, "with_request_id", False):
         return
@@ -43,7 +43,9 @@ def in_log_lines() -> None:
         if id := _current.get():
             record.request_id = id
             # In front of the message, as the formats are not all ours: vLLM has its own.
-            record.msg = f"[{id.replace('%', '%%') if record.args else id}] {record.msg}"
+            if prefixed:
+                shown = id.replace("%", "%%") if record.args else id
+                record.msg = f"[{shown}] {record.msg}"
         return record
 
     with_id.with_request_id = True  # type: ignore[attr-defined]

@@ -20,7 +20,7 @@ from stacked.api.cors import with_cors
 from stacked.api.gate import Gate, check_reach, open_gate
 from stacked.api.gateway import Gateway
 from stacked.api.listeners import bind, with_metrics
-from stacked.api.process import engine_log, raise_file_limit
+from stacked.api.process import Logged, engine_log, raise_file_limit, request_log
 from stacked.api.protocol import bounded
 from stacked.api.request_ids import in_log_lines
 from stacked.api.routes import create_routes
@@ -29,6 +29,7 @@ from stacked.config import ControlConfig, is_loopback
 from stacked.engine.cpu_affinity import hand_over_soon
 from stacked.engine.creating import LogSteps
 from stacked.errors import EngineDead, EngineError, NotReady
+from stacked.log_files import LogFiles
 from stacked.service import Service, State
 from stacked.steps import Progress
 
@@ -50,19 +51,24 @@ def run(config: ControlConfig, *, data_dir: Path, progress: Progress) -> int:
     certificate = Certificate(config.server.tls) if config.server.tls else None
     sockets = bind(config.server)
     hand_over_soon()
-    in_log_lines()
-    log = engine_log(data_dir, config.retention.engine_logs)
+    form = config.server.log
+    in_log_lines(prefixed=form == "text")
+    log = engine_log(data_dir, config.retention.engine_logs, form)
+    progress = Logged() if form == "json" else progress
+    files = request_log(data_dir, log, form, on=config.server.access_log)
     progress.note(f"engine log  {log.path}\n{_who_may_call(config, gate)}")
     try:
-        return uvloop.run(_serve(config, data_dir, progress, sockets, log.path, gate, certificate))
+        return uvloop.run(_serve(config, data_dir, progress, sockets, files, gate, certificate))
     except EngineDead as error:
         if log.may_restart():
             progress.note(f"{error}. Its log: {log.path}\nstarting again")
+            files.close()
             log.restart()
         raise EngineDead(f"{error}\nThe engine's log: {log.path}") from error
     except EngineError as error:
         raise type(error)(f"{error}\nThe engine's log: {log.path}") from error
     finally:
+        files.close()
         for sock in sockets:
             sock.close()
 
@@ -72,11 +78,13 @@ async def _serve(
     data_dir: Path,
     progress: Progress,
     sockets: list[socket.socket],
-    log: Path,
+    files: LogFiles,
     gate: Gate | None,
     certificate: Certificate | None,
 ) -> int:
     service = Service(config, data_dir, durable=True)
+    service.log_files = files
+    files.begin(service.log_ids)
     settings = _uvicorn_config(service, gate)
     if certificate is not None:
         settings.load()
@@ -84,7 +92,7 @@ async def _serve(
     server = _Server(service, settings)
     serving = asyncio.create_task(server.serve(sockets=sockets))
     starting = asyncio.create_task(service.start(progress))
-    following = asyncio.create_task(_follow(log, progress))
+    following = asyncio.create_task(_follow(files.engine, progress))
     try:
         await asyncio.wait({serving, starting}, return_when=asyncio.FIRST_COMPLETED)
         following.cancel()

@@ -105,6 +105,7 @@ def _picture(status: dict[str, Any]) -> Group:
         "update": status.get("update"),
         "draining": ", ".join(status.get("draining") or ()),
         "disk": _disk(status.get("disk")),
+        "logs": "\n".join(path for path in (status.get("logs") or {}).values() if path),
     }
     header = ["key", "model id", "digest", "rank", "state", "requests", "resident", "reason"]
     fields = ("inferenceKey", "modelId", "digest", "rank", "state", "leases", "resident", "reason")

@@ -10,6 +10,7 @@ from stacked.config.retention import LOW_DISK_BYTES, RetentionConfig
 from stacked.config.server import (
     CorsConfig,
     Listener,
+    LogForm,
     PredictEndpoint,
     ServerConfig,
     TlsConfig,
@@ -30,6 +31,7 @@ __all__ = [
     "Key",
     "LimitsConfig",
     "Listener",
+    "LogForm",
     "MemberConfig",
     "OciAuth",
     "Ocid",

@@ -33,6 +33,8 @@ class RetentionConfig(Frozen):
     """The counts of requests and tokens by credential and key."""
     engine_logs: int = Field(default=10, ge=1)
     """How many logs of engines are stored."""
+    deployment_logs: Duration = timedelta(days=30)
+    """Files of deployments' `access` and `predict` logs, since their last line."""
     engine_notes: Duration = timedelta(days=30)
     """Notes on an engine (its modules, adapters verified on it), since its last start."""
     low_disk_bytes: int = Field(default=LOW_DISK_BYTES, ge=0)

@@ -13,6 +13,7 @@ from stacked.config.limits import LimitsConfig
 
 PredictEndpoint = Literal["/v1/completions", "/v1/chat/completions"]
 UnknownParameters = Literal["refuse", "ignore"]
+LogForm = Literal["text", "json"]
 
 
 def _without_last_slash(path: str) -> str:
@@ -66,6 +67,10 @@ class ServerConfig(Frozen):
     unknown_parameters: UnknownParameters | None = None
     """What happens to body parameters that vLLM does not know; None: refused on vLLM's own paths,
     ignored on `/predict` and below, whose clients send parameters of other servers."""
+    log: LogForm = "text"
+    """`json`: an object for each line of every log, and all of them on standard output too."""
+    access_log: bool = True
+    """Whether each request has a line."""
     max_body_bytes: int = Field(default=10 * 1024 * 1024, ge=1024)
     max_artifact_bytes: int = Field(default=64 * 1024**3, ge=1024)
     """How large an uploaded artifact of a model or group may be."""

@@ -22,6 +22,7 @@ from stacked.deployment.activation import Active, Starter
 from stacked.deployment.ledger import Ledger, declared_member, group_id_of
 from stacked.engine.adaptable import Asking
 from stacked.errors import StackedError
+from stacked.logs import shown_url
 from stacked.registry import Deployment
 from stacked.serving.settings import settings_of
 from stacked.serving.vllm import Prepared
@@ -178,7 +179,7 @@ async def read_group(
             )
         except StackedError as error:
             # The same class, so that its code and status stay; the sentence gains the place.
-            name = entry.key or entry.id or entry.source
+            name = entry.key or entry.id or shown_url(entry.source)
             raise type(error)(f"group.members[{at - 1}] ({name}): {error}") from error
         members.append(declared_member(entry, adapter))
     return ModelGroup(config.group.name, base.base, tuple(members), config.group.metadata)

@@ -28,7 +28,12 @@ class Counts(NamedTuple):
     generated_tokens: int = 0
 
     def plus(self, other: Counts) -> Counts:
-        return Counts(*map(sum, zip(self, other, strict=True)))
+        return Counts(
+            self.requests + other.requests,
+            self.errors + other.errors,
+            self.prompt_tokens + other.prompt_tokens,
+            self.generated_tokens + other.generated_tokens,
+        )
 
 
 @dataclass(frozen=True, slots=True)

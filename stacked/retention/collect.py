@@ -22,6 +22,7 @@ from stacked.bases import bases_dir, clear_unfinished
 from stacked.config import RetentionConfig
 from stacked.core import Digest
 from stacked.errors import RegistryUnusable
+from stacked.log_files import CATEGORIES, logs_dir, older
 from stacked.registry import Registry, lock_data_dir
 from stacked.registry.retention import Sweep, named_in
 from stacked.registry.retry_tokens import LIFETIME
@@ -242,6 +243,11 @@ class Collector:
         logs = old_logs(self._data_dir, self._settings.engine_logs)
         for kind, reason, files in (
             ("engine logs", f"older than the {self._settings.engine_logs} newest", logs),
+            (
+                "logs of deployments",
+                "past their retention",
+                unused_logs(self._data_dir, self._settings.deployment_logs.total_seconds()),
+            ),
             ("engine notes", "past their retention", self._old_notes()),
         ):
             for file in files:
@@ -291,9 +297,17 @@ def _tidy(files: ArtifactFiles, registry: Registry) -> int:
 
 
 def old_logs(data_dir: Path, keep: int) -> list[Path]:
-    """Engine logs beyond the newest ones, except those of running processes."""
-    found = {path.name: path for path in (data_dir / "logs").glob("engine-*.log")}
-    return [found[name] for name in oldest(found, keep) if not _runs(found[name])]
+    """Logs of engines beyond the newest ones, but for those of processes that run."""
+    found = {path.name: path for path in logs_dir(data_dir).glob("engine-*.log")}
+    old = [found[name] for name in oldest(found, keep) if not _runs(found[name])]
+    return [file for log in old for file in (log, older(log, 1)) if file.exists()]
+
+
+def unused_logs(data_dir: Path, seconds: float) -> list[Path]:
+    """Logs of deployments that nothing was written to for so long."""
+    limit = time.time() - seconds
+    files = (each for name in CATEGORIES for each in (logs_dir(data_dir) / name).glob("*.log*"))
+    return [file for file in files if file.stat().st_mtime < limit]
 
 
 def _runs(log: Path) -> bool:

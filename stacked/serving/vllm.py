@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stacked import metrics
+from stacked import metrics, tracing
 from stacked.callers import caller_of
 from stacked.config import ServerConfig
 from stacked.core import Adapter, Digest, ModelGroup
@@ -116,6 +116,8 @@ class VllmServing:
         tell.note(prepared.plan.text())
         group = prepared.group
         engine = await _start_engine(prepared, tell)
+        if engine.args.otlp_traces_endpoint is not None:
+            tracing.begin()
         checked = CheckedEngine(engine, prepared.asking, prepared.verified)
         nobody = Routing[Loaded].of(group.base, (), {}, 0)
         serving = cls(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urljoin, urlsplit, urlunsplit
+from urllib.parse import urljoin, urlsplit
 
 from stacked.errors import AdapterTooLarge, SourceNotFound, SourceRefused, SourceUnreachable
+from stacked.logs import shown_url
 from stacked.store.limits import Limits
-from stacked.store.text import quoted, size
+from stacked.store.text import size
 
 if TYPE_CHECKING:
     import httpx
@@ -33,7 +34,8 @@ def download(url: str, target: Path, limits: Limits) -> None:
                         return
                     url = _redirect(url, response.headers["location"])
     except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-        raise SourceRefused(f"{shown_url(url)} is not an address that works: {error}") from error
+        # Not the library's sentence, which may quote a password.
+        raise SourceRefused(f"{shown_url(url)} is not an http(s) address") from error
     except httpx.HTTPError as error:
         reason = str(error) or type(error).__name__
         raise SourceUnreachable(f"{shown_url(url)} could not be fetched: {reason}") from error
@@ -86,13 +88,3 @@ def _redirect(url: str, location: str) -> str:
             f"{shown_url(url)} redirects to {after or 'nothing'}://, which is not followed"
         )
     return following
-
-
-def shown_url(url: str) -> str:
-    """A URL for messages and logs: without user, password and query, which may be secrets."""
-    try:
-        parts = urlsplit(url)
-        host = parts.netloc.rpartition("@")[2]
-        return quoted(urlunsplit((parts.scheme, host, parts.path, "", "")))[1:-1]
-    except ValueError:
-        return "the address"

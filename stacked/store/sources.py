@@ -10,10 +10,10 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from stacked.errors import SourceNotFound, SourceRefused, SourceUnreachable
+from stacked.logs import shown_url
 from stacked.store import http
 from stacked.store.archives import unpack
 from stacked.store.files import PATTERNS, WANTED, copy_adapter
-from stacked.store.http import shown_url
 from stacked.store.limits import Limits
 from stacked.store.text import quoted
 
@@ -57,7 +57,7 @@ def fetch(
         raise SourceRefused(f"{quoted(source)} is no source; use {SCHEMES}")
     if is_remote(source) and not remote:
         raise SourceRefused(
-            f"{source[:200]}: no such path here, and adapters from other machines are off; "
+            f"{shown_url(source)}: no such path here, and adapters from other machines are off; "
             "set server.remote_adapters: true to allow them"
         )
     scheme = _SCHEME.match(source)

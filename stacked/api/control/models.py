@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit, urlunsplit
 
 from fastapi import Path, Query, Response
 from pydantic import AliasPath, Field
@@ -36,6 +35,7 @@ from stacked.api.control.calls import (
 )
 from stacked.core import check_model_id
 from stacked.errors import ParameterInvalid, RecordAbsent, RecordConflict, Unsupported
+from stacked.logs import shown_url
 from stacked.registry import MODEL, new_id, records
 from stacked.registry.records import Record
 from stacked.registry.states import ModelState
@@ -161,7 +161,7 @@ class UpdateModel(Updated, _Details):
         """Raises ParameterInvalid for another source, which only a new model can have."""
         assert isinstance(record, records.Model)
         source = self.item(_SOURCE)
-        if source and source != shown_source(record.source):
+        if source and source != shown_url(record.source):
             raise ParameterInvalid(
                 "customMetadataList: source is read when a model is created; upload an artifact, "
                 "or create another model"
@@ -249,19 +249,10 @@ class ModelProvenance(Provenance, ResponseModel):
     """Where a model comes from: its repository, commit and training script."""
 
 
-def shown_source(source: str) -> str:
-    """A source without the password or the signature of its URL."""
-    if "://" not in source:
-        return source
-    parts = urlsplit(source)
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit((parts.scheme, host, parts.path, "", ""))
-
-
 def _content(record: records.Model) -> list[Json]:
     """A model's content, described as custom metadata."""
     values = (
-        shown_source(record.source),
+        shown_url(record.source),
         record.digest,
         record.kind,
         record.rank,

@@ -16,6 +16,7 @@ from stacked.core import Member
 from stacked.engine.engine import Loaded, Resident
 from stacked.errors import UpdateNotLive
 from stacked.live import Live
+from stacked.log_files import LogFiles
 from stacked.registry.states import DeploymentState, MemberState
 from stacked.registry.usage import hour_of
 
@@ -55,6 +56,14 @@ class DiskStatus(ResponseModel):
     low: bool
 
 
+class LogPaths(ResponseModel):
+    """The files of this server that lines go to; `predict`: the deployment's own, if it has one."""
+
+    engine: str
+    access: str
+    predict: str | None = None
+
+
 class Status(ResponseModel):
     deployment_id: str
     group_id: str | None
@@ -66,6 +75,7 @@ class Status(ResponseModel):
     update: str | None
     draining: list[str]
     disk: DiskStatus
+    logs: LogPaths | None
     models: list[MemberStatus]
 
 
@@ -150,8 +160,14 @@ async def status(service: Served) -> Status:
             stored_bytes=sum(disk.stored.values()),
             low=disk.low,
         ),
+        logs=_log_paths(service.log_files),
         models=[_member(member, live, resident) for member in live.routing.members],
     )
+
+
+def _log_paths(files: LogFiles | None) -> LogPaths | None:
+    paths = files.paths if files is not None else {}
+    return LogPaths(**{name: str(path) for name, path in paths.items()}) if paths else None
 
 
 def _member(member: Member, live: Live[Loaded], resident: Resident) -> MemberStatus:

@@ -1,0 +1,92 @@
+"""Alert rules and dashboard: every metric and label in them is one that a server has."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client import REGISTRY
+
+from stacked import metrics
+
+ROOT = Path(__file__).parents[1]
+MONITORING = ROOT / "configs" / "monitoring"
+RULES = yaml.safe_load((MONITORING / "alerts.yaml").read_text(encoding="utf-8"))["groups"]
+ALERTS = {rule["alert"]: rule for group in RULES for rule in group["rules"]}
+DASHBOARD = json.loads((MONITORING / "dashboard.json").read_text(encoding="utf-8"))
+
+_SUFFIXES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
+# Prometheus adds these to what it reads.
+_ADDED = {"instance", "job", "le"}
+_METRIC = re.compile(r"((?:stacked_|vllm:)\w+)(?:\{([^}]*)\})?")
+
+
+def expressions() -> Iterator[tuple[str, str]]:
+    yield from ((name, rule["expr"]) for name, rule in ALERTS.items())
+    for panel in DASHBOARD["panels"]:
+        yield from ((panel["title"], target["expr"]) for target in panel["targets"])
+    for variable in DASHBOARD["templating"]["list"]:
+        if variable["type"] == "query":
+            yield variable["name"], variable["query"]
+
+
+def ours() -> dict[str, set[str]]:
+    """The names of our series, each with its labels."""
+    assert metrics.MOST_SERIES
+    found = {}
+    for collector in REGISTRY._collector_to_names:
+        kind, name = getattr(collector, "_type", ""), getattr(collector, "_name", "")
+        if name.startswith("stacked_"):
+            for suffix in _SUFFIXES[kind]:
+                found[name + suffix] = {*collector._labelnames}  # type: ignore[attr-defined]
+    return found
+
+
+def vllms() -> set[str]:
+    """The names of vLLM's series, read from its source: importing it takes long."""
+    spec = importlib.util.find_spec("vllm")
+    assert spec is not None
+    assert spec.origin is not None
+    source = Path(spec.origin).parent.joinpath("v1/metrics/loggers.py").read_text(encoding="utf-8")
+    kinds = re.findall(r'_(counter|gauge|histogram)_cls\(\s*name="(vllm:\w+)"', source)
+    return {name + suffix for kind, name in kinds for suffix in _SUFFIXES[kind]}
+
+
+@pytest.mark.parametrize(("where", "expression"), list(expressions()))
+def test_every_metric_and_label_is_a_real_one(where: str, expression: str) -> None:
+    known, of_vllm = ours(), vllms()
+    used: set[str] = set()
+    for name, matchers in _METRIC.findall(expression):
+        assert name in known.keys() | of_vllm, f"{where}: there is no metric {name}"
+        labels = set(re.findall(r"(\w+)\s*(?:=|!)", re.sub(r'"[^"]*"', '""', matchers)))
+        assert name in of_vllm or labels <= known[name] | _ADDED, f"{where}: labels of {name}"
+        used |= known.get(name, set())
+    assert _METRIC.search(expression) or where == "StackedDown"
+    for listed in re.findall(r"(?:by|ignoring|on) \(([^)]*)\)", expression):
+        labels = {label.strip() for label in listed.split(",")}
+        assert labels <= used | _ADDED, f"{where}: {labels - used}"
+
+
+@pytest.mark.parametrize("rule", ALERTS.values(), ids=ALERTS)
+def test_an_alert_is_whole_and_explained(rule: dict[str, Any]) -> None:
+    assert rule.keys() <= {"alert", "expr", "for", "labels", "annotations"}
+    assert rule["labels"]["severity"] in ("critical", "warning")
+    assert rule["annotations"]["summary"].endswith(".")
+    assert re.fullmatch(r"[0-9]+[smh]", rule.get("for", "0s"))
+    manual = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    assert f"| `{rule['alert']}` |" in manual
+
+
+def test_panels_do_not_overlap() -> None:
+    places = [panel["gridPos"] for panel in DASHBOARD["panels"]]
+    taken = {
+        (p["x"] + dx, p["y"] + dy) for p in places for dx in range(p["w"]) for dy in range(p["h"])
+    }
+    assert len(taken) == sum(place["w"] * place["h"] for place in places)
+    assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(places)
