@@ -104,7 +104,7 @@ class Intake:
         self._receive = receive
         self._scope = scope
         self._limits = limits
-        self._ends = asyncio.get_running_loop().time() + limits.config.body_seconds
+        self._ends: float | None = None
         self._size = 0
         self._held = 0
         self._holder = ""
@@ -143,10 +143,11 @@ class Intake:
 
     async def _in_time(self) -> Message:
         config = self._limits.config
+        now = asyncio.get_running_loop().time()
+        self._ends = self._ends or now + config.body_seconds
         seconds, limit = config.idle_seconds, "idle_seconds"
-        left = self._ends - asyncio.get_running_loop().time()
-        if self._size <= self._limits.body_bytes and left < seconds:
-            seconds, limit = left, "body_seconds"
+        if self._size <= self._limits.body_bytes and self._ends - now < seconds:
+            seconds, limit = self._ends - now, "body_seconds"
         try:
             async with asyncio.timeout(seconds):
                 return await self._receive()
