@@ -89,7 +89,6 @@ class Gateway:
                 receive = await self._gate.authenticate(scope, receive, deployment=deployment)
             caller = caller_of(scope)
             access.caller = caller.name
-            tagged.headers |= await self._limits.rates.headers(caller)
             if deployment is not None:
                 self._service.deployments.check_served(deployment)
             if target is not None:
@@ -97,6 +96,7 @@ class Gateway:
                     scope, receive = await self._decoded(scope, receive, intake)
                     await self._run_model(target, scope, receive, tagged, access)
                 return
+            tagged.headers |= await self._limits.rates.headers(caller)
             scope, receive = await self._decoded(scope, receive, intake)
             if method == "HEAD" and not is_control(path):  # whose artifacts handle HEAD themselves
                 scope["method"] = "GET"
@@ -113,6 +113,7 @@ class Gateway:
             access.error = error.code
             if tagged.started:
                 raise
+            tagged.headers |= await self._limits.rates.headers(caller_of(scope))
             if self._gate is not None and isinstance(error, NotAuthenticated):
                 tagged.headers["www-authenticate"] = self._gate.challenge
             await respond_error(

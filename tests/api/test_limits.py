@@ -62,8 +62,8 @@ class Engine:
         go.cancel()
         selection = selected.get()
         assert selection is not None
-        assert selection.count is not None
-        selection.count(300, 100)
+        assert selection.report is not None
+        selection.report.count(300, 100)
         await JSONResponse({"done": True})(scope, receive, send)
 
     async def _tokens(self) -> AsyncIterator[bytes]:
