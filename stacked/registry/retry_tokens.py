@@ -100,8 +100,4 @@ def _make_room(connection: Connection) -> None:
 
 
 def _is(token: RetryToken) -> ColumnElement[bool]:
-    return and_(
-        retry_tokens.c.principal == token.principal,
-        retry_tokens.c.operation == token.operation,
-        retry_tokens.c.token == token.token,
-    )
+    return and_(*(retry_tokens.c[name] == value for name, value in asdict(token).items()))

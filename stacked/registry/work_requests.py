@@ -78,11 +78,11 @@ class WorkRequestRepository(Repository[WorkRequest, WorkRequest]):
 
     def list_logs(self, id: str, query: Query = FIRST) -> Page[WorkLog]:
         """Oldest first, unless the query says otherwise."""
-        return self._list_of(id, _LOGS, query, work_logs.c.work_request_id == id)
+        return self._list_of(id, _LOGS, query)
 
     def list_errors(self, id: str, query: Query = FIRST) -> Page[WorkError]:
         """Oldest first, unless the query says otherwise."""
-        return self._list_of(id, _ERRORS, query, work_errors.c.work_request_id == id)
+        return self._list_of(id, _ERRORS, query)
 
     def advance(
         self, id: str, percent: float, message: str | None = None, step: str | None = None
@@ -124,9 +124,8 @@ class WorkRequestRepository(Repository[WorkRequest, WorkRequest]):
         with self._database.write() as connection:
             return finish(connection, id, WorkStatus.CANCELED)
 
-    def _list_of(
-        self, id: str, listing: Listing[T], query: Query, where: ColumnElement[bool]
-    ) -> Page[T]:
+    def _list_of(self, id: str, listing: Listing[T], query: Query) -> Page[T]:
+        where = listing.source.c.work_request_id == id
         with self._database.read() as connection:
             WORK.row(connection, id)  # raises RecordAbsent
             return listing.page(connection, query, {}, [where], of=id)
