@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from stacked.core import Adapter
 from stacked.errors import (
     AdapterConfigInvalid,
     AdapterError,
@@ -21,11 +23,12 @@ from stacked.errors import (
     PairIncomplete,
     RankRefused,
     ShapeMismatch,
+    StoreDamaged,
     ValueNotFinite,
     WeightsInvalid,
 )
-from stacked.store import BaseModules, Limits, Report
-from stacked.store.checks import check_directory
+from stacked.store import AdapterStore, BaseModules, Limits, Report
+from stacked.store.checks import check_content, check_directory
 from stacked.store.tensors import FLOATS
 from tests.store.small import (
     HIDDEN,
@@ -469,3 +472,40 @@ def test_a_strange_config_gives_a_report_or_a_refusal(
     directory = write_adapter(tmp_path_factory.mktemp("fuzz") / "adapter")
     write_json(directory / "adapter_config.json", {**lora_config(), **changes})
     assert_answered(directory, base)
+
+
+@pytest.fixture
+def stored(tmp_path: Path, base: BaseModules) -> Adapter:
+    source = write_adapter(tmp_path / "adapter")
+    adapter = AdapterStore(tmp_path / "store").add(str(source), base=base)
+    adapter.path.chmod(0o755)
+    for file in adapter.path.iterdir():
+        file.chmod(0o644)
+    return adapter
+
+
+def flipped(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def test_what_was_added_is_what_it_was(stored: Adapter) -> None:
+    check_content(stored)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, flipped], ids=["missing", "flipped"])
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_changed_files_are_refused(
+    stored: Adapter, name: str, damage: Callable[[Path], None]
+) -> None:
+    damage(stored.path / name)
+    with pytest.raises(StoreDamaged, match="add it again from its source"):
+        check_content(stored)
+
+
+def test_another_rank_in_the_config_is_other_content(stored: Adapter) -> None:
+    file = stored.path / "adapter_config.json"
+    file.write_text(file.read_text().replace('"lora_alpha":', '"lora_alpha": 1, "was":', 1))
+    with pytest.raises(StoreDamaged):
+        check_content(stored)
