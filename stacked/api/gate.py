@@ -85,6 +85,7 @@ class Gate:
         token = _token(scope["headers"]) if self._bearer else None
         if token is not None:
             caller, seen = self._keys.bearer(token), None
+            scope["headers"] = _without_tokens(scope["headers"])
         elif self._oci is not None:
             seen = self._verify(self._oci, scope)
             caller = self._keys.signer(seen.principal)
@@ -173,6 +174,11 @@ def _token(headers: Headers) -> str | None:
     if tokens and len(tokens) + others > 1:
         raise NotAuthenticated("the request has more than one credential; send one")
     return tokens.pop() if tokens else None
+
+
+def _without_tokens(headers: Headers) -> list[tuple[bytes, bytes]]:
+    """What the apps get: a secret goes no further than here."""
+    return [(n, v) for n, v in headers if n.lower() not in _TOKEN_HEADERS | {b"authorization"}]
 
 
 def _target(scope: Scope) -> bytes:

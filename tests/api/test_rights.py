@@ -26,9 +26,11 @@ from stacked.config import AuthConfig, Listener
 from stacked.core import ModelId
 from stacked.engine import support
 from stacked.engine.creating import prepare
+from stacked.groups.leases import Lease
 from stacked.groups.routing import Route
 from stacked.keys import Rights, create
 from stacked.service import Service
+from stacked.serving import Admission
 from stacked.serving.targets import Target
 from tests.api.doors import config_of
 
@@ -110,6 +112,7 @@ class Reached:
 
     server: dict[str, Any]
     seen: list[str] = field(default_factory=list)
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.config = config_of(**self.server)
@@ -117,18 +120,21 @@ class Reached:
 
     async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.seen.append(f"{scope['method']} {scope['path']}")
+        self.headers = list(scope["headers"])
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"{}"})
+
+    async def note_residency(self) -> None: ...
 
     def admit(self, target: Target, scope: Scope, body: bytes, end: Any) -> Any:
         self.seen.append(f"POST {target.path or '/predict'}")
         route: Route[Any] = Route("a", "a", ModelId("ocid1.m.oc1..a"), None, None, 1)
 
-        async def answer(receive: Receive, send: Send) -> None:
+        async def answer(receive: Receive, send: Send, report: Any) -> None:
             await send({"type": "http.response.start", "status": 200, "headers": []})
             await send({"type": "http.response.body", "body": b"{}"})
 
-        return route, nullcontext(), answer
+        return Admission(route, cast(Lease, nullcontext()), answer, 1)
 
 
 @dataclass
@@ -151,7 +157,7 @@ class Door:
             "query_string": b"",
             "headers": [
                 (name.replace("_", "-").encode(), text.encode())
-                for name, text in (given | headers).items()
+                for name, text in (given | headers | {"accept": "x"}).items()
             ],
         }
         status: list[int] = []
@@ -236,8 +242,8 @@ async def test_each_kind_of_credential_reaches_its_routes_and_no_other(
         for kind, reaches in may.items():
             refused = 401 if kind == "nobody" else 403
             status = await door.ask(kind, method, path)
-            assert (status == refused) is not reaches, (kind, template, status)
             assert bool(door.reached.seen) is reaches, (kind, template)
+            assert status == (200 if reaches else refused)
 
 
 def spellings(path: str) -> Iterator[str]:
@@ -312,6 +318,33 @@ async def test_other_methods_in_headers_change_nothing(door: Door) -> None:
             await door.ask("serving", "POST", "/models/a/predict", **{name: value})
             assert door.reached.seen == ["POST /predict"]
             assert await door.ask("serving", "POST", "/models/a", **{name: "POST"}) == 403
+
+
+async def test_no_websocket_comes_in(door: Door, tmp_path: Path) -> None:
+    """None is served, whoever asks: the upgrade of a connection is no way around a credential."""
+    service = cast(Service, door.reached)
+    gateway = Gateway(service, create_routes(service), open_gate(door.reached.config, tmp_path))
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "websocket.connect"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    token = f"Bearer {door.tokens['admin']}".encode()
+    for path in ("/v1/realtime", "/v1/models", "/health"):
+        scope = {"type": "websocket", "path": path, "headers": [(b"authorization", token)]}
+        await gateway(scope, receive, send)
+    assert [message["type"] for message in sent] == ["websocket.close"] * 3
+
+
+async def test_a_token_goes_no_further_than_the_gate(door: Door) -> None:
+    for header in ("authorization", "api_key", "x_api_key"):
+        value = door.tokens["admin"]
+        headers = {header: f"Bearer {value}" if header == "authorization" else value}
+        assert await door.ask("", "GET", "/stacked/status", **headers) == 200
+        assert door.reached.headers == [(b"accept", b"x")], header
 
 
 # -- metrics --------------------------------------------------------------------------------
