@@ -87,7 +87,9 @@ def _time(record: logging.LogRecord) -> str:
 
 def _trace(formatter: logging.Formatter, record: logging.LogRecord) -> str:
     """What follows the message: an exception, a stack."""
-    raised = formatter.formatException(record.exc_info) if record.exc_info else ""
+    raised = record.exc_text or ""
+    if record.exc_info and not raised:
+        raised = formatter.formatException(record.exc_info)
     return "\n".join(filter(None, [raised, record.stack_info]))
 
 

@@ -92,6 +92,7 @@ class Gateway:
             if deployment is not None:
                 self._service.deployments.check_served(deployment)
             if target is not None:
+                request_ids.hold_content()
                 async with self._limits.admitted(caller, tagged.headers):
                     scope, receive = await self._decoded(scope, receive, intake)
                     await self._run_model(target, scope, receive, tagged, access)

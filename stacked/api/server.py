@@ -52,7 +52,8 @@ def run(config: ControlConfig, *, data_dir: Path, progress: Progress) -> int:
     sockets = bind(config.server)
     hand_over_soon()
     form = config.server.log
-    in_log_lines(prefixed=form == "text")
+    content = bool(config.engine.get("enable_log_requests"))
+    in_log_lines(prefixed=form == "text", content=content)
     log = engine_log(data_dir, config.retention.engine_logs, form)
     progress = Logged() if form == "json" else progress
     files = request_log(data_dir, log, form, on=config.server.access_log)

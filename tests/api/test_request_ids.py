@@ -18,6 +18,7 @@ from stacked.api.gateway import Gateway
 from stacked.api.routes import create_routes
 from stacked.config import BaseConfig, Config
 from stacked.errors import NotReady
+from stacked.logs import JsonLines, TextLines
 from stacked.service import Service
 
 logger = logging.getLogger("stacked.test")
@@ -137,3 +138,53 @@ async def test_a_fault_of_ours_is_logged_under_the_id(
 
 def test_outside_a_request_there_is_none() -> None:
     assert request_ids.current() == ""
+
+
+PROMPT = "zqprompt"
+
+
+def fail(prompt: str) -> None:
+    try:
+        raise KeyError(prompt)
+    except KeyError as error:
+        raise ValueError(f"cannot read {prompt}") from error
+
+
+def log_all(name: str) -> None:
+    """What libraries do with a prompt that they cannot handle."""
+    library = logging.getLogger(name)
+    library.warning("rejected %s after %d ms, %.1f", PROMPT, 3, 0.5)
+    library.warning(f"rejected: {PROMPT}")
+    library.warning("rejected %(it)s", {"it": PROMPT})
+    try:
+        fail(PROMPT)
+    except ValueError:
+        library.exception("failed")
+
+
+def written(caplog: pytest.LogCaptureFixture, form: logging.Formatter) -> str:
+    return "\n".join(map(form.format, caplog.records))
+
+
+@pytest.mark.parametrize("form", [TextLines(), JsonLines(), logging.Formatter()])
+def test_what_a_request_to_a_model_holds_is_not_logged(
+    lines: None, caplog: pytest.LogCaptureFixture, form: logging.Formatter
+) -> None:
+    def run() -> None:
+        request_ids.begin("mine")
+        request_ids.hold_content()
+        log_all("vllm.test")
+
+    copy_context().run(run)
+    said = written(caplog, form)
+    assert PROMPT not in said
+    assert "rejected … after 3 ms, 0.5" in written(caplog, TextLines())
+    assert "in fail" in said, "where it was raised"
+    assert said.index("ValueError") < said.index("KeyError")
+
+
+def test_other_requests_and_what_no_request_began_are_logged_whole(
+    lines: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy_context().run(log_all, "vllm.test")
+    assert written(caplog, TextLines()).count(PROMPT) == 5
