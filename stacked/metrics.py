@@ -44,6 +44,8 @@ _resident = Gauge(
 _in_flight = Gauge("stacked_requests_in_flight", "Requests that hold a lease", _LABELS)
 _refused = Counter("stacked_refused", "Requests refused by a limit, by its name", ("limit",))
 _swaps = Counter("stacked_swaps", "LIVE updates that ended, by outcome", ("outcome",))
+for _outcome in ("succeeded", "failed"):
+    _swaps.labels(_outcome)  # a series that begins with 1 has no increase
 _phases = Histogram(
     "stacked_swap_phase_seconds",
     "What each phase of a LIVE update took",
