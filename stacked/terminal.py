@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -28,10 +29,32 @@ from rich.text import Text
 
 from stacked.steps import Step, sentence
 
+
+def printable(text: str) -> str:
+    """The text with what a terminal would obey escaped, other than line ends and tabs.
+
+    Names and messages may come from an adapter's files, or from a server.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() or each in "\n\t" else each.encode("unicode_escape").decode()
+        for each in text
+    )
+
+
+class _Console(Console):
+    """rich's, which passes control characters on."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        shown = (printable(each) if isinstance(each, str) else each for each in objects)
+        super().print(*shown, **options)
+
+
 # Without a terminal there is no width to cut lines to.
 _WIDE = 10_000
-out = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDE)
-err = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else _WIDE)
+out = _Console(highlight=False, width=None if sys.stdout.isatty() else _WIDE)
+err = _Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else _WIDE)
 
 
 class Terminal:
@@ -55,14 +78,15 @@ class Terminal:
             self.begin(text)
             self._step = step
         elif self._live is not None and self._task is not None:
-            self._live.update(self._task, description=text)
-        self._text = text
+            self._live.update(self._task, description=printable(text))
+        self._text = printable(text)
         if done:
             self.fraction(done)
 
     def begin(self, text: str, bytes: int | None = None) -> None:
         """The previous work is done; this begins. `bytes`: how many it moves, see `moved`."""
         self.done()
+        text = printable(text)
         self._text, self._began = text, time.monotonic()
         if not self._console.is_terminal:
             self._console.print(f"  … {text}", markup=False)
@@ -150,8 +174,8 @@ def size(count: float) -> str:
 
 
 def write(text: str) -> None:
-    """Print a piece of an answer at once, unchanged."""
-    sys.stdout.write(text)
+    """Print a piece of an answer at once; unchanged where nobody looks at it."""
+    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
 
@@ -177,6 +201,6 @@ def table(
         # The first column names the row: it is short, and useless if cut.
         shown.add_column(header[at] if header else "", overflow="fold", no_wrap=at == 0)
     for at, row in enumerate(texts):
-        plain = [Text(row[column]) for column in full]
+        plain = [Text(printable(row[column])) for column in full]
         shown.add_row(*([Text.from_markup(marks[at])] if marks else []), *plain)
     return shown

@@ -8,8 +8,9 @@ import re
 import pytest
 from rich.console import Console
 
+from stacked import terminal
 from stacked.steps import Start
-from stacked.terminal import Terminal, size, table
+from stacked.terminal import Terminal, printable, show_error, size, table, write
 
 
 def plain() -> tuple[Console, io.StringIO]:
@@ -120,3 +121,34 @@ def test_a_table_leaves_out_what_is_empty_and_cuts_nothing() -> None:
     assert header == ["key", "state"]
     assert first == ["a" * 200, "[live]"]
     assert second == ["b"]
+
+
+# An escape that clears the screen, one that names the window, a line that is not its own, a mark
+# that turns the direction of writing, and what no encoding has.
+HOSTILE = "a\x1b[2J\x1b]0;b\x07\rc\x9b31m\u202e\ud800"
+SHOWN = r"a\x1b[2J\x1b]0;b\x07\rc\x9b31m\u202e\ud800"
+
+
+def test_a_terminal_obeys_no_name_or_message(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of an adapter's files, or of a server."""
+    assert printable(HOSTILE) == SHOWN
+    assert printable("größe\t大\nb") == "größe\t大\nb"
+    show_error("X", HOSTILE)
+    terminal.out.print(table(["a"], [[HOSTILE]]))
+    terminal.out.print(HOSTILE, markup=False)
+    with Terminal() as progress:
+        progress.begin(HOSTILE)
+        progress.note(HOSTILE)
+    said = capsys.readouterr()
+    for text in (said.out, said.err):
+        assert text.count(SHOWN) >= 2
+        assert all(each.isprintable() or each == "\n" for each in text)
+
+
+def test_an_answer_is_unchanged_except_where_somebody_looks(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write("a\x1b[2J")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    write("a\x1b[2J")
+    assert capsys.readouterr().out == "a\x1b[2Ja\\x1b[2J"
