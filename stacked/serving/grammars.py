@@ -51,7 +51,7 @@ _COUNTS = 32
 """Different counts of repeats, such as lengths of texts: to compile one takes 0.3 s, or 2 s."""
 _UNCOUNTED = 16
 """Up to here, repeats are written out."""
-_REPEATS, _ENDS = 4, 4
+_REPEATS, _ENDS = 4, 2
 """How often a part of a regular expression may be repeated that may end in more than so many
 places: each end is followed on its own, for each count. `(.{0,20}[a-z]{3}){0,8}` takes 1.3 s for
 its 21st token, `(a*)*(a*)*(a*)*b` 0.16 s for its 200th, and each later one more."""
