@@ -112,6 +112,15 @@ def test_a_coded_slash_ends_no_name() -> None:
     assert is_open("GET", "/v1/models/a")
 
 
+def test_a_line_end_in_a_name_changes_nothing() -> None:
+    assert is_listing(canonical("/v1/models/a%0Ab"))
+    assert model_target("POST", canonical("/models/a%0Ab/predict")) == Target(
+        None, "a\nb", plain=True, oci=True
+    )
+    assert model_target("POST", canonical("/v1/a%0Ab")) == Target("/v1/a\nb")
+    assert inner_path("/ocid1.x\n/predict").deployment == "ocid1.x\n"
+
+
 @pytest.mark.parametrize("raw", ["/v1/load_lora_adapter", "/v1/unload_lora%5Fadapter/", "/pause"])
 def test_no_spelling_reaches_what_is_administrative(raw: str) -> None:
     assert model_target("POST", canonical(raw)) is None

@@ -14,22 +14,23 @@ from urllib.parse import unquote
 PREFIX = "/20190101"
 """Of the control plane: the version of OCI's API."""
 
+# `(?s)`, here and below: a line end in a name is a character as any other.
 # Its collections, which scripts also request without the version: OCI's own pages omit it.
 _COLLECTIONS = re.compile(
-    r"/(model(s|Groups|GroupVersionHistory|VersionSets|Deployments|DeploymentShapes)"
+    r"(?s)/(model(s|Groups|GroupVersionHistory|VersionSets|Deployments|DeploymentShapes)"
     r"|workRequests|containers|projects|computeTargets)(/.*)?"
 )
 # The verbs of a container for one model, which are not the catalogue's. Keys may have slashes, so
 # what is below a model of the catalogue is recognised by its name.
 _BELOW_A_MODEL = r"[^/]+/(actions|artifact|customMetadata|definedMetadata|provenance)(/|$)"
 _OF_ONE_MODEL = re.compile(
-    rf"(POST|DELETE) /models/(?!{_BELOW_A_MODEL}).+"
+    rf"(?s)(POST|DELETE) /models/(?!{_BELOW_A_MODEL}).+"
     r"|[A-Z]+ /models/.+/(health|predict|predictWithResponseStream)"
 )
 
 # Paths of vLLM's app whose POST body names a model.
 _MODEL_PATHS = re.compile(
-    r"/(v1|v2)/.+|/(tokenize|detokenize|invocations|generative_scoring|pooling|classify|score"
+    r"(?s)/(v1|v2)/.+|/(tokenize|detokenize|invocations|generative_scoring|pooling|classify|score"
     r"|rerank)|/inference/v1/generate"
 )
 # Its other public paths. What is in neither list is administrative (pausing,
@@ -41,14 +42,14 @@ HEALTH_PATHS = frozenset({"/health", "/ping"})
 
 _STREAM = "predictWithResponseStream"
 _VERBS = f"predict|{_STREAM}"
-_PREDICT = re.compile(rf"(?:/models?/(?P<model>.+))?/(?P<verb>{_VERBS})")
+_PREDICT = re.compile(rf"(?s)(?:/models?/(?P<model>.+))?/(?P<verb>{_VERBS})")
 _OWN = re.compile(r"/(20190101|stacked)/")
-_LISTING = re.compile(r"/v1/models(/.+)?")
+_LISTING = re.compile(r"(?s)/v1/models(/.+)?")
 
 # What a caller may do who only uses models: everything else, and every path that a later vLLM adds,
 # is for administrators until it stands here.
 _SERVING = re.compile(
-    rf"POST (?:(?:/models?/.+)?/(?:{_VERBS})"
+    rf"(?s)POST (?:(?:/models?/.+)?/(?:{_VERBS})"
     r"|/v1/(?:chat/completions(?:/batch)?|completions|responses|messages)(?:/render)?"
     r"|/v1/(?:chat/completions|completions)/derender"
     r"|/v1/(?:messages/count_tokens|systemone|embeddings|score|rerank)"
@@ -64,9 +65,9 @@ _OF_ALL = re.compile(
 
 # Deployments are called by OCIDs; the other names are first parts of paths of our own.
 _OF_DEPLOYMENT = re.compile(
-    rf"/(?!(?:v1|v2|models?|{_VERBS}|stacked|20190101)/)(?P<id>[^/]+)(?P<rest>/(?:{_VERBS})(?:/.*)?)"
+    rf"(?s)/(?!(?:v1|v2|models?|{_VERBS}|stacked|20190101)/)(?P<id>[^/]+)(?P<rest>/(?:{_VERBS})(?:/.*)?)"
 )
-_BELOW_PREDICT = re.compile(rf"/(?P<verb>{_VERBS})(?P<rest>/.+)")
+_BELOW_PREDICT = re.compile(rf"(?s)/(?P<verb>{_VERBS})(?P<rest>/.+)")
 
 
 class Inner(NamedTuple):
