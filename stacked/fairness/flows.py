@@ -82,9 +82,10 @@ class Lane:
         self.running = 0
         self.closing = False
         """Whether it lets no more in, so that its slot becomes free."""
-        self.served = 0.0
-        """Tokens that were let in since it has its slot, over what is its due among all."""
         self.since = 0.0
+        """When it got its slot."""
+        self.turns = self.served = 0.0
+        """Requests and tokens that were let in since then, over what is due to its flows."""
 
     @property
     def open(self) -> bool:

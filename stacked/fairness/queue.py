@@ -26,6 +26,10 @@ _STEPS_AHEAD, _PROMPTS_AHEAD = 4, 2
 # One in so many slots is being emptied for another adapter at a time: a slot that is emptied runs
 # fewer and fewer sequences.
 _SLOTS_AT_ONCE = 4
+# Requests that an adapter is served for each that it has in flight, before it gives up its slot,
+# if that takes no longer than the longest wait. Simulated with steps of one length, 12 adapters of
+# 3 clients in 4 slots: 4 cost 6.4 % of the throughput; 12 cost 2.9 %, with waits 1.8 times as long.
+_LEAST_TURNS = 12
 # One in so many requests may be a flow's that has waited for the longest time allowed.
 _OVERDUE_TURNS = 4
 # How much the last request counts in what is expected of the next of its flow.
@@ -186,7 +190,7 @@ class FairQueue:
     def _close_one(self, now: float) -> None:
         """Have an adapter give its slot to one that waits.
 
-        Not before it was served a step's worth, so that copies into slots remain few.
+        Not before it has had its turn, so that slots are rarely copied and rarely half empty.
         """
         claim = self._outside.first()
         if claim is None:
@@ -198,16 +202,20 @@ class FairQueue:
         if self._slot_free or time > self._time:
             return
         at_once = min(len(self._outside), max(1, self.capacity.slots // _SLOTS_AT_ONCE))
-        least = 0.0 if time == -math.inf else self.capacity.step
-        until = now - self._longest_wait
-        over = [each for each in self._resident if each.served >= least or each.since <= until]
+        urgent = time == -math.inf
+        over = [each for each in self._resident if urgent or self._has_had_its_turn(each, now)]
         if over and sum(each.closing for each in self._resident) < at_once:
             lane = max(over, key=lambda each: (not each.closing, each.served))
             lane.closing = True
             self._place(lane)
 
+    def _has_had_its_turn(self, lane: Lane, now: float) -> bool:
+        """Whether it was served a step's worth of tokens, and some requests for each in flight."""
+        enough = lane.turns >= _LEAST_TURNS * lane.running and lane.served >= self.capacity.step
+        return enough or now - lane.since >= self._longest_wait
+
     def _take_slot(self, lane: Lane, adapter: int, now: float) -> None:
-        lane.served, lane.since = 0.0, now
+        lane.served, lane.turns, lane.since = 0.0, 0.0, now
         self._resident[lane] = None
         self.slot_changes += adapter not in self._slots
         self._slots[adapter] = None
@@ -259,7 +267,9 @@ class FairQueue:
         if lane.adapter is not None and not lane.running:
             self._take_slot(lane, lane.adapter, now)
         cost = ticket.charge / ticket.part
-        lane.served += cost / (len(self._shares) * len(lane.flows))
+        due = ticket.part * len(self._shares) * len(lane.flows)
+        lane.served += ticket.charge / due
+        lane.turns += 1 / due
         if not flow.share.urgent:
             # Who waited for a slot is owed no more than a request: seats are shared from now on.
             flow.time = max(flow.time, self._time - cost)

@@ -35,10 +35,39 @@ class Run:
         return max((wait for client, wait in self.waits if wanted(client)), default=0)
 
 
-def simulate(queue: FairQueue, clients: Sequence[Client], steps: int) -> Run:
+class VllmOrder:
+    """vLLM's own order, to compare with: as they come, but those without a slot are passed over."""
+
+    def __init__(self, capacity: Capacity) -> None:
+        self.capacity = capacity
+        self.slot_changes = 0
+        self._waiting: list[Ticket] = []
+        self._running: Counter[int | None] = Counter()
+
+    def ask(self, ticket: Ticket, now: float) -> None:
+        self._waiting.append(ticket)
+
+    def next(self, now: float) -> Ticket | None:
+        adapters = {adapter for adapter in +self._running if adapter is not None}
+        full = self._running.total() >= self.capacity.seats
+        for ticket in () if full else self._waiting:
+            free = ticket.adapter in (None, *adapters) or len(adapters) < self.capacity.slots
+            if free:
+                self._waiting.remove(ticket)
+                self._running[ticket.adapter] += 1
+                return ticket
+        return None
+
+    def read(self, ticket: Ticket) -> None: ...
+
+    def leave(self, ticket: Ticket, computed: int | None = None, answered: int = 0) -> None:
+        self._running[ticket.adapter] -= 1
+
+
+def simulate(queue: FairQueue | VllmOrder, clients: Sequence[Client], steps: int) -> Run:
     """Each step computes one token of every answer, and prompts within the budget of a step.
 
-    The queue's promises are checked at every step: slots, seats, and that nothing idles.
+    The fair queue's promises are checked at every step: slots, seats, and that nothing idles.
     """
     run = Run()
     waiting: dict[Ticket, tuple[Client, int]] = {}
@@ -56,7 +85,8 @@ def simulate(queue: FairQueue, clients: Sequence[Client], steps: int) -> Run:
             running[let_in] = [client.prompt, client.answer]
             run.begun[client.share] += client.prompt + 2 * client.answer
             run.waits.append((client, now - since))
-        check(queue, [*waiting.keys() - running.keys()], [*running])
+        if isinstance(queue, FairQueue):
+            check(queue, [*waiting.keys() - running.keys()], [*running])
         budget = queue.capacity.step
         for each in sorted(running, key=lambda one: (running[one][0] > 0, one.rank)):
             left = running[each]

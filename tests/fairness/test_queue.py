@@ -7,11 +7,12 @@ import random
 import sys
 from functools import partial
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stacked.fairness import Share, Ticket
-from tests.fairness.engine import Client, check, queue, simulate
+from stacked.fairness import Capacity, FairQueue, Share, Ticket
+from tests.fairness.engine import Client, VllmOrder, check, queue, simulate
 
 
 def test_request_of_an_idle_engine_does_not_wait() -> None:
@@ -86,16 +87,42 @@ def test_newcomer_goes_before_what_the_engine_has_not_begun() -> None:
 def test_nobody_starves_with_more_adapters_than_slots(
     adapters: int, slots: int, clients: int, base: int
 ) -> None:
-    """Each adapter gets its turn within a drain of a slot for each other one, base included."""
+    """Each adapter gets its turn within one of each other adapter, base included.
+
+    A turn is the longest wait, and the time in which requests in flight end.
+    """
     shares = {at: Share("anyone", f"a{at}") for at in range(adapters)}
     asking = [Client(share, at) for at, share in shares.items() for _ in range(clients)]
     asking += [Client(Share("anyone", "base"))] * base
-    run = simulate(queue(seats=64, slots=slots, step=64), asking, 1500)
-    # A drain: the prompt's step, 8 of an answer, and what the fuller steps take longer.
-    assert run.longest() <= 40 * (adapters + 1)
+    fair = queue(seats=64, slots=slots, step=64, longest_wait=30)
+    run = simulate(fair, asking, 1500)
+    assert run.longest() <= (30 + 20) * (adapters + 1)
     assert run.longest(lambda client: client.adapter is None) <= 40
     served = [run.tokens[share] for share in shares.values()]
     assert max(served) <= 2 * min(served) + 16 * clients * 4
+
+
+@pytest.mark.parametrize(("each", "least"), [(1, 1.0), (3, 0.97), (8, 0.9)])
+def test_who_waits_for_ever_in_vllms_order_does_not_here(each: int, least: float) -> None:
+    """Twelve adapters and the base in four slots, all without a pause, answers of many lengths.
+
+    Steps take as long whatever is in them, where a slot that is being emptied costs most.
+    """
+    shares = [Share("anyone", f"a{at}") for at in range(12)]
+    asking = [
+        Client(share, at if at else None, prompt=32, answer=8 + (at * 31 + nth * 17) % 97)
+        for at, share in enumerate([Share("anyone", "base"), *shares])
+        for nth in range(each)
+    ]
+    capacity = Capacity(seats=128, slots=4, step=256)
+    theirs = simulate(VllmOrder(capacity), asking, 5000)
+    ours = simulate(FairQueue(capacity, longest_wait=1e9), asking, 5000)
+    if each > 1:
+        assert sum(theirs.tokens[share] > 0 for share in shares) == 4
+        assert theirs.longest() == 5000
+    assert min(ours.tokens[share] for share in shares) > 0
+    assert ours.longest() < 1500
+    assert ours.tokens.total() >= least * theirs.tokens.total()
 
 
 def test_slot_is_kept_for_a_step_of_tokens_while_others_wait() -> None:
@@ -119,7 +146,7 @@ def test_slots_are_shared_by_weight_too() -> None:
 
 
 def test_claim_that_is_given_up_opens_the_adapter_that_was_emptied_for_it() -> None:
-    fair = queue(slots=1, step=1)
+    fair = queue(slots=1, longest_wait=5)
     first, second = Share("anyone", "first"), Share("anyone", "second")
     running = Ticket(first, 1, prompt=8, most=8)
     fair.ask(running, 0)
@@ -127,11 +154,12 @@ def test_claim_that_is_given_up_opens_the_adapter_that_was_emptied_for_it() -> N
     later = Ticket(first, 1, prompt=8, most=8)
     claim = Ticket(second, 2)
     fair.ask(claim, 0)
-    assert fair.next(0) is None  # closes the only slot
-    fair.ask(later, 0)
     assert fair.next(0) is None
+    assert fair.next(9) is None  # closes the only slot, as it was held for long enough
+    fair.ask(later, 9)
+    assert fair.next(9) is None
     fair.leave(claim)
-    assert fair.next(0) is later
+    assert fair.next(9) is later
 
 
 def test_adapters_own_check_takes_the_next_slot_and_no_seat() -> None:
