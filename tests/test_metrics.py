@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import ClassVar
 
 import pytest
 from prometheus_client import REGISTRY, Gauge, generate_latest
@@ -32,6 +33,33 @@ def test_tokens_are_counted_by_kind() -> None:
     metrics.tokens("k", "t", 5, 0)
     assert value("stacked_tokens_total", key="k", digest="t", kind="prompt") == 12
     assert value("stacked_tokens_total", key="k", digest="t", kind="generated") == 3
+
+
+def test_queue_is_shown_as_it_is_when_somebody_looks() -> None:
+    class Engine:
+        slot_changes = 3
+        waits: ClassVar[dict[str, int]] = {"sql": 2}
+
+        def waiting(self) -> dict[str, int]:
+            return self.waits
+
+    metrics.watch(Engine())
+    assert value("stacked_requests_waiting", key="sql") == 2
+    assert value("stacked_slot_changes_total") == 3
+    Engine.waits = {}
+    assert value("stacked_requests_waiting", key="sql") is None
+    metrics.watch(None)
+    assert value("stacked_slot_changes_total") is None
+
+
+def test_residency_has_the_adapters_of_now_and_no_others() -> None:
+    metrics.resident({("sql", "aa"): (True, True), ("triage", "bb"): (True, False)})
+    assert value("stacked_adapter_resident", key="sql", digest="aa", place="slot") == 1
+    assert value("stacked_adapter_resident", key="triage", digest="bb", place="slot") == 0
+    assert value("stacked_adapter_resident", key="triage", digest="bb", place="host") == 1
+    metrics.resident({("sql", "aa"): (False, False)})
+    assert value("stacked_adapter_resident", key="sql", digest="aa", place="host") == 0
+    assert value("stacked_adapter_resident", key="triage", digest="bb", place="host") is None
 
 
 def test_series_of_digests_unused_for_longest_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:

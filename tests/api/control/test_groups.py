@@ -75,6 +75,22 @@ def test_a_stacked_group_is_made_and_read_as_it_was_given(
     assert work["resources"][0]["identifier"] == made["id"]
 
 
+def test_a_weight_of_a_member_is_kept_by_groups_and_clones_and_shown_if_it_is_one(
+    plane: Plane, adapters: tuple[str, str, str]
+) -> None:
+    body = stacked_body((adapters[0], "a"), (adapters[1], "b"))
+    body["memberModelEntries"]["memberModelDetails"][1]["weight"] = 2.5
+    made = plane.json("POST", "/modelGroups", body=body)
+    clone = plane.json("POST", "/modelGroups", body=clone_body(made["id"], displayName="c"))
+    for group in (made, clone):
+        shown = group["memberModelEntries"]["memberModelDetails"]
+        weights = {each["modelId"]: each.get("weight") for each in shown}
+        assert weights == {BASE: None, adapters[0]: 2.5, adapters[1]: None}
+    for wrong in (0, -1, 1e9):
+        body["memberModelEntries"]["memberModelDetails"][1]["weight"] = wrong
+        assert plane.json("POST", "/modelGroups", 400, body)["code"] == "InvalidParameter"
+
+
 def test_a_name_is_made_and_metadata_is_an_empty_list(plane: Plane) -> None:
     made = make(plane, displayName=None)
     assert made["displayName"].startswith("modelgroup-")
