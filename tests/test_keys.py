@@ -112,7 +112,9 @@ def test_a_name_that_is_taken_is_refused_unless_forced(tmp_path: Path) -> None:
     assert second.private.read_bytes() != private
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../a", "a.b", "-a", "a b", "é", "a" * 65])
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "a/b", "../a", "a.b", "-a", "a b", "é", "a" * 65, "anyone", "nobody"]
+)
 def test_a_name_that_could_be_a_path_is_refused(tmp_path: Path, name: str) -> None:
     for act in (create_signing, create, rotate, remove):
         with pytest.raises(KeyFileInvalid, match="not a name"):

@@ -20,7 +20,7 @@ from fastapi.responses import HTMLResponse
 from stacked.api.control.base import Json
 from stacked.errors import EngineDead, NotReady
 from stacked.service import Service
-from stacked.serving.targets import is_open, is_plain, model_target
+from stacked.serving.targets import HEALTH_PATHS, is_open, is_plain, model_target
 
 _SCHEMAS = "#/components/schemas/"
 _TEXT: Json = {"type": "string"}
@@ -132,6 +132,9 @@ def of_server(app: FastAPI) -> Json:
     components["securitySchemes"] = _TOKENS | _SIGNED
     auth = app.state.service.config.server.auth
     own["security"] = [{name: []} for name in _TOKENS if auth.bearer]
+    for path in HEALTH_PATHS & own["paths"].keys():
+        for operation in own["paths"][path].values():
+            operation["security"] = []
     own["security"] += [{name: []} for name in _SIGNED if auth.oci is not None]
     return own
 

@@ -24,7 +24,7 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 
-from stacked.callers import Allowance, Caller
+from stacked.callers import ANYONE, NOBODY, Allowance, Caller
 from stacked.core import MAX_WEIGHT, MIN_WEIGHT
 from stacked.errors import KeyFileInvalid
 from stacked.keys.public import Principal, PublicKey, fingerprint, read_public
@@ -181,11 +181,11 @@ def _read(path: str) -> Credential | str:
 
 
 def check_name(name: str) -> str:
-    """Raises KeyFileInvalid for what could be a path, or could not be told apart in a log."""
-    if not _NAME.fullmatch(name):
+    """Raises KeyFileInvalid for what could be a path, or is a caller's name without a key."""
+    if not _NAME.fullmatch(name) or name in (ANYONE.name, NOBODY.name):
         raise KeyFileInvalid(
             f"{name[:80]!r} is not a name for a key; use at most 64 letters, digits, _ and -, "
-            "beginning with a letter or digit"
+            f"beginning with a letter or digit, and neither {ANYONE.name} nor {NOBODY.name}"
         )
     return name
 

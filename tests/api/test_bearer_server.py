@@ -14,6 +14,7 @@ import openai
 import pytest
 import yaml
 
+from stacked.client import Client
 from stacked.keys import Rights, create, keys_dir, remove, rotate
 from tests.api.certificates import Authority
 from tests.conftest import PROMPT, complete
@@ -163,8 +164,9 @@ def test_https_on_every_port_and_metrics_on_their_own(
     options: dict[str, Any] = {"directory": tmp_path, "port": port, "scheme": "https"}
     with serving(str(path), "--data-dir", "data", status=503, **options) as running:
         until(lambda: f"https://127.0.0.1:{port}" in running.printed())
-        shown = run("groups", "--url", running.url, STACKED_API_KEY=token)
-        assert shown.returncode == 0, shown.stderr
+        monkeypatch.setenv("STACKED_API_KEY", token)
+        with Client(running.url) as ours:
+            assert ours.groups() == []
         with httpx.Client() as one:
             for at in (port, health):
                 # Nothing is deployed: the process is there, and serves nothing.
