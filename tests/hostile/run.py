@@ -4,7 +4,7 @@
     python -m tests.hostile.run load DIRECTORY                             a running tiny engine
 
 `check` forks a process for each mutant, bounded in memory and time, and writes `checked.json`.
-`load` sends those that passed, and a tenth of the others, through the HTTP door; it compares a
+`load` sends those that passed, and some of the others, through the HTTP door; it compares a
 healthy adapter's tokens after every batch, and writes `loaded.json`. Both end with 1 on a fault.
 """
 
@@ -150,10 +150,10 @@ class Loading:
             self.faults.append(f"the engine was {self.processes} and is {there}")
 
 
-def load(directory: Path) -> int:
+def load(directory: Path, seconds: float) -> int:
     checked = json.loads((directory / "checked.json").read_text())
-    others = sorted(set(range(0, checked["inputs"], 10)) - set(checked["passed"]))
-    chosen, began = [*checked["passed"], *others], time.monotonic()
+    others = set(range(0, checked["inputs"], 40)) - set(checked["passed"])
+    chosen, began, sent = sorted({*checked["passed"], *others}), time.monotonic(), 0
     port = free_port()
     tree = {
         "base": {"model": str(directory / "base"), "key": "base"},
@@ -167,17 +167,21 @@ def load(directory: Path) -> int:
     with serving(*arguments, directory=directory, port=port) as server:
         loading = Loading(server, directory, checked["seed"])
         before = loading.peaks()
-        for at, number in enumerate(chosen, start=1):
+        for sent, number in enumerate(chosen, start=1):
             loading.load(number)
-            if at % BATCH == 0 or at == len(chosen):
+            if sent % BATCH == 0:
                 loading.compare()
-            if at % 250 == 0:
-                print(at, f"{time.monotonic() - began:.0f} s", loading.faults, flush=True)
+            if sent % 100 == 0:
+                print(sent, f"{time.monotonic() - began:.0f} s", loading.faults, flush=True)
+            if time.monotonic() - began > seconds:
+                break
+        loading.compare()
         report = {
-            "sent": len(chosen),
+            "sent": sent,
+            "of": len(chosen),
             "outcomes": dict(loading.outcomes.most_common()),
             "faults": loading.faults,
-            "comparisons of the healthy adapter": -(-len(chosen) // BATCH),
+            "comparisons of the healthy adapter": sent // BATCH + 1,
             "peak MiB before": before,
             "peak MiB after": loading.peaks(),
             "seconds": round(time.monotonic() - began),
@@ -197,10 +201,11 @@ def main() -> int:
     parser.add_argument("directory", type=Path)
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=7200, help="when loading ends")
     given = parser.parse_args()
     directory = given.directory.absolute()
     if given.form == "load":
-        return load(directory)
+        return load(directory, given.seconds)
     return check(directory, given.count, given.seed)
 
 
