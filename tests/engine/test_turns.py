@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from stacked.config import FairnessConfig
+from stacked.engine.openai import Report, Selection, _in_turn, selected
 from stacked.engine.turns import Turns, share, ticket_of, turns_of, urgent
 from stacked.fairness import Capacity, Share, Ticket
 
@@ -156,10 +157,10 @@ def test_server_has_its_own_requests_let_in_before_all_others() -> None:
 
 
 def test_ticket_knows_the_sizes_and_the_adapter_of_a_request() -> None:
-    params = SimpleNamespace(max_tokens=7, n=3)
-    ticket = ticket_of({"prompt_token_ids": [1, 2, 3]}, params, SimpleNamespace(lora_int_id=9))
+    wanted = SimpleNamespace(max_tokens=7, n=3)
+    ticket = ticket_of({"prompt_token_ids": [1, 2, 3]}, wanted, SimpleNamespace(lora_int_id=9))
     assert (ticket.prompt, ticket.most, ticket.seats, ticket.adapter) == (3, 7, 3, 9)
-    assert ticket_of("four words of text", params, None).prompt == 5
+    assert ticket_of("four words of text", wanted, None).prompt == 5
 
 
 def test_capacity_is_what_vllm_was_started_with() -> None:
@@ -173,3 +174,85 @@ def test_capacity_is_what_vllm_was_started_with() -> None:
     assert found is not None
     assert found._queue.capacity == Capacity(16, 2, 512)
     assert turns_of(client, FairnessConfig(enabled=False)) is None
+
+
+class Client:
+    """vLLM's client: each request is two outputs, and fails after one where it is to."""
+
+    def __init__(self) -> None:
+        self.priorities: list[int] = []
+        self.fails = False
+
+    async def generate(
+        self, prompt: Any, params: Any, request_id: str, *, priority: int = 0, **_: Any
+    ) -> AsyncIterator[Any]:
+        self.priorities.append(priority)
+        for _step in range(2):
+            await asyncio.sleep(0)
+            yield SimpleNamespace(
+                outputs=[SimpleNamespace(token_ids=[1])],
+                prompt_token_ids=[1, 2, 3],
+                num_cached_tokens=1,
+            )
+            if self.fails:
+                raise ValueError("the engine has died")
+
+
+def params() -> Any:
+    return SimpleNamespace(max_tokens=2, n=1, output_kind=SimpleNamespace(name="DELTA"))
+
+
+async def answered(client: Any, id: str = "x") -> list[Any]:
+    return [each async for each in client.generate({"prompt_token_ids": [1, 2, 3]}, params(), id)]
+
+
+def test_request_waits_runs_and_is_reported() -> None:
+    async def work() -> None:
+        turn, _ = turns(seats=1)
+        client = _in_turn(Client(), turn)
+        counted: list[tuple[int, int]] = []
+        waited: list[float] = []
+        before = selected.set(
+            Selection("a", None, Report(lambda *each: counted.append(each), waited.append))
+        )
+        try:
+            first, second = await asyncio.gather(answered(client), answered(client, "y"))
+        finally:
+            selected.reset(before)
+        assert len(first) == len(second) == 2
+        assert counted == [(3, 2), (3, 2)]
+        assert len(waited) == 2
+        assert min(waited) >= 0
+        assert turn._queue._seated == 0
+
+    run(work())
+
+
+def test_place_of_a_request_that_fails_or_is_left_is_free_again() -> None:
+    async def work() -> None:
+        turn, _ = turns(seats=1)
+        engine = Client()
+        client = _in_turn(engine, turn)
+        left = client.generate({"prompt_token_ids": [1]}, params(), "left")
+        await anext(left)
+        await left.aclose()
+        engine.fails = True
+        with pytest.raises(ValueError, match="died"):
+            await answered(client)
+        engine.fails = False
+        assert len(await answered(client)) == 2
+        assert turn._queue._seated == 0
+        assert not turn._reading
+
+    run(work())
+
+
+def test_without_turns_a_request_keeps_its_own_priority() -> None:
+    async def work() -> None:
+        engine = Client()
+        client = _in_turn(engine, None)
+        stream = client.generate({"prompt_token_ids": [1]}, params(), "x", priority=7)
+        assert len([each async for each in stream]) == 2
+        assert engine.priorities == [7]
+
+    run(work())
