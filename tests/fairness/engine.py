@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from stacked.fairness import Capacity, FairQueue, Share, Ticket
 
@@ -19,6 +20,15 @@ class Client:
     answer: int = 8
     begins: int = 0
     """The step of its first request."""
+    among: tuple[int | None, ...] = ()
+    """Adapters of which each of its requests is to another one, if there are any."""
+
+    def next(self, chance: random.Random) -> Client:
+        """As whom it sends its next request."""
+        if not self.among:
+            return self
+        adapter = chance.choice(self.among)
+        return replace(self, share=Share(self.share.caller, str(adapter)), adapter=adapter)
 
 
 @dataclass
@@ -28,8 +38,14 @@ class Run:
     tokens: Counter[Share] = field(default_factory=Counter)
     begun: Counter[Share] = field(default_factory=Counter)
     """What was let in, as it counts: a token of an answer as two of a prompt."""
+    firsts: list[tuple[Client, int]] = field(default_factory=list)
+    """Steps from each request to its first token."""
+    ended: int = 0
     waits: list[tuple[Client, int]] = field(default_factory=list)
     changes: int = 0
+
+    def first(self, wanted: Callable[[Client], bool] = lambda _: True) -> list[int]:
+        return [steps for client, steps in self.firsts if wanted(client)]
 
     def longest(self, wanted: Callable[[Client], bool] = lambda _: True) -> int:
         return max((wait for client, wait in self.waits if wanted(client)), default=0)
@@ -69,14 +85,14 @@ def simulate(queue: FairQueue | VllmOrder, clients: Sequence[Client], steps: int
 
     The fair queue's promises are checked at every step: slots, seats, and that nothing idles.
     """
-    run = Run()
+    run, chance = Run(), random.Random(0)
     waiting: dict[Ticket, tuple[Client, int]] = {}
     running: dict[Ticket, list[int]] = {}  # tokens of the prompt and of the answer to come
     idle = list(clients)
     for now in range(steps):
         begins = [client for client in idle if client.begins <= now]
         idle = [client for client in idle if client.begins > now]
-        for client in begins:
+        for client in [each.next(chance) for each in begins]:
             ticket = Ticket(client.share, client.adapter, client.prompt, client.answer)
             waiting[ticket] = client, now
             queue.ask(ticket, now)
@@ -88,13 +104,14 @@ def simulate(queue: FairQueue | VllmOrder, clients: Sequence[Client], steps: int
         if isinstance(queue, FairQueue):
             check(queue, [*waiting.keys() - running.keys()], [*running])
         budget = queue.capacity.step
-        for each in sorted(running, key=lambda one: (running[one][0] > 0, one.rank)):
+        for each in sorted(running, key=lambda one: order(one, running[one][0])):
             left = running[each]
             part = min(left[0], budget) if left[0] else 0
             left[0] -= part
             budget -= part or 1
             if not left[0] and part:
                 queue.read(each)
+                run.firsts.append((waiting[each][0], now + 1 - waiting[each][1]))
             if not part and budget >= 0:
                 left[1] -= 1
             if not left[1]:
@@ -102,6 +119,7 @@ def simulate(queue: FairQueue | VllmOrder, clients: Sequence[Client], steps: int
                 del running[each]
                 queue.leave(each, client.prompt, client.answer)
                 run.tokens[client.share] += client.prompt + client.answer
+                run.ended += 1
                 idle.append(client)
             if budget <= 0:
                 break
@@ -111,6 +129,11 @@ def simulate(queue: FairQueue | VllmOrder, clients: Sequence[Client], steps: int
         client, since = waiting[ticket]
         run.waits.append((client, steps - since))
     return run
+
+
+def order(ticket: Ticket, left: int) -> tuple[bool, bool, int]:
+    """As vLLM: answers, then prompts that were begun, then the others in the order of ranks."""
+    return left > 0, left == ticket.prompt, ticket.rank
 
 
 def check(queue: FairQueue, waiting: Sequence[Ticket], running: Sequence[Ticket]) -> None:

@@ -6,6 +6,7 @@ import itertools
 import random
 import sys
 from functools import partial
+from statistics import mean, median
 
 import pytest
 from hypothesis import given, settings
@@ -123,6 +124,46 @@ def test_who_waits_for_ever_in_vllms_order_does_not_here(each: int, least: float
     assert min(ours.tokens[share] for share in shares) > 0
     assert ours.longest() < 1500
     assert ours.tokens.total() >= least * theirs.tokens.total()
+
+
+@pytest.mark.parametrize("clients", [16, 64])
+@pytest.mark.parametrize("adapters", [3, 12])
+def test_requests_to_any_key_are_as_many_and_as_fast_as_in_vllms_order(
+    clients: int, adapters: int
+) -> None:
+    """In four slots: the load of `stacked bench online`, and one with three times the adapters."""
+    asking = [
+        Client(Share(), prompt=32, answer=8 + at * 31 % 97, among=(None, *range(adapters)))
+        for at in range(clients)
+    ]
+    capacity = Capacity(seats=128, slots=4, step=256)
+    theirs = simulate(VllmOrder(capacity), asking, 3000)
+    ours = simulate(FairQueue(capacity, longest_wait=300), asking, 3000)
+    assert ours.ended >= 0.97 * theirs.ended
+    assert mean(ours.first()) <= 1.03 * mean(theirs.first())
+    if adapters == 3:
+        assert median(ours.first()) <= 1.03 * median(theirs.first())
+
+
+@pytest.mark.parametrize(("prompt", "clients"), [(32, 64), (32, 200), (256, 64), (256, 200)])
+def test_newcomers_first_token_takes_two_times_what_it_does_alone_and_a_step(
+    prompt: int, clients: int
+) -> None:
+    """Beside one key that saturates the engine, with short prompts and with a step's worth each."""
+    rare = Client(Share("anyone", "rare"), prompt=32, answer=8, begins=200)
+    busy = [
+        Client(Share("anyone", "busy"), prompt=prompt, answer=32 + at % 64) for at in range(clients)
+    ]
+    capacity = Capacity(seats=128, slots=4, step=256)
+    firsts = {
+        kind: simulate(kind(capacity), [*busy, rare], 1500).first(lambda each: each == rare)
+        for kind in (FairQueue, VllmOrder)
+    }
+    alone = median(simulate(FairQueue(capacity), [rare], 300).first())
+    assert alone == 1
+    assert median(firsts[FairQueue]) <= 2 * alone + 1
+    if prompt == 256:
+        assert median(firsts[VllmOrder]) > 10
 
 
 def test_slot_is_kept_for_a_step_of_tokens_while_others_wait() -> None:
