@@ -44,7 +44,7 @@ class Quiet(Silent):
 
 @dataclass
 class Streams:
-    """What clients saw: seconds to the first token, between tokens, and answers, by key."""
+    """What clients saw: seconds to first tokens, mean ones between tokens, answers by key."""
 
     firsts: dict[str, list[float]] = field(default_factory=dict)
     gaps: list[float] = field(default_factory=list)
@@ -61,8 +61,12 @@ class Lengths:
 class Clients:
     """Clients of one server, each of which sends one request after another."""
 
-    def __init__(self, session: aiohttp.ClientSession, url: str, lengths: Lengths) -> None:
+    def __init__(
+        self, session: aiohttp.ClientSession, url: str, lengths: Lengths, *, stream: bool = True
+    ) -> None:
         self._session = session
+        self._stream = stream
+        self.plain = Clients(session, url, lengths, stream=False) if stream else self
         self._url = f"{url}/v1/completions"
         self._lengths = lengths
 
@@ -73,26 +77,26 @@ class Clients:
             "max_tokens": self._lengths.answer,
             "ignore_eos": True,
             "temperature": 0,
-            "stream": True,
+            "stream": self._stream,
         }
-        began = last = time.perf_counter()
-        first = False
+        began = first = last = time.perf_counter()
+        events = 0
         try:
             async with self._session.post(self._url, json=body) as response:
                 assert response.status == 200, await response.text()
                 async for line in response.content:
                     if not line.startswith(b"data: {"):
                         continue
-                    now = time.perf_counter()
-                    if first:
-                        seen.gaps.append(now - last)
-                    else:
-                        seen.firsts.setdefault(key, []).append(now - began)
-                        first = True
-                    last = now
+                    last = time.perf_counter()
+                    if not events:
+                        seen.firsts.setdefault(key, []).append(last - began)
+                        first = last
+                    events += 1
+            if events > 1:
+                seen.gaps.append((last - first) / (events - 1))
             seen.answers[key] = seen.answers.get(key, 0) + 1
         finally:
-            if not first:  # who still waits has waited, too
+            if not events and self._stream:  # who still waits has waited, too
                 seen.firsts.setdefault(key, []).append(time.perf_counter() - began)
 
     @contextlib.asynccontextmanager
@@ -127,13 +131,16 @@ class Clients:
 
 
 async def newcomer(clients: Clients, many: int, requests: int, seed: int) -> dict[str, float]:
-    """One client of `a1`, alone and beside `many` of `a0`; milliseconds."""
+    """One client of `a1`, alone and beside `many` of `a0`; milliseconds.
+
+    A step is the time between two tokens of the one. The many do not stream, so that the server and
+    these clients leave the cores to the engine.
+    """
     alone = await clients.some("a1", requests, seed)
-    async with clients.saturating(lambda *_: "a0", many, seed) as busy:
+    async with clients.plain.saturating(lambda *_: "a0", many, seed):
         await clients.some("a0", 3, seed)  # until all of them run
-        busy.gaps.clear()
         beside = await clients.some("a1", requests, seed + 1)
-        step = statistics.median(busy.gaps)
+    step = statistics.median(beside.gaps)
     before, after = (statistics.median(each.firsts["a1"]) for each in (alone, beside))
     return {
         "alone_ms": before * 1e3,
