@@ -56,6 +56,8 @@ class Streams:
 class Lengths:
     prompt: int
     answer: int
+    vary: bool
+    """Whether answers are from a quarter of that on."""
 
 
 class Clients:
@@ -71,10 +73,11 @@ class Clients:
         self._lengths = lengths
 
     async def one(self, key: str, chance: random.Random, seen: Streams) -> None:
+        most = self._lengths.answer
         body = {
             "model": key,
             "prompt": [chance.randrange(100, 250) for _ in range(self._lengths.prompt)],
-            "max_tokens": self._lengths.answer,
+            "max_tokens": chance.randrange(most // 4, most) if self._lengths.vary else most,
             "ignore_eos": True,
             "temperature": 0,
             "stream": self._stream,
@@ -185,7 +188,7 @@ async def mixed(
 async def measure(urls: dict[str, str], options: argparse.Namespace) -> list[dict[str, Any]]:
     """Every load on each side, in turns."""
     rows: list[dict[str, Any]] = []
-    lengths = Lengths(options.prompt_tokens, options.output_tokens)
+    lengths = Lengths(options.prompt_tokens, options.output_tokens, options.vary)
     timeout = aiohttp.ClientTimeout(total=None)
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
@@ -229,6 +232,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=30)
     parser.add_argument("--prompt-tokens", type=int, default=32)
     parser.add_argument("--output-tokens", type=int, default=32)
+    parser.add_argument("--vary", action="store_true", help="answers of many lengths")
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--sides", nargs="*", default=list(SIDES))
