@@ -44,7 +44,7 @@ def _read(path: Path) -> object:
         raise ConfigInvalid(f"{path}: cannot be read ({error})") from error
     try:
         return yaml.load(text, _UniqueKeys)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # too deep, or a huge number
         raise ConfigInvalid(f"{path}: not valid YAML: {error}") from error
 
 

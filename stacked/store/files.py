@@ -171,16 +171,33 @@ def _open(path: Path, directory: Path, bounds: Sequence[Path]) -> IO[bytes]:
         raise _leads_out(path.name, directory, real)
     if roots and not any(real.is_relative_to(root) for root in roots):
         raise SourceRefused(f"{real} is outside the directories that adapters may be loaded from")
-    # NONBLOCK: a named pipe must not block. NOFOLLOW: no link may be swapped in after the check.
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
     try:
-        descriptor = os.open(real, flags)
+        descriptor = _opened(real)
     except OSError as error:
         raise SourceRefused(f"{path} cannot be read: {error.strerror or error}") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise PathUnsafe(f"{path.name} in {directory} is not a regular file")
     return os.fdopen(descriptor, "rb")
+
+
+def _opened(real: Path) -> int:
+    """Open a resolved path part by part: none may be a link that was swapped in after the check."""
+    folder = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_DIRECTORY | getattr(os, "O_PATH", os.O_RDONLY)
+    # NONBLOCK: a named pipe must not block.
+    file = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_RDONLY | os.O_NONBLOCK
+    place = os.open(real.anchor, folder)
+    for part in real.parts[1:-1]:
+        place = _below(place, part, folder)
+    return _below(place, real.name, file)
+
+
+def _below(place: int, part: str, flags: int) -> int:
+    """Open a part of a path within a directory, which is closed."""
+    try:
+        return os.open(part, flags, dir_fd=place)
+    finally:
+        os.close(place)
 
 
 def _extent(directory: Path) -> Path:

@@ -24,6 +24,7 @@ from stacked.errors import (
     SourceRefused,
     SourceUnreachable,
 )
+from stacked.store.files import _opened
 from stacked.store.limits import Limits
 from stacked.store.sources import HubRef, fetch, hub_download, parse_hub
 from tests.store.small import write_adapter
@@ -238,6 +239,43 @@ def test_a_file_that_says_it_is_too_large_is_not_copied(adapter: Path, tmp_path:
         file.truncate(1 << 40)
     refused(AdapterTooLarge, WEIGHTS, adapter, tmp_path)
     assert not [path for path in tmp_path.rglob(WEIGHTS) if path.parent != adapter]
+
+
+def test_a_directory_that_becomes_a_link_while_it_is_read_leads_nowhere(tmp_path: Path) -> None:
+    """Whatever the moment: what is read is what was there, or nothing."""
+    roots, mine, swapped = tmp_path / "roots", tmp_path / "roots" / "a", tmp_path / "roots" / "b"
+    write_adapter(mine, r=4)
+    secret = write_adapter(tmp_path / "secret", base_model_name_or_path="a secret")
+    allowed, over = [roots.resolve()], threading.Event()
+
+    def swap() -> None:
+        while not over.is_set():
+            mine.rename(swapped)
+            mine.symlink_to(secret)
+            mine.unlink()
+            swapped.rename(mine)
+
+    swapping = threading.Thread(target=swap)
+    swapping.start()
+    try:
+        for number in range(200):
+            target, scratch = tmp_path / f"t{number}", tmp_path / f"s{number}"
+            target.mkdir()
+            scratch.mkdir()
+            with contextlib.suppress(AdapterError):
+                fetch(str(mine), target, scratch, Limits(), roots=allowed)
+            read = [file.read_text() for file in target.glob("*.json")]
+            assert not any("a secret" in text for text in read)
+    finally:
+        over.set()
+        swapping.join()
+
+
+def test_a_link_in_place_of_a_resolved_folder_is_not_followed(adapter: Path) -> None:
+    (adapter.parent / "link").symlink_to(adapter)
+    with pytest.raises(OSError, match=r"directory|links"):
+        _opened(adapter.parent / "link" / CONFIG)
+    os.close(_opened(adapter / CONFIG))
 
 
 def test_outside_the_allowed_roots_nothing_is_read(adapter: Path, tmp_path: Path) -> None:
