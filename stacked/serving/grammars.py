@@ -51,10 +51,13 @@ _COUNTS = 32
 """Different counts of repeats, such as lengths of texts: to compile one takes 0.3 s, or 2 s."""
 _UNCOUNTED = 16
 """Up to here, repeats are written out."""
-_REPEATS, _ENDS = 4, 2
-"""How often a part of a regular expression may be repeated that may end in more than so many
-places: each end is followed on its own, for each count. `(.{0,20}[a-z]{3}){0,8}` takes 1.3 s for
-its 21st token, `(a*)*(a*)*(a*)*b` 0.16 s for its 200th, and each later one more."""
+_REPEATS = 4
+"""How often a part of a regular expression may be repeated that may end in several places: each end
+is followed on its own, for each count. `(.{0,20}[a-z]{3}){0,8}` takes 1.3 s for its 21st token,
+`([^,]?){1,50}` 1.2 s for its sixth, `(a*)*(a*)*(a*)*b` 0.16 s for its 200th, and each later one
+more."""
+_LOOSE = 8
+"""How often one may be counted that has no sign of its end: `([^,]{2}){0,400}` takes 0.24 s."""
 
 # What stands for all characters when two parts are compared.
 _SAMPLE = "".join(map(chr, range(0x180))) + "中😀"
@@ -175,6 +178,14 @@ class _Part:
     """One character, as it stands."""
     counted: bool = False
     """Whether repeats of it are counted, for each place where it may begin."""
+    loose: bool = False
+    """Whether nothing in a text shows where it ends."""
+    first: frozenset[str] | None = None
+
+    @property
+    def begins(self) -> frozenset[str]:
+        """The characters with which it may begin."""
+        return self.characters if self.first is None else self.first
 
 
 @lru_cache(maxsize=256)
@@ -203,17 +214,20 @@ class _Reader:
         self._take(")")
         single = all(part.single for part in branches)
         ends = 1 if single else sum(part.ends for part in branches)
-        characters = frozenset().union(*(part.characters for part in branches))
-        return _Part(ends, characters, single, any(part.counted for part in branches))
+        if all(part.ends == 1 for part in branches) and _begin_apart(branches):
+            ends = 1
+        first = frozenset().union(*(part.begins for part in branches))
+        return _Part(ends, single=single, first=first, **_of_all(branches))
 
     def _sequence(self, depth: int) -> _Part:
         parts = list(self._parts(depth))
         if len(parts) < 2:
             return parts[0] if parts else _Part()
         _check_neighbours(parts)
-        ends = 1 if _is_delimited(parts) else 1 + sum(part.ends - 1 for part in parts)
-        characters = frozenset().union(*(part.characters for part in parts))
-        return _Part(ends, characters, counted=any(part.counted for part in parts))
+        delimited = _is_delimited(parts)
+        ends = 1 if delimited else 1 + sum(part.ends - 1 for part in parts)
+        first = parts[0].begins if parts[0].ends == 1 else None
+        return _Part(ends, first=first, **{**_of_all(parts), "loose": not delimited})
 
     def _parts(self, depth: int) -> Iterator[_Part]:
         while self._at < len(self._text) and self._text[self._at] not in "|)":
@@ -265,15 +279,36 @@ _QUANTIFIER = re.compile(
 
 
 def _repeated(part: _Part, least: float, most: float) -> _Part:
-    few = 1 if part.counted else _REPEATS
-    if part.ends > _ENDS and most > few:
+    few = 1 if part.counted else _REPEATS if part.ends > 2 else _LOOSE
+    if (part.ends > 1 and most > few) or (part.loose and _LOOSE < most < inf):
         raise GrammarTooCostly(
-            f"a regular expression repeats a part more than {few} times that may end in more than "
-            f"{_ENDS} places, and so reads one text in very many ways. End the part with a "
-            "character that is nowhere else in it, or repeat it less often"
+            "a regular expression repeats a part whose end nothing shows more than "
+            f"{few} times, and so reads one text in very many ways. "
+            "End the part with a character that is nowhere else in it, or repeat it less often"
         )
     ends = most - least + 1 if part.ends == 1 else 1 + (part.ends - 1) * most
-    return _Part(ends, part.characters, counted=part.counted or _UNCOUNTED < most < inf)
+    return _Part(
+        ends,
+        part.characters,
+        counted=part.counted or _UNCOUNTED < most < inf,
+        loose=part.loose or most > 1,
+        first=part.begins,
+    )
+
+
+def _of_all(parts: list[_Part]) -> dict[str, Any]:
+    """What holds for several parts together."""
+    return {
+        "characters": frozenset().union(*(part.characters for part in parts)),
+        "counted": any(part.counted for part in parts),
+        "loose": any(part.loose for part in parts),
+    }
+
+
+def _begin_apart(branches: list[_Part]) -> bool:
+    """Whether the first character tells which of them it is."""
+    firsts = [part.begins for part in branches]
+    return all(firsts) and sum(map(len, firsts)) == len(frozenset().union(*firsts))
 
 
 def _check_neighbours(parts: list[_Part]) -> None:
@@ -284,7 +319,7 @@ def _check_neighbours(parts: list[_Part]) -> None:
             if apart and other.ends == 1:
                 break  # what follows begins in one place
             both = part.ends > 1 and other.ends > 1 and (part.counted or other.counted)
-            if both and not apart and max(part.ends, other.ends) > _ENDS:
+            if both and not apart and max(part.ends, other.ends) > 2:
                 raise GrammarTooCostly(
                     f"a regular expression counts more than {_UNCOUNTED} repeats next to a part "
                     "that may end in several places and has the same characters, and so reads one "
