@@ -20,6 +20,7 @@ import pytest
 from hypothesis import settings
 
 from tests import tiny
+from tests.otlp import Collector, collector
 from tests.serving import Server, free_port, serving
 
 pytest_plugins = ["tests.servers", "tests.workers"]
@@ -85,7 +86,16 @@ def ocid(name: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def server(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def traces() -> Iterator[Collector]:
+    """What `server` traces."""
+    with collector() as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def server(
+    tiny_models: TinyModels, traces: Collector, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
     """The base, `a`, `b`, `c` and a member without a key, from a deployed-model directory."""
     directory, root = tmp_path_factory.mktemp("server"), tiny_models.root
     shutil.copytree(tiny_models.base, root / ocid("base"))
@@ -96,10 +106,14 @@ def server(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) ->
     environment = {
         "STACKED_MODEL_DIR": str(root),
         "STACKED_DATA_DIR": str(directory / "data"),
+        "STACKED_LOG": "json",
         "STACKED_KEYS": json.dumps({key: ocid(key) for key in KEYS}),
         "MODEL": f"{root / ocid('base')}/",
         "PARAMS": "--served-model-name base --max-model-len 1024 --max-loras 4 --max_cpu_loras 12 "
-        "--enable_lora --enable-auto-tool-choice --tool-call-parser hermes",
+        "--enable_lora --enable-auto-tool-choice --tool-call-parser hermes "
+        f"--otlp-traces-endpoint {traces.url}",
+        "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",
+        "OTEL_BSP_SCHEDULE_DELAY": "200",  # milliseconds until spans are sent
         "PORT": str(port),
         "HEALTH_CHECK_PORT": str(health_port),
         "MODEL_DEPLOY_ENABLE_STREAMING": "true",
