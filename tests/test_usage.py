@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -17,7 +19,7 @@ from stacked.errors import RegistryUnusable
 from stacked.registry import Registry
 from stacked.registry.usage import Counts
 from stacked.usage import Usage
-from tests.waiting import until_async
+from tests.waiting import until, until_async
 
 ONE = Counts(1, 0, 10, 5)
 KEPT = timedelta(days=1)
@@ -90,3 +92,37 @@ async def test_without_records_it_only_counts() -> None:
     usage.add("anyone", "sql", ONE)
     await usage.flush()
     await usage.close()
+
+
+_COUNTING = """
+import asyncio, sys
+from datetime import timedelta
+from stacked import usage
+from stacked.registry import Registry
+from stacked.registry.usage import Counts
+
+async def main():
+    usage.FLUSH_SECONDS = 0.01
+    registry, counted = Registry(sys.argv[1]), usage.Usage()
+    counted.begin(registry.usage, timedelta(days=1))
+    while True:
+        counted.add("alice", "sql", Counts(1))
+        await asyncio.sleep(0.001)
+
+asyncio.run(main())
+"""
+
+
+def test_what_was_written_survives_a_kill(path: Path) -> None:
+    def written() -> int:
+        with Registry(path) as registry:
+            return sum(requests(registry))
+
+    process = subprocess.Popen([sys.executable, "-c", _COUNTING, str(path)])
+    try:
+        until(lambda: path.exists() and written() > 10)
+        before = written()
+    finally:
+        process.kill()
+        process.wait()
+    assert before <= written()
