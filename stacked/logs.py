@@ -73,7 +73,8 @@ class JsonLines(logging.Formatter):
         if id := getattr(record, "request_id", None):
             tree["id"] = id
         tree["message"] = record.getMessage()
-        if process := getattr(record, "vllm_process_name", None):
+        process: str | None = getattr(record, "vllm_process_name", record.processName)
+        if process and process != "MainProcess":
             tree["process"] = process
         if trace := _trace(self, record):
             tree["traceback"] = trace
