@@ -15,6 +15,8 @@ class StackedError(Exception):
     """
 
     code: ClassVar[str] = "InternalError"
+    retry_after: float | None = None
+    """In how many seconds the same may succeed, where that is known."""
 
     def __init_subclass__(cls) -> None:
         cls.code = cls.__name__
@@ -201,6 +203,10 @@ class KeyRemoved(KeyUnknown):
     """Just removed: old requests finish, new ones are refused."""
 
 
+class ModelQuarantined(RoutingError):
+    """Its engine died again and again with it alone; it is served when it is loaded again."""
+
+
 class DrainExpired(RoutingError):
     """Its model was replaced, and it outlasted the drain deadline."""
 
@@ -351,7 +357,9 @@ class EngineStartFailed(EngineError):
 
 
 class EngineDead(EngineError):
-    """It is gone."""
+    """It is gone; another one is started."""
+
+    retry_after = 5.0
 
 
 class EngineSilent(EngineError):
@@ -369,3 +377,5 @@ class EngineLoadFailed(EngineError):
 
 class NotReady(EngineError):
     """Starting or stopping."""
+
+    retry_after = 5.0

@@ -87,18 +87,25 @@ class Live(Generic[H]):
         # Tasks that are not awaited; asyncio itself has only weak references.
         self._background: set[asyncio.Task[None]] = set()
 
-    def begin(self, routing: Routing[H]) -> None:
-        """Serve this, which is a whole group, from now on."""
+    def begin(self, routing: Routing[H], group: Iterable[Member] | None = None) -> None:
+        """Serve this from now on: a whole group, or what is left of one."""
+        self._group = frozenset(routing.members if group is None else group)
         self._serve(routing)
-        self._group = frozenset(routing.members)
 
     def _serve(self, routing: Routing[H]) -> None:
         self.routing = routing
-        metrics.serving(routing.generation, len(routing.handles))
+        quarantined = {member.adapter.digest for member in self.quarantined}
+        metrics.serving(routing.generation, len(routing.handles), len(quarantined))
+
+    @property
+    def quarantined(self) -> Mapping[Member, str]:
+        """Members of the group that are not served, as the engine died with them, and why."""
+        withheld = self.routing.withheld
+        return {m: withheld[m.label] for m in self.removed if m.label in withheld}
 
     @property
     def removed(self) -> frozenset[Member]:
-        """Members of the group that were removed one by one and not loaded again."""
+        """Members of the group that were removed one by one, or are quarantined."""
         return self._group.difference(self.routing.members)
 
     @property
@@ -132,7 +139,7 @@ class Live(Generic[H]):
     def admit(
         self,
         names: Mapping[str, str],
-        end: Callable[[], None] | None = None,
+        end: Callable[..., object] | None = None,
         keys: frozenset[str] | None = None,
     ) -> Admitted[H]:
         """Resolve the names of a request (place -> key or model id) and lease what they mean.

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, Counter, Enum, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -54,6 +54,11 @@ _phases = Histogram(
 )
 _generation = Gauge("stacked_generation", "The generation of the group that is served")
 _adapters = Gauge("stacked_adapters", "Distinct adapters of the group that is served")
+_quarantined = Gauge("stacked_quarantined_adapters", "Adapters that the engine died with")
+ENGINE_STATES = ("none", "starting", "serving", "restarting", "failed")
+_engine = Enum("stacked_engine_state", "What the engine does now", states=ENGINE_STATES)
+_deaths = Counter("stacked_engine_deaths", "Engines that died while they served", ("cause",))
+_restarts = Counter("stacked_engine_restarts", "Starts after a death, by outcome", ("outcome",))
 _stored = Gauge("stacked_store_bytes", "Content in the stores, as of the last round", ("kind",))
 _disk = Gauge("stacked_disk_bytes", "The disk of the data directory", ("kind",))
 
@@ -116,9 +121,25 @@ def swap_ended(outcome: str, seconds: Mapping[str, float]) -> None:
         _phases.labels(phase).observe(took)
 
 
-def serving(generation: int, adapters: int) -> None:
+def serving(generation: int, adapters: int, quarantined: int = 0) -> None:
     _generation.set(generation)
     _adapters.set(adapters)
+    _quarantined.set(quarantined)
+
+
+def engine_state(state: str) -> None:
+    """One of ENGINE_STATES."""
+    _engine.state(state)
+
+
+def engine_died(cause: str) -> None:
+    """`cause`: exit, signal, oom or hang."""
+    _deaths.labels(cause).inc()
+
+
+def engine_restarted(outcome: str) -> None:
+    """`outcome` is `succeeded` or `failed`."""
+    _restarts.labels(outcome).inc()
 
 
 def disk(free: int, total: int, stored: Mapping[str, int]) -> None:

@@ -15,9 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from stacked import metrics
 from stacked.catalogue import Catalogue
 from stacked.config import Config, ControlConfig
-from stacked.deployment.activation import Activation, Active, Slot, Starter
+from stacked.deployment.activation import NOTHING, Activation, Active, Slot, Starter
 from stacked.deployment.deployments import Deployments
 from stacked.deployment.from_file import FileDeployment, read_base, read_group
 from stacked.deployment.ledger import Ledger
@@ -25,7 +26,7 @@ from stacked.deployment.runtime import RuntimeUpdates
 from stacked.engine.creating import prepare
 from stacked.engine.options import check_names
 from stacked.engine.support import require_build
-from stacked.errors import NotReady
+from stacked.errors import EngineDead, NotReady
 from stacked.groups.routing import Routing
 from stacked.log_files import LogFiles
 from stacked.registry import DeployedMember, Deployment, MemberState, Page, Query, Registry
@@ -37,6 +38,7 @@ from stacked.serving.targets import Target
 from stacked.serving.vllm import Prepared, VllmServing
 from stacked.steps import Heard, Progress, Silent
 from stacked.store import AdapterStore
+from stacked.supervision.supervisor import Supervisor
 from stacked.usage import Usage
 
 logger = logging.getLogger("stacked.service")
@@ -71,6 +73,9 @@ class Service:
         self.log_files: LogFiles | None = None
         """Where this process's lines go, if it tends files."""
         self._rounds: Rounds | None = None
+        self._supervisor: Supervisor | None = None
+        self.given_up = asyncio.Event()
+        """Set when an engine that died is not started again: the state is FAILED."""
         self._needed = contextlib.ExitStack()
         """Holds what is served without records in the store."""
 
@@ -83,6 +88,7 @@ class Service:
         StackedError that says why; the state is then FAILED and what was started is stopped.
         """
         tell = Heard(progress or Silent(), self._starting)
+        metrics.engine_state("starting")
         try:
             await self._start(tell)
         except BaseException as error:
@@ -92,6 +98,8 @@ class Service:
         self.state = State.SERVING
         if self._rounds is not None:
             self._rounds.begin()
+        if self._supervisor is not None:
+            self._supervisor.begin()
 
     def _starting(self, text: str) -> None:
         self.reason = text
@@ -103,12 +111,23 @@ class Service:
         elif self._durable:
             await self._serve_file(self.config, tell)
         else:
-            self._slot.active = await self._serve_alone(self.config, tell)
+            self._slot.serve(await self._serve_alone(self.config, tell))
 
     def stopping(self) -> None:
         """Refuse new requests from now on; those that hold a lease may finish."""
         if self.state is State.SERVING:
             self.state, self.reason = State.STOPPING, "the server is stopping"
+
+    async def drain(self) -> None:
+        """Let requests finish, within `server.drain_seconds`; what runs longer is ended.
+
+        An engine that dies meanwhile is not started again.
+        """
+        self.stopping()
+        if self._supervisor is not None:
+            await self._supervisor.close()
+        if self._slot.active is not None:
+            await self._slot.active.serving.live.drain()
 
     async def close(self) -> None:
         """Stop the engine, and whatever still runs on it. Closing twice is allowed."""
@@ -118,6 +137,8 @@ class Service:
     async def _release(self) -> None:
         if self._rounds is not None:
             await self._rounds.close()
+        if self._supervisor is not None:
+            await self._supervisor.close()
         if self._deployments is not None:
             await self._deployments.close()
         await self._slot.close()
@@ -126,12 +147,10 @@ class Service:
         if self._ledger is not None:
             await asyncio.to_thread(self._ledger.close)
 
-    def notice_death(self) -> bool:
-        """Whether the engine has died; the service is FAILED from then on."""
-        active = self._slot.active
-        if self.state is State.SERVING and active is not None and active.serving.dead:
-            self.state, self.reason = State.FAILED, "the engine has died"
-        return self.state is State.FAILED
+    def _give_up(self, reason: str) -> None:
+        if self.state is State.SERVING:
+            self.state, self.reason = State.FAILED, reason
+            self.given_up.set()
 
     async def _open(self, tell: Progress) -> Deployments:
         """Open the records, and what works on them."""
@@ -144,6 +163,9 @@ class Service:
         activation = Activation(ledger, starter, self._slot, tell)
         self._deployments = Deployments(ledger, activation, self._slot, config.engine)
         self._rounds = await self._prepare_rounds(ledger, self._catalogue)
+        self._supervisor = Supervisor(
+            self._slot, self._deployments, ledger, config.supervision, tell, self._give_up
+        )
         return self._deployments
 
     async def _prepare_rounds(self, ledger: Ledger, catalogue: Catalogue) -> Rounds:
@@ -161,7 +183,7 @@ class Service:
         return Catalogue(
             ledger.registry,
             self._store,
-            ledger.directory / "artifacts",
+            ledger.artifacts,
             roots=server.adapter_roots,
             remote=server.remote_adapters,
             engine=self.config.engine,
@@ -175,7 +197,9 @@ class Service:
         last = last or await asyncio.to_thread(self.ledger.last_active)
         aside = "another deployment was served when the server ended"
         await asyncio.to_thread(self.ledger.set_aside, last.id if last else None, aside)
-        if last is not None:
+        if last is None:
+            self._slot.empty(NOTHING)
+        else:
             tell.note(f"deployment  {last.id}, which was active last, is starting again")
             await deployments.resume(last)
 
@@ -202,7 +226,7 @@ class Service:
         with self._store.pinned():
             found = await file.serve(tell)
         if isinstance(found, Active):
-            self._slot.active = found
+            self._slot.serve(found)
         else:
             await self._resume(deployments, tell, found)
 
@@ -214,6 +238,11 @@ class Service:
         if self.state is not State.SERVING:
             raise self._not_ready()
         return self._slot.get()
+
+    def check_live(self) -> None:
+        """Raises EngineDead when this process will not serve any more."""
+        if self.state is State.FAILED:
+            raise EngineDead(self.reason)
 
     def _not_ready(self) -> NotReady:
         return NotReady(f"{self.state.value}: {self.reason}")
@@ -280,7 +309,15 @@ class Service:
     @property
     def runtime(self) -> RuntimeUpdates:
         """Loads and removes adapters one by one. Raises NotReady or EngineDead."""
-        return RuntimeUpdates(self.vllm, self._store, self._catalogue, self.config.server)
+        server = self.config.server
+        return RuntimeUpdates(self.vllm, self._store, self._catalogue, server, self._lifted)
+
+    def _lifted(self) -> None:
+        """A quarantined model was loaded again, as a person asked."""
+        active = self.active
+        if self._ledger is not None:
+            whys = {m.model_id: why for m, why in active.serving.live.quarantined.items()}
+            self._ledger.note(self._ledger.served, active.deployment_id, whys)
 
     # -- records ----------------------------------------------------------------------------
 
@@ -315,11 +352,17 @@ class Service:
         active = self._slot.active
         if active is None or active.deployment_id != id:
             return page
-        gone = {(member.model_id, member.key) for member in active.serving.live.removed}
-        shown = (_removed(row) if (row.model_id, row.key) in gone else row for row in page.items)
+        live = active.serving.live
+        gone: dict[tuple[str, str | None], str] = {
+            (member.model_id, member.key): live.quarantined.get(
+                member, f"it was removed by itself; POST /models/{member.model_id} serves it again"
+            )
+            for member in live.removed
+        }
+        shown = (_without(row, gone.get((row.model_id, row.key))) for row in page.items)
         return replace(page, items=tuple(shown))
 
 
-def _removed(row: DeployedMember) -> DeployedMember:
-    reason = f"it was removed by itself; POST /models/{row.model_id} serves it again"
-    return replace(row, state=MemberState.FAILED, reason=reason)
+def _without(row: DeployedMember, why: str | None) -> DeployedMember:
+    """A member as it is: not served for this reason, or as it is recorded."""
+    return replace(row, state=MemberState.FAILED, reason=why) if why is not None else row

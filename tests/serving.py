@@ -6,6 +6,7 @@ Starting takes half a minute or more, so one server is shared by all tests of a 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+
+from tests.processes import descendants
 
 START_SECONDS = 300
 
@@ -54,6 +57,21 @@ class Server:
                 env={**os.environ, "HF_HUB_OFFLINE": "1", **self.environment},
             )
         wait_until_healthy(self, path, status)
+
+
+def engine_process(server: Server) -> int:
+    """The process that computes: forked by one that has imported vLLM before."""
+    started = descendants(server.process.pid)
+    (found,) = {pid for child, _ in started for pid, _ in descendants(child)}
+    return found
+
+
+def metric(server: Server, series: str) -> float:
+    """The value of a series, over all the labels that are not named; 0 if it is not there."""
+    lines = httpx.get(f"{server.url}/metrics", timeout=60).text.splitlines()
+    return sum(
+        float(line.split()[-1]) for line in lines if re.match(rf"{re.escape(series)}[{{ ]", line)
+    )
 
 
 def free_port() -> int:

@@ -46,6 +46,7 @@ LAYERS = {
     "retention": 4,
     "deployment": 4,
     "usage": 4,
+    "supervision": 4,
     "service": 4,
     "api": 5,
     "bench": 5,

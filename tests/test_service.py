@@ -5,11 +5,16 @@ Engines are doubles; records, stores and bases are real.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import sqlite3
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import Connection, event
 
 from stacked.config import (
     BaseConfig,
@@ -18,23 +23,29 @@ from stacked.config import (
     GroupConfig,
     MemberConfig,
     ServerConfig,
+    SupervisionConfig,
 )
 from stacked.deployment.deployments import Revision
 from stacked.engine.plan import EnginePlan
 from stacked.errors import (
+    EngineDead,
+    EngineError,
     EngineStartFailed,
     NotReady,
     ParameterInvalid,
     RankRefused,
     RecordConflict,
+    RegistryUnusable,
     SourceNotFound,
 )
 from stacked.registry import DEPLOYMENT, MODEL, Deployment, Model, ModelState, Query, new_id
 from stacked.service import Service, State
 from stacked.serving.vllm import Commit, Prepared, VllmServing
 from stacked.steps import Progress
+from stacked.supervision import supervisor
 from tests.deployments.machine import engine_of, served
 from tests.store.small import write_adapter, write_base
+from tests.waiting import until_async
 
 
 class Engines:
@@ -114,7 +125,7 @@ async def test_server_without_a_file_has_nothing_and_says_what_to_do(place: Plac
         with pytest.raises(NotReady, match="nothing is deployed here; create"):
             _ = service.active
         assert service.registry.deployments.list().items == ()
-        assert not service.notice_death()
+        service.check_live()
     finally:
         await service.close()
 
@@ -254,17 +265,88 @@ async def test_committed_group_is_served_when_the_files_adapters_are_gone(place:
     await service.close()
 
 
-async def test_dead_engine_is_noticed_whoever_made_its_deployment(place: Place) -> None:
+async def test_dead_engine_comes_back_whoever_made_its_deployment(
+    place: Place, engines: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "TICK_SECONDS", 0.01)
     service = await place.start(place.config("a"))
     id = service.active.deployment_id
     group = service.registry.deployments.get(id).group_id
     await service.deployments.delete(id)
     await service.deployments.wait()
-    assert not service.notice_death()
-    await create(service, group)
+    id = await create(service, group)
+    dead = engine_of(service.active.serving)
+    dead.dead = True
+    with pytest.raises(EngineDead):
+        _ = service.active
+    await until_async(lambda: answers(service))
+    assert (service.active.deployment_id, keys(service), dead.closed) == (id, ["base", "a"], True)
+    await service.close()
+
+
+def answers(service: Service) -> bool:
+    with contextlib.suppress(EngineError):
+        return service.active is not None
+    return False
+
+
+async def test_engine_that_does_not_come_back_ends_the_service(
+    place: Place, engines: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "TICK_SECONDS", 0.01)
+    rules = SupervisionConfig(backoff=timedelta(0), deaths=2)
+    service = await place.start(place.config("a").model_copy(update={"supervision": rules}))
+    engines.fails = EngineStartFailed("no memory")
     engine_of(service.active.serving).dead = True
-    assert service.notice_death()
+    await asyncio.wait_for(service.given_up.wait(), 60)
     assert service.state is State.FAILED
+    with pytest.raises(EngineDead, match=r"2 times in a row.*no memory"):
+        service.check_live()
+    await service.close()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"", "is empty, and was not"), (b"a diary " * 999, "not a database"), (None, "malformed")],
+)
+async def test_damaged_registry_is_refused_and_left_as_it_is(
+    place: Place, content: bytes | None, said: str
+) -> None:
+    service = await place.start(place.config("a", "b", "c"))
+    path = service.ledger.path
+    await service.close()
+    if content is None:
+        whole = bytearray(path.read_bytes())
+        for at in range(2 * 4096, len(whole), 4096):
+            whole[at : at + 64] = b"\xff" * 64
+        content = bytes(whole)
+    path.write_bytes(content)
+    with pytest.raises(RegistryUnusable, match=said) as refused:
+        await Service(ControlConfig(), place.data, durable=True).start()
+    assert str(path) in str(refused.value)
+    assert path.read_bytes() == content
+    path.unlink()  # as it says
+    service = await place.start(place.config("a"))
+    assert keys(service) == ["base", "a"]
+    await service.close()
+
+
+async def test_damaged_registry_is_no_concern_of_requests(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "TICK_SECONDS", 0.01)
+    service = await place.start(place.config("a"))
+
+    @event.listens_for(service.registry._database._engine, "begin")
+    def begin(connection: Connection) -> None:
+        raise sqlite3.DatabaseError("database disk image is malformed")
+
+    service.vllm.live.admit({"key": "a"}).lease.release()
+    with pytest.raises(RegistryUnusable, match="malformed"):
+        service.registry.deployments.list()
+    engine_of(service.active.serving).dead = True
+    await until_async(lambda: answers(service))
+    service.vllm.live.admit({"key": "a"}).lease.release()
     await service.close()
 
 

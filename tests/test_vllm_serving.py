@@ -53,7 +53,7 @@ def start(monkeypatch: pytest.MonkeyPatch, starting: Any, check: Any) -> Any:
     monkeypatch.setattr(Engine, "start", lambda plan, progress: starting())
     monkeypatch.setattr(vllm, "check_content", check)
     group = ModelGroup("g", BASE, (Member(model_id_of(ADAPTER.digest), ADAPTER, "a"),))
-    prepared: Any = SimpleNamespace(plan=None, group=group)
+    prepared: Any = SimpleNamespace(plan=None, group=group, loaded=group)
     return vllm._start_engine(prepared, Silent())
 
 

@@ -37,6 +37,7 @@ STATUS: dict[type[errors.StackedError], int] = {
     errors.RoutingError: 400,
     errors.KeyMissing: 400,
     errors.KeyUnknown: 404,
+    errors.ModelQuarantined: 503,
     errors.DrainExpired: 409,
     errors.KeyInUse: 409,
     errors.RequestError: 400,
@@ -156,8 +157,8 @@ def refusal(
     headers = dict(_WANTED.get(status, {}))
     if isinstance(error, LimitExceeded):
         metrics.refused(error.limit)
-        if error.retry_after is not None:
-            headers["retry-after"] = str(max(1, ceil(error.retry_after)))
+    if error.retry_after is not None:
+        headers["retry-after"] = str(max(1, ceil(error.retry_after)))
     return status, headers, body_of(error, plain, code)
 
 

@@ -22,11 +22,9 @@ from stacked.config import ControlConfig, OciAuth, ServerConfig, is_loopback
 from stacked.errors import ConfigInvalid, NotAllowed, NotAuthenticated
 from stacked.keys import keys_dir
 from stacked.serving.bodies import replay
-from stacked.serving.targets import is_serving
+from stacked.serving.targets import HEALTH_PATHS, is_serving
 
 METRICS = "/metrics"
-# A platform's health probes, which reveal nothing about models.
-_HEALTH = frozenset({"/health", "/ping"})
 
 _TOKEN_HEADERS = frozenset({b"api-key", b"x-api-key"})
 
@@ -48,7 +46,7 @@ class Gate:
         self._oci = server.auth.oci
         self._limit = server.max_body_bytes
         self._closed = server.metrics not in (None, "open")
-        self._open = set(_HEALTH)
+        self._open = set(HEALTH_PATHS)
         if server.health_path:
             self._open.add(server.health_path)
         if server.metrics == "open":

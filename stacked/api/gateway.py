@@ -17,12 +17,12 @@ from stacked.api import request_ids
 from stacked.api.access import Access
 from stacked.api.bodies import ClientGone, Cut, decode, read_body
 from stacked.api.errors import INTERNAL, INTERNAL_CODE, not_served, oci_code, to_openai, to_plain
-from stacked.api.gate import Gate, is_upload
+from stacked.api.gate import METRICS, Gate, is_upload
 from stacked.api.limits import Intake, Limits
 from stacked.api.replies import Reshaped, Tagged, respond_error
 from stacked.callers import ANYONE, Caller, called_by, caller_of
 from stacked.core import header_form
-from stacked.errors import DrainExpired, NotAuthenticated, StackedError
+from stacked.errors import DrainExpired, EngineDead, NotAuthenticated, StackedError
 from stacked.groups.routing import Route
 from stacked.service import Service
 from stacked.serving import Report
@@ -101,7 +101,8 @@ class Gateway:
             scope, receive = await self._decoded(scope, receive, intake)
             if method == "HEAD" and not is_control(path):  # whose artifacts handle HEAD themselves
                 scope["method"] = "GET"
-            if is_open(method, path) and not (is_listing(path) and scope["method"] == "GET"):
+            listing = is_listing(path) and scope["method"] == "GET"
+            if is_open(method, path) and not listing and path != METRICS:
                 out = tagged if plain else _in_openai_shape(tagged, method, path)
                 if path == "/metrics":
                     await self._service.note_residency()
@@ -132,7 +133,7 @@ class Gateway:
 
     def _is_probe(self, path: str) -> bool:
         """Whether a path is read every few seconds, by platforms and collectors of metrics."""
-        return path in HEALTH_PATHS or path in ("/metrics", self._service.config.server.health_path)
+        return path in HEALTH_PATHS or path in (METRICS, self._service.config.server.health_path)
 
     async def _decoded(
         self, scope: Scope, receive: Receive, intake: Intake
@@ -170,18 +171,36 @@ class Gateway:
             report = Report(partial(self._count, access, caller), access.waited)
             await answer(partial(cut.or_message, receive), _shaped(send, target), report)
             if cut.asked and not send.ended:
-                await send.cut_off(cut.error or _overdue(route), target.plain)
+                error = _cut_short(cut.error, route, target, send.started)
+                access.error = error.code
+                await send.cut_off(error, target.plain)
 
     def _count(self, access: Access, caller: Caller, prompt: int, generated: int) -> None:
         access.count(prompt, generated)
         self._limits.rates.charge(caller, prompt + generated)
 
 
-def _overdue(route: Route[Any]) -> DrainExpired:
-    return DrainExpired(
-        f"model {route.label!r} was replaced, and this request outlasted the drain deadline; "
-        "send it again"
-    )
+def _cut_short(
+    error: StackedError | None, route: Route[Any], target: Target, started: bool
+) -> StackedError:
+    """Why a request was ended; if its engine died, whether it may be sent again."""
+    if error is None:
+        return DrainExpired(
+            f"model {route.label!r} was replaced, and this request outlasted the drain deadline; "
+            "send it again"
+        )
+    if not isinstance(error, EngineDead):
+        return error
+    if started:
+        again = "the answer is incomplete; sent again, the request gets a new one from its start"
+    elif target.path == "/v1/responses":
+        again = (
+            "nothing of the answer was sent; unless the server may call tools for the request, it "
+            "is safe to send it again"
+        )
+    else:
+        again = "nothing of the answer was sent, and it is safe to send the request again"
+    return EngineDead(f"{error}: {again}")
 
 
 def _shaped(send: Send, target: Target) -> Send:

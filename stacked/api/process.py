@@ -1,4 +1,4 @@
-"""This process itself: where its output goes, and how it restarts.
+"""This process itself: where its output goes.
 
 It must not know what is served.
 """
@@ -11,65 +11,25 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple
 
 from stacked.config import LogForm
 from stacked.log_files import LogFiles, RequestLines, logs_dir
 from stacked.logs import JsonLines, TextLines, vllm_logging
 from stacked.retention.collect import old_logs
 from stacked.steps import Step, sentence
-
-# Restarts in a row: `count:seconds since the epoch of the first`, passed on in the environment. An
-# engine that keeps dying has a cause that another restart does not remove.
-_RESTARTS = "STACKED_RESTARTS"
-_MOST_RESTARTS = 3
-_WITHIN_SECONDS = 600.0
+from stacked.store.disk import usable
 
 # More are never needed, and some programs walk through all that there may be.
 _MOST_FILES = 65536
 
 
-@dataclass(frozen=True, slots=True)
-class EngineLog:
-    """The file that file descriptors 1 and 2 go to; `terminal` is where they went before.
-
-    `environment` is what the process was started with: an engine sets variables of its own,
-    including some that configure a container.
-    """
+class EngineLog(NamedTuple):
+    """The file that file descriptors 1 and 2 go to; `terminal` is where 1 went before."""
 
     path: Path
-    terminal: tuple[int, int]
-    environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
-
-    def may_restart(self) -> bool:
-        """Whether to restart: not for the fourth time within ten minutes."""
-        count, first = _restarts()
-        return count < _MOST_RESTARTS or time.time() - first > _WITHIN_SECONDS
-
-    def restart(self) -> NoReturn:
-        """Replace this process by a new one with the same arguments, on the same terminal.
-
-        A new interpreter, because neither vLLM nor torch is sure to start twice in one.
-        """
-        count, first = _restarts()
-        if time.time() - first > _WITHIN_SECONDS:
-            count, first = 0, time.time()
-        environment = {**self.environment, _RESTARTS: f"{count + 1}:{first:.0f}"}
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for number, saved in enumerate(self.terminal, start=1):
-            os.dup2(saved, number)
-        os.execve(sys.executable, [sys.executable, "-m", "stacked", *sys.argv[1:]], environment)
-
-
-def _restarts() -> tuple[int, float]:
-    count, _, first = os.environ.get(_RESTARTS, "").partition(":")
-    if count.isdigit() and first.isdigit():
-        return int(count), float(first)
-    return 0, 0.0
+    terminal: int
 
 
 def raise_file_limit() -> int:
@@ -88,17 +48,17 @@ def engine_log(data_dir: Path, most: int, form: LogForm = "text") -> EngineLog:
 
     File descriptors 1 and 2 are redirected for the rest of this process's life, because engine
     processes and native code write to them, some while the interpreter ends. Python's
-    `sys.stderr` keeps the terminal, for our own messages.
+    `sys.stderr` keeps the terminal, for our own messages. Raises StoreUnusable.
     """
-    directory = logs_dir(data_dir)
-    directory.mkdir(parents=True, exist_ok=True)
-    for old in old_logs(data_dir, most - 1):
-        old.unlink(missing_ok=True)
-    path = directory / f"engine-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    path = logs_dir(data_dir) / f"engine-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+    with usable(data_dir, "the data directory"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for old in old_logs(data_dir, most - 1):
+            old.unlink(missing_ok=True)
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     sys.stdout.flush()
     sys.stderr.flush()
-    terminal = (os.dup(1), os.dup(2))
+    terminal = os.dup(1)
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8")
     os.dup2(file, 1)
     os.dup2(file, 2)
@@ -111,13 +71,13 @@ def engine_log(data_dir: Path, most: int, form: LogForm = "text") -> EngineLog:
     logging.raiseExceptions = False  # a full disk is not reported once for each line
     log = EngineLog(path, terminal)
     if form == "json":
-        _have_vllm_log_objects(directory)
+        _have_vllm_log_objects(path.parent)
     return log
 
 
 def request_log(data_dir: Path, log: EngineLog, form: LogForm, *, on: bool) -> LogFiles:
     """Begin the log of requests, and tend the files. `close` it at the end."""
-    files = LogFiles(data_dir, log.path, log.terminal[0] if form == "json" else None)
+    files = LogFiles(data_dir, log.path, log.terminal if form == "json" else None)
     logger = logging.getLogger("stacked.access")
     logger.setLevel(logging.INFO if on else logging.CRITICAL)
     logger.propagate = False

@@ -9,8 +9,10 @@ import os
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote
 
-from fastapi import APIRouter, Body, FastAPI, Request, Response
+from fastapi import APIRouter, Body, FastAPI, Header, Request, Response
 from fastapi.responses import PlainTextResponse
+from prometheus_client import REGISTRY
+from prometheus_client.exposition import choose_encoder
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from stacked.api.control import control_routes
@@ -38,6 +40,12 @@ class Health(ResponseModel):
     group: str
     generation: int
     models: int
+
+
+class Probe(ResponseModel):
+    """The answer to a platform's probe."""
+
+    status: Literal["live", "ready"]
 
 
 class ModelHealth(ResponseModel):
@@ -110,6 +118,27 @@ async def health(service: Served) -> Health:
     active = service.active
     routing = active.serving.live.routing
     return Health(group=active.name, generation=routing.generation, models=len(routing.members) + 1)
+
+
+@router.get("/health/live", name="health_live", tags=["Health"])
+async def live(service: Served) -> Probe:
+    """Whether this process can still come to serve; if not, only another start helps."""
+    service.check_live()
+    return Probe(status="live")
+
+
+@router.get("/health/ready", name="health_ready", tags=["Health"])
+async def ready(service: Served) -> Probe:
+    """Whether requests may be sent here now: not while it starts, restarts or stops."""
+    _ = service.active
+    return Probe(status="ready")
+
+
+@router.get("/metrics", name="metrics", include_in_schema=False)
+async def metrics(accept: Annotated[str, Header()] = "") -> Response:
+    """Every metric, of vLLM's and ours, also while there is no engine."""
+    encode, media_type = choose_encoder(accept)
+    return Response(encode(REGISTRY), media_type=media_type)
 
 
 @router.get(

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from math import ceil
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 import uvloop
@@ -33,7 +36,8 @@ from stacked.log_files import LogFiles
 from stacked.service import Service, State
 from stacked.steps import Progress
 
-_INTERRUPTED = 130
+# What still runs when an engine is given up; a signal leaves more, see `_Server`.
+_LAST_SECONDS = 10
 
 # A group may have 500.
 _KEYS_SHOWN = 20
@@ -43,8 +47,8 @@ def run(config: ControlConfig, *, data_dir: Path, progress: Progress) -> int:
     """Serve until told to stop; the process's exit code. Raises StackedError when it cannot start.
 
     SIGINT and SIGTERM let requests in flight finish within `server.drain_seconds`; a second one
-    ends them. What this process and the engine print goes to the engine's log from here on. When
-    the engine dies, this program starts anew and serves the committed group again.
+    ends the process at once. What this process and the engine print goes to the engine's log from
+    here on. Raises EngineDead when the engine died too often to be started again.
     """
     check_reach(config.server)
     gate = open_gate(config, data_dir)
@@ -60,12 +64,6 @@ def run(config: ControlConfig, *, data_dir: Path, progress: Progress) -> int:
     progress.note(f"engine log  {log.path}\n{_who_may_call(config, gate)}")
     try:
         return uvloop.run(_serve(config, data_dir, progress, sockets, files, gate, certificate))
-    except EngineDead as error:
-        if log.may_restart():
-            progress.note(f"{error}. Its log: {log.path}\nstarting again")
-            files.close()
-            log.restart()
-        raise EngineDead(f"{error}\nThe engine's log: {log.path}") from error
     except EngineError as error:
         raise type(error)(f"{error}\nThe engine's log: {log.path}") from error
     finally:
@@ -99,12 +97,12 @@ async def _serve(
         following.cancel()
         if not starting.done():
             await _abandon(starting)
-            return _INTERRUPTED
+            return 128 + server.signal
         await starting
         _announce(service, sockets, progress)
-        watching = asyncio.create_task(_watch(service, server))
-        await serving
-        watching.cancel()
+        given_up = asyncio.create_task(service.given_up.wait())
+        await asyncio.wait({serving, given_up}, return_when=asyncio.FIRST_COMPLETED)
+        given_up.cancel()
     finally:
         following.cancel()
         server.should_exit = True
@@ -116,11 +114,31 @@ async def _serve(
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, which notifies the service when it begins to stop."""
+    """uvicorn, which listens until the service has let its requests finish."""
 
     def __init__(self, service: Service, config: uvicorn.Config) -> None:
         super().__init__(config)
         self._service = service
+        self._draining: asyncio.Task[None] | None = None
+        self.signal = 0
+        """What told it to stop."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to stop; at a second signal, end the process, and what it started with it."""
+        if self._draining is not None:
+            os._exit(128 + sig)
+        self.signal = sig
+        self._draining = asyncio.create_task(self._drain())
+
+    async def _drain(self) -> None:
+        """Answer probes and refuse requests until those in flight have ended."""
+        deadline = time.monotonic() + self._service.config.server.drain_seconds
+        try:
+            await self._service.drain()
+        finally:
+            # What runs no model, such as an upload, has what is left of the time.
+            self.config.timeout_graceful_shutdown = max(1, round(deadline - time.monotonic()))
+            self.should_exit = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -133,10 +151,6 @@ class _Server(uvicorn.Server):
         finally:
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(number)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._service.stopping()
-        await super().shutdown(sockets)
 
 
 def _uvicorn_config(service: Service, gate: Gate | None) -> uvicorn.Config:
@@ -151,17 +165,8 @@ def _uvicorn_config(service: Service, gate: Gate | None) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=max(1, int(settings.drain_seconds)),
+        timeout_graceful_shutdown=_LAST_SECONDS,
     )
-
-
-async def _watch(service: Service, server: uvicorn.Server) -> None:
-    """End serving when the engine dies: a new process is safer than half of an old one."""
-    while True:
-        await asyncio.sleep(1.0)
-        if service.notice_death():
-            server.should_exit = True
-            return
 
 
 async def _follow(log: Path, progress: Progress) -> None:

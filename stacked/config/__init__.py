@@ -16,6 +16,7 @@ from stacked.config.server import (
     TlsConfig,
     UnknownParameters,
 )
+from stacked.config.supervision import SupervisionConfig
 from stacked.config.tree import Config, ControlConfig
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "PredictEndpoint",
     "RetentionConfig",
     "ServerConfig",
+    "SupervisionConfig",
     "TlsConfig",
     "UnknownParameters",
     "is_loopback",

@@ -52,7 +52,7 @@ def parse(tree: object, *, where: str, directory: Path) -> Config:
     """Check a tree that came from `where`; paths in it are relative to `directory`."""
     if not isinstance(tree, dict):
         raise ConfigInvalid(
-            f"{where}: expected a mapping with base, group, engine, server, retention"
+            f"{where}: expected a mapping with base, {', '.join(ControlConfig.model_fields)}"
         )
     config = _resolved(_checked(Config, tree, where), directory)
     model = resolve_path(config.base.model, directory)

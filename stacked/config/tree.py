@@ -10,6 +10,7 @@ from stacked.config.fields import Frozen
 from stacked.config.group import BaseConfig, GroupConfig
 from stacked.config.retention import RetentionConfig
 from stacked.config.server import ServerConfig
+from stacked.config.supervision import SupervisionConfig
 
 
 class ControlConfig(Frozen):
@@ -22,6 +23,7 @@ class ControlConfig(Frozen):
     engine: dict[str, Any] = Field(default_factory=dict)
     server: ServerConfig = ServerConfig()
     retention: RetentionConfig = RetentionConfig()
+    supervision: SupervisionConfig = SupervisionConfig()
 
     @model_validator(mode="after")
     def _members_have_a_base(self) -> ControlConfig:

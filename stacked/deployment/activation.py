@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
+from stacked import metrics
 from stacked.catalogue import Catalogue
 from stacked.config import ServerConfig
+from stacked.core import Digest
 from stacked.deployment.changes import Change
 from stacked.deployment.journal import WorkProgress
 from stacked.deployment.ledger import Ledger
@@ -54,16 +57,50 @@ class Slot:
 
     def __init__(self) -> None:
         self.active: Active | None = None
+        self.lost: Active | None = None
+        """What was active until its engine died, and is to come back."""
         self.reason = NOTHING
         """Why nothing answers, when nothing does."""
+        self.back_at: float | None = None
+        """When it may answer again, on the monotonic clock."""
         # What is being started or ended, active or not.
         self._in_change: frozenset[str] = frozenset()
 
     @property
     def in_use(self) -> frozenset[str]:
         """Digests of bases and adapters that must stay in their stores. From any thread."""
-        changing, active = self._in_change, self.active  # in this order: see `Live.in_use`
+        changing, active = self._in_change, self.occupant  # in this order: see `Live.in_use`
         return changing | active.serving.live.in_use if active is not None else changing
+
+    @property
+    def occupant(self) -> Active | None:
+        """What is active, or comes back."""
+        return self.active or self.lost
+
+    def serve(self, active: Active) -> None:
+        """Let requests go to this."""
+        self.active, self.lost, self.back_at = active, None, None
+        metrics.engine_state("serving")
+
+    def rename(self, active: Active, name: str) -> None:
+        """What serves has another group now; its engine may have died since."""
+        if self.lost is not None and self.lost.serving is active.serving:
+            self.lost = active._replace(name=name)
+        else:
+            self.active = active._replace(name=name)
+
+    def lose(self, reason: str) -> Active:
+        """The engine of what is active has died; it is returned."""
+        assert self.active is not None, "an engine that died was active"
+        lost = self.lost = self.active
+        self.active, self.reason = None, reason
+        metrics.engine_state("restarting")
+        return lost
+
+    def empty(self, reason: str) -> None:
+        """Nothing answers, and nothing comes back by itself."""
+        self.active, self.lost, self.back_at, self.reason = None, None, None, reason
+        metrics.engine_state("none")
 
     @contextmanager
     def needs(self, digests: Iterable[str]) -> Iterator[None]:
@@ -78,14 +115,17 @@ class Slot:
     def get(self) -> Active:
         """What answers requests. Raises NotReady and EngineDead when nothing does."""
         if self.active is None:
-            raise NotReady(self.reason)
+            error = NotReady(self.reason)
+            if self.back_at is not None:
+                error.retry_after = self.back_at - time.monotonic()
+            raise error
         self.active.serving.check_alive()
         return self.active
 
     async def close(self) -> None:
         """End what is active."""
-        if self.active is not None:
-            await self.active.serving.close()
+        if self.occupant is not None:
+            await self.occupant.serving.close()
 
 
 class Starts(Protocol):
@@ -93,6 +133,9 @@ class Starts(Protocol):
 
     async def prepare(self, group_id: str, configuration: Json) -> Prepared: ...
     async def start(self, prepared: Prepared, commit: Commit, tell: Progress) -> Serving: ...
+    async def again(
+        self, lost: Serving, quarantined: Mapping[Digest, str], tell: Progress
+    ) -> Serving: ...
     def room(self, running: Serving, coming: Prepared) -> Room: ...
 
 
@@ -127,6 +170,13 @@ class Starter:
         """See `VllmServing.start`."""
         return await VllmServing.start(prepared, commit, self._server, tell)
 
+    async def again(
+        self, lost: Serving, quarantined: Mapping[Digest, str], tell: Progress
+    ) -> Serving:
+        """Start another engine for what a lost one served; see `VllmServing.again`."""
+        assert isinstance(lost, VllmServing), "vLLM alone is started here"
+        return await self.start(*lost.again(quarantined), tell)
+
     def room(self, running: Serving, coming: Prepared) -> Room:
         """Whether the new one may start while the other runs."""
         assert isinstance(running, VllmServing), "vLLM alone is started here"
@@ -159,7 +209,9 @@ class Activation:
         prepared = await self._prepare(group_id, {**record.configuration, **parts}, tell)
         commit = partial(self._commit, change, group_id, parts)
         if again:
-            commit = partial(self._stands, record)
+            quarantined = await asyncio.to_thread(self._ledger.quarantined, record)
+            prepared = prepared.without(quarantined)
+            commit = partial(self._stands, record, quarantined)
         return await self._start(record.id, prepared, commit, tell)
 
     async def _prepare(self, group_id: str, configuration: Json, tell: Progress) -> Prepared:
@@ -173,7 +225,7 @@ class Activation:
         group = prepared.group
         with self._slot.needs({group.base.digest, *group.adapters()}):
             serving = await self._starts.start(prepared, commit, tell)
-            self._slot.active = Active(id, group.name, serving)
+            self._slot.serve(Active(id, group.name, serving))
         return f"group {group.name!r} is served, generation {serving.live.routing.generation}"
 
     async def _commit(self, change: Change, group_id: str, parts: Json) -> int:
@@ -184,6 +236,10 @@ class Activation:
     def _commit_now(self, change: Change, group_id: str, parts: Json) -> int:
         id = change.deployment_id
         generation = self._registry.deployments.get(id).generation + 1
+        served = self._slot.occupant
+        if served is not None and served.deployment_id == id:
+            # Models that were loaded one by one counted generations too.
+            generation = max(generation, served.serving.live.routing.generation + 1)
         self._ledger.set_aside(id, f"deployment {id} is served instead")
         self._registry.deployments.put_members(id, group_id, self._ledger.member_states(group_id))
         self._registry.deployments.commit(
@@ -191,17 +247,18 @@ class Activation:
         )
         return generation
 
-    async def _stands(self, record: Deployment) -> int:
+    async def _stands(self, record: Deployment, quarantined: Mapping[str, str]) -> int:
         """What was committed before serves again."""
-        await self._write_state(record.id, _ACTIVE)
+        await self._ledger.with_retry(self._ledger.served, record.id, quarantined)
         return record.generation
 
     async def put_down(self, work: WorkRequest, record: Deployment, after: DeploymentState) -> str:
-        active = self._slot.active
+        active, was_active = self._slot.occupant, self._slot.active is not None
         if active is not None and active.deployment_id == record.id:
-            self._slot.active, self._slot.reason = None, NOTHING
+            self._slot.empty(NOTHING)
             tell = WorkProgress(self._ledger, work.id, self._tell)
-            await self._retire(active, tell, Stop.RETIRE)
+            if was_active:
+                await self._retire(active, tell, Stop.RETIRE)
         await self._write_state(record.id, after)
         return f"deployment {record.id} is {after.value}"
 
@@ -232,6 +289,16 @@ class Activation:
 
         return WorkProgress(self._ledger, change.work_id, Heard(self._tell, hear))
 
+    async def again(self, lost: Active, quarantined: Mapping[Digest, str]) -> None:
+        """Start another engine for what a lost one served. Needs no records, and writes none."""
+
+        def hear(text: str) -> None:
+            self._slot.reason = f"its engine has died and starts again: {text}"
+
+        with self._slot.needs(lost.serving.live.in_use):
+            serving = await self._starts.again(lost.serving, quarantined, Heard(self._tell, hear))
+            self._slot.serve(lost._replace(serving=serving))
+
     # -- another engine ---------------------------------------------------------------------
 
     async def change_engines(
@@ -243,7 +310,7 @@ class Activation:
         room = self._starts.room(old.serving, coming)
         tell.note(room.text)
         if not room.enough:
-            self._slot.active, self._slot.reason = None, f"deployment {record.id} is being replaced"
+            self._slot.empty(f"deployment {record.id} is being replaced")
             await self._retire(old, tell, Start.MAKE_ROOM)
         commit = partial(self._commit, change, group_id, parts)
         done = await self._start(record.id, coming, commit, tell)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from stacked.core import Digest
 from stacked.deployment.activation import Activation, Active, Slot, wanted_group
 from stacked.deployment.changes import Change, Changes
 from stacked.deployment.journal import UpdateJournal
@@ -70,7 +71,7 @@ class Deployments:
 
     def check_served(self, id: str) -> None:
         """Raise RecordAbsent if this deployment serves no requests, NotReady if it will."""
-        active, change = self._slot.active, self.running
+        active, change = self._slot.occupant, self.running
         if active is not None and active.deployment_id == id:
             return
         if change is not None and change.deployment_id == id and active is None:
@@ -189,11 +190,20 @@ class Deployments:
             act = self._activation.bring_up(change, record, group_id, {}, again=True)
             self._changes.launch(change, act, partial(self._activation.back_to, record.id, _FAILED))
 
+    async def again(self, lost: Active, quarantined: Mapping[Digest, str]) -> None:
+        """Start another engine for what a lost one served, unless it is no longer to come back.
+
+        Raises UpdateInProgress while something else is changed, EngineError if it does not come up.
+        """
+        async with self._changes.beginning():
+            if self._slot.lost is lost:
+                await self._activation.again(lost, quarantined)
+
     # -- guards -----------------------------------------------------------------------------
 
     def _check_alone(self, id: str) -> None:
         """One deployment serves at a time on one machine."""
-        active, change = self._slot.active, self.running
+        active, change = self._slot.occupant, self.running
         if active is not None and active.deployment_id != id:
             raise RecordConflict(
                 f"deployment {active.deployment_id} is active, and this machine serves one at a "
@@ -305,7 +315,7 @@ class Deployments:
 
         async def act() -> str:
             report = await active.serving.live.update(wanted.base, wanted.members, journal)
-            self._slot.active = active._replace(name=wanted.name)
+            self._slot.rename(active, wanted.name)
             await journal.tell_members()
             return str(report)
 

@@ -92,6 +92,8 @@ class FileDeployment:
         else:
             assert problem is not None, "a group that is not declared has a problem"
             raise problem
+        if held is not None and held.group_id in (stands, served and group_id_of(served)):
+            prepared = prepared.without(await asyncio.to_thread(self._ledger.quarantined, held))
         commit = partial(self._register, held, declared, configuration, served, tell)
         serving = await self._starter.start(prepared, commit, tell)
         return Active(self._id, prepared.group.name, serving)

@@ -29,7 +29,13 @@ from stacked.core import (
     check_digest,
     model_id_of,
 )
-from stacked.errors import ParameterInvalid, RecordConflict, RegistryUnusable, UpdateNotLive
+from stacked.errors import (
+    ParameterInvalid,
+    RecordConflict,
+    RegistryUnusable,
+    StackedError,
+    UpdateNotLive,
+)
 from stacked.registry import (
     DEPLOYMENT,
     GROUP,
@@ -69,14 +75,28 @@ class Ledger:
     def __init__(self, data_dir: Path, name: str, store: AdapterStore) -> None:
         self.directory = data_dir / "deployments" / _slug(name)
         """The directory of the records and what belongs to them, used only by this process."""
-        self.directory.mkdir(parents=True, exist_ok=True)
+        self.artifacts = self.directory / "artifacts"
         self._lock = lock_data_dir(self.directory)
         self.path = self.directory / "registry.sqlite"
-        self.registry = Registry(self.path)
-        self.registry.recover()
+        try:
+            self.registry = self._open()
+        except BaseException:
+            self._lock.close()
+            raise
         self._store = store
         # One thread, so that writes stay in order and no disk blocks the loop.
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="ledger")
+
+    def _open(self) -> Registry:
+        """Raises RegistryUnusable, also for a file that has lost what was in it."""
+        if self.artifacts.exists() and self.path.exists() and not self.path.stat().st_size:
+            raise RegistryUnusable(
+                f"the registry {self.path} is empty, and was not; restore it from a copy, or "
+                "remove it to begin anew"
+            )
+        registry = Registry(self.path)
+        registry.recover()
+        return registry
 
     def close(self) -> None:
         """Finish what is being written. Closing twice is allowed."""
@@ -148,16 +168,13 @@ class Ledger:
                 held = self.registry.deployments.create(new)
         assert held is not None, "a group that is not declared was committed before"
         held = self.registry.deployments.update(held.id, configuration=configuration)
-        if served is not None and held.group_id != group_id_of(served):
+        fresh = served is not None and held.group_id != group_id_of(served)
+        quarantined = {} if fresh else self.quarantined(held)
+        if served is not None and fresh:
             held = self._commit_first(held, group_id_of(served))
-        elif held.state is not DeploymentState.ACTIVE:
-            held = self.registry.deployments.set_state(held.id, DeploymentState.ACTIVE)
-        assert held.group_id is not None, "a deployment that serves has a group"
         self.set_aside(held.id, "the deployment of the configuration file is served")
-        self.registry.deployments.put_members(
-            held.id, held.group_id, self.member_states(held.group_id)
-        )
-        return held
+        self.served(held.id, quarantined)
+        return self.registry.deployments.get(held.id)
 
     def member_states(
         self, group_id: str, state: MemberState = MemberState.SUCCESS, reason: str = ""
@@ -168,6 +185,43 @@ class Ledger:
             DeployedMember(model_id=entry.model_id, key=entry.key, state=state, reason=reason)
             for entry in members
         ]
+
+    # -- deaths of engines ------------------------------------------------------------------
+
+    def died(self, id: str, reason: str) -> None:
+        """Nothing serves this deployment now."""
+        state = self.registry.deployments.get(id).state
+        if state is DeploymentState.FAILED:  # a state is not written twice in a row
+            self.registry.deployments.set_state(id, DeploymentState.UPDATING)
+        if state in _SERVED:
+            self.registry.deployments.set_state(id, DeploymentState.FAILED, reason)
+
+    def served(self, id: str, quarantined: Mapping[str, str]) -> None:
+        """A deployment's committed group is served, but for models: model id -> why not."""
+        record = self.registry.deployments.get(id)
+        assert record.group_id is not None, "a deployment that is served has a group"
+        members = self.member_states(record.group_id)
+        for at, member in enumerate(members):
+            if why := quarantined.get(member.model_id):
+                members[at] = replace(member, state=MemberState.FAILED, reason=why)
+        self.registry.deployments.put_members(id, record.group_id, members)
+        if record.state in (DeploymentState.FAILED, DeploymentState.INACTIVE):
+            self.registry.deployments.set_state(id, DeploymentState.UPDATING)
+        whys = [f"model {model_id} is not served: {why}" for model_id, why in quarantined.items()]
+        after = DeploymentState.NEEDS_ATTENTION if whys else DeploymentState.ACTIVE
+        if record.state is not after:
+            self.registry.deployments.set_state(id, after, "; ".join(whys))
+
+    def quarantined(self, deployment: Deployment) -> Mapping[str, str]:
+        """The models of its committed group that engines died with: model id -> why."""
+        found: dict[str, str] = {}
+        query = Query() if deployment.group_id is not None else None
+        while query is not None:
+            members = self.registry.deployments.list_members
+            page = members(deployment.id, query, state=MemberState.FAILED)
+            found |= {member.model_id: member.reason for member in page.items}
+            query = Query(page=page.next) if page.next else None
+        return found
 
     def _register(self, group: ModelGroup) -> None:
         base = group.base
@@ -283,6 +337,17 @@ class Ledger:
                 logger.warning("the records cannot be written, trying again: %s", error)
             await asyncio.sleep(wait)
             wait = min(5.0, 2 * wait)
+
+    def note(self, call: Callable[..., object], *args: Any) -> None:
+        """Have this written, which serving does not depend on: a failure is logged."""
+
+        def attempt() -> None:
+            try:
+                call(*args)
+            except StackedError as error:
+                logger.warning("the records do not show what is served: %s", error)
+
+        self.write(attempt)
 
     def write(self, call: Callable[[], T]) -> Future[T]:
         """Call this in the writing thread, after earlier calls."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +26,9 @@ class RuntimeUpdates:
         store: AdapterStore,
         catalogue: Catalogue | None,
         server: ServerConfig,
+        lifted: Callable[[], None],
     ) -> None:
+        """`lifted` is called when a quarantined model is served again."""
         if not serving.settings.runtime_updates:
             raise NotAllowed(
                 "loading and removing adapters one by one is off in this deployment "
@@ -35,6 +38,7 @@ class RuntimeUpdates:
         self._store = store
         self._catalogue = catalogue
         self._server = server
+        self._lifted = lifted
 
     async def load(
         self, source: str, *, key: str | None, model_id: ModelId | None
@@ -47,7 +51,7 @@ class RuntimeUpdates:
         with self._store.pinned():
             adapter = await asyncio.to_thread(self._add, source)
             member = Member(model_id or model_id_of(adapter.digest), adapter, key)
-            return await self._serving.live.add(member)
+            return await self._serve(member)
 
     async def load_known(self, name: str, key: str | None) -> Route[Loaded] | None:
         """Serve again what `unload` removed of the group, or a model of the catalogue by its id.
@@ -62,8 +66,16 @@ class RuntimeUpdates:
                 find = partial(self._catalogue.adapter, name, serving.modules, max_rank=most)
                 adapter = await asyncio.to_thread(find)
                 gone = [Member(ModelId(name), adapter, key)] if adapter else []
-            routes = [await live.add(member) for member in gone]
+            routes = [await self._serve(member) for member in gone]
         return routes[0] if routes else None
+
+    async def _serve(self, member: Member) -> Route[Loaded]:
+        live = self._serving.live
+        before = live.quarantined
+        route = await live.add(member)
+        if live.quarantined != before:
+            self._lifted()
+        return route
 
     async def unload(self, name: str) -> bool:
         """Stop serving a key or model id; free its adapter when the last request has ended.

@@ -46,6 +46,8 @@ class Calls:
         self._part = PART_SECONDS[0]
         self._waiting: dict[int, _Waiting] = {}
         self._advancing: asyncio.Task[None] | None = None
+        self._limits: set[asyncio.Timeout] = set()
+        self._over = False
 
     async def call(self, call: Awaitable[Any], doing: str) -> Any:
         """Await one engine call. `doing` begins the sentence of its failure.
@@ -58,9 +60,15 @@ class Calls:
         started = time.monotonic()
         try:
             # Not wait_for: it may lose a cancellation that arrives together with the answer.
-            async with asyncio.timeout(CALL_SECONDS):
-                return await call
+            async with asyncio.timeout(0 if self._over else CALL_SECONDS) as limit:
+                self._limits.add(limit)
+                try:
+                    return await call
+                finally:
+                    self._limits.discard(limit)
         except TimeoutError as error:
+            if self._over:
+                raise self.death() from error
             raise EngineSilent(
                 f"{doing}: no answer from the engine in {time.monotonic() - started:.0f} s"
             ) from error
@@ -137,7 +145,13 @@ class Calls:
         """The error of an engine that has died, with the first cause that its log names."""
         cause = self._causes.first() if self._causes else None
         why = f": {cause}. Its log says more" if cause else "; its log says why"
-        return EngineDead(f"the engine has died{why}. Restart the server")
+        return EngineDead(f"the engine has died{why}")
+
+    def end(self) -> None:
+        """The engine has died: vLLM would leave those who wait for an answer waiting."""
+        self._over = True
+        for limit in self._limits:
+            limit.reschedule(0)
 
     def end_of_start(self) -> None:
         """Stop looking for causes in the log: what fails from now on is not the start."""

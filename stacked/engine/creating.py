@@ -19,6 +19,7 @@ from stacked.engine.causes import Causes, missing_package, sentence
 from stacked.engine.hopper import needs_one_stage, use_one_stage
 from stacked.engine.machine import look
 from stacked.engine.plan import one_process
+from stacked.engine.processes import Processes
 from stacked.engine.support import find_build
 from stacked.errors import EngineStartFailed, StackedError
 from stacked.steps import Start
@@ -85,8 +86,9 @@ async def import_vllm() -> None:
     await asyncio.to_thread(import_module, "vllm.v1.engine.async_llm")
 
 
-async def create(args: Namespace) -> tuple[Any, Causes]:
-    """vLLM's client of a started engine, and the `Causes` that explain a later failure.
+async def create(args: Namespace) -> tuple[Any, Causes, Processes]:
+    """vLLM's client of a started engine, the `Causes` that explain a later failure, and its
+    processes.
 
     A cancellation ends the processes that were started for it. The call itself is not cancelled:
     its thread could not be, and the engine would be lost. Raises EngineStartFailed.
@@ -94,10 +96,12 @@ async def create(args: Namespace) -> tuple[Any, Causes]:
     before = {child.pid for child in multiprocessing.active_children()}
     creating = asyncio.ensure_future(asyncio.to_thread(_create, args))
     try:
-        return await asyncio.shield(creating)
+        client, causes = await asyncio.shield(creating)
     except asyncio.CancelledError:
         await _abandon(creating, before)
         raise
+    started = [child for child in multiprocessing.active_children() if child.pid not in before]
+    return client, causes, Processes(started)
 
 
 async def _abandon(creating: asyncio.Future[tuple[Any, Causes]], before: set[int | None]) -> None:

@@ -28,6 +28,7 @@ from stacked.engine.machine import CORES
 from stacked.engine.options import parse_options
 from stacked.engine.plan import EnginePlan
 from stacked.engine.platform import base_is_protected, enabled
+from stacked.engine.processes import Ended, Processes
 from stacked.engine.turns import urgent
 from stacked.errors import EngineError, EngineLoadFailed, EngineStartFailed, ParameterInvalid
 from stacked.steps import Progress, Silent, Start
@@ -91,7 +92,12 @@ class Engine:
     """A running vLLM. Make one with `await Engine.start(plan)`; `await close()` ends it."""
 
     def __init__(
-        self, plan: EnginePlan, args: Namespace, client: Any, causes: Causes | None = None
+        self,
+        plan: EnginePlan,
+        args: Namespace,
+        client: Any,
+        causes: Causes | None = None,
+        processes: Processes | None = None,
     ) -> None:
         self.plan = plan
         self.args = args
@@ -99,6 +105,7 @@ class Engine:
         self._canaries = itertools.count(1)
         self._changing = asyncio.Lock()
         self.calls = Calls(client, causes)
+        self._processes = processes or Processes([])
         self._closed = False
 
     @classmethod
@@ -127,8 +134,7 @@ class Engine:
                 "weights; unset VLLM_PLUGINS and VLLM_TARGET_DEVICE, or set STACKED_CPU_LORA=0 to "
                 "accept that"
             )
-        client, causes = await create(args)
-        return cls(plan, args, client, causes)
+        return cls(plan, args, *await create(args))
 
     async def load(self, adapter: Adapter) -> Loaded:
         """Stage, adopt and activate an adapter. Raises EngineLoadFailed, EngineDead.
@@ -392,6 +398,29 @@ class Engine:
     def dead(self) -> bool:
         """Whether vLLM's engine process has died."""
         return bool(self.client.errored)
+
+    async def step(self) -> None:
+        """Return when the engine's loop has come round once more: between two of its steps.
+
+        Raises EngineDead.
+        """
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            await self.client.list_loras()
+        except EngineDeadError as error:
+            raise self.calls.death() from error
+        except Exception:  # noqa: BLE001  a worker that refuses has answered too
+            return
+
+    def kill(self) -> None:
+        """End an engine that answers no more."""
+        self._processes.kill()
+
+    async def ended(self) -> Ended:
+        """How a dead engine ended. Whoever still waits for a call gets EngineDead."""
+        self.calls.end()
+        return await asyncio.to_thread(self._processes.ended)
 
     async def close(self) -> None:
         """Stop the engine's processes. Closing twice is allowed."""

@@ -53,6 +53,8 @@ class Selection:
     label: str
     loaded: Loaded | None
     report: Report | None = None
+    died: Callable[[], None] | None = None
+    """Called when the engine dies under the request, before vLLM answers that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,8 @@ def _in_turn(client: Any, turns: Turns | None) -> Any:
 
     At the engine, not from the response: a stream has its usage only on request.
     """
+    from vllm.v1.engine.exceptions import EngineDeadError
+
     generate = client.generate
 
     async def in_turn(prompt: Any, params: Any, request_id: str, **more: Any) -> AsyncIterator[Any]:
@@ -152,6 +156,10 @@ def _in_turn(client: Any, turns: Turns | None) -> Any:
                 asked = len(output.prompt_token_ids or ())
                 computed = asked - (output.num_cached_tokens or 0)
                 yield output
+        except EngineDeadError:
+            if selection is not None and selection.died is not None:
+                selection.died()
+            raise
         finally:
             if turns is not None:
                 turns.leave(ticket, computed, given)

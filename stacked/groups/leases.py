@@ -20,7 +20,7 @@ class Lease:
     __slots__ = ("_leases", "_thing", "end")
 
     def __init__(
-        self, leases: Leases[Any], thing: Hashable, end: Callable[[], None] | None = None
+        self, leases: Leases[Any], thing: Hashable, end: Callable[..., object] | None = None
     ) -> None:
         self._leases: Leases[Any] | None = leases
         self._thing = thing
@@ -45,7 +45,7 @@ class Leases(Generic[Thing]):
         self._held: dict[Thing, set[Lease]] = {}
         self._waiting: dict[Thing, list[asyncio.Future[None]]] = {}
 
-    def take(self, thing: Thing, end: Callable[[], None] | None = None) -> Lease:
+    def take(self, thing: Thing, end: Callable[..., object] | None = None) -> Lease:
         """A lease on `thing`. `end` is called to end its holder at once; see `end`."""
         lease = Lease(self, thing, end)
         self._held.setdefault(thing, set()).add(lease)
@@ -58,12 +58,12 @@ class Leases(Generic[Thing]):
         """What is held now. From any thread."""
         return list(self._held)
 
-    def end(self, thing: Thing) -> int:
-        """End every holder of `thing` at once; returns how many."""
+    def end(self, thing: Thing, *why: Exception) -> int:
+        """End every holder of `thing` at once, each with the reason; returns how many."""
         asked = [lease for lease in self._held.get(thing, ()) if lease.end is not None]
         for lease in asked:
             assert lease.end is not None
-            lease.end()
+            lease.end(*why)
         return len(asked)
 
     async def until_free(self, thing: Thing, seconds: float) -> bool:
@@ -91,9 +91,9 @@ class Leases(Generic[Thing]):
                 return False
         return True
 
-    def end_all(self) -> int:
-        """End every holder of anything at once; returns how many."""
-        return sum(self.end(thing) for thing in list(self._held))
+    def end_all(self, *why: Exception) -> int:
+        """End every holder of anything at once, each with the reason; returns how many."""
+        return sum(self.end(thing, *why) for thing in list(self._held))
 
     def _returned(self, thing: Thing, lease: Lease) -> None:
         held = self._held[thing]

@@ -11,7 +11,14 @@ from types import MappingProxyType
 from typing import Generic, NamedTuple, TypeVar
 
 from stacked.core import MAX_KEY_LENGTH, Base, Digest, Member, ModelId, check_key, short
-from stacked.errors import KeyConflict, KeyInUse, KeyMissing, KeyRemoved, KeyUnknown
+from stacked.errors import (
+    KeyConflict,
+    KeyInUse,
+    KeyMissing,
+    KeyRemoved,
+    KeyUnknown,
+    ModelQuarantined,
+)
 
 H = TypeVar("H")
 
@@ -48,6 +55,8 @@ class Routing(Generic[H]):
     handles: Mapping[Digest, H]
     generation: int = 1
     draining: frozenset[str] = frozenset()
+    withheld: Mapping[str, str] = field(default_factory=dict)
+    """Names of quarantined members, and why each is not served."""
     _names: Mapping[str, Route[H]] = field(default_factory=dict, repr=False)
     _seen: dict[frozenset[str], Routing[H]] = field(default_factory=dict, repr=False, compare=False)
     """What callers held to some keys see: one for each set of keys, made when it is needed."""
@@ -60,6 +69,7 @@ class Routing(Generic[H]):
         handles: Mapping[Digest, H],
         generation: int = 1,
         draining: frozenset[str] = frozenset(),
+        withheld: Mapping[str, str] = MappingProxyType({}),
     ) -> Routing[H]:
         names: dict[str, Route[H]] = {}
         for member in members:
@@ -86,6 +96,7 @@ class Routing(Generic[H]):
             handles=MappingProxyType(dict(handles)),
             generation=generation,
             draining=draining - names.keys(),
+            withheld={name: why for name, why in withheld.items() if name not in names},
             _names=MappingProxyType(names),
         )
 
@@ -93,7 +104,7 @@ class Routing(Generic[H]):
         """The route of an inference key or model id; None is the base.
 
         Raises KeyMissing for None without a base, KeyUnknown (KeyRemoved while old requests
-        finish), KeyTooLong or KeyInvalid: never the base for an unknown name.
+        finish), ModelQuarantined, KeyTooLong or KeyInvalid: never the base for an unknown name.
         """
         if name is None:
             if self.base is None:
@@ -105,6 +116,8 @@ class Routing(Generic[H]):
         route = self._names.get(name)
         if route is not None:
             return route
+        if name in self.withheld:
+            raise ModelQuarantined(f"model {name!r} is not served: {self.withheld[name]}")
         if name in self.draining:
             raise KeyRemoved(f"model {name!r} was removed; GET /v1/models lists the inference keys")
         if not name.startswith("ocid1.") and len(name) > MAX_KEY_LENGTH:
@@ -139,7 +152,8 @@ class Routing(Generic[H]):
             base = self.base if self.base and keys & {self.base.key, self.base.model_id} else None
             members = tuple(m for m in self.members if m.key in keys or m.model_id in keys)
             gone = self.draining & keys
-            seen = Routing.of(base, members, self.handles, self.generation, gone)
+            withheld = {name: why for name, why in self.withheld.items() if name in keys}
+            seen = Routing.of(base, members, self.handles, self.generation, gone, withheld)
             self._seen[keys] = seen
         return seen
 
@@ -162,6 +176,7 @@ class Routing(Generic[H]):
             handles,
             self.generation + 1,
             self.draining,
+            self.withheld,
         )
 
     def without(self, name: str) -> tuple[Routing[H], tuple[Member, ...]]:
@@ -179,12 +194,20 @@ class Routing(Generic[H]):
         names = {n for m in gone for n in (m.key, m.model_id) if n is not None}
         handles = {digest: handle for digest, handle in self.handles.items() if digest in used}
         return (
-            Routing.of(self.base, kept, handles, self.generation + 1, self.draining | names),
+            Routing.of(
+                self.base,
+                kept,
+                handles,
+                self.generation + 1,
+                self.draining | names,
+                self.withheld,
+            ),
             gone,
         )
 
     def settled(self, names: frozenset[str]) -> Routing[H]:
         """The same generation, its `names` no longer draining but unknown."""
+        left = self.draining - names
         return Routing.of(
-            self.base, self.members, self.handles, self.generation, self.draining - names
+            self.base, self.members, self.handles, self.generation, left, self.withheld
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import weakref
@@ -44,7 +45,8 @@ def lock_data_dir(path: Path) -> IO[str]:
             "directory"
         ) from error
     except OSError as error:
-        file.close()
+        with contextlib.suppress(OSError):  # what could not be written is tried once more
+            file.close()
         raise RegistryUnusable(
             f"the data directory {path} cannot be locked: {error}; choose another"
         ) from error

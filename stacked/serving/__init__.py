@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, NamedTuple, Protocol
 
+from stacked.core import Digest
 from stacked.engine.openai import Report as Report
+from stacked.engine.processes import Ended
 from stacked.groups.leases import Lease
 from stacked.groups.routing import Route
 from stacked.live import Live
@@ -40,6 +42,9 @@ class Serving(Protocol):
     app: Any
     """The ASGI app of what runs no model: lists, metrics, pages."""
 
+    in_flight: frozenset[Digest | None] | None
+    """What had requests when the engine died; None if no request has met its death."""
+
     @property
     def dead(self) -> bool:
         """Whether the engine is gone."""
@@ -47,10 +52,21 @@ class Serving(Protocol):
     def check_alive(self) -> None:
         """Raises EngineDead."""
 
+    async def step(self) -> None:
+        """Return when the engine has made another step. Raises EngineDead."""
+
+    def kill(self) -> None:
+        """End an engine that answers no more."""
+
+    async def bury(self) -> Ended:
+        """End what is left of a dead engine, and say how it ended."""
+
     def admit(
-        self, target: Target, scope: Scope, body: bytes, end: Callable[[], None]
+        self, target: Target, scope: Scope, body: bytes, end: Callable[..., object]
     ) -> Admission:
-        """Find the model that a request means, and lease it. `end` ends the request at once.
+        """Find the model that a request means, and lease it.
+
+        `end` ends the request at once, with the error that it may be given.
 
         Synchronous: nothing comes between the look into the routing table and the lease. Raises
         RoutingError, RequestError.

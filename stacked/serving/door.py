@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -143,9 +143,15 @@ class Door:
         return [route.path_regex for route in routes]
 
     async def answer(
-        self, call: Call, route: Route[Loaded], receive: Receive, send: Send, report: Report
+        self,
+        call: Call,
+        route: Route[Loaded],
+        receive: Receive,
+        send: Send,
+        report: Report,
+        died: Callable[[], None] | None = None,
     ) -> None:
-        """Have the app answer by the model of this route.
+        """Have the app answer by the model of this route. `died` is called if its engine does.
 
         Raises ParameterInvalid, ParameterUnsupported before anything is sent.
         """
@@ -154,7 +160,7 @@ class Door:
         self._check_parameters(path, call, known)
         streams = known is None or "stream" in known
         body = call.body_for(route, streams, self._defaults(call.tree, known or frozenset()))
-        selection = selected.set(Selection(route.label, route.handle, report))
+        selection = selected.set(Selection(route.label, route.handle, report, died))
         whose = share.set(call.share(route))
         try:
             await self.app(call.scope_for(path, len(body)), replay(body, receive), send)

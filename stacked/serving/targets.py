@@ -37,7 +37,8 @@ _MODEL_PATHS = re.compile(
 # scaling, sleeping, aborting others' requests) and is not reachable.
 _OPEN_PATHS = re.compile(r"/(metrics|version|load)")
 _LORA_PATHS = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
-HEALTH_PATHS = frozenset({"/health", "/ping"})
+# A platform's probes, which reveal nothing about models: nobody has to sign them.
+HEALTH_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/ping"})
 """A platform's health probes, which reveal nothing about models."""
 
 _STREAM = "predictWithResponseStream"

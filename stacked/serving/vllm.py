@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import hashlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,14 @@ from typing import Any
 from stacked import metrics, tracing
 from stacked.callers import caller_of
 from stacked.config import ServerConfig
-from stacked.core import Adapter, Digest, ModelGroup
+from stacked.core import Adapter, Digest, Member, ModelGroup
 from stacked.engine.adaptable import Asking
 from stacked.engine.checked import CheckedEngine
 from stacked.engine.engine import Engine, Loaded
 from stacked.engine.machine import look
 from stacked.engine.openai import Served, build_openai_app
 from stacked.engine.plan import EnginePlan, make_plan
+from stacked.engine.processes import Ended
 from stacked.engine.support import require_build
 from stacked.errors import (
     EngineDead,
@@ -52,6 +53,9 @@ Commit = Callable[[], Awaitable[int]]
 """Makes a group durable; its generation."""
 
 
+_DIED = EngineDead("the engine died while it worked on this request")
+
+
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """What is decided before an engine is started, and what is known about such an engine."""
@@ -65,6 +69,8 @@ class Prepared:
     """Which modules of the base adapters are applied to."""
     verified: Verified
     """Which adapters have passed their canary."""
+    withheld: Mapping[Member, str] = field(default_factory=dict)
+    """Members that are not loaded at the start: why they are quarantined, "" if they are not."""
 
     @classmethod
     def of(
@@ -87,6 +93,23 @@ class Prepared:
         verified = Verified(store / "engine" / f"{scope}.verified")
         return cls(group, settings, plan, replace(modules, engine=asking), asking, verified)
 
+    @property
+    def loaded(self) -> ModelGroup:
+        """The group without what is withheld."""
+        rest = tuple(member for member in self.group.members if member not in self.withheld)
+        return replace(self.group, members=rest)
+
+    @property
+    def quarantined(self) -> Mapping[str, str]:
+        """The names of what is quarantined, and why: key or model id -> why."""
+        whys = [(member, why) for member, why in self.withheld.items() if why]
+        return {name: why for m, why in whys for name in (m.key, m.model_id) if name is not None}
+
+    def without(self, quarantined: Mapping[str, str]) -> Prepared:
+        """The same without these models: model id -> why."""
+        whys = {m: quarantined[m.model_id] for m in self.group if m.model_id in quarantined}
+        return replace(self, withheld=whys)
+
 
 class VllmServing:
     """A running vLLM with its live group; see `stacked.serving.Serving`."""
@@ -100,6 +123,8 @@ class VllmServing:
         self.engine = engine
         self.live = live
         self.app: Any = None
+        self.in_flight: frozenset[Digest | None] | None = None
+        self._prepared = prepared
         self._server = server
         self._open = contextlib.AsyncExitStack()
 
@@ -114,7 +139,7 @@ class VllmServing:
         CanaryFailed; what was started is stopped then, as it is when this is cancelled.
         """
         tell.note(prepared.plan.text())
-        group = prepared.group
+        group = prepared.loaded
         engine = await _start_engine(prepared, tell)
         if engine.args.otlp_traces_endpoint is not None:
             tracing.begin()
@@ -142,8 +167,34 @@ class VllmServing:
         except BaseException:
             await serving.close()
             raise
-        serving.live.begin(Routing.of(group.base, group.members, handles, generation))
+        out = prepared.quarantined
+        routing = Routing.of(group.base, group.members, handles, generation, withheld=out)
+        serving.live.begin(routing, prepared.group.members)
         return serving
+
+    def again(self, quarantined: Mapping[Digest, str]) -> tuple[Prepared, Commit]:
+        """What a start in place of this engine needs, for what is served now.
+
+        Models that were loaded or removed one by one stay so. `quarantined`: adapters that are not
+        to be loaded, and why.
+        """
+        routing = self.live.routing
+        now = {member: quarantined.get(member.adapter.digest) for member in routing.members}
+        names = {name for member in now for name in (member.key, member.model_id)}
+        gone = {
+            member: routing.withheld.get(member.label, "")
+            for member in self.live.removed
+            if names.isdisjoint({member.key, member.model_id} - {None})
+        }
+        assert routing.base is not None, "vLLM serves adapters of a base"
+        group = replace(self._prepared.group, base=routing.base, members=(*now, *gone))
+        new = {member: why for member, why in now.items() if why is not None}
+        generation = routing.generation + (1 if new else 0)
+
+        async def stands() -> int:
+            return generation
+
+        return replace(self._prepared, group=group, withheld=gone | new), stands
 
     async def _open_app(self) -> None:
         app = await build_openai_app(self.engine, self._rows, self._server.fairness)
@@ -167,10 +218,25 @@ class VllmServing:
     def check_alive(self) -> None:
         """Raises EngineDead."""
         if self.engine.dead:
-            raise EngineDead("the engine has died; its log says why. Restart the server")
+            raise EngineDead("the engine has died; its log says why. It is started again")
+
+    async def step(self) -> None:
+        """See `Serving.step`."""
+        await self.engine.step()
+
+    def kill(self) -> None:
+        """See `Serving.kill`."""
+        self.engine.kill()
+
+    async def bury(self) -> Ended:
+        """See `Serving.bury`."""
+        ended = await self.engine.ended()
+        self._died(self.live.leases.end_all)  # those that vLLM left waiting
+        await self.close()
+        return ended
 
     def admit(
-        self, target: Target, scope: Scope, body: bytes, end: Callable[[], None]
+        self, target: Target, scope: Scope, body: bytes, end: Callable[..., object]
     ) -> Admission:
         """See `Serving.admit`."""
         call = Call.read(target, scope, body)
@@ -178,7 +244,15 @@ class VllmServing:
         if not self._server.trust_request_grammars:
             check_grammars(call.tree)
         route, lease = self.live.admit(call.names, end, caller_of(scope).keys)
-        return Admission(route, lease, partial(self._door.answer, call, route), sequences)
+        answer = partial(self._door.answer, call, route, died=partial(self._died, end))
+        return Admission(route, lease, answer, sequences)
+
+    def _died(self, end: Callable[..., object]) -> None:
+        """A request meets the death of its engine; at the first one, all others hold leases."""
+        if self.in_flight is None:
+            held = self.live.leases.things()
+            self.in_flight = frozenset(each.digest if each else None for each in held)
+        end(_DIED)
 
     def _rows(self) -> list[Served]:
         """The base, then the members, as `/v1/models` lists them."""
@@ -219,7 +293,7 @@ async def _start_engine(prepared: Prepared, tell: Progress) -> Engine:
     """Start an engine, and meanwhile check that the adapters' files are still what they were."""
     starting = asyncio.ensure_future(Engine.start(prepared.plan, progress=tell))
     try:
-        await asyncio.to_thread(_check_all, prepared.group.adapters().values())
+        await asyncio.to_thread(_check_all, prepared.loaded.adapters().values())
         return await starting
     except BaseException:
         starting.cancel()

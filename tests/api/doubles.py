@@ -130,6 +130,14 @@ def ours() -> FastAPI:
     app = FastAPI(redirect_slashes=False)
     handle_errors(app)
 
+    @app.get("/v1/models")
+    async def models() -> dict[str, list[str]]:
+        return {"data": []}
+
+    @app.get("/metrics")
+    async def metrics() -> PlainTextResponse:
+        return PlainTextResponse("one 1")
+
     @app.post("/stacked/echo")
     async def echo(request: Request) -> JSONResponse:
         return JSONResponse(await request.json())

@@ -54,6 +54,18 @@ async def test_requests_pass_up_to_the_rate_and_again_when_the_answer_says(clock
     assert await admitted(rates, BOB) is None
 
 
+@pytest.mark.parametrize("jump", [-3600, -61, 61, 3600])
+async def test_a_clock_that_jumps_gives_at_most_one_fresh_minute(clock: Clock, jump: float) -> None:
+    rates = Rates()
+    for _ in range(4):
+        await admitted(rates, BOB)
+    clock.now += jump
+    passed = [await admitted(rates, BOB) for _ in range(4)].count(None)
+    assert passed <= 3
+    clock.now += 180  # a minute that comes again counts what was used in it before
+    assert await admitted(rates, BOB) is None
+
+
 async def test_callers_do_not_use_each_others_rates_and_most_have_none(clock: Clock) -> None:
     rates = Rates()
     for _ in range(4):

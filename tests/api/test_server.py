@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import httpx
 import pytest
 import yaml
 
-from stacked.api.process import EngineLog
-from tests.conftest import PROMPT, TinyModels, complete, ocid
-from tests.serving import Server, free_port, stop, wait_until_healthy
+from tests.conftest import PROMPT, TinyModels, complete
+from tests.serving import (
+    Server,
+    engine_process,
+    free_port,
+    metric,
+    stop,
+    wait_until_healthy,
+)
 from tests.waiting import until
 
 pytestmark = pytest.mark.engine
@@ -87,69 +92,57 @@ def test_engine_that_dies_is_told_to_every_client_and_comes_back_with_the_same_g
     server: Server, answers: dict[str, str]
 ) -> None:
     with server.client() as client:
-        before = client.get("/health").json() | {"generation": None}
-        status = _kill_engine_under_a_request(server)
-        assert status >= 500
-        wait_until_healthy(server)
-        # Models that were loaded one by one counted generations too, and are not in the records.
-        assert client.get("/health").json() | {"generation": None} == before
+        assert client.delete("/models/c").status_code == 200
+        before = client.get("/health").json()
+        whole, stream = _killed_under_requests(server)
+        assert (whole.status_code, whole.json()["code"]) == (503, "EngineDead")
+        assert "it is safe to send the request again" in whole.json()["message"]
+        assert int(whole.headers["retry-after"]) >= 1
+        assert "the answer is incomplete" in json.loads(stream[-1])["error"]["message"]
+        # HTTP is up meanwhile, and says so.
+        assert client.get("/health/live").status_code == 200
+        until(lambda: "SIGKILL" in reason(server))
+        down = client.get("/health/ready")
+        assert (down.status_code, down.json()["code"]) == (503, "NotReady")
+        assert int(down.headers["retry-after"]) >= 1
+        assert metric(server, 'stacked_engine_state{stacked_engine_state="restarting"}') == 1
+        wait_until_healthy(server, "/health/ready")
+        # What was loaded and removed one by one stays so, and the generation does not go back.
+        assert client.get("/health").json() == before
+        assert client.post("/models/c").status_code == 200
         assert {key: complete(client, key) for key in answers} == answers
-        # What it was told by its environment holds: members are removed and loaded as before.
-        assert client.delete("/models/a").status_code == 200
-        assert client.post(f"/models/{ocid('a')}").status_code == 200
-    assert "the engine has died" in server.printed()
-    assert "engine-" in server.printed()  # the log's name
+        assert metric(server, 'stacked_engine_deaths_total{cause="signal"}') == 1
+        assert metric(server, 'stacked_engine_restarts_total{outcome="succeeded"}') == 1
+        assert metric(server, 'stacked_engine_state{stacked_engine_state="serving"}') == 1
+    assert "the engine has died: it was killed by signal 9" in server.printed()
 
 
-def test_engine_that_dies_again_and_again_ends_the_server(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    log = EngineLog(tmp_path / "log", (1, 2))
-    assert log.may_restart()
-    monkeypatch.setenv("STACKED_RESTARTS", f"3:{time.time():.0f}")
-    assert not log.may_restart()
-    monkeypatch.setenv("STACKED_RESTARTS", f"3:{time.time() - 3600:.0f}")
-    assert log.may_restart()
+def reason(server: Server) -> str:
+    return str(httpx.get(f"{server.url}/health", timeout=60).json().get("message"))
 
 
-def _kill_engine_under_a_request(server: Server) -> int:
-    """Kill the engine's processes while a request runs; the status that its client got."""
-    statuses: list[int] = []
+def _killed_under_requests(server: Server) -> tuple[httpx.Response, list[str]]:
+    """Kill the engine while two requests run: the whole answer of one, the other's events."""
+    whole: list[httpx.Response] = []
+    events: list[str] = []
+    body = {"prompt": PROMPT, "max_tokens": 900, "ignore_eos": True}
 
     def ask() -> None:
-        body = {"prompt": PROMPT, "max_tokens": 900, "ignore_eos": True}
-        statuses.append(httpx.post(f"{server.url}/predict", json=body, timeout=60).status_code)
+        whole.append(httpx.post(f"{server.url}/predict", json=body, timeout=60))
 
-    thread = threading.Thread(target=ask)
-    thread.start()
-    until_it_runs(server)
-    for child in _children(server.process.pid):
-        os.kill(child, signal.SIGKILL)
-    thread.join(timeout=60)
-    return statuses[0]
+    def follow() -> None:
+        url, streamed = f"{server.url}/v1/completions", {**body, "stream": True}
+        with httpx.stream("POST", url, json=streamed, timeout=60) as answer:
+            events.extend(line[6:] for line in answer.iter_lines() if line)
 
-
-def until_it_runs(server: Server) -> None:
-    """Return when a request is in the engine, as its metrics say."""
-    running = re.compile(r"^vllm:num_requests_running\S* [1-9]", re.MULTILINE)
-    until(lambda: running.search(httpx.get(f"{server.url}/metrics", timeout=60).text))
-
-
-def _children(parent: int) -> list[int]:
-    """The engine's processes: children of the server that are not Python's resource tracker."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            command = (entry / "cmdline").read_text()
-        except OSError:
-            continue
-        if int(fields[1]) == parent and "resource_tracker" not in command:
-            found.append(int(entry.name))
-    assert found, "the server has no engine process"
-    return found
+    threads = [threading.Thread(target=each) for each in (ask, follow)]
+    for thread in threads:
+        thread.start()
+    until(lambda: events and metric(server, "vllm:num_requests_running") == 2)
+    os.kill(engine_process(server), signal.SIGKILL)
+    for thread in threads:
+        thread.join(timeout=60)
+    return whole[0], events
 
 
 def _first_answer(url: str) -> httpx.Response:

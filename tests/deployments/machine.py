@@ -17,6 +17,7 @@ from stacked.deployment.deployments import Deployments
 from stacked.deployment.ledger import Ledger
 from stacked.engine.engine import Loaded
 from stacked.engine.plan import Room
+from stacked.engine.processes import Ended
 from stacked.errors import StackedError
 from stacked.groups.routing import Routing
 from stacked.live import Live
@@ -47,7 +48,24 @@ def model_id(number: int) -> str:
 
 
 class YieldingEngine(FakeEngine):
-    """Lets the loop run between its steps, as a real one does: cancellations meet each of them."""
+    """Lets the loop run between its steps, as a real one does: cancellations meet each of them.
+
+    It dies when `dead` is set or it is killed, and makes no step before `steps` is set.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = asyncio.Event()
+        self.steps.set()
+
+    async def step(self) -> None:
+        await self.steps.wait()
+
+    def kill(self) -> None:
+        self.dead = True
+
+    async def ended(self) -> Ended:
+        return Ended(-9)
 
     async def stage(self, one: Adapter) -> Loaded:
         await _turns()
@@ -71,10 +89,12 @@ async def _turns() -> None:
 
 async def served(prepared: Prepared, commit: Commit, drain_seconds: float) -> VllmServing:
     """What serves a group, over an engine that is a double."""
-    engine, group = YieldingEngine(), prepared.group
+    engine, group = YieldingEngine(), prepared.loaded
     handles = {digest: await engine.load(one) for digest, one in group.adapters().items()}
-    routing = Routing.of(group.base, group.members, handles, await commit())
+    out = prepared.quarantined
+    routing = Routing.of(group.base, group.members, handles, await commit(), withheld=out)
     live = Live(engine, routing, drain_seconds=drain_seconds)
+    live.begin(routing, prepared.group.members)
     return VllmServing(prepared, cast("Any", engine), live, ServerConfig())
 
 
@@ -116,6 +136,11 @@ class FakeStarts:
         serving = await served(prepared, commit, 0.5)
         self.started.append(serving)
         return serving
+
+    async def again(
+        self, lost: Serving, quarantined: Mapping[Digest, str], tell: Progress
+    ) -> VllmServing:
+        return await self.start(*cast(VllmServing, lost).again(quarantined), tell)
 
     def room(self, running: Serving, coming: Prepared) -> Room:
         return Room(self.enough, "beside the old one" if self.enough else "after the old one")

@@ -34,7 +34,7 @@ class EngineSettings(RequestModel):
 
 
 class MemberStatus(ResponseModel):
-    """A live model, its requests in flight, and where its weights are."""
+    """A model of the group: its requests in flight, and where its weights are."""
 
     model_id: str
     inference_key: str | None
@@ -42,9 +42,9 @@ class MemberStatus(ResponseModel):
     rank: int
     state: MemberState
     reason: str
-    leases: int
-    resident: bool
-    on_device: bool
+    leases: int = 0
+    resident: bool = False
+    on_device: bool = False
 
 
 class DiskStatus(ResponseModel):
@@ -161,7 +161,10 @@ async def status(service: Served) -> Status:
             low=disk.low,
         ),
         logs=_log_paths(service.log_files),
-        models=[_member(member, live, resident) for member in live.routing.members],
+        models=[
+            *(_member(member, live, resident) for member in live.routing.members),
+            *(_quarantined(member, why) for member, why in live.quarantined.items()),
+        ],
     )
 
 
@@ -182,6 +185,17 @@ def _member(member: Member, live: Live[Loaded], resident: Resident) -> MemberSta
         leases=live.leases.held(handle),
         resident=handle.number in resident.host,
         on_device=handle.number in resident.slots,
+    )
+
+
+def _quarantined(member: Member, why: str) -> MemberStatus:
+    return MemberStatus(
+        model_id=member.model_id,
+        inference_key=member.key,
+        digest=member.adapter.digest,
+        rank=member.adapter.rank,
+        state=MemberState.FAILED,
+        reason=why,
     )
 
 

@@ -1,0 +1,108 @@
+"""The processes of one engine: how they ended, and their end where they answer no more."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import psutil
+
+# From the report of a death to the end of the process that reported its own.
+_LAST_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How an engine ended. `code` is its exit code, or a signal as a negative number.
+
+    `oom` if the kernel killed processes for memory meanwhile.
+    """
+
+    code: int | None = None
+    oom: bool = False
+
+    @property
+    def killed(self) -> bool:
+        return self.code is not None and self.code < 0
+
+    def __str__(self) -> str:
+        if self.code is None:
+            return "it is gone"
+        if not self.killed:
+            return f"it ended with exit code {self.code}"
+        memory = ", probably out of memory" if self.oom else ""
+        return f"it was killed by signal {-self.code} ({_name(-self.code)}{memory})"
+
+
+class Processes:
+    """The processes that an engine was started as."""
+
+    def __init__(self, started: Sequence[BaseProcess]) -> None:
+        self._started = started
+        self._oom_kills = oom_kills()
+
+    def ended(self) -> Ended:
+        """Wait a moment for the end of those that are dying; blocks. The first one's end is told.
+
+        Those that live on are not waited for any longer.
+        """
+        if self._started:
+            wait([each.sentinel for each in self._started], _LAST_SECONDS)
+        codes = [each.exitcode for each in self._started if each.exitcode]
+        before, now = self._oom_kills, oom_kills()
+        oom = before is not None and now is not None and now > before
+        return Ended(next(iter(codes), None), oom)
+
+    def kill(self) -> None:
+        """End them and what they have started, whatever state they are in."""
+        for each in self._started:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process = psutil.Process(each.pid)
+                for one in (*process.children(recursive=True), process):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        one.kill()
+
+
+def oom_kills(root: Path = Path("/")) -> int | None:
+    """How many processes of this control group the kernel has killed for memory.
+
+    None where that cannot be read: on other systems, and outside of a group.
+    """
+    for counter in _counters(root):
+        with contextlib.suppress(OSError, ValueError):
+            pairs = (line.split() for line in counter.read_text(encoding="ascii").splitlines())
+            found = dict(pair for pair in pairs if len(pair) == 2)
+            if "oom_kill" in found:
+                return int(found["oom_kill"])
+    return None
+
+
+def _counters(root: Path) -> Iterator[Path]:
+    """Where a process's group may count, in either version of control groups.
+
+    A container may see its own group as the root, under the path that it has outside.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    groups = root / "sys/fs/cgroup"
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        for below in (path.strip("/"), ""):
+            if not controllers:
+                yield groups / below / "memory.events"
+            elif "memory" in controllers.split(","):
+                yield groups / "memory" / below / "memory.oom_control"
+
+
+def _name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "unknown"

@@ -1,0 +1,157 @@
+"""Deaths of a real engine: silence, a fatal adapter, memory, the end of the server.
+
+Long: every death is followed by a start. `pytest -m long tests/supervision` runs them.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from tests.conftest import PROMPT, TinyModels, complete
+from tests.processes import descendants, wait_until_gone
+from tests.serving import (
+    Server,
+    engine_process,
+    free_port,
+    metric,
+    serving,
+    wait_until_healthy,
+)
+from tests.waiting import until
+
+pytestmark = [pytest.mark.engine, pytest.mark.long]
+
+HANG_SECONDS = 15
+
+
+@pytest.fixture(scope="module")
+def server(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    directory = tmp_path_factory.mktemp("supervised")
+    port = free_port()
+    members = [{"key": key, "source": str(tiny_models.adapters[key])} for key in ("a", "b")]
+    tree = {
+        "base": {"model": str(tiny_models.base)},
+        "group": {"members": members},
+        "engine": {"max_model_len": 1024, "kv_cache_memory_bytes": 2**28},
+        "server": {"port": port, "drain_seconds": 60},
+        "supervision": {"hang": f"{HANG_SECONDS}s"},
+    }
+    path = directory / "one.yaml"
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    arguments = [str(path), "--data-dir", "data"]
+    with serving(*arguments, directory=directory, port=port) as running:
+        yield running
+
+
+def ask(
+    server: Server, key: str, answers: list[httpx.Response], tokens: int = 900
+) -> threading.Thread:
+    """A request that runs until its engine ends, in a thread."""
+    body = {"model": key, "prompt": PROMPT, "max_tokens": tokens, "ignore_eos": True}
+
+    def post() -> None:
+        answers.append(httpx.post(f"{server.url}/v1/completions", json=body, timeout=300))
+
+    thread = threading.Thread(target=post)
+    thread.start()
+    until(lambda: metric(server, "vllm:num_requests_running") >= 1)
+    return thread
+
+
+def kill_under(server: Server, key: str) -> httpx.Response:
+    """What a request with this key gets when the engine is killed under it; it is back then."""
+    answers: list[httpx.Response] = []
+    thread = ask(server, key, answers)
+    os.kill(engine_process(server), signal.SIGKILL)
+    thread.join(timeout=120)
+    until(lambda: httpx.get(f"{server.url}/health/ready").status_code == 503)
+    wait_until_healthy(server, "/health/ready")
+    return answers[0]
+
+
+def test_silent_engine_is_ended_and_replaced(server: Server) -> None:
+    before = {key: complete(server.client(), key) for key in ("base", "a", "b")}
+    answers: list[httpx.Response] = []
+    thread = ask(server, "a", answers)
+    stopped = engine_process(server)
+    os.kill(stopped, signal.SIGSTOP)
+    began = time.monotonic()
+    until(lambda: metric(server, "stacked_engine_deaths_total") == 1, 120)
+    assert time.monotonic() - began >= HANG_SECONDS - 1
+    thread.join(timeout=60)
+    assert (answers[0].status_code, answers[0].json()["error"]["code"]) == (503, "EngineDead")
+    wait_until_healthy(server, "/health/ready")
+    assert not Path(f"/proc/{stopped}").exists()
+    assert metric(server, 'stacked_engine_deaths_total{cause="hang"}') == 1
+    assert {key: complete(server.client(), key) for key in before} == before
+
+
+def test_adapter_that_engines_die_with_is_left_out_until_it_is_loaded_again(
+    server: Server,
+) -> None:
+    before = {key: complete(server.client(), key) for key in ("base", "a", "b")}
+    for _ in range(2):
+        answer = kill_under(server, "b")
+        assert "it is safe to send the request again" in answer.json()["error"]["message"]
+    with server.client() as client:
+        refused = client.post("/v1/completions", json={"model": "b", "prompt": PROMPT})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "ModelQuarantined")
+        assert "SIGKILL" in refused.json()["error"]["message"]
+        assert metric(server, "stacked_quarantined_adapters") == 1
+        status = client.get("/stacked/status").json()
+        assert status["state"] == "NEEDS_ATTENTION"
+        assert {each["inferenceKey"]: each["state"] for each in status["models"]} == {
+            "a": "SUCCESS",
+            "b": "FAILED",
+        }
+        assert {key: complete(client, key) for key in ("base", "a")} == {
+            key: before[key] for key in ("base", "a")
+        }
+        assert client.post("/models/b").status_code == 200
+        assert complete(client, "b") == before["b"]
+        assert metric(server, "stacked_quarantined_adapters") == 0
+        assert client.get("/stacked/status").json()["state"] == "ACTIVE"
+
+
+def test_sigterm_lets_a_stream_finish_and_a_second_one_does_not(server: Server) -> None:
+    started = descendants(server.process.pid)
+    events: list[str] = []
+    body = {"model": "a", "prompt": PROMPT, "max_tokens": 900, "ignore_eos": True, "stream": True}
+
+    def follow() -> None:
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=300) as answer:
+            events.extend(line for line in answer.iter_lines() if line)
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    until(lambda: events)
+    server.process.send_signal(signal.SIGTERM)
+    until(lambda: httpx.get(f"{server.url}/health/ready").status_code == 503)
+    assert httpx.get(f"{server.url}/health/live").status_code == 200
+    late = httpx.post(f"{server.url}/v1/completions", json={**body, "stream": False})
+    assert (late.status_code, late.json()["error"]["code"]) == (503, "NotReady")
+    thread.join(timeout=120)
+    assert events[-1] == "data: [DONE]"
+    assert len(events) > 900
+    assert server.process.wait(timeout=60) == 0
+    wait_until_gone(started)
+    server.start()
+    started = descendants(server.process.pid)
+    ask(server, "a", [])
+    server.process.send_signal(signal.SIGTERM)
+    until(lambda: httpx.get(f"{server.url}/health/ready").status_code == 503)
+    began = time.monotonic()
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(timeout=20) == 128 + signal.SIGTERM
+    assert time.monotonic() - began < 20
+    wait_until_gone(started)
+    server.start()  # for the fixture, which ends it
