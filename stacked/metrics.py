@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from prometheus_client import REGISTRY, Counter, Enum, Gauge, Histogram
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -56,7 +56,7 @@ _generation = Gauge("stacked_generation", "The generation of the group that is s
 _adapters = Gauge("stacked_adapters", "Distinct adapters of the group that is served")
 _quarantined = Gauge("stacked_quarantined_adapters", "Adapters that the engine died with")
 ENGINE_STATES = ("none", "starting", "serving", "restarting", "failed")
-_engine = Enum("stacked_engine_state", "What the engine does now", states=ENGINE_STATES)
+_engine = Gauge("stacked_engine_state", "1 for what the engine does now", ("state",))
 _deaths = Counter("stacked_engine_deaths", "Engines that died while they served", ("cause",))
 _restarts = Counter("stacked_engine_restarts", "Starts after a death, by outcome", ("outcome",))
 _stored = Gauge("stacked_store_bytes", "Content in the stores, as of the last round", ("kind",))
@@ -129,7 +129,8 @@ def serving(generation: int, adapters: int, quarantined: int = 0) -> None:
 
 def engine_state(state: str) -> None:
     """One of ENGINE_STATES."""
-    _engine.state(state)
+    for each in ENGINE_STATES:
+        _engine.labels(each).set(each == state)
 
 
 def engine_died(cause: str) -> None:

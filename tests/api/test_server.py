@@ -105,7 +105,7 @@ def test_engine_that_dies_is_told_to_every_client_and_comes_back_with_the_same_g
         down = client.get("/health/ready")
         assert (down.status_code, down.json()["code"]) == (503, "NotReady")
         assert int(down.headers["retry-after"]) >= 1
-        assert metric(server, 'stacked_engine_state{stacked_engine_state="restarting"}') == 1
+        assert metric(server, 'stacked_engine_state{state="restarting"}') == 1
         wait_until_healthy(server, "/health/ready")
         # What was loaded and removed one by one stays so, and the generation does not go back.
         assert client.get("/health").json() == before
@@ -113,7 +113,7 @@ def test_engine_that_dies_is_told_to_every_client_and_comes_back_with_the_same_g
         assert {key: complete(client, key) for key in answers} == answers
         assert metric(server, 'stacked_engine_deaths_total{cause="signal"}') == 1
         assert metric(server, 'stacked_engine_restarts_total{outcome="succeeded"}') == 1
-        assert metric(server, 'stacked_engine_state{stacked_engine_state="serving"}') == 1
+        assert metric(server, 'stacked_engine_state{state="serving"}') == 1
     assert "the engine has died: it was killed by signal 9" in server.printed()
 
 
