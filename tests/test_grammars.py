@@ -181,6 +181,13 @@ def test_a_schema_has_bounds(few: dict[str, Any], many: dict[str, Any]) -> None:
         check_grammars({"structured_outputs": {"json": many}})
 
 
+def test_expressions_are_bounded_together() -> None:
+    patterns = [{"pattern": f"{number}" + "a?" * 1000} for number in range(8)]
+    check_grammars({"tools": patterns})
+    with pytest.raises(GrammarTooCostly, match="in its regular expressions"):
+        check_grammars({"tools": [*patterns, {"pattern": "b" * 500}]})
+
+
 def test_what_a_schema_has_as_data_is_not_read() -> None:
     data = {"pattern": COSTLY, "grammar": "x"}
     schema = {"default": data, "enum": [data], "properties": {"pattern": {"const": data}}}
