@@ -21,7 +21,12 @@ RULES = yaml.safe_load((MONITORING / "alerts.yaml").read_text(encoding="utf-8"))
 ALERTS = {rule["alert"]: rule for group in RULES for rule in group["rules"]}
 DASHBOARD = json.loads((MONITORING / "dashboard.json").read_text(encoding="utf-8"))
 
-_SUFFIXES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
+_SUFFIXES = {
+    "counter": ("_total",),
+    "gauge": ("",),
+    "histogram": ("_bucket", "_sum", "_count"),
+    "stateset": ("",),  # a gauge whose label for the state is called as it is
+}
 # Prometheus adds these to what it reads.
 _ADDED = {"instance", "job", "le"}
 _METRIC = re.compile(r"((?:stacked_|vllm:)\w+)(?:\{([^}]*)\})?")
@@ -44,7 +49,7 @@ def ours() -> dict[str, set[str]]:
         kind, name = getattr(collector, "_type", ""), getattr(collector, "_name", "")
         if name.startswith("stacked_"):
             for suffix in _SUFFIXES[kind]:
-                found[name + suffix] = {*collector._labelnames}  # type: ignore[attr-defined]
+                found[name + suffix] = {name, *collector._labelnames}  # type: ignore[attr-defined]
     return found
 
 
