@@ -25,7 +25,6 @@ _SUFFIXES = {
     "counter": ("_total",),
     "gauge": ("",),
     "histogram": ("_bucket", "_sum", "_count"),
-    "stateset": ("",),  # a gauge whose label for the state is called as it is
 }
 # Prometheus adds these to what it reads.
 _ADDED = {"instance", "job", "le"}
@@ -49,7 +48,7 @@ def ours() -> dict[str, set[str]]:
         kind, name = getattr(collector, "_type", ""), getattr(collector, "_name", "")
         if name.startswith("stacked_"):
             for suffix in _SUFFIXES[kind]:
-                found[name + suffix] = {name, *collector._labelnames}  # type: ignore[attr-defined]
+                found[name + suffix] = {*collector._labelnames}  # type: ignore[attr-defined]
     return found
 
 
