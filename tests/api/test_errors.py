@@ -56,7 +56,7 @@ WRONG_BODIES: list[tuple[str, bytes, str]] = [
     (
         "a costly one",
         json.dumps(GREEDY | {"structured_outputs": {"regex": "(.*)*"}}).encode(),
-        "TooCostly",
+        "GrammarTooCostly",
     ),
     ("bad grammar", json.dumps(GREEDY | {"structured_outputs": {"regex": "("}}).encode(), ""),
     ("a token that is not", json.dumps(GREEDY | {"prompt": [1, 99999]}).encode(), ""),

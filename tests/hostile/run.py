@@ -129,7 +129,7 @@ class Loading:
     def load(self, number: int) -> None:
         source, how = mutant(self.draft, self.seed, number, self.place / str(number))
         answer = self.http.post(f"/models/m{number}", json={"source": str(source)})
-        outcome = f"refused {answer.json()['code']}"
+        outcome = "" if answer.is_success else f"refused {answer.json()['code']}"
         if answer.is_success:
             status, tokens = self.answer(f"m{number}")
             outcome = "served" if status == 200 and len(tokens) == 8 else f"answered {status}"
