@@ -13,7 +13,9 @@ import asyncio
 import contextlib
 import json
 import random
+import signal
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -223,6 +225,7 @@ def tree_of(subject: Subject, side: str, options: argparse.Namespace) -> dict[st
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # the servers end with it
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--base", default="tiny")
     parser.add_argument("--adapters", type=int, default=12)
