@@ -73,6 +73,7 @@ def test_an_expression_that_reads_a_text_in_few_ways_is_passed_on(expression: st
         "[a-z]{1,50}[a-z0-9]{1,20}",
         ".*x{0,99}",
         "((.{0,99}){4}){4}",
+        "(((a+){0,3}){2}){0,3}",
         "([a-z]{0,3}){1,50}",
         "([^,]?){1,50}",
         "([^,]{2}){0,400}",

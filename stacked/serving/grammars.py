@@ -299,7 +299,7 @@ def _repeated(part: _Part, least: float, most: float) -> _Part:
     return _Part(
         ends,
         part.characters,
-        counted=part.counted or _UNCOUNTED < most < inf,
+        counted=part.counted or _UNCOUNTED < most < inf or (part.ends > 1 and most > 1),
         loose=part.loose or most > 1,
         first=part.begins,
     )
