@@ -44,6 +44,7 @@ class Started(Engine):
 
     def __init__(self) -> None:
         self.closed = 0
+        self.args: Any = SimpleNamespace(otlp_traces_endpoint=None)
 
     async def close(self) -> None:
         self.closed += 1
