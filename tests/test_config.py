@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from stacked.config import Config, TlsConfig, load, load_server, resolve_path
+from stacked.config import Config, Listener, TlsConfig, load, load_server, resolve_path
 from stacked.errors import ConfigInvalid
 
 OCID = "ocid1.datasciencemodel.oc1..a"
@@ -28,6 +28,9 @@ def refusal(tmp_path: Path, text: str) -> str:
 
 def test_the_demo_file_is_valid_and_its_paths_are_absolute() -> None:
     root = Path(__file__).parent.parent
+    shared = load(root / "configs" / "shared.yaml").server
+    assert shared.auth.bearer
+    assert isinstance(shared.metrics, Listener)
     config = load(root / "configs" / "demo.yaml")
     sources = {member.key: member.source for member in config.group.members}
     assert config.base.model == "smollm2-135m-instruct"
