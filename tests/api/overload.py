@@ -136,7 +136,10 @@ class Report:
     ended: Counter[tuple[str, str]] = field(default_factory=Counter)
     good: list[float] = field(default_factory=list)
     memory: list[tuple[float, ...]] = field(default_factory=list)
-    """MB of the server and of its engine, second by second."""
+    """Of each second in which the load left time for it: what `sample` found, MB of the server and
+    of its engine."""
+    at: list[float] = field(default_factory=list)
+    """When, in seconds from the beginning."""
     left: float = 0.0
     """Requests that hold a lease after all clients have gone."""
 
@@ -154,7 +157,8 @@ async def overload(
 ) -> Report:
     """Hold `each` open requests of each kind for so long, beside two good clients."""
     report = Report()
-    ends = time.monotonic() + seconds
+    start = time.monotonic()
+    ends = start + seconds
 
     async def client(kind: str, target: Target, act: Callable[[Target], Awaitable[str]]) -> None:
         while time.monotonic() < ends:
@@ -172,6 +176,7 @@ async def overload(
     async def watch() -> None:
         while sample is not None:
             report.memory.append(sample())
+            report.at.append(time.monotonic() - start)
             await asyncio.sleep(1.0)
 
     watching = asyncio.create_task(watch())
@@ -268,10 +273,10 @@ def main(minutes: float) -> None:
     good = sorted(report.good)
     print(f"  good clients: median {good[len(good) // 2]:.2f} s, longest {good[-1]:.2f} s")
     print(f"  in flight when all had gone: {report.left:.0f}")
-    for start in range(0, len(report.memory), 60):
-        part = report.memory[start : start + 60]
-        server_mb, engine_mb = (max(column) for column in zip(*part, strict=True))
-        print(f"  minute {start // 60 + 1:2}: server {server_mb:.0f} MB, engine {engine_mb:.0f} MB")
+    for minute in range(int(report.at[-1] // 60) + 1):
+        part = [mb for at, mb in zip(report.at, report.memory, strict=True) if at // 60 == minute]
+        server_mb, engine_mb = map(max, zip(*part, strict=True)) if part else (0.0, 0.0)
+        print(f"  minute {minute + 1:2}: server {server_mb:.0f} MB, engine {engine_mb:.0f} MB")
 
 
 if __name__ == "__main__":
