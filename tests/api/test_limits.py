@@ -146,7 +146,7 @@ async def test_a_credentials_concurrency_is_its_own(make: Make) -> None:
         assert "(concurrency)" in plain.json()["message"]
         assert plain.headers["retry-after"] == "1"
         models = await rig.http.get("/v1/models", headers=BOB)
-        assert models.status_code == 404, "it reached our app: only requests to models are counted"
+        assert models.status_code == 200, "only requests to models are counted"
         async with rig.holding(EVE, 1):
             pass
     assert (await rig.post(BOB)).status_code == 200
