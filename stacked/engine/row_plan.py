@@ -18,7 +18,7 @@ SHORT_RUN = 16  # rows; if runs are shorter on average, sorting the rows is chea
 # and 64, in float32 and bfloat16.
 _READS_A_ROW = 0.1
 # Times the real rows: bounds the copies that a stack makes of them. Below it every layer decides by
-# `waste`; above it padding alone costs more than most layers' weights.
+# `waste`.
 _MOST_PADDED = 4
 
 
