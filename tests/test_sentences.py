@@ -23,6 +23,10 @@ PACKAGE = Path(stacked.__file__).parent
 ALLOWED = {
     ("engine/creating.py", "text in line"): "vLLM tells how far a start is in its log alone",
     ("engine/causes.py", "_PRINTED in lines"): "vLLM passes on what another process printed",
+    (
+        "api/request_ids.py",
+        "str(record.msg).partition(':')",
+    ): "vLLM's quotes are cut off",
     ("engine/machine.py", "field.strip() == 'model name'"): "a field of /proc/cpuinfo",
 }
 

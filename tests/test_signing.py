@@ -15,7 +15,7 @@ import requests
 from stacked.api.signatures import check_digest, verify
 from stacked.client import Client, ClientError
 from stacked.errors import KeyFileInvalid, StackedError
-from stacked.keys import create_signing, keys_dir, read_directory
+from stacked.keys import PublicKey, create_signing, keys_dir, read_directory
 from stacked.signing import Signer
 from tests.wire import wire
 
@@ -46,6 +46,12 @@ def sent(config: Path, method: str, path: str, **more: Any) -> httpx.Request:
     return seen[0]
 
 
+def registered(data_dir: Path) -> PublicKey:
+    (alice,) = read_directory(keys_dir(data_dir))[0]
+    assert alice.public is not None
+    return alice.public
+
+
 @pytest.mark.parametrize(
     ("method", "path", "more"),
     [
@@ -61,7 +67,7 @@ def test_the_servers_check_takes_it(
     config: Path, data_dir: Path, method: str, path: str, more: dict[str, Any]
 ) -> None:
     request = sent(config, method, path, **more)
-    (alice,) = read_directory(keys_dir(data_dir))[0]
+    alice = registered(data_dir)
     seen = verify(
         request.method,
         request.url.raw_path,
@@ -83,7 +89,7 @@ def test_an_upload_is_signed_without_its_body_which_is_not_read(
     request = httpx.Request("PUT", place, content=left, headers={"content-length": "2"})
     assert next(Signer.from_file(config).auth_flow(request)) is request
     assert list(left) == [b"a", b"b"]
-    (alice,) = read_directory(keys_dir(data_dir))[0]
+    alice = registered(data_dir)
     seen = verify(
         request.method,
         request.url.raw_path,

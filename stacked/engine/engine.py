@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import math
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,6 +19,7 @@ from stacked.core import Adapter, Digest
 from stacked.engine import preload
 from stacked.engine.adaptable import together
 from stacked.engine.calls import Calls
+from stacked.engine.canary import canary_request, canary_scores
 from stacked.engine.causes import Causes
 from stacked.engine.chat import AdapterChat, Chats, chat_text
 from stacked.engine.cpu_affinity import use_cores
@@ -50,17 +50,6 @@ _BYTES_AT_ONCE = 1024**3
 
 # Removals are Python in the engine's loop; this many take about a millisecond.
 _REMOVED_AT_ONCE = 16
-
-# What canaries read: one token, then the text's next one whatever is likelier, a choice that does
-# not show in the logprobs. One row in each of two steps delays the other streams of the batch
-# least, and at a first token alone queries and keys would make no difference. With speculative
-# decoding vLLM takes no logit_bias: there both tokens are a prompt, whose logprobs are the same
-# two, in one step.
-_CANARY_TEXT = "Question: SELECT name FROM users"
-_CANARY_SAMPLING = {"temperature": 0.0, "logprobs": 1, "ignore_eos": True}
-# vLLM clamps a logit bias to 100. Logits of language models lie within some tens of each
-# other, so that a token with this on top is the likeliest whatever the model says.
-_CERTAIN = 100.0
 
 _EXTENSION = "stacked.engine.staging.StagingWorker"
 
@@ -293,21 +282,13 @@ class Engine:
         The same weights give the same numbers up to float noise; NaN where the weights are broken.
         Raises EngineLoadFailed, EngineDead, EngineSilent.
         """
-        prompt = self.tokenizer().encode(_CANARY_TEXT)[:2]
-        sampling: dict[str, Any] = dict(_CANARY_SAMPLING)
-        if self.client.vllm_config.speculative_config is not None:
-            sampling |= {"max_tokens": 1, "prompt_logprobs": 1}
-        else:
-            sampling["max_tokens"] = 2
-            second = prompt.pop()
-            if self.client.model_config.logprobs_mode.startswith("raw"):
-                sampling["logit_bias"] = {second: _CERTAIN}
+        prompt, sampling = canary_request(self.tokenizer(), self.client.vllm_config)
         name = f"canary-{next(self._canaries)}"
         doing = f"scoring {loaded.name if loaded else 'the base'}"
         with urgent():
-            output = await self.calls.call(self._last(prompt, loaded, name, sampling), doing)
-        rows = [*(output.prompt_logprobs or ()), *(output.outputs[0].logprobs or ())]
-        return [_best(row) for row in rows if row]  # nothing comes before a prompt's first token
+            return canary_scores(
+                await self.calls.call(self._last(prompt, loaded, name, sampling), doing)
+            )
 
     async def stream(
         self,
@@ -463,9 +444,3 @@ class Engine:
         await self.remove(loaded)
         await self.calls.workers("settle", doing=doing)
         self.calls.end_of_start()
-
-
-def _best(row: Mapping[int, Any]) -> float:
-    """The likeliest token's logprob, which is stable if two are equally likely; or NaN."""
-    values = [each.logprob for each in row.values()]
-    return max(values) if all(map(math.isfinite, values)) else math.nan

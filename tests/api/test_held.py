@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,6 +61,9 @@ class Held:
         self.app.state.openai_serving_models = self
         self.live, self._door = live, Door(self.app)
         self.admit = partial(VllmServing.admit, cast(VllmServing, self))
+
+    def _died(self, end: Callable[..., object]) -> None:
+        raise AssertionError("the engine of a double does not die")
 
     @property
     def routing(self) -> Routing[Any]:

@@ -80,7 +80,7 @@ GET /load
 GET /v1/responses/{response_id}
 POST /v1/responses/{response_id}/cancel
 """.strip().splitlines()
-EVERYONE = ["GET /health", "GET /ping"]
+EVERYONE = ["GET /health", "GET /health/live", "GET /health/ready", "GET /ping"]
 ADMIN = """
 GET /models/{name}/health
 GET /model/{name}/health

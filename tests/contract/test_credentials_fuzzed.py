@@ -29,7 +29,7 @@ _DOCUMENT = of_server(create_routes(cast(Service, SimpleNamespace(config=Control
 _OPERATIONS = [
     result.ok() for result in schemathesis.openapi.from_dict(_DOCUMENT).get_all_operations()
 ]
-_OPEN = ("/health", "/ping")
+_OPEN = ("/health", "/health/live", "/health/ready", "/ping")
 
 
 @dataclass(frozen=True)

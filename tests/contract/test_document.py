@@ -135,6 +135,7 @@ def test_lists_take_every_query_that_the_sdk_sends() -> None:
 
 # What is in answers here and not in OCI's, and the reverse.
 OURS = {
+    "MemberModelDetails": {"weight"},
     "ModelDeploymentModelStateSummary": {"lifecycleDetails"},
     "WorkRequestError": {"modelId"},
     "WorkRequestLogEntry": {"step"},

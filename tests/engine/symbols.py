@@ -252,7 +252,8 @@ TEXTS = (
         "vllm.envs",
         "",
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING VLLM_CACHE_ROOT VLLM_ENABLE_RESPONSES_API_STORE "
-        "VLLM_NO_USAGE_STATS VLLM_TUNED_CONFIG_FOLDER VLLM_WORKER_MULTIPROC_METHOD",
+        "VLLM_LOGGING_CONFIG_PATH VLLM_LOGGING_LEVEL VLLM_NO_USAGE_STATS "
+        "VLLM_TUNED_CONFIG_FOLDER VLLM_WORKER_MULTIPROC_METHOD",
     ),
     Symbols("vllm.v1.metrics.loggers", "", "vllm:lora_requests_info vllm:prefix_cache_hits"),
 )
