@@ -28,7 +28,7 @@ def default_url() -> str:
     return os.environ.get("STACKED_URL") or DEFAULT_URL
 
 
-def _credential() -> httpx.Auth | None:
+def credential() -> httpx.Auth | None:
     """The token in `$STACKED_API_KEY`, or signatures by the key of `$STACKED_OCI_CONFIG`.
 
     Raises KeyFileInvalid.
@@ -112,7 +112,7 @@ class Client:
             self.url = f"http://{self.url}"
         self._shown = shown_url(self.url)
         # An answer may take minutes on a CPU, a connection only moments.
-        self._http = httpx.Client(timeout=httpx.Timeout(timeout, connect=5), auth=_credential())
+        self._http = httpx.Client(timeout=httpx.Timeout(timeout, connect=5), auth=credential())
 
     def predict(self, key: str | None, body: dict[str, Any]) -> dict[str, Any]:
         """POST /predict and return the whole answer. Raises ClientError."""

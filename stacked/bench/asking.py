@@ -13,6 +13,7 @@ from urllib.parse import unquote
 import httpx
 
 from stacked.bench.check import BASE, References, Tokens
+from stacked.client import credential
 
 _PREFIX = """A river starts as a thin line of water high in the hills. Rain falls on the stones, \
 runs down between them, and gathers in a small pool. From the pool it goes on over grass and sand, \
@@ -104,7 +105,7 @@ async def references(
     `keys` maps inference keys to digests. Raises Refused.
     """
     found: dict[tuple[int, str, int], Tokens] = {}
-    async with httpx.AsyncClient(base_url=url, timeout=600) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=600, auth=credential()) as client:
         for key, digest in {base: BASE, **keys}.items():
             for number, prompt in enumerate(PROMPTS):
                 got = Got()

@@ -23,6 +23,7 @@ import httpx
 
 from stacked.bench.asking import PROMPTS, Got, Refused, body, plain, stream
 from stacked.bench.check import Answer, Refusal
+from stacked.client import credential
 
 _WAYS = ("plain", "plain", "stream", "stream", "cut", "early")
 """What a client does: `cut` disconnects in the middle of a stream, `early` before its answer."""
@@ -60,7 +61,9 @@ class Clients(ABC):
     async def _all(self) -> None:
         # Idle connections are closed earlier than by a server: otherwise both may do so at once.
         limits = httpx.Limits(max_connections=None, keepalive_expiry=2.0)
-        async with httpx.AsyncClient(base_url=self._url, timeout=300, limits=limits) as client:
+        async with httpx.AsyncClient(
+            base_url=self._url, timeout=300, limits=limits, auth=credential()
+        ) as client:
             await self._work(client)
 
     @abstractmethod

@@ -20,6 +20,7 @@ import yaml
 
 from stacked.bench.children import child, free_port, last_words
 from stacked.bench.subject import Subject
+from stacked.client import credential
 from stacked.errors import EngineStartFailed
 
 OURS, PEER = "stacked", "vllm"
@@ -131,7 +132,7 @@ def running(
 
 def counted(url: str, name: str) -> float:
     """One of the server's counters, summed over its labels; 0 where there is none."""
-    lines = httpx.get(f"{url}/metrics", timeout=30).text.splitlines()
+    lines = httpx.get(f"{url}/metrics", timeout=30, auth=credential()).text.splitlines()
     return sum(
         float(line.split()[-1]) for line in lines if line.startswith((f"{name}{{", f"{name} "))
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -18,7 +19,9 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from stacked.steps import Phase, Silent, sentence
 from tests.serving import free_port
@@ -207,7 +210,20 @@ def app_of(fake: FakeStacked) -> FastAPI:
     app.add_route("/v1/completions", complete, methods=["POST"])
     app.add_route("/v1/load_lora_adapter", load, methods=["POST"])
     app.add_route("/v1/unload_lora_adapter", unload, methods=["POST"])
+    if token := os.environ.get("STACKED_API_KEY"):
+        app.add_middleware(_Guarded, token=token)
     return app
+
+
+class _Guarded:
+    """Refuses what comes without a token, as a server with credentials does."""
+
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self._app, self._header = app, f"Bearer {token}"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        allowed = Headers(scope=scope).get("authorization") == self._header
+        await (self._app if allowed else Response(status_code=401))(scope, receive, send)
 
 
 def serving_with(fault: str) -> Callable[..., Any]:

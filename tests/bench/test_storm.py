@@ -39,6 +39,11 @@ def test_server_that_keeps_its_promises_passes(
     assert kinds["with a shared prefix"] > 0
 
 
+def test_every_request_has_the_credential(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STACKED_API_KEY", "stk_of_a_test")
+    assert run("", tmp_path, monkeypatch, updates=2)["first_violations"] == []
+
+
 @pytest.mark.parametrize(
     ("fault", "kind"),
     [
