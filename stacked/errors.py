@@ -155,6 +155,10 @@ class ValueNotFinite(AdapterError):
     """NaN or infinity in the weights."""
 
 
+class ValueTooLarge(AdapterError):
+    """A weight so large that products with it may overflow."""
+
+
 class TokensDiffer(AdapterError):
     """A tokenizer with tokens that the base's does not have."""
 

@@ -21,6 +21,7 @@ from stacked.errors import (
     ShapeMismatch,
     StoreDamaged,
     ValueNotFinite,
+    ValueTooLarge,
 )
 from stacked.store.adaptable import Adaptable, Shape
 from stacked.store.base import EMBEDDING_NAMES, BaseModules
@@ -29,7 +30,17 @@ from stacked.store.files import CONFIG_FILE, WEIGHTS_FILE
 from stacked.store.limits import DEFAULT, Limits
 from stacked.store.pairs import PREFIX, Pair, pair_up
 from stacked.store.peft_config import PeftConfig, check_rank, parse_config
-from stacked.store.tensors import FLOATS, Tensor, Values, is_finite, is_zero, read_header
+from stacked.store.tensors import (
+    BOUND,
+    FLOATS,
+    Tensor,
+    Values,
+    is_finite,
+    is_within_bound,
+    is_zero,
+    largest,
+    read_header,
+)
 from stacked.store.text import quoted, size
 
 
@@ -68,12 +79,12 @@ def check_directory(
     limits: Limits = DEFAULT,
     *,
     digest: Digest | None = None,
-    known_finite: bool = False,
+    known_values: bool = False,
 ) -> tuple[PeftConfig, Report]:
     """Run every check on a directory that no one else can write to.
 
     Raises the AdapterError of the first check that fails: config, rank, weights file, names,
-    pairs, shapes, values. Give `digest` if it was just computed, `known_finite` if the values were
+    pairs, shapes, values. Give `digest` if it was just computed, `known_values` if the values were
     checked before.
     """
     config = read_config(directory, limits)
@@ -86,8 +97,8 @@ def check_directory(
     for module, pair in pairs.items():
         _check_shape(pair, places[module], ranks[module], base)
     with Values(weights) as values:
-        if not known_finite:
-            _check_finite(values, tensors)
+        if not known_values:
+            _check_values(values, tensors)
         _check_effect(values, pairs, config)
     return config, report_of(config, directory, pairs, digest=digest)
 
@@ -103,7 +114,7 @@ def check_alone(directory: Path, limits: Limits = DEFAULT) -> Digest:
     weights = directory / WEIGHTS_FILE
     tensors = read_header(weights, limits)
     with Values(weights) as values:
-        _check_finite(values, {n: t for n, t in tensors.items() if t.dtype in FLOATS})
+        _check_values(values, {n: t for n, t in tensors.items() if t.dtype in FLOATS})
     return sent_digest(config, directory)
 
 
@@ -277,16 +288,22 @@ def _expected(
     return (rank, columns), (rows, rank)
 
 
-def _check_finite(values: Values, tensors: dict[str, Tensor]) -> None:
+def _check_values(values: Values, tensors: dict[str, Tensor]) -> None:
     kinds = {tensor.dtype for tensor in tensors.values()}
-    if len(kinds) == 1 and is_finite(values.all_bits(tensors), FLOATS[kinds.pop()]):
+    if len(kinds) == 1 and is_within_bound(values.all_bits(tensors), FLOATS[kinds.pop()]):
         return
     for tensor in tensors.values():
-        if not is_finite(values.bits(tensor), FLOATS[tensor.dtype]):
-            raise ValueNotFinite(
-                f"{WEIGHTS_FILE}: tensor {quoted(tensor.name, 200)} holds NaN or infinity; "
-                "training diverged, or the file is damaged. Take an earlier checkpoint"
-            )
+        bits, kind = values.bits(tensor), FLOATS[tensor.dtype]
+        if is_within_bound(bits, kind):
+            continue
+        why = "training diverged, or the file is damaged. Take an earlier checkpoint"
+        name = quoted(tensor.name, 200)
+        if not is_finite(bits, kind):
+            raise ValueNotFinite(f"{WEIGHTS_FILE}: tensor {name} holds NaN or infinity; {why}")
+        raise ValueTooLarge(
+            f"{WEIGHTS_FILE}: tensor {name} holds a value of magnitude {largest(bits, kind):.6g}; "
+            f"expected at most {BOUND}: {why}"
+        )
 
 
 def _check_effect(values: Values, pairs: dict[str, Pair], config: PeftConfig) -> None:

@@ -20,6 +20,9 @@ from stacked.store.variants import INFORMATIONAL, refuse_variants, unknown_keys
 RANK_LADDER = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM's `max_lora_rank` may have. An adapter of rank 3 is served under 8."""
 
+# Of trained adapters it is at most some thousands; weights are multiplied by it.
+_LARGEST_ALPHA = 1_000_000
+
 _FLAGS = ("use_rslora", "use_dora", "lora_bias", "use_qalora", "ensure_weight_tying")
 
 
@@ -175,10 +178,9 @@ def _rank(value: Any, where: str) -> int:
 def _number(value: Any, where: str) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise _invalid(f"{where} is {shown(value)}; expected a number")
-    try:
-        return float(value)
-    except OverflowError as error:
-        raise _invalid(f"{where} is too large for a number") from error
+    if abs(value) > _LARGEST_ALPHA:
+        raise _invalid(f"{where} is {shown(value)}; expected at most {_LARGEST_ALPHA} either way")
+    return float(value)
 
 
 def _finite(text: str) -> float:

@@ -137,7 +137,7 @@ class AdapterStore:
         digest = self._kept_as(digest)
         path = self.get(digest).path
         _, report = check_directory(
-            path, base, max_rank, self.limits, digest=digest, known_finite=True
+            path, base, max_rank, self.limits, digest=digest, known_values=True
         )
         with self._usable():
             if not self._is_there(digest, claim=True):
@@ -277,7 +277,7 @@ class AdapterStore:
         """
         try:
             path = self._shelf.path(digest)
-            _, report = check_directory(path, base, max_rank, self.limits, known_finite=True)
+            _, report = check_directory(path, base, max_rank, self.limits, known_values=True)
         except (AdapterError, OSError):
             return None
         return report if report.digest == digest else None

@@ -19,28 +19,36 @@ from stacked.store.text import size, unique_keys
 
 _CHUNK = 1 << 20  # elements checked at a time: a few MiB, which fit a core's cache
 
+# Trained weights of LoRA are below about 10. Products of much larger ones overflow.
+BOUND = 10_000
+
 
 @dataclass(frozen=True, slots=True)
 class Float:
     """The layout of a float type, so that its bits can be tested if numpy has no such type.
 
     A value is not finite when its bits under `exponent` are all set. `magnitude` leaves out the
-    sign, so that -0.0 counts as zero.
+    sign, so that -0.0 counts as zero. `bound` is the bits of the largest value up to `BOUND`. The
+    bits of a value are the first of it in `numpy`.
     """
 
     bits: np.dtype[Any]
     exponent: int
     magnitude: int
+    bound: int
+    numpy: np.dtype[Any]
 
 
+_U1, _U2, _U4, _U8 = map(np.dtype, ("u1", "<u2", "<u4", "<u8"))
+_F2, _F4, _F8 = map(np.dtype, ("<f2", "<f4", "<f8"))
 FLOATS: Mapping[str, Float] = {
-    "F64": Float(np.dtype("<u8"), 0x7FF0 << 48, (1 << 63) - 1),
-    "F32": Float(np.dtype("<u4"), 0x7F80_0000, 0x7FFF_FFFF),
-    "F16": Float(np.dtype("<u2"), 0x7C00, 0x7FFF),
-    "BF16": Float(np.dtype("<u2"), 0x7F80, 0x7FFF),
-    # E4M3 as stored by safetensors is the "fn" kind: no infinity, and one NaN pattern.
-    "F8_E4M3": Float(np.dtype("u1"), 0x7F, 0x7F),
-    "F8_E5M2": Float(np.dtype("u1"), 0x7C, 0x7F),
+    "F64": Float(_U8, 0x7FF0 << 48, (1 << 63) - 1, 0x40C3_8800 << 32, _F8),
+    "F32": Float(_U4, 0x7F80_0000, 0x7FFF_FFFF, 0x461C_4000, _F4),
+    "F16": Float(_U2, 0x7C00, 0x7FFF, 0x70E2, _F2),
+    "BF16": Float(_U2, 0x7F80, 0x7FFF, 0x461C, _F4),
+    # E4M3 as stored by safetensors is the "fn" kind: no infinity, one NaN pattern, at most 448.
+    "F8_E4M3": Float(_U1, 0x7F, 0x7F, 0x7E, _F2),
+    "F8_E5M2": Float(_U1, 0x7C, 0x7F, 0x70, _F2),
 }
 _ORDER = {kind: at for at, kind in enumerate(("F64", "F32", "BF16", "F16", "F8_E4M3", "F8_E5M2"))}
 
@@ -110,6 +118,21 @@ def is_finite(values: np.ndarray[Any, Any], kind: Float) -> bool:
     """Whether no value (given as raw bits) is NaN or infinite."""
     mask = kind.bits.type(kind.exponent)
     return not any(bool(((part & mask) == mask).any()) for part in _parts(values))
+
+
+def is_within_bound(values: np.ndarray[Any, Any], kind: Float) -> bool:
+    """Whether every value (given as raw bits) is finite and at most `BOUND` either way."""
+    mask, bound = kind.bits.type(kind.magnitude), kind.bits.type(kind.bound)
+    return not any(bool(((part & mask) > bound).any()) for part in _parts(values))
+
+
+def largest(values: np.ndarray[Any, Any], kind: Float) -> float:
+    """The largest magnitude of values that are given as raw bits; not of E4M3."""
+    mask = kind.bits.type(kind.magnitude)
+    bits = max(int((part & mask).max()) for part in _parts(values))
+    missing = kind.numpy.itemsize - kind.bits.itemsize
+    raw = (bits << 8 * missing).to_bytes(kind.numpy.itemsize, "little")
+    return float(np.frombuffer(raw, kind.numpy)[0])
 
 
 def is_zero(values: np.ndarray[Any, Any], kind: Float) -> bool:

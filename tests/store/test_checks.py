@@ -25,11 +25,12 @@ from stacked.errors import (
     ShapeMismatch,
     StoreDamaged,
     ValueNotFinite,
+    ValueTooLarge,
     WeightsInvalid,
 )
 from stacked.store import AdapterStore, BaseModules, Limits, Report
 from stacked.store.checks import check_content, check_directory
-from stacked.store.tensors import FLOATS
+from stacked.store.tensors import BOUND, FLOATS
 from tests.store.small import (
     HIDDEN,
     VOCABULARY,
@@ -354,18 +355,39 @@ def test_one_value_that_is_not_finite_is_refused(
     refused(ValueNotFinite, f"{Q}.lora_B.weight", directory, base)
 
 
-# Bit patterns from the definitions of the types: the largest finite value, then what is not.
 @pytest.mark.parametrize(
-    ("dtype", "finite", "not_finite"),
+    ("dtype", "most"), [("f2", "65504"), ("f4", "3.40282e+38"), ("f8", "1.79769e+308")]
+)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_value_above_the_bound_is_refused(
+    tmp_path: Path, base: BaseModules, dtype: str, most: str, sign: int
+) -> None:
+    weights = lora_weights(dtype=np.dtype(dtype))
+    weights[f"{Q}.lora_A.weight"][-1, -1] = sign * BOUND
+    check(write_adapter(tmp_path / "good", weights), base)
+    weights[f"{Q}.lora_A.weight"][-1, -1] = sign * np.finfo(dtype).max
+    refused(
+        ValueTooLarge,
+        f"magnitude {most}; expected at most {BOUND}",
+        write_adapter(tmp_path / "bad", weights),
+        base,
+    )
+
+
+# Bit patterns from the definitions of the types: up to 10,000, then above, then not finite.
+@pytest.mark.parametrize(
+    ("dtype", "good", "large", "not_finite"),
     [
-        ("BF16", [0x7F7F, 0xFF7F, 0x0001], [0x7F80, 0xFF80, 0x7FC0, 0xFFFF, 0x7F81]),
-        ("F16", [0x7BFF, 0xFBFF, 0x0001], [0x7C00, 0xFC00, 0x7E00]),
-        ("F8_E4M3", [0x7E, 0xFE, 0x78, 0x01], [0x7F, 0xFF]),
-        ("F8_E5M2", [0x7B, 0xFB, 0x01], [0x7C, 0xFC, 0x7D, 0x7F, 0xFF]),
+        ("F64", [0x40C388 << 40], [(0x40C388 << 40) + 1], [0x7FF << 52]),
+        ("F32", [0x461C4000, 0xC61C4000], [0x461C4001, 0xC61C4001], [0x7F800000]),
+        ("BF16", [0x461C, 0xC61C, 1], [0x461D, 0x7F7F, 0xFF7F], [0x7F80, 0xFF80, 0x7FC0, 0xFFFF]),
+        ("F16", [0x70E2, 0xF0E2, 1], [0x70E3, 0x7BFF, 0xFBFF], [0x7C00, 0xFC00, 0x7E00]),
+        ("F8_E4M3", [0x7E, 0xFE, 0x78, 0x01], [], [0x7F, 0xFF]),
+        ("F8_E5M2", [0x70, 0xF0, 0x01], [0x71, 0x7B, 0xFB], [0x7C, 0xFC, 0x7D, 0x7F, 0xFF]),
     ],
 )
-def test_finiteness_is_tested_in_the_bits_of_each_type(
-    tmp_path: Path, dtype: str, finite: list[int], not_finite: list[int]
+def test_values_are_tested_in_the_bits_of_each_type(
+    tmp_path: Path, dtype: str, good: list[int], large: list[int], not_finite: list[int]
 ) -> None:
     base = BaseModules("one", {"q": (1, 4)})
     directory = write_adapter(tmp_path / "adapter", r=1)
@@ -373,15 +395,18 @@ def test_finiteness_is_tested_in_the_bits_of_each_type(
 
     def write(bits: int) -> None:
         a = b"".join(value.to_bytes(width, "little") for value in (bits, 0, 0, bits))
-        b = finite[0].to_bytes(width, "little")
+        b = good[0].to_bytes(width, "little")
         content = raw_safetensors(
             {"q.lora_A.weight": (dtype, [1, 4], a), "q.lora_B.weight": (dtype, [1, 1], b)}
         )
         (directory / WEIGHTS).write_bytes(content)
 
-    for bits in finite:
+    for bits in good:
         write(bits)
         assert check(directory, base).dtypes == (dtype,)
+    for bits in large:
+        write(bits)
+        refused(ValueTooLarge, f"expected at most {BOUND}", directory, base)
     for bits in not_finite:
         write(bits)
         refused(ValueNotFinite, "q.lora_A.weight", directory, base)

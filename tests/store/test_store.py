@@ -385,7 +385,7 @@ def test_what_is_there_already_is_neither_checked_for_values_nor_written_again(
     store: AdapterStore, adapter: Path, base: BaseModules, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = store.add(str(adapter), base=base)
-    monkeypatch.setattr(checks, "is_finite", None)
+    monkeypatch.setattr(checks, "is_within_bound", None)
     monkeypatch.setattr(AdapterStore, "_publish", None)
     assert store.add(str(adapter), base=base) == first
 
