@@ -4,7 +4,9 @@ For the workers of ``cpu_platform``.
 
 Relies on: layers look up what `MENDED` lists where it stands there; ``RotaryEmbedding.forward_cpu``
 writes in place; ``FusedMoEConfig.is_lora_enabled`` decides which kernel is chosen, and a layer that
-no LoRA class can replace is left unchanged.
+no LoRA class can replace is left unchanged; ``KVCacheConfig.needs_kv_cache_zeroing`` decides
+whether the scheduler lists new blocks for ``_zero_block_ids``, and a layer's ``kv_cache`` has the
+blocks first.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ Call = Callable[..., Any]
 Wrapper = Callable[[Call], Call]
 MENDED: dict[str, tuple[Wrapper, tuple[int, int]]] = {}
 """What is replaced, by what, and since which version of vLLM it exists."""
+_RUNNER = "vllm.v1.worker.cpu_model_runner:CPUModelRunner"
 
 
 def _mends(place: str, since: tuple[int, int] = (0, 0)) -> Callable[[Wrapper], Wrapper]:
@@ -92,6 +95,39 @@ def without_lora(complete: Call) -> Call:
 def never(can_replace: Call) -> Call:
     """No LoRA layer replaces experts, see `without_lora`."""
     return lambda **layer: False
+
+
+@_mends(f"{_RUNNER}._zero_block_ids")
+def of_every_layer(zero: Call) -> Call:
+    """Zeros in new blocks of every layer; vLLM's leaves out layers with a sliding window."""
+    import torch
+
+    def _zero_block_ids(runner: Any, block_ids: list[int]) -> None:
+        count = runner.kv_cache_config.num_blocks
+        for layer in runner.compilation_config.static_forward_context.values():
+            cache = getattr(layer, "kv_cache", None)
+            if isinstance(cache, torch.Tensor) and cache.numel():
+                cache.unflatten(0, (count, -1))[block_ids] = 0
+
+    return _zero_block_ids
+
+
+@_mends(f"{_RUNNER}._init_kv_zero_meta")
+def nothing(prepare: Call) -> Call:
+    """Nothing: this is for a kernel of a GPU."""
+    return lambda runner: None
+
+
+def zero_new_blocks() -> None:
+    """Have this process's scheduler, if it has one, list blocks to be zeroed before they are used.
+
+    vLLM does so for some models only. Its attention on a CPU multiplies values beyond the end of a
+    sequence by zero, and where the block's last request left values that are not numbers, every
+    token of the next is wrong: an adapter with huge weights would reach requests of others.
+    """
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+
+    KVCacheConfig.needs_kv_cache_zeroing = True
 
 
 def mend(places: Iterable[str] = MENDED) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from vllm.platforms import cpu_platform_plugin
 from vllm.utils.import_utils import resolve_obj_by_qualname
 
-from stacked.engine.cpu_layers import mend
+from stacked.engine.cpu_layers import mend, zero_new_blocks
 from stacked.engine.platform import KERNEL
 
 # CpuPlatform, or the subclass that vLLM chooses on this processor.
@@ -35,6 +35,12 @@ class StackedCpuPlatform(_PlatformOfVllm):  # type: ignore[misc]
         if hasattr(_PlatformOfVllm, "register_triton_kernel_overrides"):
             super().register_triton_kernel_overrides()
         mend()
+        cls.prepare_scheduler()
+
+    @classmethod
+    def prepare_scheduler(cls) -> None:
+        """For a scheduler in a worker's process or in its own, see `platform.worker_plugin`."""
+        zero_new_blocks()
 
     @classmethod
     def check_and_update_config(cls, vllm_config: Any) -> None:

@@ -57,9 +57,17 @@ def prepare_layers() -> None:
 
 
 def worker_plugin() -> None:
-    """Called by vLLM in each of its processes: do what its workers do themselves since 0.31."""
+    """Called by vLLM in each of its processes: prepare its scheduler, and its layers before 0.31.
+
+    Since then workers prepare their layers themselves.
+    """
+    if multiprocessing.parent_process() is None:
+        return
+    from vllm.platforms import current_platform
     from vllm.platforms.interface import Platform
 
-    there = hasattr(Platform, "register_triton_kernel_overrides")
-    if not there and multiprocessing.parent_process() is not None:
+    prepare_scheduler = getattr(current_platform, "prepare_scheduler", None)
+    if prepare_scheduler is not None:  # only ours has it
+        prepare_scheduler()
+    if not hasattr(Platform, "register_triton_kernel_overrides"):
         prepare_layers()

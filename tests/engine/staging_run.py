@@ -96,6 +96,25 @@ class Run:
         names = ["base", *(str(loaded.digest) for loaded in handles)]
         self.report["staged, at once"] = dict(zip(names, every, strict=True))
 
+    async def huge(self, root: Path, base: Path) -> None:
+        """The base while an adapter computes what is not a number, and in the blocks it used."""
+        import torch
+        from safetensors.torch import load_file, save_file
+
+        path = tiny.build_adapter(root / "huge", base, 1, target_modules=("down_proj",))
+        weights = load_file(path / "adapter_model.safetensors")
+        first = next(name for name in weights if "layers.0" in name and "lora_A" in name)
+        weights[first][0] = torch.finfo(torch.float32).max
+        save_file(weights, path / "adapter_model.safetensors", {"format": "pt"})
+        loaded = await self.engine.load(Adapter(Digest("sha256:00"), path, 8, ("down_proj",), 1))
+        found = []
+        for _ in range(3):
+            found.append(await asyncio.gather(self.answer(loaded), self.answer(None)))
+        await self.engine.remove(loaded)
+        self.report["huge"] = [answers[0] for answers in found]
+        after = await asyncio.gather(*(self.answer(None) for _ in range(4)))
+        self.report["base with and after huge"] = [*(answers[1] for answers in found), *after]
+
     async def failures(self, root: Path) -> None:
         cut = root / "cut"
         cut.mkdir()
@@ -128,19 +147,20 @@ def report(lab: Lab, root: Path) -> dict[str, Any]:
     assert lab.update({}).error is None
     base = Path(lab.base.path)
     try:
-        found = lab.run(_seen(Run(lab.engine, make_adapters(root, base)), root))
+        found = lab.run(_seen(Run(lab.engine, make_adapters(root, base)), root, base))
     finally:
         assert lab.update(served).error is None
     found["probed"] = json.loads(Asking(base, {}, root / "engine").ask().to_json())
     return found
 
 
-async def _seen(run: Run, root: Path) -> dict[str, Any]:
+async def _seen(run: Run, root: Path, base: Path) -> dict[str, Any]:
     run.report["adaptable"] = json.loads((await run.engine.adaptable()).to_json())
     await run.by_vllm()
     handles = await run.staged()
     await run.ask(handles)
     await run.failures(root)
     await run.engine.remove(*handles)
+    await run.huge(root, base)
     run.report["removed"] = place(await run.engine.resident())
     return run.report

@@ -215,6 +215,15 @@ SYMBOLS = (
         "_causal_conv1d_fwd_cpu",
         since=(0, 31),
     ),
+    Symbols("vllm.v1.kv_cache_interface", "", "KVCacheConfig"),
+    Symbols("vllm.v1.worker.cpu_model_runner", "", "CPUModelRunner"),
+    Symbols("vllm.model_executor.layers.attention.attention", "Attention", "kv_cache"),
+    Symbols("vllm.v1.kv_cache_interface", "KVCacheConfig", "needs_kv_cache_zeroing num_blocks"),
+    Symbols(
+        "vllm.v1.worker.cpu_model_runner",
+        "CPUModelRunner",
+        "_init_kv_zero_meta _zero_block_ids compilation_config kv_cache_config",
+    ),
     # Prompts.
     Symbols("vllm.renderers", "", "hf"),
     Symbols("vllm.renderers.chat_utils", "", "load_chat_template", since=(0, 32)),

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from stacked.engine.cpu_layers import MENDED, flat_heads, mend
+from stacked.engine.cpu_layers import MENDED, flat_heads, mend, of_every_layer
 from tests.engine.releases import RELEASE, since
 
 WITH_CONVOLUTION = since(0, 31, "the convolution has a function of its own")
@@ -134,6 +134,24 @@ def test_the_kernel_itself_refuses_a_single_row_of_a_wider_tensor() -> None:
     }
     with pytest.raises(RuntimeError, match="transposed"):
         ops.causal_conv1d_fwd_cpu(x=row, **arguments)
+
+
+def test_new_blocks_are_zeroed_in_every_layer() -> None:
+    import torch
+
+    bad = float("nan")
+    plain, halves = torch.full((4, 2, 3), bad), torch.full((8, 3), bad)  # two rows to a block
+    caches = (plain, halves, torch.tensor([]), [torch.full((4,), bad)])
+    layers = {str(at): SimpleNamespace(kv_cache=cache) for at, cache in enumerate(caches)}
+    runner = SimpleNamespace(
+        kv_cache_config=SimpleNamespace(num_blocks=4),
+        compilation_config=SimpleNamespace(static_forward_context=layers | {"x": object()}),
+    )
+    of_every_layer(lambda: None)(runner, [1, 3])
+    for cache in (plain, halves):
+        blocks = cache.view(4, -1)
+        assert not blocks[[1, 3]].any()
+        assert blocks[[0, 2]].isnan().all()
 
 
 @pytest.fixture

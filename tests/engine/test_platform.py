@@ -82,6 +82,18 @@ def test_layers_are_prepared_where_vllm_does_not(
     assert current.calls == calls
 
 
+@pytest.mark.parametrize(("parent", "calls"), [(object(), ["scheduler"]), (None, [])])
+def test_the_scheduler_of_each_process_of_vllm_is_prepared(
+    parent: Any, calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    settle(monkeypatch, SimpleNamespace(prepare_scheduler=lambda: made.append("scheduler")))
+    monkeypatch.setattr("vllm.platforms.interface.Platform", Hooked)
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: parent)
+    platform.worker_plugin()
+    assert made == calls
+
+
 def test_a_platform_without_layers_to_prepare_is_left_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -456,6 +456,16 @@ def test_removed_and_discarded_adapters_are_gone(report: dict[str, Any]) -> None
     assert set(report["removed"]["slots"]) == {None}
 
 
+@pytest.mark.engine
+def test_an_adapter_that_computes_what_is_no_number_reaches_no_other_request(
+    report: dict[str, Any],
+) -> None:
+    """Neither beside it in a batch nor in the blocks of the KV cache that it used before."""
+    assert report["huge"] == [[0] * staging_run.TOKENS] * 3  # as logits that are no numbers give
+    base = report["add_lora"]["base"]
+    assert report["base with and after huge"] == [base] * 7
+
+
 def test_a_module_that_no_layer_takes_fails_the_load() -> None:
     loras = SimpleNamespace(_manager=SimpleNamespace(modules={"a.qkv_proj": None}))
     check = VllmLoras._check_applied

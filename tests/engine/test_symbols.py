@@ -25,7 +25,8 @@ ROOT = Path(__file__).parents[2] / "stacked"
 # Attributes of objects that are not vLLM's though annotated `Any`: our own, and libraries'.
 # fmt: off
 OURS = {
-    "activate", "build", "digest", "first", "free", "guarded", "holds", "left", "number", "read",
+    "activate", "build", "digest", "first", "free", "guarded", "holds", "left", "number",
+    "prepare_scheduler", "read",
     "register", "request", "resident", "slot", "writing",
 }
 LIBRARIES = {
