@@ -104,8 +104,6 @@ class Gateway:
             listing = is_listing(path) and scope["method"] == "GET"
             if is_open(method, path) and not listing and path != METRICS:
                 out = tagged if plain else _in_openai_shape(tagged, method, path)
-                if path == "/metrics":
-                    await self._service.note_residency()
                 await self._service.app(scope, receive, out)
             else:
                 await self._ours(scope, receive, tagged)

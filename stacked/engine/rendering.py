@@ -97,8 +97,10 @@ def _short_texts(prompts: Sequence[Any]) -> bool:
     return length <= SHORT_CHARACTERS
 
 
-def _characters(fields: Mapping[str, Any]) -> float:
+def _characters(fields: Any) -> float:
     """How much text a template finds in these; infinitely much if there is more than text."""
+    if not isinstance(fields, Mapping):  # such as a message of OpenAI's gpt-oss, which is an object
+        return inf
     length = 0
     for value in fields.values():
         if isinstance(value, str):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -128,6 +129,20 @@ def test_more_for_the_template_to_read_takes_vllms_way(
 ) -> None:
     assert chat(renderers[1], "look", **template)[1] > 0
     assert chat(renderers[1], "look", persona="brief", depth=2, tools=None)[1] == 0
+
+
+def test_a_message_that_is_an_object_takes_vllms_way() -> None:
+    taken: list[Any] = []
+
+    async def asynchronous(conversations: Any, params: Any) -> str:
+        taken.append(conversations)
+        return "vLLM's"
+
+    renderer = SimpleNamespace(render_cmpl_async=None, render_chat_async=asynchronous)
+    render_short_prompts_at_once(renderer, chats=True)
+    params = SimpleNamespace(chat_template=None, chat_template_kwargs={})
+    assert run(renderer.render_chat_async([[object()]], params))[0] == "vLLM's"
+    assert len(taken) == 1
 
 
 def test_chats_are_left_alone_where_requests_bring_templates(

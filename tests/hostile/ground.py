@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import warnings
@@ -36,7 +35,6 @@ class Ground:
 
     def __post_init__(self) -> None:
         warnings.filterwarnings("ignore", "Duplicate name", UserWarning)  # it is meant so
-        logging.getLogger("stacked.store").setLevel(logging.ERROR)
         self.outside.write_text(_WORDS)
         self._draft = Draft.of(self.healthy)
         self._modules = BaseModules.read(self.base)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -79,6 +80,7 @@ def _part(part: tuple[Path, int, range]) -> Part:
     directory, seed, numbers = part
     place = directory / f"part-{numbers[0]}"
     place.mkdir()
+    logging.getLogger("stacked.store").setLevel(logging.ERROR)
     ground, passed = Ground(place, directory / "base", directory / "healthy", seed), []
     for number in numbers:
         if ground.check(number)[1].kind == "passed":
