@@ -77,8 +77,7 @@ class Limits:
         if most is None:
             most, limit = self.share_of(self.config.requests, caller), "requests_per_caller"
         with self._requests.taken(caller.id, 1, most, limit):
-            await self.rates.admit(caller)
-            headers |= await self.rates.headers(caller)
+            headers |= await self.rates.admit(caller)
             yield
 
     @contextlib.contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, floor
 
 from limits import RateLimitItemPerMinute
@@ -68,8 +68,8 @@ class Rates:
         self._limiter = SlidingWindowCounterRateLimiter(self._storage)
         self._charging: set[asyncio.Task[bool]] = set()
 
-    async def admit(self, caller: Caller) -> None:
-        """Count one request. Raises TooManyRequests, and then it does not count.
+    async def admit(self, caller: Caller) -> dict[str, str]:
+        """Count one request; see `headers`. Raises TooManyRequests, and then it does not count.
 
         Tokens are known when a request has ended. It is refused where they are spent, and what it
         takes over the rate is charged to the following minute.
@@ -78,14 +78,14 @@ class Rates:
         for kind, window in windows.items():
             if not window.left:
                 raise _spent(kind, window)
-        if "requests" in windows:
-            most = windows["requests"].most
-            await self._limiter.hit(RateLimitItemPerMinute(most), caller.id, "requests")
+        if requests := windows.get("requests"):
+            await self._limiter.hit(RateLimitItemPerMinute(requests.most), caller.id, "requests")
+            windows["requests"] = replace(requests, now=requests.now + 1)
+        return _headers(windows)
 
     async def headers(self, caller: Caller) -> dict[str, str]:
         """For every response to this caller; none if it has no rates."""
-        windows = await self._windows(caller)
-        return {k: v for kind, window in windows.items() for k, v in window.headers(kind).items()}
+        return _headers(await self._windows(caller))
 
     def charge(self, caller: Caller, tokens: int) -> None:
         """Count tokens that a request took."""
@@ -99,7 +99,7 @@ class Rates:
         self._charging.add(task)
         task.add_done_callback(self._charging.discard)
 
-    async def _windows(self, caller: Caller) -> Mapping[str, Window]:
+    async def _windows(self, caller: Caller) -> dict[str, Window]:
         if self._charging:  # what was reported before counts
             await asyncio.wait(self._charging)
         allowance = caller.allowance
@@ -117,6 +117,10 @@ class Rates:
         key = RateLimitItemPerMinute(most).key_for(id, kind)
         before, _, now, both = await self._storage.get_sliding_window(key, _MINUTE)
         return Window(most, before, now, both - _MINUTE)
+
+
+def _headers(windows: Mapping[str, Window]) -> dict[str, str]:
+    return {k: v for kind, window in windows.items() for k, v in window.headers(kind).items()}
 
 
 def _spent(kind: str, window: Window) -> TooManyRequests:
