@@ -113,12 +113,7 @@ class Gateway:
             access.error = error.code
             if tagged.started:
                 raise
-            tagged.headers |= await self._limits.rates.headers(caller_of(scope))
-            if self._gate is not None and isinstance(error, NotAuthenticated):
-                tagged.headers["www-authenticate"] = self._gate.challenge
-            await respond_error(
-                error, plain, tagged, oci_code(error, PREFIX if deployment else path)
-            )
+            await self._refuse(error, scope, tagged, plain, PREFIX if deployment else path)
         except Exception:  # a fault of ours: the client gets a whole answer, the log the traceback
             access.error = INTERNAL_CODE
             if tagged.started:
@@ -128,6 +123,14 @@ class Gateway:
         finally:
             intake.release()
             access.end(tagged)
+
+    async def _refuse(
+        self, error: StackedError, scope: Scope, tagged: Tagged, plain: bool, path: str
+    ) -> None:
+        tagged.headers |= await self._limits.rates.headers(caller_of(scope))
+        if self._gate is not None and isinstance(error, NotAuthenticated):
+            tagged.headers["www-authenticate"] = self._gate.challenge
+        await respond_error(error, plain, tagged, oci_code(error, path))
 
     def _is_probe(self, path: str) -> bool:
         """Whether a path is read every few seconds, by platforms and collectors of metrics."""
