@@ -253,7 +253,7 @@ class Client:
             yield work, logs
             if work["status"] in ("SUCCEEDED", "FAILED", "CANCELED"):
                 return
-            time.sleep(pause)
+            time.sleep(pause)  # work requests are polled, as OCI's are
 
     def _one(self, method: str, path: str, **rest: Any) -> dict[str, Any]:
         with self._asked(method, path, **rest) as response:

@@ -65,7 +65,7 @@ def in_log_lines(*, prefixed: bool = True, content: bool = False) -> None:
                 record.msg = f"[{shown}] {record.msg}"
         return record
 
-    with_id.with_request_id = True  # type: ignore[attr-defined]
+    with_id.with_request_id = True  # type: ignore[attr-defined]  # marks it as installed
     logging.setLogRecordFactory(with_id)
 
 

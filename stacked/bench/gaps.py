@@ -96,7 +96,7 @@ def _measure(
         loader.unload()
         first, door = FirstTokens(url, loader.streamed), Door(url)
         with first, door if has_door else nullcontext():
-            time.sleep(_SETTLE_SECONDS)
+            time.sleep(_SETTLE_SECONDS)  # until what the unloading disturbed is steady again
             began, loading = _steady_then_load(settings, loader)
         steady = (began, loading.requested)
         under_way = (loading.requested, loading.ended)

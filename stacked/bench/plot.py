@@ -29,7 +29,7 @@ def check_plot(path: Path) -> None:
     if path.suffix not in SUFFIXES:
         raise ParameterInvalid(f"{path}: a plot is {' or '.join(SUFFIXES)}")
     try:
-        import matplotlib  # noqa: F401
+        import matplotlib  # noqa: F401  whether it is there
     except ImportError as error:
         raise ParameterInvalid(
             "a plot needs matplotlib; install stacked[bench], or leave out --plot"

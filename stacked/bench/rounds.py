@@ -71,6 +71,6 @@ class Rounds:
             for place, row in enumerate(rows):
                 for side in turn(number + place, list(started)):
                     if len(started) > 1:
-                        time.sleep(IDLE_SECONDS)
+                        time.sleep(IDLE_SECONDS)  # the other side comes to rest
                     yield measure(started[side], side, row, number)
                 tell.fraction((at + (place + 1) / len(rows)) / self.rounds)

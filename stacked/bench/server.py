@@ -147,5 +147,5 @@ def _wait_until_healthy(url: str, process: subprocess.Popen[bytes], terminal: Pa
                     return
             except httpx.TransportError:
                 pass
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_LOOK_SECONDS)  # a server that starts has no event to wait for
     raise EngineStartFailed(f"the benchmark's server did not start:\n{last_words(terminal)}")

@@ -55,7 +55,7 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except Exception as error:
+    except Exception as error:  # ClientError, whose import most commands do not need
         from stacked.client import ClientError
 
         if not isinstance(error, ClientError):

@@ -77,7 +77,7 @@ def _changes(client: Client) -> Iterator[dict[str, Any]]:
         if status != shown:
             yield status
             shown = status
-        time.sleep(1.0)
+        time.sleep(1.0)  # the server has no event for a change of status
 
 
 def _disk(disk: dict[str, Any] | None) -> str:

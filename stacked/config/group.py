@@ -23,7 +23,7 @@ class MemberConfig(Frozen):
     key: Key | None = None
     id: Ocid | None = None
     weight: float = Field(default=1.0, ge=MIN_WEIGHT, le=MAX_WEIGHT)
-    """Its share of the engine beside the other keys of the same caller."""
+    """Its share of the engine among the keys of one caller."""
     foreign_tokens: bool = False
     """Serve it even if its tokenizer has tokens that the base's lacks, without these."""
 
