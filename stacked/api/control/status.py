@@ -175,13 +175,9 @@ def _log_paths(files: LogFiles | None) -> LogPaths | None:
 
 def _member(member: Member, live: Live[Loaded], resident: Resident) -> MemberStatus:
     handle = live.routing.handles[member.adapter.digest]
-    return MemberStatus(
-        model_id=member.model_id,
-        inference_key=member.key,
-        digest=member.adapter.digest,
-        rank=member.adapter.rank,
-        state=MemberState.SUCCESS,
-        reason="",
+    return _shown(
+        member,
+        MemberState.SUCCESS,
         leases=live.leases.held(handle),
         resident=handle.number in resident.host,
         on_device=handle.number in resident.slots,
@@ -189,13 +185,18 @@ def _member(member: Member, live: Live[Loaded], resident: Resident) -> MemberSta
 
 
 def _quarantined(member: Member, why: str) -> MemberStatus:
+    return _shown(member, MemberState.FAILED, reason=why)
+
+
+def _shown(member: Member, state: MemberState, reason: str = "", **held: Any) -> MemberStatus:
     return MemberStatus(
         model_id=member.model_id,
         inference_key=member.key,
         digest=member.adapter.digest,
         rank=member.adapter.rank,
-        state=MemberState.FAILED,
-        reason=why,
+        state=state,
+        reason=reason,
+        **held,
     )
 
 
