@@ -20,6 +20,7 @@ from stacked.errors import (
     ModuleUnknown,
     ParameterInvalid,
     RecordAbsent,
+    SourceNotFound,
     SourceRefused,
     TokensDiffer,
 )
@@ -80,6 +81,15 @@ def test_the_base_of_an_adapter_is_the_one_that_is_named_served_or_alone(
     assert registry.models.get(wrong).kind == ""
     stock(registry, write_base(tmp_path / "roots" / "served"))
     assert catalogue.fill(id, sent(catalogue, data)).base_model_id == BASE
+
+
+def test_a_source_that_is_no_path_is_refused(catalogue: Catalogue, tmp_path: Path) -> None:
+    stock(catalogue.registry, write_base(tmp_path / "roots" / "base"))
+    circle = tmp_path / "roots" / "circle"
+    circle.symlink_to(circle)
+    for source in (str(circle), f"file://{circle}", "/x\0y", "~nobody-of-that-name/x"):
+        with pytest.raises((SourceRefused, SourceNotFound)):
+            catalogue.register(Model(id=""), source)
 
 
 def test_a_template_goes_up_and_down_with_its_adapter(

@@ -5,6 +5,7 @@ It must not know records' tables or what becomes of a model.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from stacked.core import Adapter, Digest, is_digest
 from stacked.errors import AdapterAbsent
 from stacked.registry import Content, Model
 from stacked.store import AdapterStore, Kind, is_remote, kind_of
-from stacked.store.files import CONFIG_FILE
+from stacked.store.files import CONFIG_FILE, real_path
 from stacked.store.uploads import LISTED_LIMITS
 
 _UPLOAD = "the artifact"
@@ -97,7 +98,7 @@ class Contents:
         """The directory of a base, if the source is one that may be read."""
         if is_remote(source):
             return None
-        directory = Path(source.removeprefix("file://")).expanduser().resolve()
+        directory = real_path(Path(os.path.expanduser(source.removeprefix("file://"))))
         if not any(directory.is_relative_to(root.resolve()) for root in self._roots):
             return None  # the store refuses it, with its own message
         whole = is_base(directory) and not (directory / CONFIG_FILE).exists()

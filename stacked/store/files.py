@@ -54,12 +54,8 @@ def copy_adapter(
     its repository. `roots`: resolved directories outside of which nothing is read. Raises
     FileMissing, PickleRefused, PathUnsafe, AdapterTooLarge, SourceNotFound, SourceRefused.
     """
-    try:
-        real = source.resolve(strict=True)
-        names = set(os.listdir(real))
-    except (OSError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise SourceNotFound(f"{source} cannot be read: {reason}") from error
+    real = real_path(source)
+    names = set(_names(real))
     require_wanted(names, str(source), _elsewhere(real))
     bounds = (_extent(real), *(roots or ()))
     more = [f"{MORE_TEMPLATES}/{name}" for name in _more_templates(real, bounds)]
@@ -70,6 +66,26 @@ def copy_adapter(
             (target / name).parent.mkdir(exist_ok=True)
             expected = os.fstat(reader.fileno()).st_size
             write_copy(reader, target / name, most_bytes(name, limits), name, expected)
+
+
+def real_path(path: Path) -> Path:
+    """The path without links. Raises SourceRefused where there can be none.
+
+    `os.path.realpath` fails where a link becomes a directory between its two looks at it, and for
+    a null character; `Path.resolve` also for links that lead in a circle.
+    """
+    try:
+        return Path(os.path.realpath(path))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise SourceRefused(f"{quoted(str(path))} cannot be read: {reason}") from error
+
+
+def _names(directory: Path) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except OSError as error:
+        raise SourceNotFound(f"{directory} cannot be read: {error.strerror}") from error
 
 
 def is_read(name: str) -> bool:
@@ -148,12 +164,12 @@ def write_copy(reader: Readable, target: Path, limit: int, name: str, expected: 
 
 def _more_templates(directory: Path, bounds: Sequence[Path]) -> list[str]:
     """The names of the templates in their folder, which may itself be a link."""
-    folder = Path(os.path.realpath(directory / MORE_TEMPLATES))
+    folder = real_path(directory / MORE_TEMPLATES)
     if not folder.is_dir():
         return []
     if not folder.is_relative_to(bounds[0]):
         raise _leads_out(MORE_TEMPLATES, directory, folder)
-    return sorted(name for name in os.listdir(folder) if name.endswith(".jinja"))
+    return sorted(name for name in _names(folder) if name.endswith(".jinja"))
 
 
 def _leads_out(name: str, directory: Path, real: Path) -> PathUnsafe:
@@ -165,7 +181,7 @@ def _leads_out(name: str, directory: Path, real: Path) -> PathUnsafe:
 
 def _open(path: Path, directory: Path, bounds: Sequence[Path]) -> IO[bytes]:
     """Open a regular file, having followed only links that stay within the bounds."""
-    real = Path(os.path.realpath(path))
+    real = real_path(path)
     extent, *roots = bounds
     if not real.is_relative_to(extent):
         raise _leads_out(path.name, directory, real)
@@ -214,5 +230,8 @@ def _extent(directory: Path) -> Path:
 
 def _elsewhere(directory: Path) -> str:
     """A hint if the folder above was given, mostly one with a trainer's checkpoints."""
-    found = sorted(path.parent.name for path in directory.glob(f"*/{CONFIG_FILE}"))
+    try:
+        found = sorted(path.parent.name for path in directory.glob(f"*/{CONFIG_FILE}"))
+    except OSError:  # a hint is not worth a refusal
+        return ""
     return f"There is one in {', '.join(found[:5])}: point at that" if found else ""

@@ -13,7 +13,7 @@ from stacked.errors import SourceNotFound, SourceRefused, SourceUnreachable
 from stacked.logs import shown_url
 from stacked.store import http
 from stacked.store.archives import unpack
-from stacked.store.files import PATTERNS, WANTED, copy_adapter
+from stacked.store.files import PATTERNS, WANTED, copy_adapter, real_path
 from stacked.store.limits import Limits
 from stacked.store.text import quoted
 
@@ -185,8 +185,8 @@ def _local(
     path: Path, target: Path, scratch: Path, limits: Limits, roots: Sequence[Path] | None
 ) -> None:
     """A directory or an archive on this machine; nothing outside the roots is accessed."""
+    real = real_path(path)
     try:
-        real = Path(os.path.realpath(path))
         if roots is not None and not any(real.is_relative_to(root) for root in roots):
             allowed = ", ".join(map(str, roots)) or "none"
             raise SourceRefused(

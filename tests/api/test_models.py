@@ -199,7 +199,10 @@ def test_fifty_bad_loads_under_traffic_fail_alone(
     assert http.delete("/models/good").status_code == 200
 
 
-@pytest.mark.parametrize("source", ["/etc", "../..", "http://127.0.0.1:1/x.zip", "org/name"])
+@pytest.mark.parametrize(
+    "source",
+    ["/etc", "../..", "http://127.0.0.1:1/x.zip", "org/name", "/x\0y", "~nobody-of-that-name/x"],
+)
 def test_sources_outside_the_roots_and_remote_ones_are_refused(
     http: httpx.Client, source: str
 ) -> None:

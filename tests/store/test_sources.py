@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import http.server
 import os
 import shutil
@@ -269,6 +270,22 @@ def test_a_directory_that_becomes_a_link_while_it_is_read_leads_nowhere(tmp_path
     finally:
         over.set()
         swapping.join()
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EINVAL, "Invalid argument"), ValueError("null")])
+def test_a_path_that_changes_while_its_links_are_followed_is_refused(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`readlink` after `lstat` saw a link: the race above, at its narrowest."""
+
+    def changed(*_: object) -> str:
+        raise error
+
+    link = tmp_path / "link"
+    link.symlink_to(write_adapter(tmp_path / "a", r=4))
+    monkeypatch.setattr(os, "readlink", changed)
+    with pytest.raises(SourceRefused, match="cannot be read"):
+        fetch(str(link), tmp_path, tmp_path, Limits(), roots=[tmp_path])
 
 
 def test_a_link_in_place_of_a_resolved_folder_is_not_followed(adapter: Path) -> None:
