@@ -15,6 +15,7 @@ from pathlib import Path
 from starlette.types import Message, Receive, Scope
 
 from stacked.api.bodies import read_body
+from stacked.api.cors import LocalGate
 from stacked.api.keyring import KeyRing
 from stacked.api.signatures import Headers, Verified, check_digest, verify
 from stacked.callers import NOBODY, Caller, called_by
@@ -124,14 +125,14 @@ class Gate:
             )
 
 
-def open_gate(config: ControlConfig, data_dir: Path) -> Gate | None:
-    """The gate of a config; None if requests need no credential.
+def open_gate(config: ControlConfig, data_dir: Path) -> Gate | LocalGate | None:
+    """The gate of a config; None if whoever reaches the server may do everything.
 
     Raises ConfigInvalid for invalid keys.
     """
     auth = config.server.auth
     if not auth.required:
-        return None
+        return None if auth.none else LocalGate(config.server.cors)
     directory = Path(auth.directory) if auth.directory else keys_dir(data_dir)
     return Gate(KeyRing(auth.oci.keys if auth.oci else {}, directory), config.server)
 

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from stacked.api import request_ids
 from stacked.api.access import Access
 from stacked.api.bodies import ClientGone, Cut, decode, read_body
+from stacked.api.cors import LocalGate
 from stacked.api.errors import INTERNAL, INTERNAL_CODE, not_served, oci_code, to_openai, to_plain
 from stacked.api.gate import METRICS, Gate, is_upload
 from stacked.api.limits import Intake, Limits
@@ -53,7 +54,7 @@ class Gateway:
         self,
         service: Service,
         ours: ASGIApp,
-        gate: Gate | None = None,
+        gate: Gate | LocalGate | None = None,
         usage: Usage | None = None,
     ) -> None:
         """`gate` authenticates requests; None accepts every request. `usage` counts them."""

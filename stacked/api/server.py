@@ -19,7 +19,7 @@ from types import FrameType
 import uvicorn
 import uvloop
 
-from stacked.api.cors import with_cors
+from stacked.api.cors import LocalGate, with_cors
 from stacked.api.gate import Gate, check_reach, open_gate
 from stacked.api.gateway import Gateway
 from stacked.api.listeners import bind, with_metrics
@@ -78,7 +78,7 @@ async def _serve(
     progress: Progress,
     sockets: list[socket.socket],
     files: LogFiles,
-    gate: Gate | None,
+    gate: Gate | LocalGate | None,
     certificate: Certificate | None,
 ) -> int:
     service = Service(config, data_dir, durable=True)
@@ -153,7 +153,7 @@ class _Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
 
-def _uvicorn_config(service: Service, gate: Gate | None) -> uvicorn.Config:
+def _uvicorn_config(service: Service, gate: Gate | LocalGate | None) -> uvicorn.Config:
     settings = service.config.server
     routes = create_routes(service)
     app = with_cors(Gateway(service, routes, gate, service.usage), settings.cors)
@@ -203,12 +203,11 @@ def _announce(service: Service, sockets: list[socket.socket], progress: Progress
     progress.note(f"inference keys  {keys}\ntry             stacked predict --url {url} 'Hello'")
 
 
-def _who_may_call(config: ControlConfig, gate: Gate | None) -> str:
+def _who_may_call(config: ControlConfig, gate: Gate | LocalGate | None) -> str:
     """A line for the person who starts a server."""
     server = config.server
     if gate is not None:
         clear = server.auth.bearer and server.tls is None and not is_loopback(server.host)
         warning = "\nwarning     tokens are sent unencrypted: set server.tls, or put TLS in front"
         return f"requests    {gate}" + warning * clear
-    who = "is on this machine" if is_loopback(server.host) else "reaches this address"
-    return f"requests    need no credential: anyone who {who} may use this server"
+    return "requests    need no credential: anyone who reaches this address may use this server"

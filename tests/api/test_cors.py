@@ -1,8 +1,12 @@
-"""CORS around the gateway: off by default; where it is on, on every answer, refusals included."""
+"""CORS around the gateway: off by default; where it is on, on every answer, refusals included.
+
+And where nobody needs a credential, no page of another site comes in.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -10,9 +14,12 @@ from pydantic import ValidationError
 from starlette.types import ASGIApp
 
 from stacked.api.cors import with_cors
-from stacked.config import CorsConfig
+from stacked.api.gate import open_gate
+from stacked.api.gateway import Gateway
+from stacked.config import AuthConfig, CorsConfig
 from stacked.engine.options import check_names
 from stacked.errors import EngineOptionInvalid
+from stacked.service import Service
 from tests.api.doors import config_of, gateway_of
 from tests.api.doubles import Double, gateway, ours, vllm
 
@@ -95,3 +102,71 @@ def test_what_no_browser_sends_as_an_origin_is_refused(origin: str) -> None:
 def test_vllms_own_options_point_to_ours() -> None:
     with pytest.raises(EngineOptionInvalid, match=r"server\.cors\.origins"):
         check_names({"allowed_origins": ["*"]})
+
+
+# -- pages that send to a loopback address ------------------------------------------------------
+
+SENT = [("GET", "/v1/models"), ("POST", "/predict"), ("DELETE", "/models/a"), ("POST", "/nowhere")]
+
+
+def local(tmp_path: Path, headers: dict[str, str], **server: Any) -> httpx.AsyncClient:
+    """A client that sends these headers to a server, by default one without credentials."""
+    config = config_of(**{"auth": AuthConfig()} | server)
+    door = Gateway(cast(Service, Double(vllm())), ours(), open_gate(config, tmp_path))
+    transport = httpx.ASGITransport(app=with_cors(door, config.server.cors))
+    return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8080", headers=headers)
+
+
+@pytest.mark.parametrize("host", ["rebound.example:8080", "", "0.0.0.0:8080", "[", "::1", "a@b:x"])
+async def test_a_name_that_was_led_to_this_machine_is_refused(tmp_path: Path, host: str) -> None:
+    async with local(tmp_path, {"host": host}) as client:
+        for method, path in SENT:
+            answer = await client.request(method, path, json={"prompt": "x"})
+            assert answer.status_code == 403, (method, path)
+            assert "not a loopback address" in answer.text
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "null", "http://127.0.0.1:3000", "http://localhost:8080", ""]
+)
+async def test_a_page_of_another_origin_is_refused(tmp_path: Path, origin: str) -> None:
+    form = {"origin": origin, "content-type": "text/plain"}
+    for cors in (CorsConfig(), CORS):
+        async with local(tmp_path, form, cors=cors) as client:
+            for method, path in SENT:
+                answer = await client.request(method, path, content=b'{"prompt": "x"}')
+                assert answer.status_code == 403, (method, path)
+                assert "server.cors.origins" in answer.text
+
+
+@pytest.mark.parametrize(
+    ("headers", "origins"),
+    [
+        ({}, ()),
+        *(
+            ({"host": host}, ())
+            for host in ("localhost:8080", "127.8.8.8", "[::1]:80", "LOCALHOST")
+        ),
+        ({"origin": "http://127.0.0.1:8080"}, ()),
+        ({"origin": "https://localhost", "host": "localhost"}, ()),
+        (ORIGIN, (PAGE,)),
+        ({"origin": "null"}, ("*",)),
+    ],
+)
+async def test_clients_and_pages_of_this_machine_come_in(
+    tmp_path: Path, headers: dict[str, str], origins: tuple[str, ...]
+) -> None:
+    async with local(tmp_path, headers, cors=CorsConfig(origins=origins)) as client:
+        answer = await client.post("/predict", json={"prompt": "x", "model": "a"})
+        assert answer.status_code == 200, answer.text
+
+
+async def test_where_a_credential_is_required_or_none_is_on_purpose_any_name_comes_in(
+    tmp_path: Path,
+) -> None:
+    """A proxy may pass on the name by which it was called."""
+    named = {"host": "models.example"} | ORIGIN
+    for auth, status in ((AuthConfig(none=True), 200), (AuthConfig(bearer=True), 401)):
+        async with local(tmp_path, named, auth=auth) as client:
+            answer = await client.post("/predict", json={"prompt": "x", "model": "a"})
+            assert answer.status_code == status, answer.text

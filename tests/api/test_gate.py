@@ -20,6 +20,7 @@ from starlette.routing import Route
 from starlette.types import Message, Scope
 from typer.testing import CliRunner
 
+from stacked.api.cors import LocalGate
 from stacked.api.errors import plain_body
 from stacked.api.gate import Gate, check_reach, is_upload, open_gate
 from stacked.api.server import run
@@ -401,9 +402,11 @@ def test_a_key_for_inference_reaches_nothing_else(
 # -- where there is none --------------------------------------------------------------------
 
 
-def test_without_auth_there_is_no_gate(tmp_path: Path) -> None:
-    plain = Config(base=BaseConfig(model="tiny"))
-    assert open_gate(plain, tmp_path) is None
+def test_without_auth_the_gate_is_for_this_machine_and_with_none_there_is_none(
+    tmp_path: Path,
+) -> None:
+    assert isinstance(open_gate(config_of(auth=AuthConfig()), tmp_path), LocalGate)
+    assert open_gate(config_of(auth=AuthConfig(none=True)), tmp_path) is None
     gate = open_gate(config_of(), tmp_path)
     assert isinstance(gate, Gate)
     assert "0 keys" in str(gate)

@@ -51,7 +51,7 @@ def test_second_signal_ends_at_once(server: Server) -> None:
     started = descendants(server.process.pid)
     with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as upload:
         upload.sendall(
-            b"POST /20190101/models HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n{"
+            b"POST /20190101/models HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n\r\n{"
         )
         httpx.get(f"{server.url}/health/live")  # sent later, answered: the upload has been read
         server.process.send_signal(signal.SIGTERM)

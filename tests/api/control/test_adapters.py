@@ -134,7 +134,7 @@ def test_an_upload_that_breaks_off_leaves_nothing(plane: Plane, tmp_path: Path) 
     with served(create_routes(plane.service)) as url:
         host, port = url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as sock:
-            head = f"PUT /stacked/adapters/{digest} HTTP/1.1\r\nhost: x\r\n"
+            head = f"PUT /stacked/adapters/{digest} HTTP/1.1\r\nhost: localhost\r\n"
             sock.sendall(f"{head}content-length: {len(content)}\r\n\r\n".encode())
             sock.sendall(content[: len(content) // 2])
             until(plane.arriving)

@@ -255,7 +255,7 @@ def test_a_client_that_leaves_in_the_middle_of_its_upload_leaves_nothing(plane: 
         gone = threading.Event()
         with socket.create_connection((host, int(port))) as sock:
             sock.sendall(
-                f"POST /20190101/models/{id}/artifact HTTP/1.1\r\nhost: x\r\n"
+                f"POST /20190101/models/{id}/artifact HTTP/1.1\r\nhost: localhost\r\n"
                 "content-length: 5000000\r\n\r\n".encode()
                 + bytes(100_000)
             )
