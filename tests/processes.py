@@ -53,10 +53,19 @@ def wait_until_gone(processes: dict[Process, str], seconds: float = 20) -> None:
 
 def resident_bytes(pid: int) -> int:
     """How much of a process is in memory now."""
+    return _memory(pid, "VmRSS:")
+
+
+def peak_bytes(pid: int) -> int:
+    """How much of a process has been in memory at most."""
+    return _memory(pid, "VmHWM:")
+
+
+def _memory(pid: int, name: str) -> int:
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
+        if line.startswith(name):
             return int(line.split()[1]) * 1024
-    raise AssertionError(f"process {pid} tells no VmRSS")
+    raise AssertionError(f"process {pid} tells no {name}")
 
 
 def _stat(pid: int) -> list[str] | None:

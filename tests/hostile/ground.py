@@ -16,7 +16,7 @@ from tests.hostile.draft import Draft
 from tests.hostile.mutants import mutant
 from tests.hostile.packing import OUTSIDE
 
-_WORDS = "not of any adapter"
+WORDS = "not of any adapter"
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Ground:
 
     def __post_init__(self) -> None:
         warnings.filterwarnings("ignore", "Duplicate name", UserWarning)  # it is meant so
-        self.outside.write_text(_WORDS)
+        self.outside.write_text(WORDS)
         self._draft = Draft.of(self.healthy)
         self._modules = BaseModules.read(self.base)
         self._store = AdapterStore(self.directory / "store")
@@ -66,19 +66,21 @@ class Ground:
     def astray(self) -> list[str]:
         """What is where nothing should be: outside the store, or left half-way in it."""
         found = [name for name in os.listdir(self.directory) if name not in self._places()]
-        found += [str(path) for path in Path("/tmp").glob("stacked-hostile*")]
-        found += os.listdir(self.directory / "store" / "staging")
-        if self.outside.read_text() != _WORDS:
-            found.append(f"{OUTSIDE} was written to")
-        return [*found, *self._stored_too_much()]
+        return [*found, *strays(self.directory / "store", self.outside)]
 
     def _places(self) -> set[str]:
         return {OUTSIDE, "mutants", "store", self.base.name, self.healthy.name}
 
-    def _stored_too_much(self) -> Iterator[str]:
-        known = {"adapter_config.json", "adapter_model.safetensors", "tokenizer_config.json"}
-        for adapter in (self.directory / "store" / "adapters").iterdir():
-            for file in adapter.rglob("*"):
-                plain = file.is_file() and not file.is_symlink() and file.name in known
-                if not plain or _WORDS.encode() in file.read_bytes():
-                    yield str(file)
+
+def strays(store: Path, outside: Path) -> Iterator[str]:
+    """What is where nothing should be: left half-way in a store, or written next to it."""
+    yield from map(str, Path("/tmp").glob("stacked-hostile*"))
+    yield from os.listdir(store / "staging")
+    if outside.read_text() != WORDS:
+        yield f"{OUTSIDE} was written to"
+    known = {"adapter_config.json", "adapter_model.safetensors", "tokenizer_config.json"}
+    for adapter in (store / "adapters").iterdir():
+        for file in adapter.rglob("*"):
+            plain = file.is_file() and not file.is_symlink() and file.name in known
+            if not plain or WORDS.encode() in file.read_bytes():
+                yield str(file)

@@ -4,8 +4,9 @@
     python -m tests.hostile.run load DIRECTORY                             a running tiny engine
 
 `check` forks a process for each mutant, bounded in memory and time, and writes `checked.json`.
-`load` sends those that passed, and some of the others, through the HTTP door; it compares a
-healthy adapter's tokens after every batch, and writes `loaded.json`. Both end with 1 on a fault.
+`load` sends those that passed, and some of the others, through the HTTP door; meanwhile it compares
+the tokens of a healthy adapter and the base, alone and in batches, and writes `loaded.json`. Both
+end with 1 on a fault.
 """
 
 from __future__ import annotations
@@ -13,30 +14,42 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import shutil
-import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import cycle, product
 from multiprocessing import get_context
 from pathlib import Path
+from statistics import median
+from threading import Event, Thread
 from typing import Any
 
+import httpx
 import yaml
 
 from stacked.store.disk import clear
 from tests import tiny
 from tests.hostile.draft import Draft
-from tests.hostile.ground import Ground
+from tests.hostile.ground import WORDS, Ground, strays
 from tests.hostile.mutants import mutant
-from tests.serving import Server, free_port, serving
+from tests.hostile.packing import OUTSIDE
+from tests.processes import alive, descendants, peak_bytes
+from tests.serving import Server, engine_process, free_port, serving
 
 BATCH = 25
 PART = 250
 WORKERS = 3
 TARGETS = ("q_proj", "v_proj", "down_proj")
+TOKENS = 8
+GOOD_KEYS = ("healthy", "base")
+PROMPTS = ("The quick brown fox", "Count the singers", "a b c d e f g h i j k l m n o p q r s t")
+GROWTH_MIB = 512  # more than the server or its engine may come to hold, whatever is loaded
 _LIMITS = {"max_model_len": 128, "max_loras": 2, "max_cpu_loras": 8, "max_lora_rank": 16}
 
 
@@ -101,94 +114,145 @@ class Loading:
         self.draft = Draft.of(directory / "healthy")
         self.outcomes: Counter[str] = Counter()
         self.faults: list[str] = []
-        self.tokens = self.answer("healthy")
-        self.processes = self.engine()
-
-    def answer(self, key: str) -> tuple[int, Any]:
-        body = {"model": key, "prompt": "The quick brown fox", "max_tokens": 8, "temperature": 0}
-        answer = self.http.post("/v1/completions", json={**body, "return_token_ids": True})
-        tree = answer.json()
-        return answer.status_code, tree["choices"][0]["token_ids"] if answer.is_success else tree
-
-    def engine(self) -> list[str]:
-        """The processes below the server's, which live as long as the engine does."""
-        listed = subprocess.run(
-            ["ps", "-o", "pid=,args=", "--ppid", str(self.server.process.pid)],
-            capture_output=True, text=True, check=True,
-        ).stdout.splitlines()  # fmt: skip
-        return [line.split()[0] for line in listed if "VLLM" in line or "spawn_main" in line]
+        self.seconds: list[float] = []
+        engine = engine_process(server)
+        (self.engine,) = (each for each in descendants(server.process.pid) if each[0] == engine)
+        self.watched = {"server": server.process.pid, "engine": engine}
+        self.before = self.peaks()
 
     def peaks(self) -> dict[str, int]:
-        """MiB at most of the server and of each process of the engine."""
-        pids = {"server": str(self.server.process.pid)}
-        pids |= {f"engine {at}": pid for at, pid in enumerate(self.processes)}
-        found = {}
-        for name, pid in pids.items():
-            lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-            found[name] = next(int(line.split()[1]) >> 10 for line in lines if "VmHWM" in line)
-        return found
+        """MiB at most of the server and of its engine."""
+        return {name: peak_bytes(pid) >> 20 for name, pid in self.watched.items()}
 
     def load(self, number: int) -> None:
         source, how = mutant(self.draft, self.seed, number, self.place / str(number))
-        answer = self.http.post(f"/models/m{number}", json={"source": str(source)})
+        began, key = time.monotonic(), f"m{number}"
+        answer = self.http.post(f"/models/{key}", json={"source": str(source)})
         outcome = "" if answer.is_success else f"refused {answer.json()['code']}"
         if answer.is_success:
-            status, tokens = self.answer(f"m{number}")
-            outcome = "served" if status == 200 and len(tokens) == 8 else f"answered {status}"
+            status, tokens = completion(self.http, key, PROMPTS[0])
+            outcome = "served" if status == 200 and len(tokens) == TOKENS else f"answered {status}"
             if outcome != "served":
                 self.faults.append(f"{number}: {outcome} {tokens}: {how}")
-            gone = self.http.delete(f"/models/m{number}")
+            gone = self.http.delete(f"/models/{key}")
             if not gone.is_success:
                 self.faults.append(f"{number}: removal {gone.status_code} {gone.text}: {how}")
         elif answer.status_code >= 500:
             self.faults.append(f"{number}: {answer.status_code} {answer.text}: {how}")
         self.outcomes[outcome] += 1
+        self.seconds.append(time.monotonic() - began)
         shutil.rmtree(self.place / str(number))
 
-    def compare(self) -> None:
-        if (now := self.answer("healthy")) != self.tokens:
-            self.faults.append(f"the healthy adapter answered {now}, before {self.tokens}")
-        if (there := self.engine()) != self.processes:
-            self.faults.append(f"the engine was {self.processes} and is {there}")
+    def look(self) -> None:
+        """Whether the engine is the one that it was, and what the two have held."""
+        if not alive([self.engine]):
+            raise SystemExit(f"the engine has ended; until then: {self.faults}")
+        for name, most in self.peaks().items():
+            if most > self.before[name] + GROWTH_MIB:
+                self.faults.append(f"{name} had {self.before[name]} MiB, and {most} MiB since")
+
+
+@dataclass
+class GoodTraffic:
+    """Clients of the healthy adapter and the base, who know what they must be answered."""
+
+    server: Server
+    faults: list[str]
+    wanted: dict[tuple[str, str], tuple[int, Any]] = field(default_factory=dict)
+    compared: Counter[str] = field(default_factory=Counter)
+    slowest: float = 0.0
+
+    def __post_init__(self) -> None:
+        with self.server.client() as http:
+            for key, prompt in product(GOOD_KEYS, PROMPTS):
+                self.wanted[key, prompt] = completion(http, key, prompt)
+
+    @contextmanager
+    def flowing(self) -> Iterator[None]:
+        """One client for each key, one request after the other, until the block ends."""
+        over = Event()
+        clients = [Thread(target=self._client, args=(key, over)) for key in GOOD_KEYS]
+        for each in clients:
+            each.start()
+        try:
+            yield
+        finally:
+            over.set()
+            for each in clients:
+                each.join()
+
+    def _client(self, key: str, over: Event) -> None:
+        with self.server.client() as http:
+            for prompt in cycle(PROMPTS):
+                if over.is_set():
+                    return
+                began = time.monotonic()
+                try:
+                    found = completion(http, key, prompt)
+                except (httpx.HTTPError, ValueError) as error:
+                    found = (0, repr(error))
+                self.slowest = max(self.slowest, time.monotonic() - began)
+                self.compared[key] += 1
+                if found != (wanted := self.wanted[key, prompt]):
+                    self.faults.append(f"{key} answered {prompt!r} {found}, before {wanted}")
+
+
+def completion(http: httpx.Client, key: str, prompt: str) -> tuple[int, Any]:
+    """Status, and the tokens of an answer or the error."""
+    body = {"model": key, "prompt": prompt, "max_tokens": TOKENS, "temperature": 0}
+    answer = http.post("/v1/completions", json={**body, "return_token_ids": True})
+    tree = answer.json()
+    return answer.status_code, tree["choices"][0]["token_ids"] if answer.is_success else tree
 
 
 def load(directory: Path, seconds: float) -> int:
     checked = json.loads((directory / "checked.json").read_text())
     others = set(range(0, checked["inputs"], 40)) - set(checked["passed"])
     chosen, began, sent = sorted({*checked["passed"], *others}), time.monotonic(), 0
+    outside = directory / OUTSIDE
+    outside.write_text(WORDS)
     port = free_port()
-    tree = {
-        "base": {"model": str(directory / "base"), "key": "base"},
-        "group": {"members": [{"key": "healthy", "source": str(directory / "healthy")}]},
-        "engine": {**_LIMITS, "kv_cache_memory_bytes": 2**27},
-        "server": {"port": port, "adapter_roots": [str(directory)], "drain_seconds": 5},
-    }
     config = directory / "hostile.yaml"
-    config.write_text(yaml.safe_dump(tree))
+    config.write_text(yaml.safe_dump(_served(directory, port)))
     arguments = (str(config), "--data-dir", str(directory / "data"))
     with serving(*arguments, directory=directory, port=port) as server:
         loading = Loading(server, directory, checked["seed"])
-        before = loading.peaks()
-        for sent, number in enumerate(chosen, start=1):
-            loading.load(number)
-            if sent % BATCH == 0:
-                loading.compare()
-            if sent % 100 == 0:
-                print(sent, f"{time.monotonic() - began:.0f} s", loading.faults, flush=True)
-            if time.monotonic() - began > seconds:
-                break
-        loading.compare()
+        good = GoodTraffic(server, loading.faults)
+        there = {*os.listdir(directory), "mutants"}
+        with good.flowing():
+            for sent, number in enumerate(chosen, start=1):
+                loading.load(number)
+                if sent % BATCH == 0:
+                    loading.look()
+                    print(sent, f"{time.monotonic() - began:.0f} s", loading.faults, flush=True)
+                if time.monotonic() - began > seconds:
+                    break
+        loading.look()
+        faults = [*loading.faults, *(f"stray {name}" for name in {*os.listdir(directory)} - there)]
+        faults += strays(directory / "data" / "store", outside)
         report = {
             "sent": sent,
             "of": len(chosen),
             "outcomes": dict(loading.outcomes.most_common()),
-            "faults": loading.faults,
-            "comparisons of the healthy adapter": sent // BATCH + 1,
-            "peak MiB before": before,
+            "faults": faults,
+            "good answers compared": dict(good.compared),
+            "slowest good answer, s": round(good.slowest, 1),
+            "slowest load, s": round(max(loading.seconds), 1),
+            "median load, s": round(median(loading.seconds), 2),
+            "peak MiB before": loading.before,
             "peak MiB after": loading.peaks(),
             "seconds": round(time.monotonic() - began),
         }
-    return _written(directory / "loaded.json", report, bool(loading.faults))
+    return _written(directory / "loaded.json", report, bool(faults))
+
+
+def _served(directory: Path, port: int) -> dict[str, Any]:
+    return {
+        "base": {"model": str(directory / "base"), "key": "base"},
+        "group": {"members": [{"key": "healthy", "source": str(directory / "healthy")}]},
+        "engine": {**_LIMITS, "kv_cache_memory_bytes": 2**27},
+        "server": {"port": port, "adapter_roots": [str(directory / "mutants")], "drain_seconds": 5},
+    }
 
 
 def _written(path: Path, report: dict[str, Any], failed: bool) -> int:
