@@ -1,13 +1,15 @@
-"""The nouns of Stacked: content digest, adapter, member, model group.
+"""The nouns of Stacked: content digest, adapter, model files, member, model group.
 
 Everything here is frozen and pure.
 """
 
 from __future__ import annotations
 
+import enum
+import hashlib
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NewType, Protocol
 from urllib.parse import quote, unquote
@@ -15,7 +17,7 @@ from urllib.parse import quote, unquote
 from stacked.errors import GroupInvalid, KeyInvalid, KeyTooLong
 
 Digest = NewType("Digest", str)
-"""`sha256:` and 64 lower-case hex digits, over the files of an adapter that matter."""
+"""`sha256:` and 64 lower-case hex digits, over what makes a content what it is."""
 
 ModelId = NewType("ModelId", str)
 """An OCID. Opaque, except that a digest-derived one carries the digest."""
@@ -53,7 +55,7 @@ def short(digest: Digest) -> str:
 
 
 def model_id_of(digest: Digest) -> ModelId:
-    """The model id of an adapter without one: the same content has the same id."""
+    """The model id of a content without one: the same content has the same id."""
     return ModelId(f"ocid1.datasciencemodel.oc1..{digest.removeprefix('sha256:')}")
 
 
@@ -116,19 +118,76 @@ def _in_latin1(text: str) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class Adapter:
-    """A LoRA adapter that passed every check and is immutable in the store.
+class Content:
+    """What a member is made of: files that passed every check and are immutable in a store.
 
-    `rank` is the largest rank of any of its modules, `bytes` the size of its weights on disk.
+    `digest` identifies what is served, `bytes` is the size of its weights on disk.
     """
 
     digest: Digest
     path: Path
+    bytes: int
+
+    @property
+    def stored(self) -> frozenset[Digest]:
+        """What must stay in the stores while it is used."""
+        return frozenset({self.digest})
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter(Content):
+    """A LoRA adapter. `rank` is the largest rank of any of its modules."""
+
     rank: int
     target_modules: tuple[str, ...]
-    bytes: int
     base: str = ""
     """The base's name in the adapter's own config: displayed, never relied on."""
+
+    @staticmethod
+    def of(content: Content) -> Adapter:
+        """A content of a group whose members are adapters."""
+        assert isinstance(content, Adapter), "the members of a base are adapters"
+        return content
+
+
+class Runtime(enum.StrEnum):
+    """What loads the files of a model that is no adapter."""
+
+    ONNX = "onnx"
+    SAVED_MODEL = "savedmodel"
+    TORCH = "torch"  # TorchScript and exported programs
+    SCORE = "score"  # its own score.py
+    DATA = "data"  # the score.py of its group
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """A folder with a score.py, and the Python that runs it; "" is the server's own."""
+
+    digest: Digest
+    path: Path
+    python: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles(Content):
+    """A model that is no adapter: its files, and the code that loads them if they need any."""
+
+    runtime: Runtime
+    code: Code | None = None
+    files: Digest | None = None
+    """The digest of the files alone, where `digest` is that of files and code."""
+
+    @property
+    def stored(self) -> frozenset[Digest]:
+        """The files and the code, as each is stored by itself."""
+        code = {self.code.digest} if self.code is not None else set()
+        return frozenset({self.files or self.digest} | code)
+
+    def loaded_by(self, code: Code) -> ModelFiles:
+        """The same files loaded by this code: another content with every other code."""
+        both = hashlib.sha256(f"{self.digest} {code.digest}".encode()).hexdigest()
+        return replace(self, digest=Digest(f"sha256:{both}"), code=code, files=self.digest)
 
 
 class Handle(Protocol):
@@ -140,14 +199,17 @@ class Handle(Protocol):
     def name(self) -> str: ...
     @property
     def number(self) -> int: ...
+    @property
+    def stored(self) -> frozenset[Digest]:
+        """See `Content.stored`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One fine-tune of a group: a model id, the adapter that is its content, and a key."""
+    """One model of a group: a model id, its content, and a key."""
 
     model_id: ModelId
-    adapter: Adapter
+    content: Content
     key: str | None = None
     weight: float = 1.0
     """Its share of the engine beside the other keys of the same caller."""
@@ -172,16 +234,17 @@ class Base:
 
 @dataclass(frozen=True, slots=True)
 class ModelGroup:
-    """An immutable group: one base and its fine-tunes. Raises GroupInvalid.
+    """An immutable group: one base and its fine-tunes, or models without one. Raises GroupInvalid.
 
     Two keys may name one model; one key names one model. A member may have no key: it is then
     reached only by its model id.
     """
 
     name: str
-    base: Base
+    base: Base | None
     members: tuple[Member, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
+    kind: str = "STACKED"
 
     def __post_init__(self) -> None:
         if len(self.members) > MAX_MEMBERS:
@@ -189,16 +252,16 @@ class ModelGroup:
                 f"group {self.name!r} has {len(self.members)} members; "
                 f"at most {MAX_MEMBERS} are allowed"
             )
-        seen = {self.base.key: "the base"}
+        seen = {self.base.key: "the base"} if self.base else {}
         digests: dict[ModelId, Digest] = {}
         for member in self.members:
-            if member.model_id == self.base.model_id:
+            if self.base and member.model_id == self.base.model_id:
                 raise GroupInvalid(f"model id {member.model_id} is the base's; give it another id")
-            other = digests.setdefault(member.model_id, member.adapter.digest)
-            if other != member.adapter.digest:
+            other = digests.setdefault(member.model_id, member.content.digest)
+            if other != member.content.digest:
                 raise GroupInvalid(
-                    f"model id {member.model_id} names two different adapters "
-                    f"({short(other)}, {short(member.adapter.digest)})"
+                    f"model id {member.model_id} names two different contents "
+                    f"({short(other)}, {short(member.content.digest)})"
                 )
             if member.key is None:
                 continue
@@ -209,9 +272,15 @@ class ModelGroup:
                 )
             seen[member.key] = member.model_id
 
-    def adapters(self) -> dict[Digest, Adapter]:
-        """The distinct adapters of the group, by digest, in order of first appearance."""
-        return {member.adapter.digest: member.adapter for member in self.members}
+    @property
+    def stored(self) -> frozenset[str]:
+        """What must stay in the stores while it is served, the base included."""
+        base = {self.base.digest} if self.base else set[str]()
+        return frozenset(base).union(*(member.content.stored for member in self.members))
+
+    def contents(self) -> dict[Digest, Content]:
+        """The distinct contents of the group, by digest, in order of first appearance."""
+        return {member.content.digest: member.content for member in self.members}
 
     def __iter__(self) -> Iterator[Member]:
         return iter(self.members)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from stacked import metrics, tracing
-from stacked.core import Adapter, Base, Digest, Handle, Member, short
+from stacked.core import Base, Content, Digest, Handle, Member, short
 from stacked.errors import KeyInUse, StackedError, UpdateFailed, UpdateInProgress
 from stacked.groups.leases import Lease, Leases
 from stacked.groups.routing import Route, Routing
@@ -94,7 +94,7 @@ class Live(Generic[H]):
 
     def _serve(self, routing: Routing[H]) -> None:
         self.routing = routing
-        quarantined = {member.adapter.digest for member in self.quarantined}
+        quarantined = {member.content.digest for member in self.quarantined}
         metrics.serving(routing.generation, len(routing.handles), len(quarantined))
 
     @property
@@ -110,25 +110,26 @@ class Live(Generic[H]):
 
     @property
     def in_use(self) -> frozenset[str]:
-        """Digests of the base, and of adapters that must stay in the store.
+        """Digests of the base, and of what must stay in the stores.
 
         Those are routed, leased, in a change, removed alone, or still in the engine. From any
         thread; what is in use at the call is in the result.
         """
         # In this order: what a change moves meanwhile is found where it was or where it goes.
         changing, routing = self._in_change, self.routing
-        removed = (member.adapter.digest for member in self.removed)
-        handles = [*self.leases.things(), *self._loader.stuck]
-        held = (each.digest for each in handles if each is not None)
+        removed = (member.content.stored for member in self.removed)
+        handles = [*self.leases.things(), *self._loader.stuck, *routing.handles.values()]
+        held = (each.stored for each in handles if each is not None)
         base = {routing.base.digest} if routing.base is not None else set()
-        return frozenset[str](changing).union(base - {""}, routing.handles, removed, held)
+        return frozenset[str](changing).union(base - {""}, *removed, *held)
 
     @asynccontextmanager
-    async def _change(self, adapters: Iterable[Adapter] = ()) -> AsyncIterator[None]:
+    async def _change(self, contents: Iterable[Content] = ()) -> AsyncIterator[None]:
         """Hold the place of the one change, which may add these."""
         async with self._changing:
-            brought = (adapter.digest for adapter in adapters)
-            self._in_change = frozenset(self.routing.handles).union(brought)
+            served = (handle.stored for handle in self.routing.handles.values())
+            brought = (content.stored for content in contents)
+            self._in_change = frozenset[Digest]().union(*served, *brought)
             try:
                 yield
             finally:
@@ -169,10 +170,10 @@ class Live(Generic[H]):
 
         Raises KeyInUse, CanaryFailed, EngineLoadFailed and other refusals of an adapter.
         """
-        digest = member.adapter.digest
-        async with self._change([member.adapter]):
+        digest = member.content.digest
+        async with self._change([member.content]):
             for other in self.routing.members:
-                same = other.adapter.digest == digest
+                same = other.content.digest == digest
                 if member.label in (other.key, other.model_id) and same:
                     return self.routing.resolve(member.label)
                 # A model id means one content; a second key for the same content is fine.
@@ -181,7 +182,7 @@ class Live(Generic[H]):
             staged: dict[Digest, H] = {}
             try:
                 if digest not in self.routing.handles:
-                    await self._bring_one(member.adapter, staged)
+                    await self._bring_one(member.content, staged)
                 handle = {**self.routing.handles, **staged}[digest]
                 self._serve(self.routing.with_member(member, handle))
             except BaseException:
@@ -189,10 +190,10 @@ class Live(Generic[H]):
                 raise
             return self.routing.resolve(member.label)
 
-    async def _bring_one(self, adapter: Adapter, staged: dict[Digest, H]) -> None:
-        self._engine.check(adapter)
+    async def _bring_one(self, content: Content, staged: dict[Digest, H]) -> None:
+        self._engine.check(content)
         async with self._engine.undisturbed():
-            failed = await self._loader.stage([adapter], staged, _uncounted)
+            failed = await self._loader.stage([content], staged, _uncounted)
             failed = failed or {**await self._engine.verify(staged, _uncounted)}
         for error in failed.values():
             raise error
@@ -208,7 +209,7 @@ class Live(Generic[H]):
             before = self.routing
             after, gone = before.without(name)
             self._serve(after)
-            unused = {m.adapter.digest for m in gone} - self.routing.handles.keys()
+            unused = {m.content.digest for m in gone} - self.routing.handles.keys()
             handles = [before.handles[digest] for digest in unused]
             names = _names(gone)
         freed = True
@@ -245,7 +246,7 @@ class Live(Generic[H]):
         staged. Raises UpdateInProgress, or what went wrong.
         """
         self.check_free()
-        async with self._change(member.adapter for member in members):
+        async with self._change(member.content for member in members):
             clock = _Clock(journal)
             try:
                 report = await self._update(base, members, clock)
@@ -262,7 +263,7 @@ class Live(Generic[H]):
         self, base: Base | None, members: tuple[Member, ...], clock: _Clock
     ) -> SwapReport:
         before = self.routing
-        plan = plan_swap(_adapters(before.members), _adapters(members))
+        plan = plan_swap(_contents(before.members), _contents(members))
         clock.enter(Phase.PLAN, str(plan))
         clock.refuse(self._loader.check(plan.load), "cannot be served LIVE")
         await self._loader.let_go(self._loader.stuck)
@@ -286,11 +287,12 @@ class Live(Generic[H]):
         return SwapReport(after.generation, tuple(staged), plan.drop, clock.seconds, ended, left)
 
     async def _bring(
-        self, adapters: Sequence[Adapter], staged: dict[Digest, H], clock: _Clock
+        self, contents: Sequence[Content], staged: dict[Digest, H], clock: _Clock
     ) -> None:
         """All of them, verified, or an error; those in `staged` must then be removed."""
-        clock.enter(Phase.STAGE, f"{len(adapters)} adapters")
-        failed = await self._loader.stage(adapters, staged, clock.counts("staged", len(adapters)))
+        clock.enter(Phase.STAGE, f"{len(contents)} models")
+        counts = clock.counts("staged", len(contents))
+        failed = await self._loader.stage(contents, staged, counts)
         clock.refuse(failed, "could not be staged")
         clock.enter(Phase.VERIFY, f"{len(staged)} canaries")
         counts = clock.counts("verified", len(staged))
@@ -298,7 +300,7 @@ class Live(Generic[H]):
 
     async def _drain(self, before: Routing[H], plan: SwapPlan, clock: _Clock) -> int:
         """Wait for the old group's requests; returns how many were ended at the deadline."""
-        clock.enter(Phase.DRAIN, f"{len(plan.drop)} adapters")
+        clock.enter(Phase.DRAIN, f"{len(plan.drop)} models")
         drained = clock.counts("drained", len(plan.drop))
         deadline = time.monotonic() + self._drain_seconds
         ended = 0
@@ -312,7 +314,7 @@ class Live(Generic[H]):
 
     async def _drop(self, before: Routing[H], plan: SwapPlan, clock: _Clock) -> tuple[Digest, ...]:
         """Remove unused adapters. What the engine still has is reported, not raised."""
-        clock.enter(Phase.REMOVE, f"{len(plan.drop)} adapters")
+        clock.enter(Phase.REMOVE, f"{len(plan.drop)} models")
         handles = [before.handles[digest] for digest in plan.drop]
         busy = [handle for handle in handles if self.leases.held(handle)]
         left: dict[Digest, object] = {handle.digest: "a request still uses it" for handle in busy}
@@ -338,7 +340,7 @@ class Live(Generic[H]):
 def _table(
     base: Base | None, members: tuple[Member, ...], before: Routing[H], staged: Mapping[Digest, H]
 ) -> Routing[H]:
-    wanted = {member.adapter.digest for member in members}
+    wanted = {member.content.digest for member in members}
     handles = {digest: h for digest, h in before.handles.items() if digest in wanted} | {**staged}
     draining = before.draining | _names(before.members)
     if before.base is not None:
@@ -346,8 +348,8 @@ def _table(
     return Routing.of(base, members, handles, before.generation + 1, draining)
 
 
-def _adapters(members: Sequence[Member]) -> list[Adapter]:
-    return list({member.adapter.digest: member.adapter for member in members}.values())
+def _contents(members: Sequence[Member]) -> list[Content]:
+    return list({member.content.digest: member.content for member in members}.values())
 
 
 def _names(members: Iterable[Member]) -> frozenset[str]:
@@ -401,4 +403,4 @@ class _Clock:
                 raise error
         if failed:
             reasons = "; ".join(f"{short(digest)}: {error}" for digest, error in failed.items())
-            raise UpdateFailed(f"{len(failed)} adapters {how}: {reasons}")
+            raise UpdateFailed(f"{len(failed)} models {how}: {reasons}")

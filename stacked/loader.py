@@ -1,4 +1,4 @@
-"""Loads adapters into one engine and removes them: checked, staged, verified, removed."""
+"""Loads contents into one engine and removes them: checked, staged, verified, removed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Generic, Protocol, TypeVar
 
-from stacked.core import Adapter, Digest, Handle
+from stacked.core import Content, Digest, Handle
 from stacked.errors import EngineError, EngineLoadFailed, EngineSilent, StackedError
 
 # How long cleaning up waits for one answer; an engine that is slower gets no further calls.
@@ -26,11 +26,11 @@ Count = Callable[[int], None]
 class GroupEngine(Protocol[H]):
     """What a change of the group needs of an engine. vLLM's is `engine.checked.CheckedEngine`."""
 
-    def check(self, adapter: Adapter) -> None:
+    def check(self, content: Content, /) -> None:
         """Refuse what this engine cannot hold, before it is read."""
 
-    async def stage(self, adapter: Adapter) -> H:
-        """Read an adapter while others are served; no request can use it yet."""
+    async def stage(self, content: Content, /) -> H:
+        """Read a content while others are served; no request can use it yet."""
 
     async def adopt(self, handle: H, /) -> None:
         """From now on requests may use it."""
@@ -57,7 +57,7 @@ class GroupEngine(Protocol[H]):
 
 
 class Loader(Generic[H]):
-    """Loads adapters into one engine and removes them."""
+    """Loads contents into one engine and removes them."""
 
     def __init__(self, engine: GroupEngine[H]) -> None:
         self._engine = engine
@@ -68,18 +68,18 @@ class Loader(Generic[H]):
         """What the engine failed to remove. From any thread."""
         return list(self._stuck.values())
 
-    def check(self, adapters: Iterable[Adapter]) -> dict[Digest, StackedError]:
+    def check(self, contents: Iterable[Content]) -> dict[Digest, StackedError]:
         """Which of these the engine cannot hold, and why; reads none of them."""
         failed: dict[Digest, StackedError] = {}
-        for adapter in adapters:
+        for content in contents:
             try:
-                self._engine.check(adapter)
+                self._engine.check(content)
             except StackedError as error:
-                failed[adapter.digest] = error
+                failed[content.digest] = error
         return failed
 
     async def stage(
-        self, adapters: Sequence[Adapter], staged: dict[Digest, H], done: Count
+        self, contents: Sequence[Content], staged: dict[Digest, H], done: Count
     ) -> dict[Digest, StackedError]:
         """Load these; returns which failed, and why. Every failure is reported unless the engine
         fails.
@@ -88,21 +88,21 @@ class Loader(Generic[H]):
         """
         failed: dict[Digest, StackedError] = {}
         count = 0
-        for batch in _batches(adapters):
+        for batch in _batches(contents):
             async with asyncio.TaskGroup() as tasks:
                 brought = [tasks.create_task(self._bring(each, staged)) for each in batch]
-            for adapter, task in zip(batch, brought, strict=True):
+            for content, task in zip(batch, brought, strict=True):
                 if error := task.result():
-                    failed[adapter.digest] = error
+                    failed[content.digest] = error
             count += len(batch)
             done(count)
             if any(map(is_the_engines, failed.values())):
                 break
         return failed
 
-    async def _bring(self, adapter: Adapter, staged: dict[Digest, H]) -> StackedError | None:
+    async def _bring(self, content: Content, staged: dict[Digest, H]) -> StackedError | None:
         try:
-            handle = staged[adapter.digest] = await self._engine.stage(adapter)
+            handle = staged[content.digest] = await self._engine.stage(content)
             await self._engine.adopt(handle)
             await self._engine.activate(handle)
         except StackedError as error:
@@ -157,14 +157,14 @@ def is_the_engines(error: StackedError) -> bool:
     return isinstance(error, EngineError) and not isinstance(error, EngineLoadFailed)
 
 
-def _batches(adapters: Sequence[Adapter]) -> Iterator[list[Adapter]]:
-    """In order, small adapters together: each answer of a busy engine takes a step."""
-    batch: list[Adapter] = []
-    for adapter in adapters:
-        size = sum(each.bytes for each in batch) + adapter.bytes
+def _batches(contents: Sequence[Content]) -> Iterator[list[Content]]:
+    """In order, small ones together: each answer of a busy engine takes a step."""
+    batch: list[Content] = []
+    for content in contents:
+        size = sum(each.bytes for each in batch) + content.bytes
         if batch and (len(batch) >= _AT_ONCE or size > _BYTES_AT_ONCE):
             yield batch
             batch = []
-        batch.append(adapter)
+        batch.append(content)
     if batch:
         yield batch

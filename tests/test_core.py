@@ -1,15 +1,31 @@
-"""Inference keys: what may be one, and how it travels in a header or a path."""
+"""Inference keys and contents: what may be a key, how it travels, what identifies a content."""
 
 from __future__ import annotations
 
 import unicodedata
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stacked.core import MAX_KEY_LENGTH, check_key, header_form, name_from_bytes
-from stacked.errors import KeyInvalid, KeyTooLong
+from stacked.core import (
+    MAX_KEY_LENGTH,
+    Adapter,
+    Code,
+    Digest,
+    Member,
+    ModelFiles,
+    ModelGroup,
+    ModelId,
+    Runtime,
+    check_digest,
+    check_key,
+    header_form,
+    name_from_bytes,
+)
+from stacked.errors import GroupInvalid, KeyInvalid, KeyTooLong
 
 GOOD = [
     "sql",
@@ -81,3 +97,33 @@ def test_no_key_that_is_taken_can_be_read_as_another(text: str) -> None:
     if max(key) < "\u0100":
         sent.append(key.encode("latin-1"))
     assert {name_from_bytes(each) for each in sent} == {key}
+
+
+def digest(number: int) -> Digest:
+    return Digest(f"sha256:{number:064x}")
+
+
+FILES = ModelFiles(digest(1), Path("/models/1"), 10, Runtime.DATA)
+CODE = Code(digest(2), Path("/codes/2"))
+
+
+def test_another_score_py_makes_another_content_of_the_same_files() -> None:
+    loaded = FILES.loaded_by(CODE)
+    changed = FILES.loaded_by(replace(CODE, digest=digest(3)))
+    assert len({FILES.digest, loaded.digest, changed.digest}) == 3
+    assert check_digest(loaded.digest) == FILES.loaded_by(CODE).digest
+    assert loaded.stored == {digest(1), digest(2)}
+    assert changed.stored == {digest(1), digest(3)}
+
+
+def test_content_without_code_needs_its_own_files_alone() -> None:
+    assert FILES.stored == {digest(1)}
+    assert Adapter(digest(4), Path("/a"), 1, 8, ()).stored == {digest(4)}
+
+
+def test_group_without_a_base_needs_files_and_code_of_each_member() -> None:
+    members = (Member(ModelId("m1"), FILES.loaded_by(CODE), "a"), Member(ModelId("m2"), FILES, "b"))
+    group = ModelGroup("g", None, members, kind="HOMOGENEOUS")
+    assert group.stored == {digest(1), digest(2)}
+    with pytest.raises(GroupInvalid, match="used twice"):
+        ModelGroup("g", None, (members[0], replace(members[1], key="a")))

@@ -24,7 +24,7 @@ def share_of(caller: Caller, member: Member | None = None, **body: Any) -> Share
 
 
 def test_share_is_the_callers_and_the_members() -> None:
-    adapter = Adapter(Digest("sha256:1"), Path(), 8, (), 1)
+    adapter = Adapter(Digest("sha256:1"), Path(), 1, 8, ())
     member = Member(ModelId("m"), adapter, "sql", weight=3)
     found = share_of(Caller("alice", weight=2), member, prompt="x")
     assert found == Share("alice", "sql", caller_weight=2, key_weight=3)

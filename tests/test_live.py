@@ -15,7 +15,7 @@ import pytest
 
 from stacked import live as live_module
 from stacked import loader
-from stacked.core import Adapter, Digest, Member
+from stacked.core import Content, Digest, Member
 from stacked.engine.engine import Loaded, Resident
 from stacked.errors import (
     CanaryFailed,
@@ -62,7 +62,7 @@ class FakeEngine:
         if call in self.fails:
             raise self.fails[call]
 
-    async def stage(self, one: Adapter) -> Loaded:
+    async def stage(self, one: Content) -> Loaded:
         if self.gate is not None:
             await self.gate.wait()
         self._enter("stage")
@@ -82,7 +82,7 @@ class FakeEngine:
         for each in loaded:
             self.staged.pop(each.number, None)
 
-    async def load(self, one: Adapter) -> Loaded:
+    async def load(self, one: Content) -> Loaded:
         loaded = await self.stage(one)
         await self.adopt(loaded)
         return loaded
@@ -92,7 +92,7 @@ class FakeEngine:
         for each in loaded:
             self.held.pop(each.number, None)
 
-    def check(self, one: Adapter) -> None:
+    def check(self, one: Content) -> None:
         if one.digest in self.refuses:
             raise self.refuses[one.digest]
 
@@ -144,7 +144,7 @@ def engine() -> FakeEngine:
 
 
 async def serving(engine: FakeEngine, *members: Member, drain: float = 5) -> Live:
-    handles = {m.adapter.digest: await engine.load(m.adapter) for m in members}
+    handles = {m.content.digest: await engine.load(m.content) for m in members}
     engine.calls.clear()
     return Live(engine, Routing.of(BASE, members, handles), drain_seconds=drain)
 
@@ -346,7 +346,7 @@ async def test_what_the_engine_cannot_hold_is_refused_before_anything_is_staged(
     live = await serving(engine, member("a", 1))
     engine.refuses = {digest(at): RankRefused(f"{at}") for at in (3, 4)}
     notes = Notes()
-    with pytest.raises(UpdateFailed, match="2 adapters cannot be served LIVE"):
+    with pytest.raises(UpdateFailed, match="2 models cannot be served LIVE"):
         await live.update(BASE, (member("b", 2), member("c", 3), member("d", 4)), notes)
     assert notes.blamed == [digest(3), digest(4)]
     assert engine.calls == []
@@ -401,7 +401,7 @@ async def test_small_adapters_are_staged_together_and_large_ones_alone(engine: F
     most, now = 0, 0
     stage = engine.stage
 
-    async def counted(one: Adapter) -> Loaded:
+    async def counted(one: Content) -> Loaded:
         nonlocal most, now
         now += 1
         most = max(most, now)
@@ -415,7 +415,7 @@ async def test_small_adapters_are_staged_together_and_large_ones_alone(engine: F
     assert most == 8
     most = 0
     large = tuple(
-        replace(each, adapter=replace(each.adapter, bytes=39 * 1024**2))
+        replace(each, content=replace(each.content, bytes=39 * 1024**2))
         for each in (member(f"l{at}", at) for at in range(32, 36))
     )
     await live.update(BASE, large, Notes())

@@ -35,7 +35,7 @@ from stacked.store.adaptable import Adaptable
 from stacked.store.verified import Verified
 from tests.store.small import LINEAR, lora_weights, write_adapter, write_base
 
-ADAPTER = Adapter(Digest(f"sha256:{0:064x}"), Path("/gone"), 8, (), 0)
+ADAPTER = Adapter(Digest(f"sha256:{0:064x}"), Path("/gone"), 0, 8, ())
 BASE = Base(ModelId("ocid1.base"), "base", "/base")
 
 
@@ -255,13 +255,13 @@ async def test_a_member_that_answers_as_the_base_fails_the_start_by_its_key(
     tmp_path: Path, known: Known, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     group = group_of(tmp_path, "one", "two")
-    same = group.members[1].adapter.digest
+    same = group.members[1].content.digest
     engine = Warm({same: [-1.0, -2.0]})
     with pytest.raises(CanaryFailed, match=r"^two: .* changes nothing"):
         await started(group, engine, known, monkeypatch)
     assert engine.closed == 1
     assert same not in known.verified
-    assert group.members[0].adapter.digest in known.verified
+    assert group.members[0].content.digest in known.verified
 
 
 async def test_a_group_that_acts_in_whole_is_served_and_remembered(
@@ -270,7 +270,7 @@ async def test_a_group_that_acts_in_whole_is_served_and_remembered(
     group = group_of(tmp_path, "one", "two")
     made = await started(group, Warm(), known, monkeypatch)
     assert made.live.routing.generation == 7
-    assert {m.adapter.digest in known.verified for m in group} == {True}
+    assert {m.content.digest in known.verified for m in group} == {True}
     await made.close()
 
 

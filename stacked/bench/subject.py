@@ -122,7 +122,7 @@ def config_of(subject: Subject) -> Config:
 def adapters_of(paths: Sequence[Path]) -> list[Adapter]:
     """Each under its own digest: two of the same content are measured as two adapters."""
     return [
-        Adapter(Digest(f"sha256:{at:064x}"), path, rank_of(path), (), size_of(path))
+        Adapter(Digest(f"sha256:{at:064x}"), path, size_of(path), rank_of(path), ())
         for at, path in enumerate(paths)
     ]
 

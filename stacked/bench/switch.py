@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from stacked.bench.figures import Spread, gaps_within
-from stacked.core import Adapter, Base, Digest, Member, ModelId, model_id_of
+from stacked.core import Adapter, Base, Content, Digest, Member, ModelId, model_id_of
 from stacked.engine.engine import Loaded
 from stacked.errors import StackedError
 from stacked.groups.routing import Routing
@@ -38,11 +38,11 @@ class Staged:
         request: Any = None  # vLLM's part of a handle, not used here
         return Loaded(digest=digest, name=f"{digest}.{number}", number=number, request=request)
 
-    def check(self, adapter: Adapter) -> None: ...
+    def check(self, content: Content) -> None: ...
 
-    async def stage(self, adapter: Adapter) -> Loaded:
+    async def stage(self, content: Content) -> Loaded:
         await asyncio.sleep(0)
-        return self.handle(adapter.digest)
+        return self.handle(content.digest)
 
     async def adopt(self, loaded: Loaded) -> None:
         await asyncio.sleep(0)
@@ -105,7 +105,7 @@ def measure_switch(count: int, repeats: int) -> dict[str, Any]:
 async def _measure(count: int, repeats: int) -> list[tuple[float, float]]:
     engine = Staged()
     first = _members(count, 0)
-    handles = {each.adapter.digest: engine.handle(each.adapter.digest) for each in first}
+    handles = {each.content.digest: engine.handle(each.content.digest) for each in first}
     live = Live(engine, Routing.of(_BASE, first, handles), drain_seconds=10)
     measured = []
     for number in range(1, repeats + 1):
@@ -140,6 +140,6 @@ def _members(count: int, number: int) -> tuple[Member, ...]:
     """The same keys, other contents."""
     digests = [Digest(f"sha256:{number:032x}{at:032x}") for at in range(count)]
     return tuple(
-        Member(model_id_of(digest), Adapter(digest, Path(), 8, (), 0), f"k{at}")
+        Member(model_id_of(digest), Adapter(digest, Path(), 0, 8, ()), f"k{at}")
         for at, digest in enumerate(digests)
     )

@@ -183,7 +183,7 @@ def _members(entries: Sequence[Entry]) -> list[Any]:
     from stacked.core import Adapter, Digest, Member, ModelId
 
     return [
-        Member(ModelId(each.model_id), Adapter(Digest(each.content), Path(), 0, (), 0), each.key)
+        Member(ModelId(each.model_id), Adapter(Digest(each.content), Path(), 0, 0, ()), each.key)
         for each in entries
     ]
 

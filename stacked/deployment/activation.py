@@ -223,7 +223,7 @@ class Activation:
 
     async def _start(self, id: str, prepared: Prepared, commit: Commit, tell: Progress) -> str:
         group = prepared.group
-        with self._slot.needs({group.base.digest, *group.adapters()}):
+        with self._slot.needs(group.stored):
             serving = await self._starts.start(prepared, commit, tell)
             self._slot.serve(Active(id, group.name, serving))
         return f"group {group.name!r} is served, generation {serving.live.routing.generation}"

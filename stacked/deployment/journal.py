@@ -79,9 +79,9 @@ class UpdateJournal(WorkProgress):
         await self._ledger.do(self._registry.deployments.commit, *what)
 
     async def tell_members(self) -> None:
-        """Write every member.s state, with the reason of each."""
+        """Write every member's state, with the reason of each."""
         for member in self._wanted:
-            blame = self._blamed.get(member.adapter.digest)
+            blame = self._blamed.get(member.content.digest)
             if blame is not None:
                 error = (self._work_id, blame.code, str(blame), member.model_id)
                 await self._ledger.with_retry(self._registry.work_requests.add_error, *error)
@@ -91,9 +91,9 @@ class UpdateJournal(WorkProgress):
     def _members(self) -> list[DeployedMember]:
         base = self._wanted.base
         good, bad = MemberState.SUCCESS, MemberState.FAILED
-        states = [DeployedMember(model_id=base.model_id, key=base.key, state=good)]
+        states = [DeployedMember(model_id=base.model_id, key=base.key, state=good)] if base else []
         for member in self._wanted:
-            blame = self._blamed.get(member.adapter.digest)
+            blame = self._blamed.get(member.content.digest)
             states.append(
                 DeployedMember(
                     model_id=member.model_id,

@@ -225,6 +225,7 @@ class Ledger:
 
     def _register(self, group: ModelGroup) -> None:
         base = group.base
+        assert base is not None, "the group of a file has a base"
         models = [
             Model(
                 id=base.model_id,
@@ -363,9 +364,9 @@ def declared_member(entry: MemberConfig, adapter: Adapter) -> Member:
 def group_id_of(group: ModelGroup) -> str:
     """The id of the group that a config declares: the same content, the same id."""
     content = {
-        "base": [group.base.model_id, group.base.key],
+        "base": [group.base.model_id, group.base.key] if group.base else group.kind,
         "name": group.name,
-        "members": [[m.model_id, m.adapter.digest, m.key, m.weight] for m in group],
+        "members": [[m.model_id, m.content.digest, m.key, m.weight] for m in group],
         "metadata": dict(group.metadata),
     }
     text = json.dumps(content, sort_keys=True).encode()
@@ -374,7 +375,7 @@ def group_id_of(group: ModelGroup) -> str:
 
 def _model_record(member: Member, base: Base) -> Model:
     """The record of a member's model, which was checked against this base."""
-    adapter = member.adapter
+    adapter = Adapter.of(member.content)
     return Model(
         id=member.model_id,
         kind="adapter",

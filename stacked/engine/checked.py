@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from stacked.core import Adapter, Digest, short
+from stacked.core import Adapter, Content, Digest, short
 from stacked.engine.adaptable import Asking
 from stacked.engine.cpu_affinity import Pauses, yield_to_others
 from stacked.engine.engine import Engine, Loaded
@@ -40,8 +40,9 @@ class CheckedEngine:
         self.discard, self.remove = engine.discard, engine.remove
         self.undisturbed = engine.undisturbed
 
-    def check(self, adapter: Adapter) -> None:
+    def check(self, content: Content) -> None:
         """Raises RankRefused: an engine's rank is fixed when it starts."""
+        adapter = Adapter.of(content)
         most = self._engine.plan.max_rank
         if adapter.rank > most:
             raise RankRefused(
@@ -49,8 +50,9 @@ class CheckedEngine:
                 f"{most}; set engine.max_lora_rank and restart, or update with updateType ZDT"
             )
 
-    async def stage(self, adapter: Adapter) -> Loaded:
+    async def stage(self, content: Content) -> Loaded:
         """See `Engine.stage`. Raises StoreDamaged and ModuleUnapplied too."""
+        adapter = Adapter.of(content)
         await self._in_thread(self._check_content, adapter)
         return await self._engine.stage(adapter)
 

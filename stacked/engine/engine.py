@@ -67,6 +67,11 @@ class Loaded:
     request: LoRARequest
     chat: AdapterChat | None = field(default=None, compare=False)
 
+    @property
+    def stored(self) -> frozenset[Digest]:
+        """See `stacked.core.Handle`."""
+        return frozenset({self.digest})
+
 
 @dataclass(frozen=True, slots=True)
 class Resident:

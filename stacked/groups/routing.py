@@ -73,7 +73,7 @@ class Routing(Generic[H]):
     ) -> Routing[H]:
         names: dict[str, Route[H]] = {}
         for member in members:
-            digest = member.adapter.digest
+            digest = member.content.digest
             route = Route(
                 label=member.label,
                 key=member.key,
@@ -169,7 +169,7 @@ class Routing(Generic[H]):
         for name in (member.key, None if member.key else member.model_id):
             if name is not None and name in self._names:
                 raise KeyInUse(f"{name!r} is already served; remove it first or use another key")
-        handles = {**self.handles, member.adapter.digest: handle}
+        handles = {**self.handles, member.content.digest: handle}
         return Routing.of(
             self.base,
             (*self.members, member),
@@ -190,7 +190,7 @@ class Routing(Generic[H]):
             raise KeyInUse(f"{name!r} is the base; it cannot be removed")
         gone = tuple(m for m in self.members if name in (m.key, m.model_id))
         kept = tuple(m for m in self.members if m not in gone)
-        used = {m.adapter.digest for m in kept}
+        used = {m.content.digest for m in kept}
         names = {n for m in gone for n in (m.key, m.model_id) if n is not None}
         handles = {digest: handle for digest, handle in self.handles.items() if digest in used}
         return (

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from stacked.core import Adapter, Digest, Member
+from stacked.core import Content, Digest, Member
 
 
 @dataclass(frozen=True, slots=True)
 class SwapPlan:
-    """What turns the live adapters into the wanted ones. All by digest, in the groups' order."""
+    """What turns the live contents into the wanted ones. All by digest, in the groups' order."""
 
-    load: tuple[Adapter, ...]
+    load: tuple[Content, ...]
     keep: tuple[Digest, ...]
     drop: tuple[Digest, ...]
 
@@ -35,12 +35,12 @@ class Difference:
     before_label: str | None = None
 
 
-def plan_swap(live: Collection[Adapter], wanted: Collection[Adapter]) -> SwapPlan:
-    """The plan from the adapters that are live to those that are wanted."""
-    have = {adapter.digest: adapter for adapter in live}
-    want = {adapter.digest: adapter for adapter in wanted}
+def plan_swap(live: Collection[Content], wanted: Collection[Content]) -> SwapPlan:
+    """The plan from the contents that are live to those that are wanted."""
+    have = {content.digest: content for content in live}
+    want = {content.digest: content for content in wanted}
     return SwapPlan(
-        load=tuple(adapter for digest, adapter in want.items() if digest not in have),
+        load=tuple(content for digest, content in want.items() if digest not in have),
         keep=tuple(digest for digest in want if digest in have),
         drop=tuple(digest for digest in have if digest not in want),
     )
@@ -53,17 +53,17 @@ def diff(before: Sequence[Member], after: Sequence[Member]) -> list[Difference]:
     gone = {label: member for label, member in old.items() if label not in new}
     changes: list[Difference] = []
     for label, member in new.items():
-        digest = member.adapter.digest
+        digest = member.content.digest
         if label in old:
-            was = old[label].adapter.digest
+            was = old[label].content.digest
             if was != digest:
                 changes.append(Difference(label, "changed", was, digest))
             continue
-        same = next((o for o, m in gone.items() if m.adapter.digest == digest), None)
+        same = next((o for o, m in gone.items() if m.content.digest == digest), None)
         if same is None:
             changes.append(Difference(label, "added", None, digest))
         else:
             del gone[same]
             changes.append(Difference(label, "renamed", digest, digest, before_label=same))
-    removed = (Difference(label, "removed", m.adapter.digest) for label, m in gone.items())
+    removed = (Difference(label, "removed", m.content.digest) for label, m in gone.items())
     return [*changes, *removed]

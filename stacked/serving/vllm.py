@@ -77,12 +77,13 @@ class Prepared:
         cls, group: ModelGroup, modules: BaseModules, settings: ServingSettings, store: Path
     ) -> Prepared:
         """Plan the engine of a group; `store` is the store's directory. Raises GroupImpossible."""
+        assert group.base is not None, "vLLM serves adapters of a base"
         base = Path(group.base.path)
         plan = make_plan(
             base=base,
             shapes=modules.modules,
             served_names=(group.base.key, group.base.model_id),
-            adapters=list(group.adapters().values()),
+            adapters=list(_adapters(group).values()),
             options=settings.engine,
             machine=look(),
             build=require_build(),
@@ -179,7 +180,7 @@ class VllmServing:
         to be loaded, and why.
         """
         routing = self.live.routing
-        now = {member: quarantined.get(member.adapter.digest) for member in routing.members}
+        now = {member: quarantined.get(member.content.digest) for member in routing.members}
         names = {name for member in now for name in (member.key, member.model_id)}
         gone = {
             member: routing.withheld.get(member.label, "")
@@ -262,7 +263,7 @@ class VllmServing:
         root = base.path.rpartition("/")[2]
         rows = [Served(base.key, root, None, {"model_id": base.model_id})]
         for member in routing.members:
-            adapter = member.adapter
+            adapter = Adapter.of(member.content)
             more = {"model_id": member.model_id, "digest": adapter.digest, "rank": adapter.rank}
             rows.append(Served(member.label, adapter.digest, base.key, more))
         return rows
@@ -293,7 +294,7 @@ async def _start_engine(prepared: Prepared, tell: Progress) -> Engine:
     """Start an engine, and meanwhile check that the adapters' files are still what they were."""
     starting = asyncio.ensure_future(Engine.start(prepared.plan, progress=tell))
     try:
-        await asyncio.to_thread(_check_all, prepared.loaded.adapters().values())
+        await asyncio.to_thread(_check_all, _adapters(prepared.loaded).values())
         return await starting
     except BaseException:
         starting.cancel()
@@ -303,13 +304,17 @@ async def _start_engine(prepared: Prepared, tell: Progress) -> Engine:
         raise
 
 
+def _adapters(group: ModelGroup) -> Mapping[Digest, Adapter]:
+    return {digest: Adapter.of(content) for digest, content in group.contents().items()}
+
+
 def _check_all(adapters: Iterable[Adapter]) -> None:
     for adapter in adapters:
         check_content(adapter)
 
 
 async def _load_all(engine: Engine, group: ModelGroup, tell: Progress) -> Mapping[Digest, Loaded]:
-    adapters = list(group.adapters().values())
+    adapters = list(_adapters(group).values())
     try:
         return await engine.load_all(adapters, Counted(tell, Start.LOAD, len(adapters)))
     except EngineLoadFailed as error:
@@ -321,7 +326,7 @@ def _check_all_applied(group: ModelGroup, asking: Asking) -> None:
     """Whether the engine applies all of each adapter. Raises ModuleUnapplied, the member named."""
     adaptable = asking.ask()
     passed: set[frozenset[str]] = set()  # members of a group mostly have the same modules
-    for digest, adapter in group.adapters().items():
+    for digest, adapter in _adapters(group).items():
         modules = frozenset(modules_of(adapter))
         if modules not in passed:
             try:
@@ -334,6 +339,6 @@ def _check_all_applied(group: ModelGroup, asking: Asking) -> None:
 def _raise_first(group: ModelGroup, failed: Mapping[Digest, StackedError]) -> None:
     """Raise the first of these errors with the names of its members before the sentence."""
     for digest, error in failed.items():
-        names = ", ".join(m.label for m in group if m.adapter.digest == digest)
+        names = ", ".join(m.label for m in group if m.content.digest == digest)
         more = f" ({len(failed) - 1} more failed)" if len(failed) > 1 else ""
         raise type(error)(f"{names}: {error}{more}") from error

@@ -67,9 +67,7 @@ class Report:
 
     def adapter(self, path: Path) -> Adapter:
         """The adapter at `path`, as the rest of the system knows it."""
-        return Adapter(
-            self.digest, path, self.rank, self.target_modules, bytes=self.bytes, base=self.base
-        )
+        return Adapter(self.digest, path, self.bytes, self.rank, self.target_modules, self.base)
 
 
 def check_directory(

@@ -81,7 +81,7 @@ class Held:
 async def serving_held() -> AsyncIterator[Held]:
     engine = FakeEngine()
     members = (OWN, OTHER, GONE)
-    handles = {each.adapter.digest: engine.handle(each.adapter.digest) for each in members}
+    handles = {each.content.digest: engine.handle(each.content.digest) for each in members}
     live: Live[Any] = Live(engine, Routing.of(BASE, members, handles), drain_seconds=5)
     lease: Lease = live.admit({"key": "gone"}).lease
     live.routing, _ = live.routing.without("gone")

@@ -156,7 +156,7 @@ def config(adapters: int, directory: Path = Path("/adapters")) -> Config:
 
 def member(key: str, at: int) -> Member:
     digest = Digest(f"sha256:{at:064x}")
-    return Member(model_id_of(digest), Adapter(digest, Path(), 8, (), 0), key)
+    return Member(model_id_of(digest), Adapter(digest, Path(), 0, 8, ()), key)
 
 
 @pytest.mark.parametrize(("adapters", "groups"), [(4, 4), (5, 4), (6, 4), (8, 4), (9, 5), (12, 6)])

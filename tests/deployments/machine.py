@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from stacked.config import ServerConfig
-from stacked.core import Adapter, Base, Digest, ModelGroup
+from stacked.core import Adapter, Base, Content, Digest, ModelGroup
 from stacked.deployment.activation import Activation, Slot
 from stacked.deployment.deployments import Deployments
 from stacked.deployment.ledger import Ledger
@@ -67,7 +67,7 @@ class YieldingEngine(FakeEngine):
     async def ended(self) -> Ended:
         return Ended(-9)
 
-    async def stage(self, one: Adapter) -> Loaded:
+    async def stage(self, one: Content) -> Loaded:
         await _turns()
         return await super().stage(one)
 
@@ -90,7 +90,7 @@ async def _turns() -> None:
 async def served(prepared: Prepared, commit: Commit, drain_seconds: float) -> VllmServing:
     """What serves a group, over an engine that is a double."""
     engine, group = YieldingEngine(), prepared.loaded
-    handles = {digest: await engine.load(one) for digest, one in group.adapters().items()}
+    handles = {digest: await engine.load(one) for digest, one in group.contents().items()}
     out = prepared.quarantined
     routing = Routing.of(group.base, group.members, handles, await commit(), withheld=out)
     live = Live(engine, routing, drain_seconds=drain_seconds)

@@ -38,7 +38,7 @@ def make_adapters(root: Path, base: Path) -> list[Adapter]:
     for seed, targets in enumerate(TARGETS, start=1):
         rank = (16, 4, 8)[seed % 3]
         path = tiny.build_adapter(root / str(seed), base, seed, rank=rank, target_modules=targets)
-        made.append(Adapter(Digest(f"sha256:{seed:064x}"), path, rank, targets, 1))
+        made.append(Adapter(Digest(f"sha256:{seed:064x}"), path, 1, rank, targets))
     return made
 
 
@@ -106,7 +106,7 @@ class Run:
         first = next(name for name in weights if "layers.0" in name and "lora_A" in name)
         weights[first][0] = torch.finfo(torch.float32).max
         save_file(weights, path / "adapter_model.safetensors", {"format": "pt"})
-        loaded = await self.engine.load(Adapter(Digest("sha256:00"), path, 8, ("down_proj",), 1))
+        loaded = await self.engine.load(Adapter(Digest("sha256:00"), path, 1, 8, ("down_proj",)))
         found = []
         for _ in range(3):
             found.append(await asyncio.gather(self.answer(loaded), self.answer(None)))
@@ -126,7 +126,7 @@ class Run:
         self.report["failures"] = {}
         for name, path in (("missing", root / "nowhere"), ("cut", cut)):
             try:
-                await self.engine.load(Adapter(Digest("sha256:0"), path, 8, ("q_proj",), 1))
+                await self.engine.load(Adapter(Digest("sha256:0"), path, 1, 8, ("q_proj",)))
             except EngineLoadFailed as error:
                 self.report["failures"][name] = str(error)
         self.report["after failures"] = place(await self.engine.resident())
@@ -143,7 +143,7 @@ def place(resident: Resident) -> dict[str, Any]:
 
 def report(lab: Lab, root: Path) -> dict[str, Any]:
     """What was seen on the lab's engine, which serves nothing meanwhile."""
-    served = {str(member.key): member.adapter for member in lab.live.routing.members}
+    served = {str(member.key): member.content for member in lab.live.routing.members}
     assert lab.update({}).error is None
     base = Path(lab.base.path)
     try:

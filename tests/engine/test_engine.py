@@ -16,7 +16,7 @@ from stacked.engine.engine import Engine
 from stacked.errors import EngineDead, EngineError, EngineLoadFailed, EngineSilent
 from tests.waiting import until_async
 
-ADAPTER = Adapter(Digest(f"sha256:{7:064x}"), Path("/store/seven"), 8, ("q_proj",), 1000)
+ADAPTER = Adapter(Digest(f"sha256:{7:064x}"), Path("/store/seven"), 1000, 8, ("q_proj",))
 
 
 class Worker:

@@ -28,7 +28,7 @@ SHAPES = {f"model.layers.{at}.self_attn.q_proj": (4096, 4096) for at in range(32
 
 def adapters(*ranks: int, size: int = 1000) -> list[Adapter]:
     return [
-        Adapter(Digest(f"sha256:{at:064x}"), Path("/x"), rank, ("q_proj",), size)
+        Adapter(Digest(f"sha256:{at:064x}"), Path("/x"), size, rank, ("q_proj",))
         for at, rank in enumerate(ranks)
     ]
 
@@ -218,7 +218,7 @@ def test_on_a_cpu_adapters_of_experts_are_refused_and_of_a_layer_like_theirs_are
         halves = {"A": np.ones((8, 16), np.float32), "B": np.ones((16, 8), np.float32)}
         tensors = {f"{name}_{half}.weight": values for half, values in halves.items()}
         save_file(tensors, path / "adapter_model.safetensors")
-        return Adapter(Digest(f"sha256:{number:064x}"), path, 8, ("gate_proj",), 1000)
+        return Adapter(Digest(f"sha256:{number:064x}"), path, 1000, 8, ("gate_proj",))
 
     shared = adapter(1, "model.layers.0.mlp.shared_experts.gate_proj")
     expert = adapter(2, "model.layers.0.mlp.experts.3.gate_proj")

@@ -25,7 +25,7 @@ BASE = Base(ModelId("ocid1.datasciencemodel.oc1..base"), "base", "/base")
 
 def adapter(number: int) -> Adapter:
     digest = Digest(f"sha256:{number:064x}")
-    return Adapter(digest, Path(f"/store/{number}"), 8, ("q_proj",), 1000)
+    return Adapter(digest, Path(f"/store/{number}"), 1000, 8, ("q_proj",))
 
 
 def member(key: str | None, number: int) -> Member:
@@ -34,7 +34,7 @@ def member(key: str | None, number: int) -> Member:
 
 
 def routing(*members: Member) -> Routing[str]:
-    return Routing.of(BASE, members, {m.adapter.digest: f"h{m.adapter.digest}" for m in members})
+    return Routing.of(BASE, members, {m.content.digest: f"h{m.content.digest}" for m in members})
 
 
 def test_key_and_model_id_lead_to_the_same_adapter() -> None:
@@ -149,7 +149,7 @@ def test_what_the_group_says_of_a_member_is_there_when_a_request_is_admitted() -
 
 def test_without_a_base_a_request_without_a_name_is_an_error() -> None:
     one = member("sql", 1)
-    table = Routing.of(None, (one,), {one.adapter.digest: "h"})
+    table = Routing.of(None, (one,), {one.content.digest: "h"})
     assert table.resolve("sql").handle == "h"
     assert [route.label for route in table] == ["sql"]
     with pytest.raises(KeyMissing, match="send an inference key"):

@@ -34,7 +34,7 @@ def test_change_to_itself_is_empty(live: list[int]) -> None:
 
 def test_renamed_key_loads_nothing_and_is_told_as_a_rename() -> None:
     before, after = [member("old", 1)], [member("new", 1)]
-    plan = plan_swap([m.adapter for m in before], [m.adapter for m in after])
+    plan = plan_swap([m.content for m in before], [m.content for m in after])
     assert plan.load == plan.drop == ()
     (change,) = diff(before, after)
     assert (change.kind, change.before_label, change.label) == ("renamed", "old", "new")

@@ -27,7 +27,7 @@ def known(lab: Lab) -> Known:
         answers = {str(each.digest): await lab.alone(each) for each in adapters}
         return answers | {"base": await lab.answer(None)}
 
-    served = [member.adapter for member in lab.live.routing.members]
+    served = [member.content for member in lab.live.routing.members]
     adapters = (*served, *(lab.add() for _ in range(4)))
     answers = lab.run(ask())
     assert len({ids for ids, _ in answers.values()}) == len(answers) == 7

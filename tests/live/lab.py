@@ -102,7 +102,7 @@ class Lab:
             base=Path(self.base.path),
             shapes=self.modules.modules,
             served_names=("base",),
-            adapters=[member.adapter for member in members],
+            adapters=[member.content for member in members],
             options={
                 "max_loras": SLOTS,
                 "max_cpu_loras": HOST,
@@ -118,7 +118,7 @@ class Lab:
         await self.engine.warm()
         self.client = FaultyClient(self.engine.client)
         self.engine.calls.client = self.client
-        handles = {m.adapter.digest: await self.engine.load(m.adapter) for m in members}
+        handles = {m.content.digest: await self.engine.load(m.content) for m in members}
         routing = Routing.of(self.base, members, handles)
         asking = Asking(Path(self.base.path), plan.options, self.root / "engine")
         asking.learn(await self.engine.adaptable())
@@ -188,7 +188,7 @@ class Lab:
         return _answer(outputs[0])
 
     def served(self) -> dict[str, Digest]:
-        return {m.label: m.adapter.digest for m in self.live.routing.members}
+        return {m.label: m.content.digest for m in self.live.routing.members}
 
     def handles(self) -> set[int]:
         """The numbers of the adapters that the live group has, and nobody else should."""

@@ -84,7 +84,7 @@ def check_clean(lab: Lab) -> None:
 def refused(lab: Lab, victim: Adapter, refusal: StackedError | None = None) -> Outcome:
     """An update to a group with this adapter, which must fail and leave what was."""
     before = lab.live.routing
-    outcome = lab.update({"x": victim, "y": before.members[1].adapter}, refusal)
+    outcome = lab.update({"x": victim, "y": before.members[1].content}, refusal)
     assert outcome.error is not None, outcome
     assert lab.live.routing is before
     assert not outcome.committed

@@ -150,7 +150,7 @@ async def test_what_is_loaded_by_hand_or_removed_alone_stays(run: Run) -> None:
     )
     assert await run.service.runtime.unload("k")
     await run.service.rounds.run()
-    (first,) = {member.adapter.digest for member in run.service.vllm.live.removed}
+    (first,) = {member.content.digest for member in run.service.vllm.live.removed}
     assert run.stored() == {loaded.digest, first}
     assert await run.service.runtime.load_known("k", None)
 

@@ -12,7 +12,7 @@ from pydantic import AliasPath, Field, WithJsonSchema
 from stacked.api.control.base import Json, Moment, RequestModel, ResponseModel
 from stacked.api.control.calls import CHANGE, Served, bare
 from stacked.config import Duration
-from stacked.core import Member
+from stacked.core import Adapter, Member
 from stacked.engine.engine import Loaded, Resident
 from stacked.errors import UpdateNotLive
 from stacked.live import Live
@@ -39,7 +39,7 @@ class MemberStatus(ResponseModel):
     model_id: str
     inference_key: str | None
     digest: str
-    rank: int
+    rank: int | None
     state: MemberState
     reason: str
     leases: int = 0
@@ -174,7 +174,7 @@ def _log_paths(files: LogFiles | None) -> LogPaths | None:
 
 
 def _member(member: Member, live: Live[Loaded], resident: Resident) -> MemberStatus:
-    handle = live.routing.handles[member.adapter.digest]
+    handle = live.routing.handles[member.content.digest]
     return _shown(
         member,
         MemberState.SUCCESS,
@@ -192,8 +192,8 @@ def _shown(member: Member, state: MemberState, reason: str = "", **held: Any) ->
     return MemberStatus(
         model_id=member.model_id,
         inference_key=member.key,
-        digest=member.adapter.digest,
-        rank=member.adapter.rank,
+        digest=member.content.digest,
+        rank=member.content.rank if isinstance(member.content, Adapter) else None,
         state=state,
         reason=reason,
         **held,
