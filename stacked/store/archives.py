@@ -11,6 +11,7 @@ import errno
 import gzip
 import io
 import lzma
+import os
 import stat
 import struct
 import tarfile
@@ -46,6 +47,8 @@ _EXTENDED = (
     tarfile.GNUTYPE_LONGLINK,
 )
 _EXTENDED_BYTES = 8192
+_LONGEST = 255  # bytes of a name on Linux's file systems
+_DEEPEST = 32  # each level costs a call and an open file where a tree is removed
 _BROKEN = (
     tarfile.TarError,
     zipfile.BadZipFile,
@@ -102,9 +105,14 @@ def zip_files(archive: Path, limits: Limits, name: str) -> dict[PurePosixPath, i
 
 
 def unpack_zip(
-    archive: Path, target: Path, limits: Limits, name: str, wanted: Collection[PurePosixPath]
+    archive: Path,
+    target: Path,
+    limits: Limits,
+    name: str,
+    wanted: Collection[PurePosixPath],
+    folder: PurePosixPath,
 ) -> None:
-    """Unpack these files of a zip into `target`, each under its last name.
+    """Unpack these files of a zip into `target`, each under its name in `folder`.
 
     Raises ArchiveInvalid, PathUnsafe, AdapterTooLarge.
     """
@@ -112,10 +120,10 @@ def unpack_zip(
         for path, member in _checked(_zip_members(file), archive.stat().st_size, limits):
             reader = member.open() if member.open is not None and path in wanted else None
             if reader is not None:
+                place = target / path.relative_to(folder)
+                place.parent.mkdir(parents=True, exist_ok=True)
                 with reader:
-                    write_copy(
-                        reader, target / path.name, limits.max_bytes, member.name, member.size
-                    )
+                    write_copy(reader, place, limits.max_bytes, member.name, member.size)
 
 
 @contextlib.contextmanager
@@ -202,7 +210,12 @@ def _safe_path(name: str) -> PurePosixPath:
     if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or drive:
         raise PathUnsafe(
             f"the archive has a member named {quoted(name)}, which leads out of it; "
-            "pack the adapter's directory again, with plain relative names"
+            "pack its directory again, with plain relative names"
+        )
+    if len(path.parts) > _DEEPEST or any(len(os.fsencode(part)) > _LONGEST for part in path.parts):
+        raise PathUnsafe(
+            f"the archive has a member named {quoted(name, 80)}…, which is longer or deeper than "
+            f"files may be ({_LONGEST} bytes a name, {_DEEPEST} folders)"
         )
     return path
 

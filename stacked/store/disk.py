@@ -70,10 +70,10 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def seal(directory: Path) -> None:
-    """Make a directory's files read-only, and make sure that they are on the disk."""
-    for file in directory.iterdir():
-        file.chmod(0o444)
-        flush(file)
+    """Make all that is in a directory read-only, and make sure that it is on the disk."""
+    for path in directory.rglob("*"):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+        flush(path)
     flush(directory)
 
 

@@ -96,11 +96,17 @@ class Shelf:
             flush(path.parent)
         return path
 
+    def used_ns(self, digest: Digest) -> int | None:
+        """When a content was last added or used; None if it is absent."""
+        with contextlib.suppress(FileNotFoundError):
+            return self.path(digest).stat().st_mtime_ns
+        return None
+
     def contents(self, kind: str) -> Iterator[Stored]:
         """Every content; those removed meanwhile are left out."""
         for digest in self.digests():
-            with contextlib.suppress(FileNotFoundError), os.scandir(self.path(digest)) as files:
-                total = sum(file.stat().st_size for file in files)
+            with contextlib.suppress(FileNotFoundError):
+                total = sum(file.stat().st_size for file in self.path(digest).rglob("*"))
                 yield Stored(kind, digest, total, self.path(digest).stat().st_mtime_ns)
 
     def remove(self, stored: Stored) -> bool:

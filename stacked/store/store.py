@@ -160,9 +160,7 @@ class AdapterStore:
 
     def used_ns(self, digest: Digest) -> int | None:
         """When an adapter was last added, claimed or requested; None if it is absent."""
-        with contextlib.suppress(FileNotFoundError):
-            return self._shelf.path(digest).stat().st_mtime_ns
-        return None
+        return self._shelf.used_ns(digest)
 
     def remove(self, stored: Stored) -> bool:
         """Remove an adapter; False if it was used since it was listed, or is in use.

@@ -63,7 +63,7 @@ def unpack_base(archive: Path, target: Path, limits: Limits, name: str) -> None:
         raise ArchiveInvalid(f"{name} has *.safetensors but no config.json")
     wanted = {path for path in names if path.parent == folder and _is_kept(path)}
     check_room(target, sum(names[path] for path in wanted), f"{name}, unpacked")
-    unpack_zip(archive, target, limits, name, wanted)
+    unpack_zip(archive, target, limits, name, wanted, folder)
 
 
 def _base_folder(names: Collection[PurePosixPath]) -> PurePosixPath | None:
