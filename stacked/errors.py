@@ -292,6 +292,14 @@ class NotAllowed(RequestError):
     """An administrative operation that this server does not allow."""
 
 
+class NotAuthorizedOrNotFound(RequestError):
+    """An endpoint that what is deployed here does not have, or not for this caller."""
+
+
+class ExternalServerIncorrectState(RequestError):
+    """A stream of a model that gives none."""
+
+
 class NotAuthenticated(RequestError):
     """Not signed, or not by a known key."""
 

@@ -26,7 +26,7 @@ from stacked.deployment.runtime import RuntimeUpdates
 from stacked.engine.creating import prepare
 from stacked.engine.options import check_names
 from stacked.engine.support import require_build
-from stacked.errors import EngineDead, NotReady
+from stacked.errors import EngineDead, EngineError, NotAuthorizedOrNotFound, NotReady
 from stacked.groups.routing import Routing
 from stacked.log_files import LogFiles
 from stacked.registry import DeployedMember, Deployment, MemberState, Page, Query, Registry
@@ -35,13 +35,16 @@ from stacked.retention.rounds import Rounds
 from stacked.serving import Admission, Scope
 from stacked.serving.settings import settings_of
 from stacked.serving.targets import Target
-from stacked.serving.vllm import Prepared, VllmServing
+from stacked.serving.vllm import VllmPrepared, VllmServing
 from stacked.steps import Heard, Progress, Silent
 from stacked.store import AdapterStore
 from stacked.supervision.supervisor import Supervisor
 from stacked.usage import Usage
 
 logger = logging.getLogger("stacked.service")
+
+# How long metrics wait for a look into the engine.
+_LOOK_SECONDS = 1.0
 
 
 class State(enum.Enum):
@@ -210,7 +213,7 @@ class Service:
         self._needed.enter_context(self._store.pinned())
         group = await read_group(config, base, self._store, tell)
         settings = settings_of({"engine": config.engine})
-        prepared = Prepared.of(group, base.modules, settings, self._store.root)
+        prepared = VllmPrepared.of(group, base.modules, settings, self._store.root)
 
         async def first() -> int:
             return 1
@@ -260,9 +263,16 @@ class Service:
 
     @property
     def vllm(self) -> VllmServing:
-        """What serves LoRA adapters. Raises NotReady or EngineDead when nothing is served."""
+        """What serves LoRA adapters.
+
+        Raises NotReady or EngineDead when nothing is served, NotAuthorizedOrNotFound without vLLM.
+        """
         serving = self.active.serving
-        assert isinstance(serving, VllmServing), "there is no other engine"
+        if not isinstance(serving, VllmServing):
+            raise NotAuthorizedOrNotFound(
+                "what is deployed here are models that vLLM does not serve; send requests to "
+                "/predict, with the inference key in the header model-key"
+            )
         return serving
 
     @property
@@ -272,9 +282,20 @@ class Service:
         return (active or self.active).serving.app
 
     async def note_residency(self) -> None:
-        """See `Serving.note_residency`."""
-        if self._slot.active is not None:
-            await self._slot.active.serving.note_residency()
+        """Have the metrics show where each content is; as before if that is not known soon."""
+        if self._slot.active is None:
+            return
+        serving = self._slot.active.serving
+        with contextlib.suppress(EngineError, TimeoutError):
+            async with asyncio.timeout(_LOOK_SECONDS):
+                there = await serving.resident()
+            routes = {route.labels: route.handle for route in serving.live.routing if route.handle}
+            metrics.resident(
+                {
+                    labels: (handle.number in there.host, handle.number in there.slots)
+                    for labels, handle in routes.items()
+                }
+            )
 
     @property
     def in_use(self) -> frozenset[str]:
@@ -308,9 +329,9 @@ class Service:
 
     @property
     def runtime(self) -> RuntimeUpdates:
-        """Loads and removes adapters one by one. Raises NotReady or EngineDead."""
-        server = self.config.server
-        return RuntimeUpdates(self.vllm, self._store, self._catalogue, server, self._lifted)
+        """Loads and removes models one by one. Raises NotReady or EngineDead."""
+        serving, server = self.active.serving, self.config.server
+        return RuntimeUpdates(serving, self._store, self._catalogue, server, self._lifted)
 
     def _lifted(self) -> None:
         """A quarantined model was loaded again, as a person asked."""

@@ -40,7 +40,8 @@ from stacked.errors import (
 )
 from stacked.registry import DEPLOYMENT, MODEL, Deployment, Model, ModelState, Query, new_id
 from stacked.service import Service, State
-from stacked.serving.vllm import Commit, Prepared, VllmServing
+from stacked.serving import Commit
+from stacked.serving.vllm import VllmPrepared, VllmServing
 from stacked.steps import Progress
 from stacked.supervision import supervisor
 from tests.deployments.machine import engine_of, served
@@ -56,7 +57,7 @@ class Engines:
         self.fails: EngineStartFailed | None = None
 
     async def start(
-        self, prepared: Prepared, commit: Commit, server: ServerConfig, tell: Progress
+        self, prepared: VllmPrepared, commit: Commit, server: ServerConfig, tell: Progress
     ) -> VllmServing:
         self.plans.append(prepared.plan)
         if self.fails is not None:

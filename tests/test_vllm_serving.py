@@ -28,7 +28,7 @@ from stacked.errors import (
 )
 from stacked.serving import vllm
 from stacked.serving.settings import settings_of
-from stacked.serving.vllm import Prepared, VllmServing
+from stacked.serving.vllm import VllmPrepared, VllmServing
 from stacked.steps import Phase, Silent
 from stacked.store import AdapterStore, BaseModules
 from stacked.store.adaptable import Adaptable
@@ -196,10 +196,10 @@ class Known:
     asking: Asking
     verified: Verified
 
-    def prepared(self, group: ModelGroup) -> Prepared:
+    def prepared(self, group: ModelGroup) -> VllmPrepared:
         plan: Any = SimpleNamespace(text=lambda: "a plan", max_rank=64)
         nothing: Any = None
-        return Prepared(group, settings_of({}), plan, nothing, self.asking, self.verified)
+        return VllmPrepared(group, settings_of({}), plan, nothing, self.asking, self.verified)
 
 
 @pytest.fixture

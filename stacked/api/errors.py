@@ -50,6 +50,8 @@ STATUS: dict[type[errors.StackedError], int] = {
     errors.RangeInvalid: 416,
     errors.Unsupported: 501,
     errors.NotAllowed: 403,
+    errors.NotAuthorizedOrNotFound: 404,
+    errors.ExternalServerIncorrectState: 409,
     errors.NotAuthenticated: 401,
     errors.InvalidatedRetryToken: 409,
     errors.RegistryError: 500,

@@ -181,7 +181,7 @@ async def show_served_model(name: Name, service: Served, request: Request) -> di
 async def _cards(service: Service, routing: Routing[Any]) -> list[dict[str, Any]]:
     """The rows of the models of a routing table."""
     labels = {route.label for route in routing}
-    cards = [card for card in await model_cards(service.app) if card["id"] in labels]
+    cards = [card for card in await model_cards(service.vllm.app) if card["id"] in labels]
     for card in cards:
         if card["parent"] not in labels:  # the base's key, for who may not know it
             card["parent"] = None

@@ -24,9 +24,9 @@ from stacked.engine.machine import look
 from stacked.engine.plan import Room, headroom
 from stacked.errors import ConfigInvalid, NotReady, StackedError
 from stacked.registry import Deployment, DeploymentState, MemberState, WorkRequest
-from stacked.serving import Serving
+from stacked.serving import Commit, Prepared, Serving
 from stacked.serving.settings import base_key, settings_of
-from stacked.serving.vllm import Commit, Prepared, VllmServing
+from stacked.serving.vllm import VllmPrepared, VllmServing
 from stacked.steps import Heard, Progress, Start, Step, Stop
 
 logger = logging.getLogger("stacked.deployment.activation")
@@ -164,10 +164,11 @@ class Starter:
         base = self._catalogue.bases.base(base_id, base_key(base_id, entry.key, settings))
         modules = self._catalogue.bases.modules(self._ledger.registry.models.get(base_id))
         wanted = self._ledger.wanted(group_id, base)
-        return Prepared.of(wanted, modules, settings, self._catalogue.store.root)
+        return VllmPrepared.of(wanted, modules, settings, self._catalogue.store.root)
 
     async def start(self, prepared: Prepared, commit: Commit, tell: Progress) -> Serving:
         """See `VllmServing.start`."""
+        assert isinstance(prepared, VllmPrepared), "vLLM alone is started here"
         return await VllmServing.start(prepared, commit, self._server, tell)
 
     async def again(
@@ -180,6 +181,7 @@ class Starter:
     def room(self, running: Serving, coming: Prepared) -> Room:
         """Whether the new one may start while the other runs."""
         assert isinstance(running, VllmServing), "vLLM alone is started here"
+        assert isinstance(coming, VllmPrepared), "vLLM alone is started here"
         return headroom(running.plan, coming.plan, look())
 
 

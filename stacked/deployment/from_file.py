@@ -24,8 +24,9 @@ from stacked.engine.adaptable import Asking
 from stacked.errors import StackedError
 from stacked.logs import shown_url
 from stacked.registry import Deployment
+from stacked.serving import Prepared
 from stacked.serving.settings import settings_of
-from stacked.serving.vllm import Prepared
+from stacked.serving.vllm import VllmPrepared
 from stacked.steps import Counted, Progress, Start
 from stacked.store import AdapterStore, BaseModules
 
@@ -115,7 +116,7 @@ class FileDeployment:
 
     def _plan(self, group: ModelGroup, configuration: Mapping[str, Any]) -> Prepared:
         settings = settings_of(configuration)
-        return Prepared.of(group, self._base.modules, settings, self._store.root)
+        return VllmPrepared.of(group, self._base.modules, settings, self._store.root)
 
     async def _register(
         self,

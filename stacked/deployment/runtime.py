@@ -1,4 +1,4 @@
-"""Loading and removing adapters one by one, whatever the group."""
+"""Loading and removing models one by one, whatever the group."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ import asyncio
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from stacked.catalogue import Catalogue
 from stacked.config import ServerConfig
 from stacked.core import Adapter, Member, ModelId, model_id_of
-from stacked.engine.engine import Loaded
 from stacked.errors import NotAllowed
 from stacked.groups.routing import Route
+from stacked.serving import Serving
 from stacked.serving.vllm import VllmServing
 from stacked.store import AdapterStore
 
 
 class RuntimeUpdates:
-    """Changes of what one vLLM serves. Raises NotAllowed where its deployment allows none."""
+    """Changes of what one engine serves. Raises NotAllowed where its deployment allows none."""
 
     def __init__(
         self,
-        serving: VllmServing,
+        serving: Serving,
         store: AdapterStore,
         catalogue: Catalogue | None,
         server: ServerConfig,
@@ -31,7 +32,7 @@ class RuntimeUpdates:
         """`lifted` is called when a quarantined model is served again."""
         if not serving.settings.runtime_updates:
             raise NotAllowed(
-                "loading and removing adapters one by one is off in this deployment "
+                "loading and removing models one by one is off in this deployment "
                 "(VLLM_ALLOW_RUNTIME_LORA_UPDATING); update its group"
             )
         self._serving = serving
@@ -40,9 +41,7 @@ class RuntimeUpdates:
         self._server = server
         self._lifted = lifted
 
-    async def load(
-        self, source: str, *, key: str | None, model_id: ModelId | None
-    ) -> Route[Loaded]:
+    async def load(self, source: str, *, key: str | None, model_id: ModelId | None) -> Route[Any]:
         """Check an adapter, load it, and serve it under `key` and its model id.
 
         `source` must be under the configured roots, or remote where that is allowed. Asking again
@@ -53,23 +52,23 @@ class RuntimeUpdates:
             member = Member(model_id or model_id_of(adapter.digest), adapter, key)
             return await self._serve(member)
 
-    async def load_known(self, name: str, key: str | None) -> Route[Loaded] | None:
+    async def load_known(self, name: str, key: str | None) -> Route[Any] | None:
         """Serve again what `unload` removed of the group, or a model of the catalogue by its id.
 
         None where `name` is neither. Raises AdapterError, RecordConflict, KeyInUse, EngineError.
         """
-        serving = self._serving
-        live, most = serving.live, serving.plan.max_rank
-        gone = [m for m in live.removed if name in (m.key, m.model_id) and key in (None, m.key)]
+        serving, removed = self._serving, self._serving.live.removed
+        gone = [m for m in removed if name in (m.key, m.model_id) and key in (None, m.key)]
         with self._store.pinned():
-            if not gone and self._catalogue is not None:
+            if not gone and self._catalogue is not None and isinstance(serving, VllmServing):
+                most = serving.plan.max_rank
                 find = partial(self._catalogue.adapter, name, serving.modules, max_rank=most)
                 adapter = await asyncio.to_thread(find)
                 gone = [Member(ModelId(name), adapter, key)] if adapter else []
             routes = [await self._serve(member) for member in gone]
         return routes[0] if routes else None
 
-    async def _serve(self, member: Member) -> Route[Loaded]:
+    async def _serve(self, member: Member) -> Route[Any]:
         live = self._serving.live
         before = live.quarantined
         route = await live.add(member)
@@ -85,11 +84,16 @@ class RuntimeUpdates:
         return await self._serving.live.remove(name)
 
     def _add(self, source: str) -> Adapter:
-        server = self._server
+        server, serving = self._server, self._serving
+        if not isinstance(serving, VllmServing):
+            raise NotAllowed(
+                "adapters are loaded by vLLM, and what is deployed here are models without it: "
+                "those of its group are loaded by key or id, others with an update of the group"
+            )
         return self._store.add(
             source,
-            base=self._serving.modules,
-            max_rank=self._serving.plan.max_rank,
+            base=serving.modules,
+            max_rank=serving.plan.max_rank,
             allowed_roots=[Path(root) for root in server.adapter_roots],
             remote=server.remote_adapters,
             foreign_tokens=server.foreign_tokens,

@@ -6,21 +6,54 @@ not know FastAPI, records or where a group came from.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Protocol, Self
 
-from stacked.core import Digest
+from stacked.core import Digest, Member, ModelGroup
+from stacked.engine.engine import Resident
 from stacked.engine.openai import Report as Report
 from stacked.engine.processes import Ended
 from stacked.groups.leases import Lease
 from stacked.groups.routing import Route
 from stacked.live import Live
+from stacked.serving.settings import ServingSettings
 from stacked.serving.targets import Target
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+
+Commit = Callable[[], Awaitable[int]]
+"""Makes a group durable; its generation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What is decided before a group is served."""
+
+    group: ModelGroup
+    settings: ServingSettings
+    withheld: Mapping[Member, str] = field(default_factory=dict, kw_only=True)
+    """Members that are not loaded at the start: why they are quarantined, "" if they are not."""
+
+    @property
+    def loaded(self) -> ModelGroup:
+        """The group without what is withheld."""
+        rest = tuple(member for member in self.group.members if member not in self.withheld)
+        return replace(self.group, members=rest)
+
+    @property
+    def quarantined(self) -> Mapping[str, str]:
+        """The names of what is quarantined, and why: key or model id -> why."""
+        whys = [(member, why) for member, why in self.withheld.items() if why]
+        return {name: why for m, why in whys for name in (m.key, m.model_id) if name is not None}
+
+    def without(self, quarantined: Mapping[str, str]) -> Self:
+        """The same without these models: model id -> why."""
+        whys = {m: quarantined[m.model_id] for m in self.group if m.model_id in quarantined}
+        return replace(self, withheld=whys)
 
 
 class Admission(NamedTuple):
@@ -39,6 +72,7 @@ class Serving(Protocol):
     """A running engine and its live group. `await close()` ends it."""
 
     live: Live[Any]
+    settings: ServingSettings
     app: Any
     """The ASGI app of what runs no model: lists, metrics, pages."""
 
@@ -72,7 +106,7 @@ class Serving(Protocol):
         RoutingError, RequestError.
         """
 
-    async def note_residency(self) -> None:
-        """Have the metrics show where each adapter is; as before if that is not known soon."""
+    async def resident(self) -> Resident:
+        """Which contents the engine holds, and where. Raises EngineError."""
 
     async def close(self) -> None: ...

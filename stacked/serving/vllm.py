@@ -8,19 +8,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stacked import metrics, tracing
+from stacked import tracing
 from stacked.callers import caller_of
 from stacked.config import ServerConfig
-from stacked.core import Adapter, Digest, Member, ModelGroup
+from stacked.core import Adapter, Digest, ModelGroup
 from stacked.engine.adaptable import Asking
 from stacked.engine.checked import CheckedEngine
-from stacked.engine.engine import Engine, Loaded
+from stacked.engine.engine import Engine, Loaded, Resident
 from stacked.engine.machine import look
 from stacked.engine.openai import Served, build_openai_app
 from stacked.engine.plan import EnginePlan, make_plan
@@ -28,14 +28,13 @@ from stacked.engine.processes import Ended
 from stacked.engine.support import require_build
 from stacked.errors import (
     EngineDead,
-    EngineError,
     EngineLoadFailed,
     EngineStartFailed,
     StackedError,
 )
 from stacked.groups.routing import Routing
 from stacked.live import Live
-from stacked.serving import Admission, Scope
+from stacked.serving import Admission, Commit, Prepared, Scope
 from stacked.serving.bounds import check_bounds
 from stacked.serving.door import Call, Door
 from stacked.serving.grammars import check_grammars
@@ -46,22 +45,13 @@ from stacked.store import BaseModules
 from stacked.store.checks import check_content, modules_of
 from stacked.store.verified import Verified
 
-# How long metrics wait for a look into the engine.
-_LOOK_SECONDS = 1.0
-
-Commit = Callable[[], Awaitable[int]]
-"""Makes a group durable; its generation."""
-
-
 _DIED = EngineDead("the engine died while it worked on this request")
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class VllmPrepared(Prepared):
     """What is decided before an engine is started, and what is known about such an engine."""
 
-    group: ModelGroup
-    settings: ServingSettings
     plan: EnginePlan
     modules: BaseModules
     """What later adapters are checked against."""
@@ -69,13 +59,11 @@ class Prepared:
     """Which modules of the base adapters are applied to."""
     verified: Verified
     """Which adapters have passed their canary."""
-    withheld: Mapping[Member, str] = field(default_factory=dict)
-    """Members that are not loaded at the start: why they are quarantined, "" if they are not."""
 
     @classmethod
     def of(
         cls, group: ModelGroup, modules: BaseModules, settings: ServingSettings, store: Path
-    ) -> Prepared:
+    ) -> VllmPrepared:
         """Plan the engine of a group; `store` is the store's directory. Raises GroupImpossible."""
         assert group.base is not None, "vLLM serves adapters of a base"
         base = Path(group.base.path)
@@ -94,29 +82,12 @@ class Prepared:
         verified = Verified(store / "engine" / f"{scope}.verified")
         return cls(group, settings, plan, replace(modules, engine=asking), asking, verified)
 
-    @property
-    def loaded(self) -> ModelGroup:
-        """The group without what is withheld."""
-        rest = tuple(member for member in self.group.members if member not in self.withheld)
-        return replace(self.group, members=rest)
-
-    @property
-    def quarantined(self) -> Mapping[str, str]:
-        """The names of what is quarantined, and why: key or model id -> why."""
-        whys = [(member, why) for member, why in self.withheld.items() if why]
-        return {name: why for m, why in whys for name in (m.key, m.model_id) if name is not None}
-
-    def without(self, quarantined: Mapping[str, str]) -> Prepared:
-        """The same without these models: model id -> why."""
-        whys = {m: quarantined[m.model_id] for m in self.group if m.model_id in quarantined}
-        return replace(self, withheld=whys)
-
 
 class VllmServing:
     """A running vLLM with its live group; see `stacked.serving.Serving`."""
 
     def __init__(
-        self, prepared: Prepared, engine: Engine, live: Live[Loaded], server: ServerConfig
+        self, prepared: VllmPrepared, engine: Engine, live: Live[Loaded], server: ServerConfig
     ) -> None:
         self.plan = prepared.plan
         self.settings = prepared.settings
@@ -131,7 +102,7 @@ class VllmServing:
 
     @classmethod
     async def start(
-        cls, prepared: Prepared, commit: Commit, server: ServerConfig, tell: Progress
+        cls, prepared: VllmPrepared, commit: Commit, server: ServerConfig, tell: Progress
     ) -> VllmServing:
         """Show the plan, start the engine and load the group; 20 to 60 s.
 
@@ -173,7 +144,7 @@ class VllmServing:
         serving.live.begin(routing, prepared.group.members)
         return serving
 
-    def again(self, quarantined: Mapping[Digest, str]) -> tuple[Prepared, Commit]:
+    def again(self, quarantined: Mapping[Digest, str]) -> tuple[VllmPrepared, Commit]:
         """What a start in place of this engine needs, for what is served now.
 
         Models that were loaded or removed one by one stay so. `quarantined`: adapters that are not
@@ -268,18 +239,9 @@ class VllmServing:
             rows.append(Served(member.label, adapter.digest, base.key, more))
         return rows
 
-    async def note_residency(self) -> None:
-        """See `Serving.note_residency`."""
-        with contextlib.suppress(EngineError, TimeoutError):
-            async with asyncio.timeout(_LOOK_SECONDS):
-                there = await self.engine.resident()
-            routes = {route.labels: route.handle for route in self.live.routing if route.handle}
-            metrics.resident(
-                {
-                    labels: (handle.number in there.host, handle.number in there.slots)
-                    for labels, handle in routes.items()
-                }
-            )
+    async def resident(self) -> Resident:
+        """See `Serving.resident`."""
+        return await self.engine.resident()
 
     async def close(self) -> None:
         """Stop the engine and whatever still runs on it. Closing twice is allowed."""
@@ -290,7 +252,7 @@ class VllmServing:
             await self.engine.close()
 
 
-async def _start_engine(prepared: Prepared, tell: Progress) -> Engine:
+async def _start_engine(prepared: VllmPrepared, tell: Progress) -> Engine:
     """Start an engine, and meanwhile check that the adapters' files are still what they were."""
     starting = asyncio.ensure_future(Engine.start(prepared.plan, progress=tell))
     try:

@@ -25,7 +25,8 @@ from stacked.config import ControlConfig, ServerConfig
 from stacked.deployment.activation import Starter
 from stacked.deployment.ledger import Ledger
 from stacked.service import Service
-from stacked.serving.vllm import Commit, Prepared, VllmServing
+from stacked.serving import Commit, Prepared
+from stacked.serving.vllm import VllmServing
 from stacked.steps import Progress
 from tests.api.control.plane import packed, stacked_body
 from tests.api.doors import served

@@ -31,9 +31,9 @@ from stacked.registry import (
     WorkRequest,
     new_id,
 )
-from stacked.serving import Serving
+from stacked.serving import Commit, Prepared, Serving
 from stacked.serving.settings import ServingSettings, base_key, settings_of
-from stacked.serving.vllm import Commit, Prepared, VllmServing
+from stacked.serving.vllm import VllmPrepared, VllmServing
 from stacked.steps import Progress, Silent, Start
 from stacked.store import AdapterStore
 from tests.groups.test_routing import adapter
@@ -87,7 +87,7 @@ async def _turns() -> None:
         await asyncio.sleep(0)
 
 
-async def served(prepared: Prepared, commit: Commit, drain_seconds: float) -> VllmServing:
+async def served(prepared: VllmPrepared, commit: Commit, drain_seconds: float) -> VllmServing:
     """What serves a group, over an engine that is a double."""
     engine, group = YieldingEngine(), prepared.loaded
     handles = {digest: await engine.load(one) for digest, one in group.contents().items()}
@@ -102,10 +102,10 @@ def engine_of(serving: Serving) -> YieldingEngine:
     return cast(YieldingEngine, cast(VllmServing, serving).engine)
 
 
-def prepared_of(group: ModelGroup, settings: ServingSettings) -> Prepared:
+def prepared_of(group: ModelGroup, settings: ServingSettings) -> VllmPrepared:
     """What is prepared for a double, which needs no plan."""
     nothing = cast("Any", None)
-    return Prepared(group, settings, nothing, nothing, nothing, nothing)
+    return VllmPrepared(group, settings, nothing, nothing, nothing, nothing)
 
 
 class FakeStarts:
@@ -119,7 +119,7 @@ class FakeStarts:
         self.started: list[VllmServing] = []
         self.configurations: list[Mapping[str, Any]] = []
 
-    async def prepare(self, group_id: str, configuration: Mapping[str, Any]) -> Prepared:
+    async def prepare(self, group_id: str, configuration: Mapping[str, Any]) -> VllmPrepared:
         key = base_key(BASE, None, settings_of(configuration))
         base = Base(cast("Any", BASE), key, "/base", "sha256:b")
         group = self._ledger.wanted(group_id, base)

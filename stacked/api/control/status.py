@@ -13,7 +13,7 @@ from stacked.api.control.base import Json, Moment, RequestModel, ResponseModel
 from stacked.api.control.calls import CHANGE, Served, bare
 from stacked.config import Duration
 from stacked.core import Adapter, Member
-from stacked.engine.engine import Loaded, Resident
+from stacked.engine.engine import Resident
 from stacked.errors import UpdateNotLive
 from stacked.live import Live
 from stacked.log_files import LogFiles
@@ -138,9 +138,9 @@ class CollectReport(ResponseModel):
 @router.get("/status")
 async def status(service: Served) -> Status:
     """What `stacked status` shows. The engine reports where weights are."""
-    live, registry = service.vllm.live, service.registry
-    resident = await service.vllm.engine.resident()
-    deployment = await asyncio.to_thread(registry.deployments.get, service.active.deployment_id)
+    active, registry = service.active, service.registry
+    live, resident = active.serving.live, await active.serving.resident()
+    deployment = await asyncio.to_thread(registry.deployments.get, active.deployment_id)
     group_id, change = deployment.group_id, service.deployments.running
     group = await asyncio.to_thread(registry.groups.get, group_id) if group_id else None
     disk = await asyncio.to_thread(service.rounds.disk)
@@ -173,7 +173,7 @@ def _log_paths(files: LogFiles | None) -> LogPaths | None:
     return LogPaths(**{name: str(path) for name, path in paths.items()}) if paths else None
 
 
-def _member(member: Member, live: Live[Loaded], resident: Resident) -> MemberStatus:
+def _member(member: Member, live: Live[Any], resident: Resident) -> MemberStatus:
     handle = live.routing.handles[member.content.digest]
     return _shown(
         member,
