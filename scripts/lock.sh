@@ -9,7 +9,8 @@ lock() { # ENGINE NAME [REQUIREMENT]: writes constraints/NAME.txt
   # The CUDA build is resolved against PyPI's torch, so that a machine without a GPU can do it.
   [ "$1" = cuda ] || read -ra options <<<"$(build_options cpu | tr '\n' ' ')"
   uv pip compile pyproject.toml <(say "${3:-}") --upgrade --quiet --no-header --no-annotate \
-    --extra "$1" --extra prepare --extra train --extra dev "${options[@]}" --python-version 3.11 \
+    --extra "$1" --extra prepare --extra models --extra savedmodel --extra train --extra dev \
+    "${options[@]}" --python-version 3.11 \
     --python-platform x86_64-manylinux_2_28 | sed 's/+cpu$//' >"constraints/$2.txt"
   uv --version | awk '{ print "uv==" $2 }' >>"constraints/$2.txt"
 }

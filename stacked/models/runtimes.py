@@ -1,0 +1,280 @@
+"""What loads a model's files and answers with them; each library is imported where it is used.
+
+What a function here raises is reported by `worker`: a Fault as what it is, the rest as the model's.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import os
+import sys
+import threading
+from functools import lru_cache
+from glob import escape, glob
+from typing import Any, Callable, Iterable  # noqa: UP035 - Python 3.8
+
+from stacked.models.tensors import Fault, Spec, answer, dump, parse, read, zeros
+
+EXAMPLE = "example.json"
+"""The file of a model that is a request body: what its canary sends."""
+_ONNX_TYPES = {"float": "FP32", "double": "FP64", "float16": "FP16", "string": "BYTES"}
+_OPENVINO_TYPES = {"boolean": "BOOL", "f16": "FP16", "f32": "FP32", "f64": "FP64"}
+
+
+class Call:
+    """One request. `cancel` may be called from another thread, at any moment."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._stop: Callable[[], object] | None = None
+        self.cancelled = False
+
+    def stop_with(self, stop: Callable[[], object] | None) -> None:
+        """What ends it early, if that is possible."""
+        with self._lock:
+            self._stop = stop
+            if self.cancelled and stop:
+                stop()
+
+    def cancel(self) -> None:
+        with self._lock:
+            self.cancelled = True
+            if self._stop:
+                self._stop()
+
+
+class Tensors:
+    """A model of tensors. `run` gets arrays by input and returns arrays by output."""
+
+    def __init__(
+        self,
+        inputs: list[Spec],
+        outputs: list[Spec],
+        run: Callable[[dict[str, Any], list[str], Call], dict[str, Any]],
+    ) -> None:
+        self.inputs, self.outputs, self._run = inputs, outputs, run
+
+    def answer(self, body: bytes, head: dict[str, Any], call: Call) -> bytes:
+        request = read(body, self.inputs)
+        known = [spec.name for spec in self.outputs] or request.outputs
+        wanted = request.outputs or known
+        found = self._run(request.arrays, wanted if {*wanted} <= {*known} else [], call)
+        if not {*wanted} <= {*found}:
+            sentence = f"the outputs asked for are {wanted}; this model has {[*found] or known}"
+            raise Fault("ParameterInvalid", sentence)
+        found = {name: found[name] for name in wanted or found}
+        return answer(head["model"], head["version"], request.id, found)
+
+    def try_zeros(self, head: dict[str, Any], call: Call) -> None:
+        arrays = zeros(self.inputs)
+        if arrays is not None:
+            found = self._run(arrays, [spec.name for spec in self.outputs], call)
+            answer("", "", None, found)
+
+    def unload(self) -> None: ...
+
+
+def onnx(path: str, threads: int) -> Tensors:
+    ort = _onnxruntime(threads)
+    options = ort.SessionOptions()
+    options.log_severity_level, options.use_per_session_threads = 3, False
+    file = _only(path, ("onnx",))
+    session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+
+    def run(arrays: dict[str, Any], wanted: list[str], call: Call) -> dict[str, Any]:
+        if not wanted:
+            return {}
+        options = ort.RunOptions()
+        call.stop_with(lambda: setattr(options, "terminate", True))
+        return dict(zip(wanted, session.run(wanted, arrays, options)))  # noqa: B905 - Python 3.8
+
+    inputs = [_onnx_spec(each) for each in session.get_inputs()]
+    return Tensors(inputs, [_onnx_spec(each) for each in session.get_outputs()], run)
+
+
+@lru_cache(maxsize=1)
+def _onnxruntime(threads: int) -> Any:
+    import onnxruntime
+
+    # One pool of threads for all sessions: 500 models have as many threads as one.
+    onnxruntime.set_global_thread_pool_sizes(threads, 1)
+    return onnxruntime
+
+
+def _onnx_spec(node: Any) -> Spec:
+    kind, _, inner = node.type.partition("(")
+    if kind != "tensor":
+        hint = "export a scikit-learn model with zipmap=False"
+        raise Fault("EngineLoadFailed", f"{node.name!r} is a {node.type}, not a tensor; {hint}")
+    dtype = inner.rstrip(")")
+    shape = tuple(size if isinstance(size, int) else -1 for size in node.shape)
+    return Spec(node.name, _ONNX_TYPES.get(dtype, dtype.upper()), shape)
+
+
+def saved_model(path: str, threads: int) -> Tensors:
+    core = _openvino()
+    model = core.read_model(os.path.dirname(_only(path, ("pb",), "saved_model")))
+    settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
+    request = core.compile_model(model, "CPU", settings).create_infer_request()
+    turn = threading.Lock()
+    inputs = [_openvino_spec(each) for each in model.inputs]
+    outputs = [_openvino_spec(each) for each in model.outputs]
+
+    def run(arrays: dict[str, Any], wanted: list[str], call: Call) -> dict[str, Any]:
+        with turn:
+            call.stop_with(request.cancel)
+            try:
+                request.infer([arrays[spec.name] for spec in inputs])
+            finally:
+                call.stop_with(None)
+            places = enumerate(outputs)
+            return {s.name: request.get_output_tensor(i).data.copy() for i, s in places}
+
+    return Tensors(inputs, outputs, run)
+
+
+@lru_cache(maxsize=1)
+def _openvino() -> Any:
+    import openvino
+
+    return openvino.Core()
+
+
+def _openvino_spec(port: Any) -> Spec:
+    # TensorFlow's names end in the number of an output of a node, which is 0 for all but a few.
+    name = min(port.get_names(), key=lambda each: (len(each), each)).split(":")[0]
+    dtype = port.get_element_type().get_type_name()
+    words = {"i": "INT", "u": "UINT"}
+    datatype = _OPENVINO_TYPES.get(dtype) or words.get(dtype[0], "") + dtype[1:]
+    dims = port.get_partial_shape()
+    sizes = [size.get_length() if size.is_static else -1 for size in dims]
+    return Spec(name, datatype, tuple(sizes))
+
+
+def torch(path: str, threads: int) -> Tensors:
+    import torch as library
+
+    library.set_num_threads(threads)
+    file = _only(path, ("pt", "ts", "pth", "pt2"))
+    if file.endswith(".pt2"):
+        program = library.export.load(file)
+        module, inputs = program.module(), _exported(program)
+    else:
+        module = library.jit.load(file, map_location="cpu").eval()
+        inputs = [Spec(each.name) for each in module.forward.schema.arguments[1:]]
+
+    def run(arrays: dict[str, Any], wanted: list[str], call: Call) -> dict[str, Any]:
+        given = [library.from_numpy(arrays[spec.name]) for spec in inputs]
+        with library.inference_mode():
+            found = module(*given)
+        if not isinstance(found, dict):  # names as Triton gives them
+            several = found if isinstance(found, (list, tuple)) else [found]
+            found = {f"OUTPUT__{at}": each for at, each in enumerate(several)}
+        wide = {library.bfloat16: library.float32}
+        return {str(k): t.detach().to(wide.get(t.dtype, t.dtype)).numpy() for k, t in found.items()}
+
+    return Tensors(inputs, [], run)
+
+
+def _exported(program: Any) -> list[Spec]:
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes}
+    specs = []
+    for name in program.graph_signature.user_inputs:
+        value = values[name]
+        sizes = tuple(size if isinstance(size, int) else -1 for size in value.shape)
+        specs.append(Spec(name, _torch_datatype(str(value.dtype)), sizes))
+    return specs
+
+
+def _torch_datatype(dtype: str) -> str:
+    name = dtype.rpartition(".")[2]
+    return name.upper().replace("FLOAT", "FP")
+
+
+class Score:
+    """A model that a score.py loads and answers with."""
+
+    inputs: list[Spec] = []  # noqa: RUF012 - never changed
+    outputs = inputs
+
+    def __init__(self, code: Any, folder: str) -> None:
+        self._code = code
+        load = getattr(code, "load_model", None)
+        given = [folder] if load and _takes_folder(load) else []
+        self._model = load(*given) if load else None
+        takes = inspect.signature(code.predict).parameters
+        several = any(each.kind is each.VAR_KEYWORD for each in takes.values())
+        self._named = {"model": self._model} if several or "model" in takes else {}
+
+    def answer(self, body: bytes, head: dict[str, Any], call: Call) -> bytes:
+        kind = head["type"].partition(";")[0].strip().lower()
+        data = parse(body) if kind in ("", "application/json") else body
+        return dump(self._code.predict(data, **self._named))
+
+    def try_zeros(self, head: dict[str, Any], call: Call) -> None:
+        """Nothing is known of what it takes."""
+
+    def unload(self) -> None:
+        hook = getattr(self._code, "unload_model", None)
+        if hook:
+            hook(*([self._model] if inspect.signature(hook).parameters else []))
+
+
+def score(path: str, code: str) -> Score:
+    return Score(_imported(code), path)
+
+
+@lru_cache(maxsize=1)
+def _imported(folder: str) -> Any:
+    if folder not in sys.path:
+        sys.path.insert(0, folder)  # for the modules beside it, which pickles need
+    spec = importlib.util.spec_from_file_location("score", os.path.join(folder, "score.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules["score"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _takes_folder(load: Any) -> bool:
+    """Not a score.py for one model: its one parameter is optional, the name of a file beside it."""
+    first = next(iter(inspect.signature(load).parameters.values()), None)
+    if first is None or first.kind is first.KEYWORD_ONLY:
+        return False
+    return first.default is first.empty or "folder" in first.name or "dir" in first.name
+
+
+def _only(path: str, suffixes: Iterable[str], name: str = "model") -> str:
+    """The file of the model in a folder: one called `name`, otherwise the only one."""
+    if os.path.isfile(path):
+        return path
+    pattern = os.path.join(escape(path), "**", "*.")
+    found = sorted(file for each in suffixes for file in glob(pattern + each, recursive=True))
+    named = [file for file in found if os.path.basename(file).startswith(name + ".")] or found
+    if len(named) != 1:
+        files = ", ".join(os.path.relpath(file, path) for file in named[:3]) or "none"
+        kinds = ", ".join(f".{each}" for each in suffixes)
+        raise Fault("EngineLoadFailed", f"expected one file {name} ({kinds}); found {files}")
+    return named[0]
+
+
+def glob_escaped(path: str) -> str:
+    return "".join(f"[{each}]" if each in "*?[" else each for each in path)
+
+
+def load(runtime: str, path: str, code: str, threads: int) -> Tensors | Score:
+    """Load a model. Raises Fault, and whatever its library or its code does."""
+    if runtime in ("score", "data"):
+        return score(path, code)
+    return {"onnx": onnx, "savedmodel": saved_model, "torch": torch}[runtime](path, threads)
+
+
+def try_out(model: Tensors | Score, path: str, head: dict[str, Any], call: Call) -> None:
+    """The canary: it answers its example, otherwise zeros of its shapes if these are known."""
+    example = os.path.join(path, EXAMPLE)
+    if not os.path.isfile(example):
+        return model.try_zeros(head, call)
+    with open(example, "rb") as file:
+        model.answer(file.read(), head, call)
+    return None
