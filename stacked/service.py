@@ -13,17 +13,19 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from stacked import metrics
 from stacked.catalogue import Catalogue
 from stacked.config import Config, ControlConfig
 from stacked.deployment.activation import NOTHING, Activation, Active, Slot, Starter
+from stacked.deployment.changes import Change
 from stacked.deployment.deployments import Deployments
 from stacked.deployment.from_file import FileDeployment, read_base, read_group
 from stacked.deployment.ledger import Ledger
 from stacked.deployment.runtime import RuntimeUpdates
 from stacked.engine.creating import prepare
+from stacked.engine.engine import Resident
 from stacked.engine.options import check_names
 from stacked.engine.support import require_build
 from stacked.errors import EngineDead, EngineError, NotAuthorizedOrNotFound, NotReady
@@ -52,6 +54,17 @@ class State(enum.Enum):
     SERVING = "serving"  # what is deployed answers; there may be nothing
     FAILED = "failed"  # it did not start, or the engine died; `reason` says why
     STOPPING = "stopping"  # requests in flight may finish; new ones are refused
+
+
+class EngineState(NamedTuple):
+    """`state` is one of `metrics.ENGINE_STATES`, `reason` why it does not serve.
+
+    `start_at` is when the next start begins, or has begun, after a death; on the monotonic clock.
+    """
+
+    state: str
+    reason: str = ""
+    start_at: float | None = None
 
 
 class Service:
@@ -91,7 +104,6 @@ class Service:
         StackedError that says why; the state is then FAILED and what was started is stopped.
         """
         tell = Heard(progress or Silent(), self._starting)
-        metrics.engine_state("starting")
         try:
             await self._start(tell)
         except BaseException as error:
@@ -257,6 +269,22 @@ class Service:
         return self.active.serving.admit(target, scope, body, end)
 
     @property
+    def occupant(self) -> Active | None:
+        """What answers requests, or did until its engine died."""
+        return self._slot.occupant
+
+    @property
+    def change(self) -> Change | None:
+        """The change of a deployment that is under way."""
+        return self._deployments.running if self._deployments is not None else None
+
+    @property
+    def deployment_id(self) -> str:
+        """Of what is served, comes back or is starting; empty if nothing does. From any thread."""
+        occupant, change = self._slot.occupant, self.change
+        return occupant.deployment_id if occupant else change.deployment_id if change else ""
+
+    @property
     def routing(self) -> Routing[Any]:
         """The routing table of now. Raises NotReady or EngineDead when nothing is served."""
         return self.active.serving.live.routing
@@ -281,21 +309,40 @@ class Service:
         active = self._slot.active
         return (active or self.active).serving.app
 
-    async def note_residency(self) -> None:
-        """Have the metrics show where each content is; as before if that is not known soon."""
-        if self._slot.active is None:
-            return
-        serving = self._slot.active.serving
-        with contextlib.suppress(EngineError, TimeoutError):
-            async with asyncio.timeout(_LOOK_SECONDS):
-                there = await serving.resident()
-            routes = {route.labels: route.handle for route in serving.live.routing if route.handle}
+    async def look(self) -> None:
+        """Have the metrics show what the engine does now, and where each content is."""
+        metrics.engine_state(self.engine.state)
+        active, there = self._slot.active, await self.resident()
+        if active is not None and there is not None:
+            routing = active.serving.live.routing
+            routes = {route.labels: route.handle for route in routing if route.handle}
             metrics.resident(
                 {
                     labels: (handle.number in there.host, handle.number in there.slots)
                     for labels, handle in routes.items()
                 }
             )
+
+    async def resident(self) -> Resident | None:
+        """Where the engine has each content; None if it does not say so soon."""
+        if self._slot.active is not None:
+            with contextlib.suppress(EngineError, TimeoutError):
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    return await self._slot.active.serving.resident()
+        return None
+
+    @property
+    def engine(self) -> EngineState:
+        """What the engine does now, whether or not there is one."""
+        if self.state is State.FAILED:
+            return EngineState("failed", self.reason)
+        if self.state is State.STARTING:
+            return EngineState("starting", self.reason)
+        if self._slot.active is not None:
+            return EngineState("serving")
+        if self._slot.lost is not None:
+            return EngineState("restarting", self._slot.reason, self._slot.start_at)
+        return EngineState("starting" if self.change else "none", self._slot.reason)
 
     @property
     def in_use(self) -> frozenset[str]:
@@ -310,9 +357,7 @@ class Service:
 
         Raises RegistryUnusable.
         """
-        active, deployments = self._slot.active, self._deployments
-        change = deployments.running if deployments is not None else None
-        id = active.deployment_id if active else change.deployment_id if change else ""
+        id = self.deployment_id
         if self._ledger is None or not id:
             return {}
         logs = self.registry.deployments.get(id).configuration.get("logs") or {}

@@ -499,6 +499,23 @@ def test_status_tells_group_generation_and_models(plane: Plane) -> None:
     assert lines[-1] == ["sql", model_id("sql1"), "sql1", "8", "SUCCESS", "2", "yes"]
 
 
+def test_an_engine_that_does_not_serve_is_shown_and_not_updated(
+    plane: Plane, tmp_path: Path
+) -> None:
+    engine = {"state": "restarting", "reason": "it died", "nextStart": "2026-01-02T03:04:05.678Z"}
+    plane.serve({"sql1": "sql"}, engine=engine)
+    done = run("status", "--url", plane.url)
+    assert done.returncode == 0, done.stderr
+    assert "restarting: it died; next start 2026-01-02T03:04:05.678Z" in done.stdout
+    plane.serve({}, engine={**engine, "state": "none"}, deploymentId=None, groupId=None)
+    plane.status |= {"groupName": None, "generation": None, "state": None}
+    assert "none: it died" in run("status", "--url", plane.url).stdout
+    refused = run("rollback", "--url", plane.url)
+    assert refused.returncode == 1
+    assert "NotReady" in refused.stderr
+    assert "it died" in refused.stderr
+
+
 def test_status_as_json_is_what_the_server_said(plane: Plane) -> None:
     plane.serve({"sql1": "sql"})
     done = run("status", "--json", "--url", plane.url)

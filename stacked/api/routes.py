@@ -137,7 +137,7 @@ async def ready(service: Served) -> Probe:
 @router.get("/metrics", name="metrics", include_in_schema=False)
 async def metrics(service: Served, accept: Annotated[str, Header()] = "") -> Response:
     """Every metric, of vLLM's and ours, also while there is no engine."""
-    await service.note_residency()
+    await service.look()
     encode, media_type = choose_encoder(accept)
     return Response(encode(REGISTRY), media_type=media_type)
 

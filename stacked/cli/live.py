@@ -55,7 +55,7 @@ def rollback(url: Url = None) -> None:
     from stacked.terminal import Terminal
 
     with server(url) as client, Terminal() as progress:
-        status = client.status()
+        status = _served(client)
         if not status.get("previousGroupId"):
             fail("NoPreviousGroup", "no group was served before this one; see: stacked groups")
         _check_idle(status)
@@ -65,10 +65,19 @@ def rollback(url: Url = None) -> None:
     raise typer.Exit(0 if done else 1)
 
 
+def _served(client: Client) -> dict[str, Any]:
+    """The status of a server, whose engine must serve."""
+    status = client.status()
+    engine = status.get("engine") or {"state": "serving"}  # as of an older server that answers
+    if engine["state"] != "serving":
+        fail("NotReady", f"the engine does not serve: {engine['state']}, {engine['reason']}")
+    return status
+
+
 def _update(client: Client, tree: Config, progress: Terminal) -> bool:
     from stacked.client import Entry, entries_of, metadata_of
 
-    status = client.status()
+    status = _served(client)
     served = client.group(status["groupId"])
     details = served["modelGroupDetails"]
     recorded = entries_of(served)

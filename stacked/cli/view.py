@@ -90,16 +90,26 @@ def _disk(disk: dict[str, Any] | None) -> str:
     return f"{space}; filling up, see: stacked gc --dry-run" if disk["low"] else space
 
 
+def _engine(engine: dict[str, Any] | None) -> str:
+    """What the engine does, and why, where it does not serve. Older servers do not say it."""
+    if not engine or engine["state"] == "serving":
+        return ""
+    then = f"; next start {engine['nextStart']}" if engine.get("nextStart") else ""
+    return f"{engine['state']}: {engine['reason']}{then}"
+
+
 def _picture(status: dict[str, Any]) -> Group:
     """The status as lines, with the models in a table."""
     from rich.console import Group
 
     from stacked.terminal import table
 
+    group = [status["groupName"], status["groupId"]]
     facts = {
+        "engine": _engine(status.get("engine")),
         "deployment": status["deploymentId"],
-        "state": status["state"] + (f": {status['reason']}" if status.get("reason") else ""),
-        "group": f"{status['groupName']}  {status['groupId']}",
+        "state": ": ".join(filter(None, [status["state"], status.get("reason")])),
+        "group": "  ".join(filter(None, group)),
         "generation": status["generation"],
         "previous": status.get("previousGroupId"),
         "update": status.get("update"),

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
-from stacked import metrics
 from stacked.catalogue import Catalogue
 from stacked.config import ServerConfig
 from stacked.core import Digest
@@ -63,6 +62,8 @@ class Slot:
         """Why nothing answers, when nothing does."""
         self.back_at: float | None = None
         """When it may answer again, on the monotonic clock."""
+        self.start_at: float | None = None
+        """When the next start of what is lost begins, on the monotonic clock."""
         # What is being started or ended, active or not.
         self._in_change: frozenset[str] = frozenset()
 
@@ -80,7 +81,6 @@ class Slot:
     def serve(self, active: Active) -> None:
         """Let requests go to this."""
         self.active, self.lost, self.back_at = active, None, None
-        metrics.engine_state("serving")
 
     def rename(self, active: Active, name: str) -> None:
         """What serves has another group now; its engine may have died since."""
@@ -94,13 +94,11 @@ class Slot:
         assert self.active is not None, "an engine that died was active"
         lost = self.lost = self.active
         self.active, self.reason = None, reason
-        metrics.engine_state("restarting")
         return lost
 
     def empty(self, reason: str) -> None:
         """Nothing answers, and nothing comes back by itself."""
         self.active, self.lost, self.back_at, self.reason = None, None, None, reason
-        metrics.engine_state("none")
 
     @contextmanager
     def needs(self, digests: Iterable[str]) -> Iterator[None]:

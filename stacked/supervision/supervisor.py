@@ -145,7 +145,8 @@ class Supervisor:
 
     async def _wait(self, lost: Active, decision: Decision, what: str) -> None:
         assert decision.wait is not None, "a decision to start again has a wait"
-        self._slot.back_at = time.monotonic() + decision.wait + self._start_seconds
+        self._slot.start_at = time.monotonic() + decision.wait
+        self._slot.back_at = self._slot.start_at + self._start_seconds
         self._slot.reason = f"its engine has died ({what}); it starts again in {decision.wait:g} s"
         self._tell.note(f"the engine has died: {what}; it starts again in {decision.wait:g} s")
         self._ledger.note(self._ledger.died, lost.deployment_id, self._slot.reason)
@@ -185,7 +186,6 @@ class Supervisor:
     def _end_of_tries(self, lost: Active, what: str) -> None:
         reason = f"the engine died {self._rules.deaths} times in a row; the last time {what}"
         self._slot.empty(reason)
-        metrics.engine_state("failed")
         self._ledger.note(self._ledger.died, lost.deployment_id, reason)
         self._give_up(reason)
 

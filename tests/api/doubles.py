@@ -63,7 +63,7 @@ class Double:
         sequences = check_bounds(call.tree, self.config.server.limits)
         return route, nullcontext(), partial(self.door.answer, call, route), sequences
 
-    async def note_residency(self) -> None:
+    async def look(self) -> None:
         """There is no engine to look into."""
 
 

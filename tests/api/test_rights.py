@@ -124,7 +124,7 @@ class Reached:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"{}"})
 
-    async def note_residency(self) -> None: ...
+    async def look(self) -> None: ...
 
     def admit(self, target: Target, scope: Scope, body: bytes, end: Any) -> Any:
         self.seen.append(f"POST {target.path or '/predict'}")

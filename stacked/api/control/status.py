@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
@@ -19,6 +20,8 @@ from stacked.live import Live
 from stacked.log_files import LogFiles
 from stacked.registry.states import DeploymentState, MemberState
 from stacked.registry.usage import hour_of
+from stacked.retention.rounds import Rounds
+from stacked.service import EngineState, State
 
 router = APIRouter(
     prefix="/stacked",
@@ -64,17 +67,31 @@ class LogPaths(ResponseModel):
     predict: str | None = None
 
 
+class EngineStatus(ResponseModel):
+    """`state`: none, starting, serving, restarting or failed; `reason`: why it does not serve.
+
+    `next_start`: when another engine is started in place of one that died.
+    """
+
+    state: str
+    reason: str
+    next_start: Moment | None
+
+
 class Status(ResponseModel):
-    deployment_id: str
+    """Of the deployment that is served, comes back or is starting; null where there is none."""
+
+    engine: EngineStatus
+    deployment_id: str | None
     group_id: str | None
     group_name: str | None
-    generation: int
+    generation: int | None
     previous_group_id: str | None
-    state: DeploymentState
+    state: DeploymentState | None
     reason: str
     update: str | None
     draining: list[str]
-    disk: DiskStatus
+    disk: DiskStatus | None
     logs: LogPaths | None
     models: list[MemberStatus]
 
@@ -137,34 +154,46 @@ class CollectReport(ResponseModel):
 
 @router.get("/status")
 async def status(service: Served) -> Status:
-    """What `stacked status` shows. The engine reports where weights are."""
-    active, registry = service.active, service.registry
-    live, resident = active.serving.live, await active.serving.resident()
-    deployment = await asyncio.to_thread(registry.deployments.get, active.deployment_id)
-    group_id, change = deployment.group_id, service.deployments.running
-    group = await asyncio.to_thread(registry.groups.get, group_id) if group_id else None
-    disk = await asyncio.to_thread(service.rounds.disk)
+    """What `stacked status` shows, also while no engine serves.
+
+    The engine reports where weights are.
+    """
+    id, change = service.deployment_id, service.change
+    deployment = await asyncio.to_thread(service.registry.deployments.get, id) if id else None
+    group_id = deployment.group_id if deployment else None
+    group = await asyncio.to_thread(service.registry.groups.get, group_id) if group_id else None
+    resident = await service.resident()
+    live = service.occupant.serving.live if service.occupant else None
     return Status(
-        deployment_id=deployment.id,
+        engine=_engine(service.engine),
+        deployment_id=deployment.id if deployment else None,
         group_id=group_id,
         group_name=group.display_name if group else None,
-        generation=live.routing.generation,
-        previous_group_id=deployment.previous_group_id,
-        state=deployment.state,
-        reason=deployment.reason,
+        generation=live.routing.generation if live else None,
+        previous_group_id=deployment.previous_group_id if deployment else None,
+        state=deployment.state if deployment else None,
+        reason=deployment.reason if deployment else "",
         update=change.work_id if change else None,
-        draining=sorted(live.routing.draining),
-        disk=DiskStatus(
-            free_bytes=disk.free,
-            total_bytes=disk.total,
-            stored_bytes=sum(disk.stored.values()),
-            low=disk.low,
-        ),
+        draining=sorted(live.routing.draining) if live else [],
+        disk=await asyncio.to_thread(_disk, service.rounds)
+        if service.state is State.SERVING
+        else None,
         logs=_log_paths(service.log_files),
-        models=[
-            *(_member(member, live, resident) for member in live.routing.members),
-            *(_quarantined(member, why) for member, why in live.quarantined.items()),
-        ],
+        models=_models(live, resident) if live else [],
+    )
+
+
+def _engine(now: EngineState) -> EngineStatus:
+    ahead = now.start_at - time.monotonic() if now.start_at is not None else 0.0
+    next_start = datetime.now(UTC) + timedelta(seconds=ahead) if ahead > 0 else None
+    return EngineStatus(state=now.state, reason=now.reason, next_start=next_start)
+
+
+def _disk(rounds: Rounds) -> DiskStatus:
+    disk = rounds.disk()
+    stored = sum(disk.stored.values())
+    return DiskStatus(
+        free_bytes=disk.free, total_bytes=disk.total, stored_bytes=stored, low=disk.low
     )
 
 
@@ -173,14 +202,21 @@ def _log_paths(files: LogFiles | None) -> LogPaths | None:
     return LogPaths(**{name: str(path) for name, path in paths.items()}) if paths else None
 
 
-def _member(member: Member, live: Live[Any], resident: Resident) -> MemberStatus:
+def _models(live: Live[Any], resident: Resident | None) -> list[MemberStatus]:
+    return [
+        *(_member(member, live, resident) for member in live.routing.members),
+        *(_quarantined(member, why) for member, why in live.quarantined.items()),
+    ]
+
+
+def _member(member: Member, live: Live[Any], resident: Resident | None) -> MemberStatus:
     handle = live.routing.handles[member.content.digest]
     return _shown(
         member,
         MemberState.SUCCESS,
         leases=live.leases.held(handle),
-        resident=handle.number in resident.host,
-        on_device=handle.number in resident.slots,
+        resident=resident is not None and handle.number in resident.host,
+        on_device=resident is not None and handle.number in resident.slots,
     )
 
 

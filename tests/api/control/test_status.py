@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from stacked.registry.usage import Counts
@@ -10,7 +12,9 @@ from tests.contract.rig import rig
 
 def test_the_status_names_what_is_served_and_by_which_group(tmp_path: Path) -> None:
     with rig(tmp_path) as server:
-        assert server.http.get("/stacked/status").status_code == 503
+        empty = server.http.get("/stacked/status").json()
+        assert (empty["engine"]["state"], empty["groupId"], empty["models"]) == ("none", None, [])
+        assert "nothing is deployed here" in empty["engine"]["reason"]
         server.stock()
         (deployment,), groups = server.ids["modelDeployments"], server.ids["modelGroups"]
         adapter = server.ids["models"][0]
@@ -18,6 +22,7 @@ def test_the_status_names_what_is_served_and_by_which_group(tmp_path: Path) -> N
         (model,) = shown.pop("models")
         disk = shown.pop("disk")
     assert shown == {
+        "engine": {"state": "serving", "reason": "", "nextStart": None},
         "deploymentId": deployment,
         "groupId": groups[0],
         "groupName": "two",
@@ -42,6 +47,29 @@ def test_the_status_names_what_is_served_and_by_which_group(tmp_path: Path) -> N
         "resident": True,
         "onDevice": False,
     }
+
+
+def test_the_status_says_when_an_engine_that_died_is_started_again(tmp_path: Path) -> None:
+    with rig(tmp_path) as server:
+        server.stock()
+        served = server.http.get("/stacked/status").json()
+        slot = server.service._slot
+        slot.lose("its engine has died (exit code 1)")
+        slot.start_at = time.monotonic() + 60
+        shown = server.http.get("/stacked/status").json()
+        slot.start_at = time.monotonic()
+        assert server.http.get("/stacked/status").json()["engine"]["nextStart"] is None
+    engine = shown.pop("engine")
+    wait = datetime.fromisoformat(engine["nextStart"]) - datetime.now(UTC)
+    assert timedelta(0) < wait <= timedelta(seconds=60)
+    assert (engine["state"], engine["reason"]) == (
+        "restarting",
+        "its engine has died (exit code 1)",
+    )
+    (model,) = served["models"]
+    assert shown["models"] == [{**model, "resident": False}]
+    for name in ("deploymentId", "groupId", "groupName", "generation", "state"):
+        assert shown[name] == served[name]
 
 
 def test_usage_is_read_since_a_time_and_by_one_of_two(tmp_path: Path) -> None:
