@@ -28,6 +28,7 @@ _SUFFIXES = {
 }
 # Prometheus adds these to what it reads.
 _ADDED = {"instance", "job", "le"}
+_FACTS = ("name", "type")
 _METRIC = re.compile(r"((?:stacked_|vllm:)\w+)(?:\{([^}]*)\})?")
 
 
@@ -45,10 +46,13 @@ def ours() -> dict[str, set[str]]:
     assert metrics.MOST_SERIES
     found = {}
     for collector in REGISTRY._collector_to_names:
-        kind, name = getattr(collector, "_type", ""), getattr(collector, "_name", "")
-        if name.startswith("stacked_"):
-            for suffix in _SUFFIXES[kind]:
-                found[name + suffix] = {*collector._labelnames}  # type: ignore[attr-defined]
+        if getattr(collector, "_name", "").startswith("stacked_"):
+            families: list[Any] = [collector]
+        else:  # one that counts when somebody looks
+            families = [each for each in collector.collect() if each.name.startswith("stacked_")]
+        for family in families:
+            name, kind = (getattr(family, f"_{a}", None) or getattr(family, a) for a in _FACTS)
+            found |= {name + suffix: {*family._labelnames} for suffix in _SUFFIXES[kind]}
     return found
 
 
@@ -75,6 +79,13 @@ def test_every_metric_and_label_is_a_real_one(where: str, expression: str) -> No
     for listed in re.findall(r"(?:by|ignoring|on) \(([^)]*)\)", expression):
         labels = {label.strip() for label in listed.split(",")}
         assert labels <= used | _ADDED, f"{where}: {labels - used}"
+
+
+def test_every_metric_of_ours_is_in_a_panel() -> None:
+    shown = " ".join(target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"])
+    used = {name for name, _ in _METRIC.findall(shown)}
+    families = {re.sub("_(total|bucket|sum|count)$", "", name) for name in ours()}
+    assert families == {re.sub("_(total|bucket|sum|count)$", "", n) for n in used if n in ours()}
 
 
 @pytest.mark.parametrize("rule", ALERTS.values(), ids=ALERTS)

@@ -16,7 +16,11 @@ from multiprocessing import context, forkserver
 from typing import Any, ClassVar
 
 SWITCH = "STACKED_PRELOAD"
-_MODULES = ["vllm.v1.engine.core", "vllm.v1.executor.uniproc_executor"]
+_MODULES = [
+    "stacked.engine.quick_exit",
+    "vllm.v1.engine.core",
+    "vllm.v1.executor.uniproc_executor",
+]
 
 
 def begin() -> None:

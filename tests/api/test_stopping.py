@@ -25,8 +25,13 @@ def server(tmp_path: Path) -> Iterator[Server]:
     command = (sys.executable, "-m", "stacked", "serve", "control.yaml", "--data-dir", "data")
     server = Server(f"http://127.0.0.1:{port}", tmp_path, command, {})
     server.start("/health/live")
+    until(lambda: _state(server) == "none")  # a signal during the start is another end
     yield server
     stop(server.process)
+
+
+def _state(server: Server) -> object:
+    return httpx.get(f"{server.url}/stacked/status").json()["engine"]["state"]
 
 
 def test_probes_of_a_server_without_a_deployment(server: Server) -> None:
