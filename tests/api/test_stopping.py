@@ -31,7 +31,9 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 def _state(server: Server) -> object:
-    return httpx.get(f"{server.url}/stacked/status").json()["engine"]["state"]
+    answer = httpx.get(f"{server.url}/stacked/status")
+    assert answer.status_code == 200, answer.text
+    return answer.json()["engine"]["state"]
 
 
 def test_probes_of_a_server_without_a_deployment(server: Server) -> None:
