@@ -45,7 +45,7 @@ from stacked.usage import Usage
 
 logger = logging.getLogger("stacked.service")
 
-# How long metrics wait for a look into the engine.
+# How long metrics and the status wait for a look into the engine.
 _LOOK_SECONDS = 1.0
 
 
