@@ -25,12 +25,13 @@ from stacked.errors import (
     StackedError,
     StoreDamaged,
     UpdateFailed,
+    ValueTooLarge,
 )
 from stacked.serving import vllm
 from stacked.serving.settings import settings_of
 from stacked.serving.vllm import VllmPrepared, VllmServing
 from stacked.steps import Phase, Silent
-from stacked.store import AdapterStore, BaseModules
+from stacked.store import AdapterStore, BaseModules, checks
 from stacked.store.adaptable import Adaptable
 from stacked.store.verified import Verified
 from tests.store.small import LINEAR, lora_weights, write_adapter, write_base
@@ -52,7 +53,7 @@ class Started(Engine):
 
 def start(monkeypatch: pytest.MonkeyPatch, starting: Any, check: Any) -> Any:
     monkeypatch.setattr(Engine, "start", lambda plan, progress: starting())
-    monkeypatch.setattr(vllm, "check_content", check)
+    monkeypatch.setattr(vllm, "check_stored", check)
     group = ModelGroup("g", BASE, (Member(model_id_of(ADAPTER.digest), ADAPTER, "a"),))
     prepared: Any = SimpleNamespace(plan=None, group=group, loaded=group)
     return vllm._start_engine(prepared, Silent())
@@ -211,13 +212,14 @@ def known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Known:
     return Known(asking, Verified(tmp_path / "store" / "v"))
 
 
-def group_of(tmp_path: Path, *names: str) -> ModelGroup:
+def group_of(tmp_path: Path, *names: str, scale: float = 1) -> ModelGroup:
     """Members of these keys, each of the modules that its key says."""
     store = AdapterStore(tmp_path / "store")
     base = BaseModules.read(tmp_path / "base")
     members = []
     for seed, name in enumerate(names, start=1):
-        weights = {n: v * seed for n, v in lora_weights().items() if "q_proj" in n or name == "all"}
+        found = {n: v for n, v in lora_weights().items() if "q_proj" in n or name == "all"}
+        weights = {n: v * seed * v.dtype.type(scale) for n, v in found.items()}
         targets = [*{name.rpartition(".")[2] for name in LINEAR}] if name == "all" else ["q_proj"]
         source = write_adapter(tmp_path / f"source-{name}", weights, target_modules=targets)
         adapter = store.add(str(source), base=base)
@@ -271,6 +273,22 @@ async def test_a_group_that_acts_in_whole_is_served_and_remembered(
     made = await started(group, Warm(), known, monkeypatch)
     assert made.live.routing.generation == 7
     assert {m.content.digest in known.verified for m in group} == {True}
+    await made.close()
+
+
+async def test_what_an_earlier_version_stored_is_checked_before_an_engine_reads_it(
+    tmp_path: Path, known: Known, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as earlier:
+        earlier.setattr(checks, "_check_values", lambda values, tensors: None)
+        (large,) = group_of(tmp_path, "two", scale=1e5).members
+    engine = Warm()
+    with pytest.raises(ValueTooLarge, match=r"stored adapter sha256:.* at most 10000"):
+        await started(ModelGroup("g", BASE, (large,)), engine, known, monkeypatch)
+    assert (engine.loaded, engine.closed) == ([], 1)
+    made = await started(ModelGroup("g", BASE, ()), Warm(), known, monkeypatch)
+    with pytest.raises(UpdateFailed, match="magnitude"):
+        await made.live.update(BASE, (large,), Journal())
     await made.close()
 
 

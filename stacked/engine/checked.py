@@ -16,7 +16,7 @@ from stacked.engine.adaptable import Asking
 from stacked.engine.cpu_affinity import Pauses, yield_to_others
 from stacked.engine.engine import Engine, Loaded
 from stacked.errors import CanaryFailed, EngineError, EngineLoadFailed, RankRefused, StackedError
-from stacked.store.checks import check_content, modules_of
+from stacked.store.checks import check_stored, modules_of
 from stacked.store.verified import Verified
 
 # Above the base's own floating-point noise: with less, an adapter changes nothing.
@@ -51,13 +51,13 @@ class CheckedEngine:
             )
 
     async def stage(self, content: Content) -> Loaded:
-        """See `Engine.stage`. Raises StoreDamaged and ModuleUnapplied too."""
+        """See `Engine.stage`. Raises StoreDamaged, ModuleUnapplied, ValueTooLarge too."""
         adapter = Adapter.of(content)
         await self._in_thread(self._check_content, adapter)
         return await self._engine.stage(adapter)
 
     def _check_content(self, adapter: Adapter) -> None:
-        check_content(adapter, Pauses())
+        check_stored(adapter, Pauses())
         self._asking.ask().check(modules_of(adapter))
 
     async def verify(

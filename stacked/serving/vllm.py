@@ -42,7 +42,7 @@ from stacked.serving.settings import ServingSettings
 from stacked.serving.targets import Target
 from stacked.steps import Counted, Progress, Start
 from stacked.store import BaseModules
-from stacked.store.checks import check_content, modules_of
+from stacked.store.checks import check_stored, modules_of
 from stacked.store.verified import Verified
 
 _DIED = EngineDead("the engine died while it worked on this request")
@@ -253,7 +253,7 @@ class VllmServing:
 
 
 async def _start_engine(prepared: VllmPrepared, tell: Progress) -> Engine:
-    """Start an engine, and meanwhile check that the adapters' files are still what they were."""
+    """Start an engine, and meanwhile check that the adapters' files are what passed the checks."""
     starting = asyncio.ensure_future(Engine.start(prepared.plan, progress=tell))
     try:
         await asyncio.to_thread(_check_all, _adapters(prepared.loaded).values())
@@ -272,7 +272,7 @@ def _adapters(group: ModelGroup) -> Mapping[Digest, Adapter]:
 
 def _check_all(adapters: Iterable[Adapter]) -> None:
     for adapter in adapters:
-        check_content(adapter)
+        check_stored(adapter)
 
 
 async def _load_all(engine: Engine, group: ModelGroup, tell: Progress) -> Mapping[Digest, Loaded]:

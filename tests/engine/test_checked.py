@@ -184,7 +184,7 @@ async def test_adapter_is_checked_before_the_engine_reads_it(
         if one.digest == digest(2):
             raise StoreDamaged("it has other content now")
 
-    monkeypatch.setattr(checked, "check_content", check)
+    monkeypatch.setattr(checked, "check_stored", check)
     monkeypatch.setattr(checked, "modules_of", lambda one: ["q_proj"])
     modules = Modules()
     made_of = made(engine, verified, modules)
