@@ -5,8 +5,9 @@ view of what was selected for the current request: a name is resolved once, befo
 request, and may mean another adapter for the next one.
 
 Relies on `OpenAIServingModels.lora_requests`, `.model_name`, `.is_base_model` and
-`.show_available_models`, and `AsyncLLM.generate(prompt, params, request_id, ...)` and `.renderer`,
-all of which are instance attributes or methods.
+`.show_available_models`, and `AsyncLLM.generate(prompt, sampling_params, request_id, ...)`,
+`.encode(prompt, pooling_params, request_id, ...)` and `.renderer`, all of which are instance
+attributes or methods.
 """
 
 from __future__ import annotations
@@ -133,9 +134,11 @@ def _in_turn(client: Any, turns: Turns | None) -> Any:
     """
     from vllm.v1.engine.exceptions import EngineDeadError
 
-    generate = client.generate
+    generate, encode = client.generate, client.encode
 
-    async def in_turn(prompt: Any, params: Any, request_id: str, **more: Any) -> AsyncIterator[Any]:
+    async def in_turn(
+        run: Any, prompt: Any, params: Any, request_id: str, more: dict[str, Any]
+    ) -> AsyncIterator[Any]:
         # Here, in the request's own context: a generator that is left may be closed in another.
         selection = selected.get()
         report = selection.report if selection is not None else None
@@ -150,9 +153,10 @@ def _in_turn(client: Any, turns: Turns | None) -> Any:
                 more["priority"] = ticket.rank
                 if report is not None:
                     report.waited(time.monotonic() - began)
-            async for output in generate(prompt, params, request_id, **more):
-                new = sum([len(each.token_ids) for each in output.outputs])
-                given = new if whole else given + new
+            async for output in run(prompt, params, request_id, **more):
+                if isinstance(output.outputs, list):  # a pooling request has no answer of tokens
+                    new = sum([len(each.token_ids) for each in output.outputs])
+                    given = new if whole else given + new
                 asked = len(output.prompt_token_ids or ())
                 computed = asked - (output.num_cached_tokens or 0)
                 yield output
@@ -166,7 +170,13 @@ def _in_turn(client: Any, turns: Turns | None) -> Any:
             if report is not None:
                 report.count(asked, given)
 
-    client.generate = in_turn
+    def generates(prompt: Any, sampling_params: Any, request_id: str, **more: Any) -> Any:
+        return in_turn(generate, prompt, sampling_params, request_id, more)
+
+    def encodes(prompt: Any, pooling_params: Any, request_id: str, **more: Any) -> Any:
+        return in_turn(encode, prompt, pooling_params, request_id, more)
+
+    client.generate, client.encode = generates, encodes
     return client
 
 

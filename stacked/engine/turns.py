@@ -124,13 +124,13 @@ def turns_of(client: Any, config: FairnessConfig) -> Turns | None:
 
 
 def ticket_of(prompt: Any, params: Any, adapter: Any) -> Ticket:
-    """The ticket of a call of vLLM's `generate` with these arguments."""
+    """The ticket of a call of vLLM's `generate` or `encode` with these arguments."""
     return Ticket(
         share.get(),
         adapter.lora_int_id if adapter is not None else None,
         prompt=_length(prompt),
-        most=params.max_tokens,
-        seats=params.n,
+        most=getattr(params, "max_tokens", 0),  # a pooling request has neither
+        seats=getattr(params, "n", 1),
     )
 
 

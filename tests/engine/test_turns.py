@@ -197,6 +197,17 @@ class Client:
             if self.fails:
                 raise ValueError("the engine has died")
 
+    async def encode(
+        self, prompt: Any, pooling_params: Any, request_id: str, *, priority: int = 0, **_: Any
+    ) -> AsyncIterator[Any]:
+        self.priorities.append(priority)
+        await asyncio.sleep(0)
+        yield SimpleNamespace(
+            outputs=SimpleNamespace(data="a vector"),
+            prompt_token_ids=[1, 2, 3],
+            num_cached_tokens=0,
+        )
+
 
 def params() -> Any:
     return SimpleNamespace(max_tokens=2, n=1, output_kind=SimpleNamespace(name="DELTA"))
@@ -223,6 +234,36 @@ def test_request_waits_runs_and_is_reported() -> None:
         assert counted == [(3, 2), (3, 2)]
         assert len(waited) == 2
         assert min(waited) >= 0
+        assert turn._queue._seated == 0
+
+    run(work())
+
+
+def test_pooling_request_waits_for_its_turn_too_and_its_prompt_is_counted() -> None:
+    async def work() -> None:
+        turn, _ = turns(seats=1)
+        engine = Client()
+        client = _in_turn(engine, turn)
+        counted: list[tuple[int, int]] = []
+        first = Ticket(Share("c", "a"))
+        await turn.wait(first, "first")
+        before = selected.set(
+            Selection("a", None, Report(lambda *each: counted.append(each), lambda _: None))
+        )
+        wanted = SimpleNamespace(output_kind=SimpleNamespace(name="FINAL_ONLY"))
+        try:
+            stream = client.encode(
+                prompt={"prompt_token_ids": [1, 2, 3]}, pooling_params=wanted, request_id="x"
+            )
+            task = asyncio.ensure_future(anext(stream))
+        finally:
+            selected.reset(before)
+        assert await begun(task) == [False]
+        assert not engine.priorities
+        turn.leave(first)
+        assert (await task).outputs.data == "a vector"
+        assert [each async for each in stream] == []
+        assert counted == [(3, 0)]
         assert turn._queue._seated == 0
 
     run(work())
