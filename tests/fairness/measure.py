@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import multiprocessing
 import random
 import signal
 import statistics
@@ -19,7 +20,8 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,10 @@ SIDES = {
     "on": {"server": {"fairness": {"enabled": True}}, "policy": "priority"},
     "off": {"server": {"fairness": {"enabled": False}}, "policy": "fcfs"},
 }
+
+# The newcomer's answers, in tokens, and its longest pause.
+_BRIEF = 8
+_PAUSE_SECONDS = 0.5
 
 
 class Quiet(Silent):
@@ -70,16 +76,21 @@ class Clients:
     ) -> None:
         self._session = session
         self._stream = stream
-        self.plain = Clients(session, url, lengths, stream=False) if stream else self
+        self.url = url
         self._url = f"{url}/v1/completions"
-        self._lengths = lengths
+        self.lengths = lengths
+
+    @property
+    def plain(self) -> Clients:
+        """The same, without streams."""
+        return Clients(self._session, self.url, self.lengths, stream=False)
 
     async def one(self, key: str, chance: random.Random, seen: Streams) -> None:
-        most = self._lengths.answer
+        most = self.lengths.answer
         body = {
             "model": key,
-            "prompt": [chance.randrange(100, 250) for _ in range(self._lengths.prompt)],
-            "max_tokens": chance.randrange(most // 4, most) if self._lengths.vary else most,
+            "prompt": [chance.randrange(100, 250) for _ in range(self.lengths.prompt)],
+            "max_tokens": chance.randrange(most // 4, most) if self.lengths.vary else most,
             "ignore_eos": True,
             "temperature": 0,
             "stream": self._stream,
@@ -127,24 +138,60 @@ class Clients:
                 if not isinstance(ended, asyncio.CancelledError):
                     raise AssertionError(ended)
 
-    async def some(self, key: str, count: int, seed: int) -> Streams:
-        """One client that sends so many requests."""
+    async def some(self, key: str, count: int, seed: int, pause: float = 0.0) -> Streams:
+        """One client that sends so many requests, each after a pause of at most so long."""
         seen, chance = Streams(), random.Random(f"some-{seed}")
         for _ in range(count):
+            await asyncio.sleep(chance.uniform(0, pause))
             await self.one(key, chance, seen)
         return seen
+
+    async def queued(self, key: str) -> tuple[float, float]:
+        """The seconds that requests of a key have waited for their turns so far; their number."""
+        async with self._session.get(f"{self.url}/metrics") as response:
+            lines = (await response.text()).splitlines()
+        found = [
+            sum(
+                float(line.split()[-1])
+                for line in lines
+                if line.startswith(name) and f'key="{key}"' in line
+            )
+            for name in ("stacked_queue_seconds_sum", "stacked_queue_seconds_count")
+        ]
+        return found[0], found[1]
+
+
+def one_alone(url: str, lengths: Lengths, count: int, seed: int) -> Streams:
+    """One client of `a1` in a process of its own: it waits for the server, and not for the many."""
+
+    async def work() -> Streams:
+        async with aiohttp.ClientSession() as session:
+            clients = Clients(session, url, replace(lengths, answer=_BRIEF, vary=False))
+            return await clients.some("a1", count, seed, _PAUSE_SECONDS)
+
+    return asyncio.run(work())
 
 
 async def newcomer(clients: Clients, many: int, requests: int, seed: int) -> dict[str, float]:
     """One client of `a1`, alone and beside `many` of `a0`; milliseconds.
 
     A step is the time between two tokens of the one. The many do not stream, so that the server and
-    these clients leave the cores to the engine.
+    these clients leave the cores to the engine. The one pauses, as it would otherwise come in step
+    with the many, whose answers are as long.
     """
-    alone = await clients.some("a1", requests, seed)
-    async with clients.plain.saturating(lambda *_: "a0", many, seed):
-        await clients.some("a0", 3, seed)  # until all of them run
-        beside = await clients.some("a1", requests, seed + 1)
+    loop = asyncio.get_running_loop()
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+
+        async def one(seed: int) -> Streams:
+            work = (one_alone, clients.url, clients.lengths, requests, seed)
+            return await loop.run_in_executor(process, *work)
+
+        alone = await one(seed)
+        async with clients.plain.saturating(lambda *_: "a0", many, seed):
+            await clients.some("a0", 3, seed)  # until all of them run
+            waited, count = await clients.queued("a1")
+            beside = await one(seed + 1)
+            more, all_of_them = await clients.queued("a1")
     step = statistics.median(beside.gaps)
     before, after = (statistics.median(each.firsts["a1"]) for each in (alone, beside))
     return {
@@ -152,6 +199,7 @@ async def newcomer(clients: Clients, many: int, requests: int, seed: int) -> dic
         "beside_ms": after * 1e3,
         "step_ms": step * 1e3,
         "bound_ms": (2 * before + step) * 1e3,
+        "queued_ms": (more - waited) / max(1.0, all_of_them - count) * 1e3,
     }
 
 

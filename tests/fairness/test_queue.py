@@ -103,7 +103,7 @@ def test_nobody_starves_with_more_adapters_than_slots(
     assert max(served) <= 2 * min(served) + 16 * clients * 4
 
 
-@pytest.mark.parametrize(("each", "least"), [(1, 1.0), (3, 0.97), (8, 0.9)])
+@pytest.mark.parametrize(("each", "least"), [(1, 1.0), (3, 0.97), (8, 0.97)])
 def test_who_waits_for_ever_in_vllms_order_does_not_here(each: int, least: float) -> None:
     """Twelve adapters and the base in four slots, all without a pause, answers of many lengths.
 
@@ -122,7 +122,7 @@ def test_who_waits_for_ever_in_vllms_order_does_not_here(each: int, least: float
         assert sum(theirs.tokens[share] > 0 for share in shares) == 4
         assert theirs.longest() == 5000
     assert min(ours.tokens[share] for share in shares) > 0
-    assert ours.longest() < 1500
+    assert ours.longest() < 3500
     assert ours.tokens.total() >= least * theirs.tokens.total()
 
 
