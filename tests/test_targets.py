@@ -104,6 +104,24 @@ def test_a_path_names_a_model_with_its_slashes(raw: str, model: str) -> None:
     assert model_target("POST", canonical(raw)) == Target(None, model, plain=True, oci=True)
 
 
+@pytest.mark.parametrize(
+    ("raw", "target"),
+    [
+        ("deployments/sql/chat/completions", Target("/v1/chat/completions", "sql")),
+        ("deployments/a%2Fb%25/completions", Target("/v1/completions", "a/b%")),
+        ("deployments/sql/embeddings", Target("/v1/embeddings", "sql")),
+        ("responses", Target("/v1/responses")),
+        ("deployments/sql/load_lora_adapter", None),
+        ("deployments/sql/../../v1/completions", None),
+        ("deployments//completions", None),
+        ("deployments/sql", None),
+    ],
+)
+def test_a_deployment_of_azures_is_an_inference_key(raw: str, target: Target | None) -> None:
+    assert model_target("POST", canonical(f"/openai/{raw}")) == target
+    assert model_target("GET", canonical(f"/openai/{raw}")) is None
+
+
 def test_a_coded_slash_ends_no_name() -> None:
     assert model_target("POST", canonical("/models/x%2Fpredict")) is None
     assert is_listing(canonical("/v1/models/meta-llama%2FLlama-3"))

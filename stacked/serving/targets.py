@@ -44,13 +44,19 @@ HEALTH_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/ping"})
 _STREAM = "predictWithResponseStream"
 _VERBS = f"predict|{_STREAM}"
 _PREDICT = re.compile(rf"(?s)(?:/models?/(?P<model>.+))?/(?P<verb>{_VERBS})")
+# Azure's, whose deployments are inference keys here.
+_AZURE_OPENAI = (
+    r"/openai/(?:deployments/(?P<model>[^/]+)/)?"
+    r"(?P<rest>chat/completions|completions|embeddings|responses)"
+)
+_AZURE = re.compile(rf"(?s){_AZURE_OPENAI}")
 _OWN = re.compile(r"/(20190101|stacked)/")
 _LISTING = re.compile(r"(?s)/v1/models(/.+)?")
 
 # What a caller may do who only uses models: everything else, and every path that a later vLLM adds,
 # is for administrators until it stands here.
 _SERVING = re.compile(
-    rf"(?s)POST (?:(?:/models?/.+)?/(?:{_VERBS})"
+    rf"(?s)POST (?:(?:/models?/.+)?/(?:{_VERBS})|{_AZURE_OPENAI}"
     r"|/v1/(?:chat/completions(?:/batch)?|completions|responses|messages)(?:/render)?"
     r"|/v1/(?:chat/completions|completions)/derender"
     r"|/v1/(?:messages/count_tokens|systemone|embeddings|score|rerank)"
@@ -147,6 +153,9 @@ def model_target(method: str, path: str, below: str | None = None) -> Target | N
             plain=True,
             oci=True,
         )
+    if match := _AZURE.fullmatch(path):
+        model = match["model"]
+        return Target(f"/v1/{match['rest']}", unquote(model) if model else None)
     if path not in _LORA_PATHS and _MODEL_PATHS.fullmatch(path):
         return Target(path=path, stream=below == _STREAM, oci=below is not None)
     return None

@@ -51,6 +51,10 @@ POST /{deploymentId}/predictWithResponseStream/v1/completions
 POST /{deploymentId}/predictWithResponseStream/v1/chat/completions
 GET /{deploymentId}/predict/v1/models
 GET /{deploymentId}/predictWithResponseStream/v1/models
+POST /openai/deployments/{key}/chat/completions
+POST /openai/deployments/{key}/completions
+POST /openai/deployments/{key}/embeddings
+POST /openai/responses
 POST /v1/chat/completions
 POST /v1/chat/completions/batch
 POST /v1/chat/completions/render
@@ -283,6 +287,8 @@ def spellings(path: str) -> Iterator[str]:
         "/predict",
         "/predictWithResponseStream",
         "/ocid1.x.oc1..y/predict",
+        "/openai",
+        "/openai/deployments/a",
         "/v1",
         "/v2",
     ):

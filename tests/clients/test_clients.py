@@ -67,6 +67,19 @@ def test_openai_node_that_leaves_and_repeats_runs_nothing_twice(use: Use, guarde
     assert tokens_then - tokens < 2 * 900  # of the 4 * 900 that were asked for
 
 
+def test_azure_openai(use: Use) -> None:
+    assert use(Client("use_azure.py", ("openai",))) == {
+        "chat": SELECT,
+        "of_deployment": SELECT,
+        "streamed": SELECT,
+        "completion": PARIS,
+        "response": SELECT,
+        "unknown_key": "NotFoundError",
+        "not_the_deployments": "BadRequestError",
+        "bad_parameter": "BadRequestError",
+    }
+
+
 def test_langchain(use: Use) -> None:
     told = use(Client("use_langchain.py", ("langchain-openai", "langchain-anthropic")))
     assert_ticket(told.pop("parsed"))

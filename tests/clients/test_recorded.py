@@ -41,6 +41,10 @@ OPENAI_NODE = {
     "x-stainless-helper-method": "stream",
     "x-stainless-timeout": "0",
 }
+AZURE = {name: value for name, value in OPENAI.items() if name != "authorization"} | {
+    "api-key": "none",
+    "user-agent": "AzureOpenAI/Python 3.57.0",
+}
 ANTHROPIC = {
     **(JSON | STAINLESS),
     "anthropic-version": "2026-10-21",
@@ -60,6 +64,7 @@ OCI = {**JSON, "route": "/v1/chat/completions", "user-agent": "Python/3.11 aioht
 CHAT, TEXT, RESPONSES, MESSAGES = (
     f"/v1/{name}" for name in ("chat/completions", "completions", "responses", "messages")
 )
+AZURE_A = "/openai/deployments/a"
 X = [{"role": "user", "content": "x"}]
 SCHEMA = {
     "type": "object",
@@ -211,6 +216,15 @@ ROWS = [
     ),
     Row("events", MESSAGES, ANTHROPIC, {"messages": X, "stream": True}, said="message_stop"),
     Row("beta", f"{MESSAGES}?beta=true", ANTHROPIC, {"messages": X, "stop_sequences": [";"]}),
+    Row("deployment", f"{AZURE_A}/chat/completions?api-version=2024-10-21", AZURE, {"messages": X}),
+    Row(
+        "deployment of another name",
+        f"{AZURE_A}/completions?api-version=2024-10-21",
+        AZURE,
+        {"prompt": "x", "model": "b"},
+        400,
+        "path",
+    ),
     Row("OCI", "/predict", OCI, {"messages": X} | LANGCHAIN_OCI),
     Row(
         "OCI, streamed",
