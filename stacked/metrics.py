@@ -147,7 +147,7 @@ def disk(free: int, total: int, stored: Mapping[str, int]) -> None:
     """The result of a round of collecting; `stored` by kind."""
     _disk.labels("free").set(free)
     _disk.labels("total").set(total)
-    for kind in ("adapter", "base"):
+    for kind in ("adapter", "base", "model"):
         _stored.labels(kind).set(stored.get(kind, 0))
 
 

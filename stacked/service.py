@@ -39,7 +39,7 @@ from stacked.serving.settings import settings_of
 from stacked.serving.targets import Target
 from stacked.serving.vllm import VllmPrepared, VllmServing
 from stacked.steps import Heard, Progress, Silent
-from stacked.store import AdapterStore
+from stacked.store import AdapterStore, ModelStore
 from stacked.supervision.supervisor import Supervisor
 from stacked.usage import Usage
 
@@ -80,6 +80,9 @@ class Service:
         self.state = State.STARTING
         self.reason = "not started"
         self._store = AdapterStore(data_dir / "store")
+        self._models = ModelStore(
+            self._store.root, code=config.models.code, pythons=config.models.pythons
+        )
         self._durable = durable
         self._ledger: Ledger | None = None
         self._catalogue: Catalogue | None = None
@@ -170,7 +173,9 @@ class Service:
     async def _open(self, tell: Progress) -> Deployments:
         """Open the records, and what works on them."""
         config = self.config
-        ledger = await asyncio.to_thread(Ledger, self.data_dir, config.group.name, self._store)
+        ledger = await asyncio.to_thread(
+            Ledger, self.data_dir, config.group.name, self._store, self._models
+        )
         self._ledger = ledger
         self.usage.begin(ledger.registry.usage, config.retention.usage)
         self._catalogue = await asyncio.to_thread(self._open_catalogue, ledger)
@@ -203,6 +208,7 @@ class Service:
             remote=server.remote_adapters,
             engine=self.config.engine,
             foreign_tokens=server.foreign_tokens,
+            models=self._models,
         )
 
     async def _resume(

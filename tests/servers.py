@@ -66,6 +66,7 @@ def signed(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) ->
             "adapter_roots": [str(tiny_models.root)],
             "auth": {"oci": True, "bearer": True},
         },
+        "models": {"code": True},
     }
     path = directory / "control.yaml"
     path.write_text(yaml.safe_dump(tree), encoding="utf-8")

@@ -31,6 +31,7 @@ from stacked.registry import (
     Registry,
     new_id,
 )
+from stacked.registry.composition import HOMOGENEOUS
 from stacked.registry.retention import is_versioned
 from stacked.store import (
     AdapterStore,
@@ -38,6 +39,7 @@ from stacked.store import (
     BaseModules,
     BaseStore,
     Incoming,
+    ModelStore,
     pack,
 )
 
@@ -65,6 +67,7 @@ class Catalogue:
         remote: bool = False,
         engine: Mapping[str, Any] | None = None,
         foreign_tokens: bool = False,
+        models: ModelStore | None = None,
     ) -> None:
         """Clears what a killed process left half received.
 
@@ -74,9 +77,11 @@ class Catalogue:
         self.store = store
         self.bases = CatalogueBases(registry, BaseStore(store.root), engine or {})
         self.files = ArtifactFiles(directory, registry.artifacts.files())
+        self.models = models or ModelStore(store.root)
         self._contents = Contents(
             store,
             self.bases,
+            self.models,
             [Path(root) for root in roots],
             remote=remote,
             foreign_tokens=foreign_tokens,
@@ -151,7 +156,7 @@ class Catalogue:
     def fill(
         self, id: str, incoming: Incoming, name: str = "", expect: Model | None = None
     ) -> Model:
-        """Make a received zip the content of a model: an adapter, or a base.
+        """Make a received file the content of a model: an adapter, a base, or another model.
 
         The whole of it is there when this returns, or nothing of it. Raises AdapterError, and
         RecordConflict for other content than the model has, where it is in a group.
@@ -159,7 +164,7 @@ class Catalogue:
         model = self.registry.models.get(id)
         artifact = _artifact(id, "", incoming, name)
         with self.store.pinned():
-            content = self._contents.of_archive(model, incoming.path)
+            content = self._contents.of_archive(model, incoming.path, name)
             return self._named(
                 incoming, id, lambda: self.registry.models.fill(id, content, artifact, expect)
             )
@@ -183,8 +188,13 @@ class Catalogue:
     def attach_to_group(
         self, id: str, incoming: Incoming, name: str = "", expect: GroupRecord | None = None
     ) -> GroupRecord:
-        """Store a received file as that of a HOMOGENEOUS group."""
+        """Store a received zip as the code of a HOMOGENEOUS group.
+
+        Raises NotAllowed, AdapterError, RecordConflict for a group of another kind.
+        """
         artifact = _artifact(id, "", incoming, name)
+        if self.registry.groups.get(id).kind == HOMOGENEOUS:
+            self.models.add_code(incoming.path, "the artifact")
         return self._named(incoming, id, lambda: self.registry.groups.attach(artifact, expect))
 
     def detach(self, id: str, part: str, expect: Model | None = None) -> Model:
@@ -195,7 +205,7 @@ class Catalogue:
     def open(self, owner_id: str, part: str = "") -> tuple[Artifact, IO[bytes]]:
         """A file with its record; its bytes stay readable even if it is replaced.
 
-        An adapter that was not uploaded is packed now. Raises RecordAbsent, StoreDamaged.
+        What was not uploaded is packed now, but for a base. Raises RecordAbsent, StoreDamaged.
         """
         if not part:
             self._pack(owner_id)
@@ -236,15 +246,16 @@ class Catalogue:
             return self.files.drop_others(self.registry.artifacts.files())
 
     def _pack(self, id: str) -> None:
-        """Make the zip of an adapter that came from a source, unless it exists."""
+        """Make the zip of an adapter or a model that came from a source, unless it exists."""
         model = self.registry.models.get_many([id]).get(id)
-        if model is None or model.kind != "adapter" or model.state is ModelState.DELETED:
+        if model is None or model.kind in ("", "base") or model.state is ModelState.DELETED:
             return
         if any(not artifact.part for artifact in self.registry.artifacts.of(id)):
             return
-        adapter = self.store.get(check_digest(model.digest))
-        with self.files.receive(adapter.bytes) as incoming:
-            pack(adapter.path, incoming)
+        digest, of_model = check_digest(model.digest), model.kind == "model"
+        place = self.models.path(digest) if of_model else self.store.get(digest).path
+        with self.files.receive(model.bytes) as incoming:
+            pack(place, incoming)
             incoming.finish()
             artifact = _artifact(id, "", incoming, "artifact.zip")
             self._named(incoming, id, lambda: self.registry.artifacts.put(artifact))

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from stacked.bases import base_digest, is_base
 from stacked.catalogue.bases import CatalogueBases
 from stacked.core import Adapter, Digest, is_digest
 from stacked.errors import AdapterAbsent
 from stacked.registry import Content, Model
-from stacked.store import AdapterStore, Kind, is_remote, kind_of
+from stacked.store import AdapterStore, Kind, ModelStore, is_model, is_remote, kind_of
 from stacked.store.files import CONFIG_FILE, real_path
+from stacked.store.models import SINGLE
 from stacked.store.uploads import LISTED_LIMITS
 
 _UPLOAD = "the artifact"
@@ -28,6 +29,7 @@ class Contents:
         self,
         store: AdapterStore,
         bases: CatalogueBases,
+        models: ModelStore,
         roots: Sequence[Path],
         *,
         remote: bool,
@@ -35,6 +37,7 @@ class Contents:
     ) -> None:
         self._store = store
         self._bases = bases
+        self._models = models
         self._roots = roots
         self._remote = remote
         self._foreign = foreign_tokens
@@ -42,16 +45,20 @@ class Contents:
     def of_source(self, model: Model, source: str) -> tuple[Content, str]:
         """The content at `source`, and how the source is to be recorded.
 
-        An adapter is copied; a directory with a base stays where it is. A digest is an adapter
-        that the store has. Raises AdapterError.
+        An adapter or a model is copied; a directory with a base stays where it is. A digest is an
+        adapter that the store has. Raises AdapterError, NotAllowed.
         """
         if is_digest(source):
             return self._of_digest(model, Digest(source)), ""
-        directory = self._base_directory(source)
-        if directory is not None:
-            weights = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
-            digest = base_digest(directory)
-            return Content(kind="base", digest=digest, bytes=weights), str(directory)
+        place = self._place(source)
+        adapter_is_there = place is None or (place / CONFIG_FILE).exists()
+        if place is not None and not adapter_is_there and is_base(place):
+            weights = sum(file.stat().st_size for file in place.glob("*.safetensors"))
+            return Content(kind="base", digest=base_digest(place), bytes=weights), str(place)
+        if place is not None and not adapter_is_there and is_model(place):
+            roots = [root.resolve() for root in self._roots]
+            digest, size = self._models.add(place, source, roots)
+            return Content(kind="model", digest=digest, bytes=size), source
         base = self._bases.base_for(model)
         modules = self._bases.modules(base)
         adapter = self._store.add(
@@ -63,14 +70,17 @@ class Contents:
         )
         return _content(adapter, base), source
 
-    def of_archive(self, model: Model, archive: Path) -> Content:
-        """The content of a zip that was sent; its files show what it is.
+    def of_archive(self, model: Model, archive: Path, name: str) -> Content:
+        """The content of a zip that was sent, whose files show what it is; or of one file.
 
-        Raises AdapterError.
+        `name`: the client's name of it. Raises AdapterError, NotAllowed.
         """
-        if kind_of(archive, LISTED_LIMITS, _UPLOAD) is Kind.BASE:
-            digest, weights = self._bases.store.add(archive, _UPLOAD)
-            return Content(kind="base", digest=digest, bytes=weights)
+        alone = PurePath(name).suffix.lower() in SINGLE
+        kind = Kind.MODEL if alone else kind_of(archive, LISTED_LIMITS, _UPLOAD)
+        if kind is not Kind.ADAPTER:
+            store = self._bases.store if kind is Kind.BASE else self._models
+            digest, size = store.add(archive, name if alone else _UPLOAD)
+            return Content(kind=kind.value, digest=digest, bytes=size)
         base = self._bases.base_for(model)
         modules = self._bases.modules(base)
         adapter = self._store.add_archive(
@@ -94,15 +104,14 @@ class Contents:
         except AdapterAbsent as error:
             raise AdapterAbsent(f"adapter {digest} is not here; send it first") from error
 
-    def _base_directory(self, source: str) -> Path | None:
-        """The directory of a base, if the source is one that may be read."""
+    def _place(self, source: str) -> Path | None:
+        """Where a source is, if it is on this machine and may be read."""
         if is_remote(source):
             return None
-        directory = real_path(Path(os.path.expanduser(source.removeprefix("file://"))))
-        if not any(directory.is_relative_to(root.resolve()) for root in self._roots):
-            return None  # the store refuses it, with its own message
-        whole = is_base(directory) and not (directory / CONFIG_FILE).exists()
-        return directory if whole else None
+        place = real_path(Path(os.path.expanduser(source.removeprefix("file://"))))
+        # Otherwise the store of adapters refuses it, with its own message.
+        allowed = any(place.is_relative_to(root.resolve()) for root in self._roots)
+        return place if allowed else None
 
 
 def _content(adapter: Adapter, base: Model) -> Content:

@@ -5,6 +5,7 @@ from stacked.config.fairness import FairnessConfig
 from stacked.config.fields import Duration, Key, Ocid
 from stacked.config.group import BaseConfig, GroupConfig, MemberConfig
 from stacked.config.limits import LimitsConfig
+from stacked.config.models import ModelsConfig
 from stacked.config.reading import load, load_server, parse, resolve_path, said_of
 from stacked.config.retention import LOW_DISK_BYTES, RetentionConfig
 from stacked.config.server import (
@@ -34,6 +35,7 @@ __all__ = [
     "Listener",
     "LogForm",
     "MemberConfig",
+    "ModelsConfig",
     "OciAuth",
     "Ocid",
     "PredictEndpoint",

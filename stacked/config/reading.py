@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Hashable, Mapping
 from pathlib import Path
@@ -80,10 +81,16 @@ def _resolved(config: C, directory: Path) -> C:
         paths = tls.model_dump(exclude_none=True)
         paths = {name: _absolute(text, directory) for name, text in paths.items()}
         server["tls"] = tls.model_copy(update=paths)
+    # Their links stay: that of a virtual environment says which it is.
+    pythons = {
+        name: os.path.abspath(directory / Path(text).expanduser())
+        for name, text in config.models.pythons.items()
+    }
     return config.model_copy(
         update={
             "group": config.group.model_copy(update={"members": members}),
             "server": config.server.model_copy(update=server),
+            "models": config.models.model_copy(update={"pythons": pythons}),
         }
     )
 

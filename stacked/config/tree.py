@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from stacked.config.fields import Frozen
 from stacked.config.group import BaseConfig, GroupConfig
+from stacked.config.models import ModelsConfig
 from stacked.config.retention import RetentionConfig
 from stacked.config.server import ServerConfig
 from stacked.config.supervision import SupervisionConfig
@@ -22,6 +23,7 @@ class ControlConfig(Frozen):
     group: GroupConfig = GroupConfig()
     engine: dict[str, Any] = Field(default_factory=dict)
     server: ServerConfig = ServerConfig()
+    models: ModelsConfig = ModelsConfig()
     retention: RetentionConfig = RetentionConfig()
     supervision: SupervisionConfig = SupervisionConfig()
 

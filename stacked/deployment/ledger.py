@@ -29,6 +29,7 @@ from stacked.core import (
     check_digest,
     model_id_of,
 )
+from stacked.deployment.model_groups import members_of
 from stacked.errors import (
     ParameterInvalid,
     RecordConflict,
@@ -54,7 +55,7 @@ from stacked.registry import (
     lock_data_dir,
     new_id,
 )
-from stacked.store import AdapterStore
+from stacked.store import AdapterStore, ModelStore
 
 ENTITY = "data-science-model-deployment"
 
@@ -72,7 +73,7 @@ class Ledger:
     Raises DataDirInUse if another process serves the same name from the same data directory.
     """
 
-    def __init__(self, data_dir: Path, name: str, store: AdapterStore) -> None:
+    def __init__(self, data_dir: Path, name: str, store: AdapterStore, models: ModelStore) -> None:
         self.directory = data_dir / "deployments" / _slug(name)
         """The directory of the records and what belongs to them, used only by this process."""
         self.artifacts = self.directory / "artifacts"
@@ -84,6 +85,7 @@ class Ledger:
             self._lock.close()
             raise
         self._store = store
+        self._models = models
         # One thread, so that writes stay in order and no disk blocks the loop.
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="ledger")
 
@@ -273,17 +275,23 @@ class Ledger:
 
     # -- groups -----------------------------------------------------------------------------
 
-    def wanted(self, group_id: str, base: Base) -> ModelGroup:
-        """A recorded group with its adapters from the store; it may call its base by another key.
+    def wanted(self, group_id: str, base: Base | None) -> ModelGroup:
+        """A recorded group with what its members are; it may call its base by another key.
 
-        Raises RecordAbsent, AdapterAbsent, and UpdateNotLive where its base is another.
+        Raises RecordAbsent, AdapterAbsent, UpdateNotLive where its base is another; for a group
+        without one see `model_groups.members_of`.
         """
         record = self.registry.groups.get(group_id)
-        if record.base_model_id != base.model_id:
+        served = base.model_id if base else None
+        if record.base_model_id != served:
             raise UpdateNotLive(
-                f"group {group_id} is of base {record.base_model_id}, and {base.model_id} is "
+                f"group {group_id} is of base {record.base_model_id}, and {served} is "
                 "served; another base needs a restart"
             )
+        metadata = {str(item.get("key")): str(item.get("value")) for item in record.custom_metadata}
+        if base is None:
+            models = members_of(record, self.registry, self._models, self.artifacts)
+            return ModelGroup(record.display_name, None, models, metadata, record.kind)
         members = []
         for entry in record.members:
             if entry.model_id == base.model_id:
@@ -292,7 +300,6 @@ class Ledger:
             model = self.registry.models.get(entry.model_id)
             adapter = self._store.get(check_digest(model.digest))
             members.append(Member(ModelId(entry.model_id), adapter, entry.key, entry.weight))
-        metadata = {str(item.get("key")): str(item.get("value")) for item in record.custom_metadata}
         return ModelGroup(record.display_name, base, tuple(members), metadata)
 
     # -- deployments ------------------------------------------------------------------------

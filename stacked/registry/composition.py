@@ -9,14 +9,15 @@ from stacked.errors import GroupInvalid, RecordConflict
 from stacked.registry.records import GroupMember, GroupRecord, Model
 from stacked.registry.states import ModelState
 
-STACKED = "STACKED"
+STACKED, HOMOGENEOUS = "STACKED", "HOMOGENEOUS"
 
 
 def check_composition(group: GroupRecord, models: Mapping[str, Model]) -> None:
     """Raise GroupInvalid, or RecordConflict if a model is not ready; `models` are by id.
 
     A STACKED group is one base, which is a member, and at most 500 adapters that were checked
-    against it. Keys are unique in every kind of group.
+    against it; the other kinds are at most 500 models that need no base. Keys are unique in every
+    kind of group.
     """
     _check_members(group)
     for member in group.members:
@@ -27,6 +28,11 @@ def check_composition(group: GroupRecord, models: Mapping[str, Model]) -> None:
             )
     if group.kind == STACKED:
         _check_stacked(group, models)
+        return
+    for member in group.members:
+        _check_content(
+            models[member.model_id], "model", f"members of a {group.kind} group need no base"
+        )
 
 
 def _check_members(group: GroupRecord) -> None:

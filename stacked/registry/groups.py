@@ -9,7 +9,7 @@ from sqlalchemy import Connection, RowMapping, insert, select
 
 from stacked.errors import RecordAbsent, RecordConflict
 from stacked.registry import artifacts
-from stacked.registry.composition import check_composition
+from stacked.registry.composition import HOMOGENEOUS, check_composition
 from stacked.registry.models import MODELS
 from stacked.registry.paging import FIRST, Listing, build, filter_columns
 from stacked.registry.records import (
@@ -138,7 +138,7 @@ class GroupRepository(Editable[GroupRecord, GroupSummary]):
         """
         with self._database.write() as connection:
             stored = GROUPS.current(connection, artifact.owner_id, expect)
-            if stored.kind != "HOMOGENEOUS":
+            if stored.kind != HOMOGENEOUS:
                 raise RecordConflict(
                     f"model group {stored.id} is {stored.kind}; only a HOMOGENEOUS group has an "
                     "artifact"

@@ -68,14 +68,14 @@ class Record:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model(Record):
-    """A base, an adapter, or a model that has no content yet.
+    """A base, an adapter, a model that is neither, or one that has no content yet.
 
     Its content is (kind, digest); it never changes while a group has the model. `bytes` is the size
-    of its weights; `rank` is 0 for a base.
+    of its weights; `rank` is 0 for all but adapters.
     """
 
     kind: str = ""
-    """`base`, `adapter`, or empty without content."""
+    """`base`, `adapter`, `model`, or empty without content."""
     digest: str = ""
     source: str = ""
     rank: int = 0

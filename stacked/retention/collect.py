@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -34,7 +34,8 @@ from stacked.retention.plan import (
     plan_contents,
     plan_versions,
 )
-from stacked.store import AdapterStore, ArtifactFiles, BaseStore
+from stacked.store import AdapterStore, ArtifactFiles, BaseStore, ModelStore
+from stacked.store.folders import FolderStore
 from stacked.store.shelf import Stored
 from stacked.store.verified import forget_verified
 
@@ -45,6 +46,7 @@ SECONDS = 5.0
 
 _PART_SECONDS = 3600.0
 """A temporary file older than this belongs to a writer that has died."""
+_CONTENTS = {"adapter": "adapters", "base": "bases", "model": "folders of models"}
 _NOUNS = {
     "deployments": "deleted records",
     "model_groups": "deleted records",
@@ -138,7 +140,11 @@ class Collector:
         self._settings = settings
         self._data_dir = data_dir
         self._store = store
-        self._bases = BaseStore(store.root)
+        self._stores: Mapping[str, AdapterStore | FolderStore] = {
+            "adapter": store,
+            "base": BaseStore(store.root),
+            "model": ModelStore(store.root),
+        }
         self._records = records
         self._in_use = in_use
 
@@ -148,7 +154,7 @@ class Collector:
         most = sys.maxsize if dry_run else most
         until = time.monotonic() + seconds
         # In this order, whatever is added meanwhile is found in use, pinned, or named by a record.
-        contents = [*self._store.contents(), *self._bases.contents()]
+        contents = [each for store in self._stores.values() for each in store.contents()]
         pinned = self._store.pins()
         needs = self._sweep(report, {each.digest for each in contents}, pinned, most)
         unused = self._settings.unused_content.total_seconds()
@@ -177,7 +183,7 @@ class Collector:
         try:
             elsewhere: Container[str] = self._named_elsewhere()
         except RegistryUnusable as error:
-            report.notes.append(f"no adapter and no base is removed: {error}")
+            report.notes.append(f"no content is removed: {error}")
             elsewhere = _Everything()
         return Needs(self._in_use(), pinned, named, elsewhere, released)
 
@@ -197,8 +203,8 @@ class Collector:
                 report.add("group versions", reason, freed=False)
 
     def _may_go(self, digest: Digest, since: datetime) -> bool:
-        used = self._store.used_ns(digest)
-        return used is not None and used <= since.timestamp() * 1e9 and digest not in self._in_use()
+        used = [store.used_ns(digest) or 0 for store in self._stores.values()]
+        return 0 < max(used) <= since.timestamp() * 1e9 and digest not in self._in_use()
 
     def _forget(self, sweep: Sweep, report: Report, most: int, needed: set[Digest]) -> None:
         now = datetime.now(UTC)
@@ -222,9 +228,9 @@ class Collector:
             if not report.dry_run and (done >= most or time.monotonic() > until):
                 report.unfinished = True
                 self._stays(stored, report, "left to the next round")
-            elif report.dry_run or self._shelf_of(stored).remove(stored):
+            elif report.dry_run or self._stores[stored.kind].remove(stored):
                 done += 1
-                report.add(f"{stored.kind}s", reason.value, freed=True, bytes=stored.bytes)
+                report.add(_CONTENTS[stored.kind], reason.value, freed=True, bytes=stored.bytes)
             else:
                 self._stays(stored, report, Reason.PINNED.value)
         for stored, reason in plan.keep:
@@ -232,10 +238,7 @@ class Collector:
 
     def _stays(self, stored: Stored, report: Report, reason: str) -> None:
         report.stored_bytes[stored.kind] += stored.bytes
-        report.add(f"{stored.kind}s", reason, freed=False, bytes=stored.bytes)
-
-    def _shelf_of(self, stored: Stored) -> AdapterStore | BaseStore:
-        return self._store if stored.kind == "adapter" else self._bases
+        report.add(_CONTENTS[stored.kind], reason, freed=False, bytes=stored.bytes)
 
     # -- leftovers ----------------------------------------------------------------------------
 
@@ -256,8 +259,8 @@ class Collector:
                     if not report.dry_run:
                         file.unlink()
         if not report.dry_run:
-            self._store.tidy()
-            self._bases.tidy()
+            for store in self._stores.values():
+                store.tidy()
             clear_unfinished(bases_dir(self._data_dir))
             there = {each.digest for each in self._store.contents()}
             for file in (self._store.root / "engine").glob("*.verified"):

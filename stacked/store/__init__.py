@@ -5,6 +5,7 @@ from stacked.store.base import BaseModules
 from stacked.store.base_store import BaseStore
 from stacked.store.checks import Report
 from stacked.store.limits import Limits
+from stacked.store.models import ModelStore, is_model
 from stacked.store.peft_config import RANK_LADDER, rung
 from stacked.store.sources import is_remote, parse_hub
 from stacked.store.store import AdapterStore

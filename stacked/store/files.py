@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -66,6 +66,38 @@ def copy_adapter(
             (target / name).parent.mkdir(exist_ok=True)
             expected = os.fstat(reader.fileno()).st_size
             write_copy(reader, target / name, most_bytes(name, limits), name, expected)
+
+
+def copy_tree(
+    source: Path, target: Path, limits: Limits, roots: Sequence[Path] | None, alone: str
+) -> None:
+    """Copy all files of a directory into `target`, or one file as `alone`.
+
+    Links and `roots` as in `copy_adapter`. Raises PathUnsafe, AdapterTooLarge, SourceRefused.
+    """
+    real = real_path(source)
+    place, names = (real, _all_names(real)) if real.is_dir() else (real.parent, [real.name])
+    bounds, left = (_extent(place), *(roots or ())), limits.max_bytes
+    for count, name in enumerate(names):
+        if count >= limits.max_members:
+            raise AdapterTooLarge(f"{source} has more than {limits.max_members} files")
+        copy = target / (name if real.is_dir() else alone)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with _open(place / name, place, bounds) as reader:
+            write_copy(reader, copy, left, name, os.fstat(reader.fileno()).st_size)
+        left -= copy.stat().st_size
+
+
+def _all_names(directory: Path) -> Iterator[str]:
+    """Every file below a directory, and links to directories, which are no files."""
+
+    def refuse(error: OSError) -> None:
+        raise SourceRefused(f"{error.filename} cannot be read: {error.strerror}") from error
+
+    for place, folders, files in os.walk(directory, onerror=refuse):
+        links = [each for each in folders if os.path.islink(os.path.join(place, each))]
+        for name in files + links:
+            yield os.path.relpath(os.path.join(place, name), directory)
 
 
 def real_path(path: Path) -> Path:

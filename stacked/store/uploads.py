@@ -1,4 +1,4 @@
-"""Adapters and bases as zips: sent from this machine, and what one that was received holds."""
+"""Content as zips: sent from this machine, and what one that was received holds."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ _KEPT = frozenset({".safetensors", ".json", ".jinja", ".model", ".txt", ".md", "
 class Kind(enum.Enum):
     ADAPTER = "adapter"
     BASE = "base"
+    MODEL = "model"  # anything else; `stacked.store.models` says whether it can be served
 
 
 def kind_of(archive: Path, limits: Limits, name: str) -> Kind:
@@ -46,10 +47,7 @@ def kind_of(archive: Path, limits: Limits, name: str) -> Kind:
         return Kind.ADAPTER
     if _base_folder(here) is not None:
         return Kind.BASE
-    raise ArchiveInvalid(
-        f"{name} is neither an adapter ({CONFIG_FILE} and adapter_model.safetensors) nor a base "
-        "(config.json and *.safetensors); pack one of these, at the top or in one folder"
-    )
+    return Kind.MODEL
 
 
 def unpack_base(archive: Path, target: Path, limits: Limits, name: str) -> None:
@@ -64,6 +62,22 @@ def unpack_base(archive: Path, target: Path, limits: Limits, name: str) -> None:
     wanted = {path for path in names if path.parent == folder and _is_kept(path)}
     check_room(target, sum(names[path] for path in wanted), f"{name}, unpacked")
     unpack_zip(archive, target, limits, name, wanted, folder)
+
+
+def unpack_folder(archive: Path, target: Path, limits: Limits, name: str) -> None:
+    """Unpack all of a zip into `target`, without the one folder that all of it may be in.
+
+    Raises ArchiveInvalid, PathUnsafe, AdapterTooLarge.
+    """
+    listed = zip_files(archive, limits, name)
+    # macOS adds a folder of its own, with what only it reads.
+    names = {path: listed[path] for path in listed if path.parts and path.parts[0] != "__MACOSX"}
+    if any(parent in names for path in names for parent in path.parents):
+        raise ArchiveInvalid(f"{name} has a file where it also has a folder; pack it again")
+    tops = {path.parents[-2] if len(path.parts) > 1 else PurePosixPath() for path in names}
+    folder = tops.pop() if len(tops) == 1 else PurePosixPath()
+    check_room(target, sum(names.values()), f"{name}, unpacked")
+    unpack_zip(archive, target, limits, name, names, folder)
 
 
 def _base_folder(names: Collection[PurePosixPath]) -> PurePosixPath | None:

@@ -21,14 +21,14 @@ from stacked.api.gate import open_gate
 from stacked.api.gateway import Gateway
 from stacked.api.routes import create_routes
 from stacked.catalogue import Catalogue
-from stacked.config import ControlConfig, ServerConfig
+from stacked.config import ControlConfig, ModelsConfig, ServerConfig
 from stacked.deployment.activation import Starter
 from stacked.deployment.ledger import Ledger
 from stacked.service import Service
 from stacked.serving import Commit, Prepared
 from stacked.serving.vllm import VllmServing
 from stacked.steps import Progress
-from tests.api.control.plane import packed, stacked_body
+from tests.api.control.plane import archive_of, packed, stacked_body
 from tests.api.doors import served
 from tests.deployments.machine import FakeStarts
 from tests.store.small import write_base
@@ -88,6 +88,12 @@ class Rig:
         self.http.post(f"{PREFIX}/models/{id}/artifact", content=content).raise_for_status()
         return id
 
+    def onnx(self, **more: Any) -> str:
+        """A model with an ONNX file, which nobody reads here."""
+        id, content = self.model(displayName="onnx", **more), archive_of(**{"model.onnx": b"1"})
+        self.http.post(f"{PREFIX}/models/{id}/artifact", content=content).raise_for_status()
+        return id
+
     def group(self, base: str, *members: tuple[str, str | None]) -> str:
         return str(self.ask("POST", "/modelGroups", stacked_body(*members, base=base))["id"])
 
@@ -98,7 +104,7 @@ class Rig:
         groups = [
             self.group(base, (first, "x")),
             self.group(base, (first, "x"), (second, "y")),
-            str(self.ask("POST", "/modelGroups", homogeneous(first))["id"]),
+            str(self.ask("POST", "/modelGroups", homogeneous(self.onnx()))["id"]),
         ]
         number = len(self.ask("GET", "/modelGroupVersionHistory", params={"limit": 1000}))
         named = {"displayName": f"line {number}", "latestModelGroupId": groups[0]}
@@ -153,7 +159,9 @@ def rig(directory: Path, **server: Any) -> Iterator[Rig]:
     """A server on a port of its own, with nothing in it. `http` signs nothing."""
     roots = directory / "roots"
     write_base(roots / "base")
-    config = ControlConfig(server=ServerConfig(adapter_roots=(str(roots),), **server))
+    models = ModelsConfig(code=True)
+    own = ServerConfig(adapter_roots=(str(roots),), **server)
+    config = ControlConfig(server=own, models=models)
     service = Service(config, directory / "data", durable=True)
     with patch.object(stacked.service, "Starter", Starts):
         asyncio.run(service.start())

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.api.control.plane import packed, zipped
+from tests.api.control.plane import archive_of, packed, zipped
 from tests.contract.rig import Rig, rig
 from tests.store.small import write_base
 from tests.waiting import until
@@ -207,7 +207,7 @@ def test_the_notebooks_begin_with_a_version_set_and_tell_a_history_of_a_group(
     (found,) = server.ask("GET", f"/modelVersionSets?compartmentId={C}&name=sklearn")
     assert found["id"] == version_set
     models = [
-        server.model(modelVersionSetId=version_set, versionLabel=label) for label in ("v1", "v2")
+        server.onnx(modelVersionSetId=version_set, versionLabel=label) for label in ("v1", "v2")
     ]
     assert [server.ask("GET", f"/models/{id}")["versionId"] for id in models] == [1, 2]
     group = server.ask(
@@ -220,7 +220,8 @@ def test_the_notebooks_begin_with_a_version_set_and_tell_a_history_of_a_group(
             "memberModelEntries": {"memberModelDetails": [{"modelId": id} for id in models]},
         },
     )["id"]
-    server.http.post(f"/20190101/modelGroups/{group}/artifact", content=b"zip").raise_for_status()
+    code = archive_of(**{"score.py": b"", "runtime.yaml": b""})
+    server.http.post(f"/20190101/modelGroups/{group}/artifact", content=code).raise_for_status()
     first = {"displayName": "line", "latestModelGroupId": group}
     history = server.ask("POST", "/modelGroupVersionHistory", first)["id"]
     source = {"modelGroupCloneSourceType": "MODEL_GROUP", "sourceId": group}

@@ -31,7 +31,7 @@ from stacked.api.routes import create_routes
 from stacked.config import ControlConfig
 from stacked.service import Service
 from stacked.store import outgoing
-from tests.api.control.plane import packed, stacked_body
+from tests.api.control.plane import archive_of, packed, stacked_body
 from tests.contract.rig import Rig, rig
 
 _DOCUMENT = of_server(create_routes(cast(Service, SimpleNamespace(config=ControlConfig()))))
@@ -113,6 +113,8 @@ def map_body(context: Any, body: Any) -> Any:
         return body
     if path == "/20190101/models/{id}/artifact":
         return _zips[len(repr(body)) // 2 % 2]
+    if path == "/20190101/modelGroups/{id}/artifact":
+        return archive_of(**{"score.py": b"", "runtime.yaml": b""})
     if path == "/stacked/adapters/{digest}":
         return _zips[0]
     needed = _needed(method, path.removeprefix("/20190101"))

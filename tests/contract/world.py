@@ -24,6 +24,7 @@ from oci.exceptions import ServiceError
 from oci.model_deployment import ModelDeploymentClient
 from oci.retry import NoneRetryStrategy
 
+from tests.api.control.plane import archive_of
 from tests.conftest import PROMPT
 from tests.contract.document import Document
 from tests.waiting import until
@@ -67,6 +68,7 @@ class World:
         self._numbers = itertools.count(1)
         self.base = self.uploaded(zipped(base))
         self.adapters = {name: self.uploaded(self.zips[name]) for name in ("a", "b", "c")}
+        self.zips["code"] = archive_of(**{"score.py": b"", "runtime.yaml": b""})
         self._deployment: str | None = None
 
     def raw(self, method: str, path: str, **more: Any) -> requests.Response:
@@ -118,12 +120,14 @@ class World:
         return str(self.control.create_model_group(details).data.id)
 
     def homogeneous(self) -> str:
+        """A group of one ONNX model, which nobody reads; its id."""
+        model = self.uploaded(archive_of(**{"model.onnx": b"1"}))
         details = sdk.CreateModelGroupDetails(
             compartment_id=C,
             project_id=P,
             model_group_details=sdk.HomogeneousModelGroupDetails(),
             member_model_entries=sdk.MemberModelEntries(
-                member_model_details=[sdk.MemberModelDetails(model_id=self.adapters["a"])]
+                member_model_details=[sdk.MemberModelDetails(model_id=model)]
             ),
         )
         return str(self.control.create_model_group(details).data.id)

@@ -35,7 +35,7 @@ from stacked.serving import Commit, Prepared, Serving
 from stacked.serving.settings import ServingSettings, base_key, settings_of
 from stacked.serving.vllm import VllmPrepared, VllmServing
 from stacked.steps import Progress, Silent, Start
-from stacked.store import AdapterStore
+from stacked.store import AdapterStore, ModelStore
 from tests.groups.test_routing import adapter
 from tests.test_live import FakeEngine
 
@@ -168,7 +168,7 @@ class Machine:
 
     def _open(self) -> None:
         store = cast(AdapterStore, _Store())
-        self.ledger = Ledger(self.directory, "tests", store)
+        self.ledger = Ledger(self.directory, "tests", store, ModelStore(self.directory / "store"))
         self.registry = self.ledger.registry
         self.starts = FakeStarts(self.ledger)
         self.slot = Slot()

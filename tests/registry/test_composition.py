@@ -67,15 +67,25 @@ def test_every_member_of_every_kind_is_active(state: ModelState, kind: str) -> N
         check_composition(group(9, kind=kind), models(off))
 
 
-def test_other_kinds_take_any_models_with_or_without_content() -> None:
+@pytest.mark.parametrize("kind", ["HOMOGENEOUS", "HETEROGENEOUS"])
+def test_other_kinds_are_models_that_need_no_base(kind: str) -> None:
     empty = Model(id="ocid1.datasciencemodel.oc1..empty")
-    other = adapter(9, base_model_id="another")
-    members = (GroupMember(empty.id, "a"), GroupMember(other.id, "b"))
-    for kind in ("HOMOGENEOUS", "HETEROGENEOUS"):
-        wanted = group(kind=kind, base_model_id=None, members=members)
-        check_composition(wanted, models(empty, other))
+    plain = Model(id="ocid1.datasciencemodel.oc1..plain", kind="model")
+    there = models(empty, plain)
+
+    def check(*ids: str) -> None:
+        members = tuple(GroupMember(id, f"k{at}") for at, id in enumerate(ids))
+        check_composition(group(kind=kind, base_model_id=None, members=members), there)
+
+    check(plain.id, plain.id)
     with pytest.raises(RecordConflict, match="no artifact yet"):
-        check_composition(group(members=(GroupMember(BASE), *members)), models(empty, other))
+        check(plain.id, empty.id)
+    for id, found in ((BASE, "base"), (adapter(0).id, "adapter")):
+        with pytest.raises(GroupInvalid, match=f"is of kind {found}; members of a {kind} group"):
+            check(plain.id, id)
+    for id, said in ((empty.id, "no artifact yet"), (plain.id, "is of kind model")):
+        with pytest.raises((GroupInvalid, RecordConflict), match=said):
+            check_composition(group(members=(GroupMember(BASE), GroupMember(id, "a"))), there)
 
 
 def test_500_fine_tunes_fit_beside_the_base() -> None:

@@ -99,7 +99,7 @@ def test_another_servers_records_in_the_data_directory_count(ground: Ground) -> 
         other.path.with_name(other.path.name + tail).unlink(missing_ok=True)
     report = ground.collect()
     assert ground.digests() == {model.digest}
-    assert "no adapter and no base is removed" in report.notes[0]
+    assert "no content is removed" in report.notes[0]
     assert str(other.path) in report.notes[0]
 
 

@@ -70,9 +70,8 @@ def test_an_adapter_that_stands_beside_a_base_config_is_an_adapter(tmp_path: Pat
         {},
     ],
 )
-def test_what_is_neither_is_refused(tmp_path: Path, files: dict[str, bytes]) -> None:
-    with pytest.raises(ArchiveInvalid, match="neither an adapter"):
-        kind_of(zip_of(tmp_path / "a.zip", **files), Limits(), "it")
+def test_what_is_neither_may_be_a_model(tmp_path: Path, files: dict[str, bytes]) -> None:
+    assert kind_of(zip_of(tmp_path / "a.zip", **files), Limits(), "it") is Kind.MODEL
 
 
 def test_a_base_is_kept_once_whole_and_readable(tmp_path: Path) -> None:

@@ -220,7 +220,7 @@ def _extra(name: str) -> Any:
 
 
 class Model(ModelSummary):
-    """A base, an adapter, or a model without content."""
+    """A base, an adapter, a model that is neither, or one without content."""
 
     description: str
     custom_metadata_list: list[Metadata]

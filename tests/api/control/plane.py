@@ -23,7 +23,7 @@ from stacked.config import BaseConfig, Config, ServerConfig
 from stacked.deployment.activation import Active
 from stacked.registry import Deployment, GroupMember, GroupRecord, Model, Registry
 from stacked.service import Service
-from stacked.store import AdapterStore
+from stacked.store import AdapterStore, ModelStore
 from tests.store.small import write_adapter, write_base
 
 BASE = "ocid1.datasciencemodel.oc1..base"
@@ -69,6 +69,12 @@ class Plane:
         self.ask("POST", f"/models/{id}/artifact", 204, packed(self.roots, seed))
         return id
 
+    def onnx(self, content: bytes = b"1", **more: Any) -> str:
+        """A model with an uploaded ONNX file, which nobody reads here; its id."""
+        id = self.model(displayName="onnx", **more)
+        self.ask("POST", f"/models/{id}/artifact", 204, archive_of(**{"model.onnx": content}))
+        return id
+
     def stored(self) -> list[str]:
         """The files of artifacts, without the place where they arrive."""
         return sorted(path.name for path in self.files.iterdir() if path.is_file())
@@ -78,8 +84,11 @@ class Plane:
 
 
 @contextmanager
-def control_plane(directory: Path, **server: Any) -> Iterator[Plane]:
-    """A plane with the base in the catalogue and in a group that a deployment serves."""
+def control_plane(directory: Path, *, code: bool = False, **server: Any) -> Iterator[Plane]:
+    """A plane with the base in the catalogue and in a group that a deployment serves.
+
+    `code`: whether models may run code.
+    """
     roots = directory / "roots"
     base = write_base(roots / "base")
     config = Config(
@@ -90,7 +99,9 @@ def control_plane(directory: Path, **server: Any) -> Iterator[Plane]:
         stock(registry, base)
         files = directory / "artifacts"
         store = AdapterStore(directory / "store")
-        catalogue = Catalogue(registry, store, files, roots=config.server.adapter_roots)
+        models = ModelStore(store.root, code=code, pythons={"here": "/usr/bin/python3"})
+        roots_given = config.server.adapter_roots
+        catalogue = Catalogue(registry, store, files, roots=roots_given, models=models)
         service = cast(
             Service,
             SimpleNamespace(
@@ -127,6 +138,14 @@ def zipped(directory: Path, prefix: str = "") -> bytes:
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in sorted(directory.iterdir()):
             archive.write(file, prefix + file.name)
+    return buffer.getvalue()
+
+
+def archive_of(**files: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
     return buffer.getvalue()
 
 

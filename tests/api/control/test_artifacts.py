@@ -17,7 +17,15 @@ import pytest
 
 from stacked.catalogue import Catalogue
 from stacked.store import AdapterStore
-from tests.api.control.plane import BASE, Plane, control_plane, meta, packed, zipped
+from tests.api.control.plane import (
+    BASE,
+    Plane,
+    archive_of,
+    control_plane,
+    meta,
+    packed,
+    zipped,
+)
 from tests.api.doors import served
 from tests.store.small import write_adapter, write_base
 
@@ -139,19 +147,13 @@ def link(name: str) -> bytes:
     return buffer.getvalue()
 
 
-def archive_of(**files: bytes) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return buffer.getvalue()
-
-
 def bad_uploads() -> dict[str, tuple[bytes, int, str]]:
     return {
         "no zip": (b"hello", 400, "ArchiveInvalid"),
         "cut short": (archive_of(a=b"x" * 1000)[:-30], 400, "ArchiveInvalid"),
-        "neither": (archive_of(**{"score.py": b"x"}), 400, "ArchiveInvalid"),
+        "neither": (archive_of(**{"notes.txt": b"x"}), 400, "ArchiveInvalid"),
+        "code": (archive_of(**{"score.py": b"x"}), 403, "NotAllowed"),
+        "Keras": (archive_of(**{"m.keras": b"x"}), 400, "ArchiveInvalid"),
         "out of it": (archive_of(**{"../adapter_config.json": b"{}"}), 400, "PathUnsafe"),
         "absolute": (archive_of(**{"/adapter_config.json": b"{}"}), 400, "PathUnsafe"),
         "a link": (link("adapter_config.json"), 400, "PathUnsafe"),

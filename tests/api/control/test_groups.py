@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,9 @@ from tests.api.control.plane import (
     BASE,
     GROUP,
     Plane,
+    archive_of,
     clone_body,
+    control_plane,
     members_of,
     packed,
     stacked_body,
@@ -38,6 +41,9 @@ def make(plane: Plane, *entries: tuple[str, str | None], **more: Any) -> Any:
 def other_kind(kind: str, *entries: tuple[str, str | None]) -> dict[str, Any]:
     details = {"memberModelDetails": [_entry(*entry) for entry in entries]}
     return stacked_body(modelGroupDetails={"type": kind}, memberModelEntries=details)
+
+
+ENVIRONMENT = b"MODEL_DEPLOYMENT: {INFERENCE_CONDA_ENV: {INFERENCE_ENV_SLUG: '@'}}"
 
 
 @pytest.fixture
@@ -142,17 +148,15 @@ def test_a_clone_of_a_history_is_its_next_version(
 
 
 def test_groups_of_other_kinds_are_made_listed_and_cloned(
-    plane: Plane, adapters: tuple[str, str, str]
+    plane: Plane,
 ) -> None:
-    plain = plane.model()
+    one, two = plane.onnx(b"1"), plane.onnx(b"2")
     for kind in ("HOMOGENEOUS", "HETEROGENEOUS"):
-        made = plane.json(
-            "POST", "/modelGroups", body=other_kind(kind, (adapters[0], "a"), (plain, "b"))
-        )
+        made = plane.json("POST", "/modelGroups", body=other_kind(kind, (one, "a"), (two, "b")))
         assert made["modelGroupDetails"] == {"type": kind, "customMetadataList": []}
-        body = clone_body(made["id"], remove((plain, None)), displayName=kind)
+        body = clone_body(made["id"], remove((two, None)), displayName=kind)
         clone = plane.json("POST", "/modelGroups", body=body)
-        assert members_of(clone) == {adapters[0]: "a"}
+        assert members_of(clone) == {one: "a"}
         (row,) = plane.json("GET", f"/modelGroups?displayName={kind}")
         assert row["modelGroupDetails"]["type"] == kind
 
@@ -413,24 +417,62 @@ def test_the_models_of_a_group_are_listed_by_every_filter(
     assert plane.json("GET", "/modelGroups/none/models", 404)["code"]
 
 
-def test_a_homogeneous_group_has_one_artifact_and_others_have_none(
-    plane: Plane, adapters: tuple[str, str, str]
+def test_a_homogeneous_group_has_one_artifact_and_others_have_none(tmp_path: Path) -> None:
+    with control_plane(tmp_path, code=True) as plane:
+        body = other_kind("HOMOGENEOUS", (plane.onnx(), "a"))
+        path = f"/modelGroups/{plane.json('POST', '/modelGroups', body=body)['id']}/artifact"
+        plane.ask("GET", f"{path}/content", 404)
+        code = archive_of(**{"g/score.py": b"1", "g/runtime.yaml": b""})
+        assert plane.ask("POST", path, 204, code).headers["etag"]
+        assert plane.ask("GET", f"{path}/content").content == code
+        assert plane.ask("HEAD", f"{path}/content").headers["content-length"] == str(len(code))
+        plane.ask("POST", path, 204, code)
+        other = archive_of(**{"score.py": b"2"})
+        assert plane.json("POST", path, 409, other)["code"] == "Conflict"
+        for group in (make(plane)["id"], plane_group(plane, "HETEROGENEOUS")):
+            refused = plane.json("POST", f"/modelGroups/{group}/artifact", 409, code)
+            assert refused["code"] == "Conflict"
+        plane.ask("DELETE", path.removesuffix("/artifact"), 202)
+        plane.ask("GET", f"{path}/content", 404)
+        assert len(plane.stored()) == 1, "the model's own"
+
+
+@pytest.mark.parametrize(
+    ("files", "status", "code", "said"),
+    [
+        ({"score.py": b""}, 403, "NotAllowed", "models.code: true"),
+        ({"runtime.yaml": b""}, 400, "ArchiveInvalid", "has no score.py"),
+        ({"a/b/score.py": b"", "c": b""}, 400, "ArchiveInvalid", "has no score.py"),
+        ({"score.py": b"", "../x": b""}, 400, "PathUnsafe", "leads out"),
+        ({"score.py": b"", "runtime.yaml": b"- x"}, 400, "InvalidParameter", "INFERENCE_ENV_SLUG"),
+        (
+            {"score.py": b"", "runtime.yaml": ENVIRONMENT.replace(b"@", b"pyt_p39")},
+            400,
+            "InvalidParameter",
+            "'pyt_p39' is not here (known: 'here')",
+        ),
+    ],
+)
+def test_an_artifact_that_is_no_code_of_a_group_is_refused(
+    tmp_path: Path, files: dict[str, bytes], status: int, code: str, said: str
 ) -> None:
-    body = other_kind("HOMOGENEOUS", (adapters[0], "a"))
-    path = f"/modelGroups/{plane.json('POST', '/modelGroups', body=body)['id']}/artifact"
-    plane.ask("GET", f"{path}/content", 404)
-    answer = plane.ask("POST", path, 204, b"score.py and runtime.yaml")
-    assert answer.headers["etag"]
-    got = plane.ask("GET", f"{path}/content")
-    assert got.content == b"score.py and runtime.yaml"
-    assert plane.ask("HEAD", f"{path}/content").headers["content-length"] == "25"
-    plane.ask("POST", path, 204, b"score.py and runtime.yaml")
-    assert plane.json("POST", path, 409, b"other")["code"] == "Conflict"
-    stacked = f"/modelGroups/{make(plane)['id']}/artifact"
-    assert plane.json("POST", stacked, 409, b"x")["code"] == "Conflict"
-    plane.ask("DELETE", path.removesuffix("/artifact"), 202)
-    plane.ask("GET", f"{path}/content", 404)
-    assert len(plane.stored()) == 3, "the three adapters' own"
+    with control_plane(tmp_path, code=status != 403) as plane:
+        path = f"/modelGroups/{plane_group(plane, 'HOMOGENEOUS')}/artifact"
+        refused = plane.json("POST", path, status, archive_of(**files))
+        assert refused["code"] == code
+        assert said in refused["message"]
+        plane.ask("GET", f"{path}/content", 404)
+        assert plane.arriving() == []
+        if status == 403:
+            return
+        named = {"score.py": b"", "runtime.yaml": ENVIRONMENT.replace(b"@", b"here")}
+        plane.ask("POST", path, 204, archive_of(**named))
+
+
+def plane_group(plane: Plane, kind: str) -> str:
+    """A group of one model of another kind; its id."""
+    body = other_kind(kind, (plane.onnx(), "a"))
+    return str(plane.json("POST", "/modelGroups", body=body)["id"])
 
 
 def test_content_of_a_model_does_not_change_while_a_group_has_it(

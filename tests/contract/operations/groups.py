@@ -117,7 +117,7 @@ def list_model_group_models(world: World) -> None:
 def create_model_group_artifact(world: World) -> None:
     id = world.homogeneous()
     answer = world.control.create_model_group_artifact(
-        id, world.zips["c"], content_disposition="attachment; filename=g.zip"
+        id, world.zips["code"], content_disposition="attachment; filename=g.zip"
     )
     assert (answer.status, answer.data) == (204, None)
     assert answer.headers["etag"]
@@ -127,17 +127,17 @@ def create_model_group_artifact(world: World) -> None:
 @operation
 def get_model_group_artifact_content(world: World) -> None:
     id = world.homogeneous()
-    world.control.create_model_group_artifact(id, world.zips["c"])
+    world.control.create_model_group_artifact(id, world.zips["code"])
     part = world.control.get_model_group_artifact_content(id, range="bytes=0-3")
-    assert (part.status, part.data.content) == (206, world.zips["c"][:4])
+    assert (part.status, part.data.content) == (206, world.zips["code"][:4])
 
 
 @operation
 def head_model_group_artifact(world: World) -> None:
     id = world.homogeneous()
-    world.control.create_model_group_artifact(id, world.zips["c"])
+    world.control.create_model_group_artifact(id, world.zips["code"])
     headers = world.control.head_model_group_artifact(id).headers
-    assert int(headers["content-length"]) == len(world.zips["c"])
+    assert int(headers["content-length"]) == len(world.zips["code"])
 
 
 # -- version histories ----------------------------------------------------------------------

@@ -1,0 +1,19 @@
+"""How models that are no adapters are loaded and run."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from stacked.config.fields import Frozen
+
+
+class ModelsConfig(Frozen):
+    """What groups without a base may do."""
+
+    code: bool = False
+    """Whether code runs that comes with models: score.py, pickles, TorchScript and exported
+    programs. It can do what this server's user can; only a container is a sandbox."""
+    pythons: dict[str, str] = Field(default_factory=dict)
+    """The interpreter of each environment that a runtime.yaml may name (INFERENCE_ENV_SLUG)."""
+    deadline_seconds: float = Field(default=60, gt=0)
+    """How long a model may take to load, or to answer one request."""
