@@ -57,7 +57,7 @@ class Held:
     def __init__(self, live: Live[Any]) -> None:
         self.config = config_of(auth=AuthConfig(bearer=True))
         self._server = self.config.server
-        self.app = vllm()
+        self.app, self.vllm = vllm(), self
         self.app.state.openai_serving_models = self
         self.live, self._door = live, Door(self.app)
         self.admit = partial(VllmServing.admit, cast(VllmServing, self))
