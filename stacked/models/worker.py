@@ -72,7 +72,7 @@ class Worker:
                 call.cancel()
                 if work.cancel():  # it had not begun
                     late = Fault("ModelTooSlow", "others before it took all of its time")
-                    self._end(number, _refusal(late, "", Call()), b"")
+                    self._end(number, refusal(late, "", Call()), b"")
             return
         call = Call()
         pool = self._loads if head["do"] in ("load", "unload") else self._answers
@@ -92,7 +92,7 @@ class Worker:
                 sentence = f"an answer of {len(answer[1]):,} bytes; at most {MOST_ANSWER:,}"
                 raise Fault("ModelAnswerInvalid", sentence)
         except BaseException as error:  # noqa: BLE001 - code of others, which may also call exit()
-            answer = _refusal(error, head["do"], call), b""
+            answer = refusal(error, head["do"], call), b""
         self._end(head["call"], *answer)
 
     def _load(self, head: dict[str, Any], body: bytes, call: Call) -> tuple[dict[str, Any], bytes]:
@@ -146,7 +146,7 @@ class Worker:
             self._socket.sendall(FRAME.pack(len(text), len(body)) + text + body)
 
 
-def _refusal(error: BaseException, doing: str, call: Call) -> dict[str, str]:
+def refusal(error: BaseException, doing: str, call: Call) -> dict[str, str]:
     code = {"load": "EngineLoadFailed", "ping": "EngineStartFailed"}.get(doing, "ModelFailed")
     reason = str(error)[:_MOST_REASON]
     if call.cancelled:

@@ -160,7 +160,7 @@ class Worker:
         finally:
             self._pending.pop(call, None)
         if "error" in reply:
-            raise _error(reply["error"], reply["message"])
+            raise reported(reply["error"], reply["message"])
         return reply, body
 
     def kill(self, reason: str, *suspects: int) -> None:
@@ -237,7 +237,7 @@ def _without_network() -> tuple[str, ...]:
     return ()
 
 
-def _error(code: str, message: str) -> StackedError:
+def reported(code: str, message: str) -> StackedError:
     kind = getattr(errors, code, None)
     if not (isinstance(kind, type) and issubclass(kind, StackedError)):
         kind = errors.ModelFailed
