@@ -23,9 +23,9 @@ from stacked.errors import (
 from stacked.models.workers import LOAD_SECONDS, Kind, Worker
 
 _MOST_ENDS = 3
-# Between two starts, doubled each time; a process that has run for so long was no failure.
+# Between two starts, doubled each time; a process that has run for so long begins anew.
 _PAUSES = (0.1, 30.0)
-_LONG_SECONDS = 60.0
+_LONG_SECONDS = 600.0
 
 
 class Pool:
@@ -152,11 +152,12 @@ class Pool:
                     self._gone(at, worker)
                     await worker.end()
                 self.restarts += 1
+                if time.monotonic() - began > _LONG_SECONDS:
+                    pause = _PAUSES[0]
+                    self._ends.clear()
                 self._count_end(worker)
-            pause = min(2 * pause, _PAUSES[1])
-            if time.monotonic() - began > _LONG_SECONDS:
-                pause = _PAUSES[0]
             await asyncio.sleep(pause)
+            pause = min(2 * pause, _PAUSES[1])
 
     def _gone(self, at: int, worker: Worker) -> None:
         if self._workers[at] is worker:

@@ -30,11 +30,11 @@ class Call:
         self._stop: Callable[[], object] | None = None
         self.cancelled = False
 
-    def stop_with(self, stop: Callable[[], object] | None) -> None:
+    def stop_with(self, stop: Callable[[], object]) -> None:
         """What ends it early, if that is possible."""
         with self._lock:
             self._stop = stop
-            if self.cancelled and stop:
+            if self.cancelled:
                 stop()
 
     def cancel(self) -> None:
@@ -123,11 +123,7 @@ def saved_model(path: str, threads: int) -> Tensors:
 
     def run(arrays: dict[str, Any], wanted: list[str], call: Call) -> dict[str, Any]:
         with turn:
-            call.stop_with(request.cancel)
-            try:
-                request.infer([arrays[spec.name] for spec in inputs])
-            finally:
-                call.stop_with(None)
+            request.infer([arrays[spec.name] for spec in inputs])
             places = enumerate(outputs)
             return {s.name: request.get_output_tensor(i).data.copy() for i, s in places}
 
@@ -165,6 +161,8 @@ def torch(path: str, threads: int) -> Tensors:
         inputs = [Spec(each.name) for each in module.forward.schema.arguments[1:]]
 
     def run(arrays: dict[str, Any], wanted: list[str], call: Call) -> dict[str, Any]:
+        if any(array.dtype.kind == "O" for array in arrays.values()):
+            raise Fault("ParameterInvalid", "datatype BYTES: PyTorch has no tensors of strings")
         given = [library.from_numpy(arrays[spec.name]) for spec in inputs]
         with library.inference_mode():
             found = module(*given)

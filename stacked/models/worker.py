@@ -148,7 +148,9 @@ class Worker:
 
 def refusal(error: BaseException, doing: str, call: Call) -> dict[str, str]:
     code = {"load": "EngineLoadFailed", "ping": "EngineStartFailed"}.get(doing, "ModelFailed")
-    reason = str(error)[:_MOST_REASON]
+    # TorchScript's errors are tracebacks, whose reason is the last line.
+    lines = [line for line in str(error).splitlines() if line] or [""]
+    reason = " … ".join(dict.fromkeys((lines[0][:_MOST_REASON], lines[-1][:_MOST_REASON])))
     if call.cancelled:
         code, reason = "ModelTooSlow", reason or "ended at its deadline"
     elif isinstance(error, Fault):
