@@ -229,6 +229,17 @@ class Live(Generic[H]):
         await self._loader.let_go([handle])
         self.routing = self.routing.settled(names)
 
+    def withhold(self, handle: H, why: str) -> None:
+        """Quarantine what has this handle, once no change is under way."""
+        self._later(self._withhold(handle, why))
+
+    async def _withhold(self, handle: H, why: str) -> None:
+        async with self._change():
+            if self.routing.handles.get(handle.digest) != handle:
+                return
+            self._serve(self.routing.withholding(handle.digest, why))
+        await self._remove_when_free(handle, frozenset())
+
     # -- the whole group --------------------------------------------------------------------
 
     def check_free(self) -> None:

@@ -35,9 +35,10 @@ from stacked.registry import DeployedMember, Deployment, MemberState, Page, Quer
 from stacked.retention.collect import Collector, Records
 from stacked.retention.rounds import Rounds
 from stacked.serving import Admission, Scope
+from stacked.serving.models import NO_VLLM, ModelsServing
 from stacked.serving.settings import settings_of
 from stacked.serving.targets import Target
-from stacked.serving.vllm import VllmPrepared, VllmServing
+from stacked.serving.vllm import NO_TENSORS, VllmPrepared, VllmServing
 from stacked.steps import Heard, Progress, Silent
 from stacked.store import AdapterStore, ModelStore
 from stacked.supervision.supervisor import Supervisor
@@ -303,10 +304,15 @@ class Service:
         """
         serving = self.active.serving
         if not isinstance(serving, VllmServing):
-            raise NotAuthorizedOrNotFound(
-                "what is deployed here are models that vLLM does not serve; send requests to "
-                "/predict, with the inference key in the header model-key"
-            )
+            raise NotAuthorizedOrNotFound(NO_VLLM)
+        return serving
+
+    @property
+    def models(self) -> ModelsServing:
+        """What serves models without vLLM. Raises as `vllm` does, where that serves."""
+        serving = self.active.serving
+        if not isinstance(serving, ModelsServing):
+            raise NotAuthorizedOrNotFound(NO_TENSORS)
         return serving
 
     @property

@@ -494,3 +494,36 @@ async def test_a_second_key_for_what_is_served_asks_nothing(engine: FakeEngine) 
     live = await serving(engine, member("a", 1))
     await live.add(member("b", 1))
     assert engine.calls == []
+
+
+async def test_quarantine_waits_for_the_change_under_way_and_then_frees_the_model(
+    engine: FakeEngine,
+) -> None:
+    live = await serving(engine, member("a", 1), member("b", 2))
+    handle = live.routing.handles[adapter(1).digest]
+    lease = live.admit({"key": "a"}).lease
+    engine.gate = asyncio.Event()
+    update = asyncio.create_task(live.update(BASE, (member("a", 1), member("c", 3)), Notes()))
+    await until_async(live._changing.locked)
+    live.withhold(handle, "its process ended")
+    await asyncio.sleep(0)
+    assert live.routing.resolve("a").handle == handle
+    engine.gate.set()
+    await update
+    await until_async(lambda: live.quarantined)
+    assert {m.key: why for m, why in live.quarantined.items()} == {"a": "its process ended"}
+    assert [route.label for route in live.routing] == ["base", "c"]
+    assert handle.number in engine.held
+    lease.release()
+    await until_async(lambda: handle.number not in engine.held)
+
+
+async def test_what_has_been_replaced_meanwhile_is_not_quarantined(engine: FakeEngine) -> None:
+    live = await serving(engine, member("a", 1))
+    handle = live.routing.handles[adapter(1).digest]
+    await live.remove("a")
+    again = await live.add(member("a", 1))
+    live.withhold(handle, "its process ended")
+    await asyncio.gather(*live._background)
+    assert live.routing.resolve("a") == again
+    assert not live.quarantined

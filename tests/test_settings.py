@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from stacked.errors import ConfigInvalid
-from stacked.serving.settings import read_settings
+from stacked.serving.settings import MOST_PROCESSES, read_settings, settings_of
 
 OCID = "ocid1.datasciencemodel.oc1..base"
 
@@ -60,3 +62,28 @@ def test_what_is_wrong_is_refused_by_its_name(environ: dict[str, str], said: str
 
 def test_just_under_the_limit_is_taken() -> None:
     read_settings({"A": "x" * 2046}, {})
+
+
+def of_models(**variables: str) -> Any:
+    configuration = {"engine": {"max_loras": 4}, "environment": {"environmentVariables": variables}}
+    return settings_of(configuration, "HOMOGENEOUS")
+
+
+def test_models_without_vllm_have_processes_and_no_flags() -> None:
+    found = of_models(WEB_CONCURRENCY="3", PARAMS="--no-such-flag 'x", PORT="80")
+    assert found.processes == 3
+    assert found.notes[0].endswith("PARAMS, PORT")
+    # For a group with a base that may come later.
+    assert dict(found.engine) == {"max_loras": 4}
+    assert (of_models().processes, of_models().notes) == (1, ())
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "two", str(MOST_PROCESSES + 1)])
+def test_a_number_of_processes_that_cannot_be_is_refused(count: str) -> None:
+    with pytest.raises(ConfigInvalid, match="WEB_CONCURRENCY"):
+        of_models(WEB_CONCURRENCY=count)
+
+
+def test_the_number_of_processes_means_nothing_to_vllm() -> None:
+    (note,) = read_settings({"WEB_CONCURRENCY": "auto"}, {}).notes
+    assert note.endswith("WEB_CONCURRENCY")

@@ -14,6 +14,7 @@ from stacked.serving.targets import (
     inner_path,
     is_listing,
     is_open,
+    is_tensors,
     model_target,
 )
 
@@ -148,3 +149,23 @@ def test_a_name_with_a_slash_reaches_no_other_route_than_the_one_it_was_judged_b
     assert app_path(canonical("/models%2Fx%2Fpredict")) == "/models%2Fx%2Fpredict"
     assert app_path(canonical("/models/x%2Fpredict")) == "/models/x%2Fpredict"
     assert app_path(canonical("/20190101/models/a%2Fb")) == "/20190101/models/a/b"
+
+
+def test_tensors_are_sent_to_a_model_by_its_key_in_the_path() -> None:
+    target = model_target("POST", "/v2/models/a%2Fb/infer")
+    assert target is not None
+    assert (target.path, target.model, target.tensors, target.plain) == (None, "a/b", True, True)
+    embeds = model_target("POST", "/v2/embed")
+    assert embeds is not None
+    assert (embeds.path, embeds.tensors) == ("/v2/embed", False)
+
+
+@pytest.mark.parametrize("path", ["/v2", "/v2/models", "/v2/models/a/ready", "/v2/health/live"])
+def test_paths_of_the_open_inference_protocol(path: str) -> None:
+    assert is_tensors(path)
+    assert not is_tensors(f"/v1{path}")
+
+
+@pytest.mark.parametrize("path", ["/v2/embed", "/v2/rerank", "/v2/health", "/v21"])
+def test_other_paths_below_v2_are_not_of_that_protocol(path: str) -> None:
+    assert not is_tensors(path)

@@ -205,6 +205,12 @@ def to_plain(body: bytes, status: int) -> bytes:
     return json.dumps(plain_body(code, message)).encode()
 
 
+def to_tensors(body: bytes, status: int) -> bytes:
+    """An error in our plain shape with what the Open Inference Protocol's clients show."""
+    tree = json.loads(body or b"{}")
+    return json.dumps({"error": tree.get("message", ""), **tree}).encode()
+
+
 def to_openai(body: bytes, status: int, said: str | None) -> bytes:
     """An error of vLLM's app in OpenAI's shape: most are, and what its framework says is not.
 

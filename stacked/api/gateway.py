@@ -17,7 +17,15 @@ from stacked.api import request_ids
 from stacked.api.access import Access
 from stacked.api.bodies import ClientGone, Cut, decode, read_body
 from stacked.api.cors import LocalGate
-from stacked.api.errors import INTERNAL, INTERNAL_CODE, not_served, oci_code, to_openai, to_plain
+from stacked.api.errors import (
+    INTERNAL,
+    INTERNAL_CODE,
+    not_served,
+    oci_code,
+    to_openai,
+    to_plain,
+    to_tensors,
+)
 from stacked.api.gate import METRICS, Gate, is_upload
 from stacked.api.limits import Intake, Limits
 from stacked.api.replies import Reshaped, Tagged, respond_error
@@ -39,6 +47,7 @@ from stacked.serving.targets import (
     is_listing,
     is_open,
     is_plain,
+    is_tensors,
     model_target,
     versioned,
 )
@@ -70,11 +79,13 @@ class Gateway:
             return
         headers = Headers(scope=scope)
         id = request_ids.begin(headers.get(request_ids.HEADER))
-        tagged = Tagged(send, {request_ids.HEADER: id})
         raw: bytes = scope.get("raw_path") or quote(scope["path"]).encode()
         method = scope["method"]
         deployment, path, below = inner_path(canonical(raw.decode("latin-1")))
         path = versioned(method, path)
+        if is_tensors(path):
+            send = Reshaped(send, to_tensors, bare=False)
+        tagged = Tagged(send, {request_ids.HEADER: id})
         # A copy, because the server must still see a HEAD as one.
         scope = {**scope, "path": app_path(path)}
         receive = intake = Intake(receive, scope, self._limits)

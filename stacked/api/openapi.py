@@ -18,9 +18,9 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse
 
 from stacked.api.control.base import Json
-from stacked.errors import EngineDead, NotReady
+from stacked.errors import EngineDead, NotAuthorizedOrNotFound, NotReady
 from stacked.service import Service
-from stacked.serving.targets import HEALTH_PATHS, is_open, is_plain, model_target
+from stacked.serving.targets import HEALTH_PATHS, is_open, is_plain, is_tensors, model_target
 
 _SCHEMAS = "#/components/schemas/"
 _TEXT: Json = {"type": "string"}
@@ -62,6 +62,14 @@ _OPENAI_ERROR = _closed(
 )
 
 
+_ERRORS = {
+    "": _ERROR,
+    "OpenAI": _OPENAI_ERROR,
+    "OpenInference": _closed(error=_TEXT, code=_TEXT, message=_TEXT),
+}
+"""By the kind of a path; see `_complete`."""
+
+
 def _in_header(name: str, description: str) -> Json:
     return {"type": "apiKey", "in": "header", "name": name, "description": description}
 
@@ -89,8 +97,8 @@ def openapi_routes(app: FastAPI, service: Service) -> None:
         """This document."""
         own[:] = own or [of_server(app)]
         try:
-            engine = service.app.openapi()
-        except (NotReady, EngineDead):
+            engine = service.vllm.app.openapi()
+        except (NotReady, EngineDead, NotAuthorizedOrNotFound):
             return own[0]
         return with_engine(own[0], engine)
 
@@ -120,8 +128,10 @@ def of_server(app: FastAPI) -> Json:
     components = own["components"]
     for name in ("ValidationError", "HTTPValidationError"):  # of FastAPI's 422, which is not used
         components["schemas"].pop(name, None)
-    components["schemas"] |= {"Error": _ERROR, "OpenAIError": _OPENAI_ERROR}
-    components["responses"] = {**_responses(""), **_responses("OpenAI")}
+    components["schemas"] |= {f"{kind}Error": error for kind, error in _ERRORS.items()}
+    components["responses"] = {}
+    for kind in _ERRORS:
+        components["responses"] |= _responses(kind)
     components["headers"] = {
         "opc-request-id": {
             "description": "The request's own, or a new one",
@@ -148,6 +158,7 @@ def _complete(path: str, method: str, operation: Json) -> None:
         id_ = {"$ref": "#/components/headers/opc-request-id"}
         answer["headers"] = {**answer.get("headers", {}), "opc-request-id": id_}
     kind = "" if is_plain(path) and not path.endswith(_BELOW_PREDICT) else "OpenAI"
+    kind = "OpenInference" if is_tensors(path) else kind
     own = {int(status) for status in answers if int(status) >= 400}
     for status in sorted(own | set(_errors(method, operation))):
         answers[str(status)] = {"$ref": f"#/components/responses/{kind}{status}"}
@@ -211,6 +222,21 @@ _BODY: Json = {
         "stream": {"type": "boolean"},
     },
 }
+_TENSOR: Json = {
+    "type": "object",
+    "properties": {
+        "name": _TEXT,
+        "datatype": _TEXT,
+        "shape": {"type": "array", "items": {"type": "integer"}},
+        "data": {"type": "array"},
+    },
+    "required": ["name", "shape", "datatype", "data"],
+}
+_TENSORS: Json = {
+    "type": "object",
+    "properties": {"id": _TEXT, "inputs": {"type": "array", "items": _TENSOR}},
+    "required": ["inputs"],
+}
 _EVENT: Json = {
     "type": "object",
     "description": "One event; the last has `[DONE]`",
@@ -239,6 +265,8 @@ def _inference() -> Iterator[tuple[str, str, Json]]:
             yield _operation(f"{prefix}/v1/{name}", id, routing)
         yield _operation(f"{prefix}/v1/models", f"list_served_models{suffix}", method="get")
     plain: Json = {"type": "object"}
+    infer = "/v2/models/{model}/infer"
+    yield _operation(infer, "infer", (), _TENSORS, _OBJECT, said="As the Open Inference Protocol's")
     path, id = "/{deploymentId}/predict/tokenize", "tokenize_below_a_deployment"
     yield _operation(path, id, _ROUTING, plain, _OBJECT)
 
@@ -250,6 +278,7 @@ def _operation(
     body: Json = _BODY,
     content: Json = _ANSWERS,
     method: str = "post",
+    said: str = "As vLLM's",
 ) -> tuple[str, str, Json]:
     names = re.findall(r"{(\w+)}", path)
     in_path = [{"name": name, "in": "path", "required": True, "schema": _TEXT} for name in names]
@@ -261,7 +290,7 @@ def _operation(
         "parameters": [*in_path, *headers],
         "responses": {
             "200": {
-                "description": "As vLLM's",
+                "description": said,
                 "content": content if method == "post" else _OBJECT,
             }
         },

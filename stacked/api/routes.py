@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import os
 from typing import Annotated, Any, Literal
-from urllib.parse import unquote
 
 from fastapi import APIRouter, Body, FastAPI, Header, Request, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import REGISTRY
 from prometheus_client.exposition import choose_encoder
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from stacked.api.control import control_routes
 from stacked.api.control.base import ResponseModel
-from stacked.api.control.calls import CHANGE, Served, success
+from stacked.api.control.calls import CHANGE, ModelName, Served, success
 from stacked.api.errors import handle_errors
+from stacked.api.open_inference import router as open_inference
 from stacked.api.openapi import openapi_routes
 from stacked.callers import caller_of
 from stacked.core import ModelId, check_key, check_model_id
@@ -26,9 +26,6 @@ from stacked.engine.openai import model_cards
 from stacked.errors import KeyInvalid, KeyUnknown, ParameterInvalid, SourceNotFound
 from stacked.groups.routing import Routing
 from stacked.service import Service
-
-# A key or model id in a path; the gateway has left `/` and `%` in it encoded.
-Name = Annotated[str, AfterValidator(unquote)]
 
 router = APIRouter(generate_unique_id_function=lambda route: route.name)
 
@@ -108,6 +105,7 @@ def create_routes(service: Service) -> FastAPI:
         name = f"health_{path.strip('/').replace('/', '_')}"
         app.get(path, tags=["Health"], operation_id=name)(health)
     app.include_router(router)
+    app.include_router(open_inference)
     control_routes(app, service)
     openapi_routes(app, service)
     return app
@@ -117,7 +115,8 @@ async def health(service: Served) -> Health:
     """Whether requests are answered."""
     active = service.active
     routing = active.serving.live.routing
-    return Health(group=active.name, generation=routing.generation, models=len(routing.members) + 1)
+    models = len(routing.members) + (routing.base is not None)
+    return Health(group=active.name, generation=routing.generation, models=models)
 
 
 @router.get("/health/live", name="health_live", tags=["Health"])
@@ -154,9 +153,11 @@ async def metrics(service: Served, accept: Annotated[str, Header()] = "") -> Res
     tags=["Health"],
     responses=success(also=(400,)),
 )
-async def model_health(name: Name, service: Served) -> ModelHealth:
+async def model_health(name: ModelName, service: Served) -> ModelHealth:
     """Whether a model is served."""
-    route = service.routing.resolve(name)
+    serving = service.active.serving
+    route = serving.live.routing.resolve(name)
+    serving.check_ready(route)
     return ModelHealth(model=route.label, generation=route.generation)
 
 
@@ -168,7 +169,7 @@ async def list_served_models(service: Served, request: Request) -> dict[str, Any
 
 
 @router.get("/v1/models/{name:path}", tags=["Stacked"], responses=success(also=(400,)))
-async def show_served_model(name: Name, service: Served, request: Request) -> dict[str, Any]:
+async def show_served_model(name: ModelName, service: Served, request: Request) -> dict[str, Any]:
     """One served model by key or id, as OpenAI's."""
     routing = service.routing.seen_by(caller_of(request.scope).keys)
     label = routing.resolve(name).label
@@ -194,7 +195,7 @@ _ADAPTER: dict[str, Any] = {"tags": ["Adapters one by one"], "dependencies": CHA
 @router.post("/models/{name:path}", name="load_models", responses=success(also=(502,)), **_ADAPTER)
 @router.post("/model/{name:path}", name="load_model", responses=success(also=(502,)), **_ADAPTER)
 async def load(
-    name: Name, service: Served, body: Annotated[LoadBody | None, Body()] = None
+    name: ModelName, service: Served, body: Annotated[LoadBody | None, Body()] = None
 ) -> LoadedModel:
     """Load an adapter under a key or id."""
     given = body or LoadBody()
@@ -218,7 +219,7 @@ _DRAINING: dict[int | str, Any] = {202: {"model": RemovedModel, "description": "
 
 @router.delete("/models/{name:path}", name="remove_models", responses=_DRAINING, **_ADAPTER)
 @router.delete("/model/{name:path}", name="remove_model", responses=_DRAINING, **_ADAPTER)
-async def remove(name: Name, service: Served, response: Response) -> RemovedModel:
+async def remove(name: ModelName, service: Served, response: Response) -> RemovedModel:
     """Stop serving a key or id."""
     if await service.runtime.unload(name):
         return RemovedModel(status="removed")

@@ -24,6 +24,7 @@ from stacked.engine.plan import Room, headroom
 from stacked.errors import ConfigInvalid, NotReady, StackedError
 from stacked.registry import Deployment, DeploymentState, MemberState, WorkRequest
 from stacked.serving import Commit, Prepared, Serving
+from stacked.serving.models import ModelsServing
 from stacked.serving.settings import base_key, settings_of
 from stacked.serving.vllm import VllmPrepared, VllmServing
 from stacked.steps import Heard, Progress, Start, Step, Stop
@@ -138,7 +139,7 @@ class Starts(Protocol):
 
 
 class Starter:
-    """Starts vLLM for the groups of one ledger."""
+    """Starts what serves the groups of one ledger, by their kind."""
 
     def __init__(self, ledger: Ledger, catalogue: Catalogue, server: ServerConfig) -> None:
         self._ledger = ledger
@@ -153,8 +154,10 @@ class Starter:
         return await asyncio.to_thread(self._prepare, group_id, configuration)
 
     def _prepare(self, group_id: str, configuration: Json) -> Prepared:
-        settings = settings_of(configuration)
         record = self._ledger.registry.groups.get(group_id)
+        settings = settings_of(configuration, record.kind)
+        if record.kind != "STACKED":
+            return Prepared(self._ledger.wanted(group_id, None), settings)
         base_id = record.base_model_id
         if base_id is None:
             raise ConfigInvalid(f"group {group_id} has no base")
@@ -165,22 +168,30 @@ class Starter:
         return VllmPrepared.of(wanted, modules, settings, self._catalogue.store.root)
 
     async def start(self, prepared: Prepared, commit: Commit, tell: Progress) -> Serving:
-        """See `VllmServing.start`."""
-        assert isinstance(prepared, VllmPrepared), "vLLM alone is started here"
-        return await VllmServing.start(prepared, commit, self._server, tell)
+        """See `VllmServing.start` and `ModelsServing.start`."""
+        if isinstance(prepared, VllmPrepared):
+            return await VllmServing.start(prepared, commit, self._server, tell)
+        return await ModelsServing.start(
+            prepared,
+            commit,
+            tell,
+            deadline_seconds=60.0,
+            drain_seconds=self._server.drain_seconds,
+        )
 
     async def again(
         self, lost: Serving, quarantined: Mapping[Digest, str], tell: Progress
     ) -> Serving:
         """Start another engine for what a lost one served; see `VllmServing.again`."""
-        assert isinstance(lost, VllmServing), "vLLM alone is started here"
+        assert isinstance(lost, VllmServing), "other engines heal themselves"
         return await self.start(*lost.again(quarantined), tell)
 
     def room(self, running: Serving, coming: Prepared) -> Room:
         """Whether the new one may start while the other runs."""
-        assert isinstance(running, VllmServing), "vLLM alone is started here"
-        assert isinstance(coming, VllmPrepared), "vLLM alone is started here"
-        return headroom(running.plan, coming.plan, look())
+        if not isinstance(coming, VllmPrepared):  # its models are loaded only where they fit
+            return Room(True, "the new models are loaded next to what is served")
+        held = running.plan.memory_bytes if isinstance(running, VllmServing) else 0
+        return headroom(held, coming.plan, look())
 
 
 class Activation:

@@ -16,8 +16,8 @@ from stacked.deployment.activation import Activation, Active, Slot, wanted_group
 from stacked.deployment.changes import Change, Changes
 from stacked.deployment.journal import UpdateJournal
 from stacked.deployment.ledger import Ledger
-from stacked.errors import NotReady, RecordAbsent, RecordConflict
-from stacked.registry import Deployment, DeploymentState, WorkRequest
+from stacked.errors import NotReady, RecordAbsent, RecordConflict, UpdateNotLive
+from stacked.registry import Deployment, DeploymentState, GroupRecord, WorkRequest
 from stacked.registry.deployments import DeploymentChanges
 from stacked.serving.settings import ServingSettings, base_key, check_base_key, settings_of
 
@@ -98,8 +98,9 @@ class Deployments:
         self._check_alone(new.id)
         async with self._changes.beginning():
             self._check_alone(new.id)
-            settings = settings_of({**new.configuration, "engine": self._defaults})
-            await self._check_deployable(group_id, settings, named=True)
+            group = await self._deployable(group_id)
+            settings = settings_of({**new.configuration, "engine": self._defaults}, group.kind)
+            _check_names(group, settings, named=True)
             engine = dict(settings.engine)
             new = replace(new, configuration={**new.configuration, "engine": engine})
             record = await self._ledger.do(self._registry.deployments.create, new)
@@ -117,7 +118,8 @@ class Deployments:
             self._check_alone(id)
             record = await self._in_state(id, (_INACTIVE, _FAILED), "activated")
             group_id = wanted_group(record)
-            await self._check_deployable(group_id, settings_of(record.configuration))
+            group = await self._deployable(group_id)
+            _check_names(group, settings_of(record.configuration, group.kind))
             await self._enter(record, DeploymentState.UPDATING, "being activated", expect)
             work = await self._open(_ACTIVATE, "UPDATED", record, group_id)
             change = Change(work, id)
@@ -160,18 +162,18 @@ class Deployments:
         async with self._changes.beginning():
             record = await self._in_state(id, (*_SERVES, _INACTIVE), "updated")
             parts: dict[str, Any] = {}
-            settings = before = settings_of(record.configuration)
+            group = await self._deployable(revision.group_id or wanted_group(record))
+            settings = before = settings_of(record.configuration, group.kind)
             if revision.environment is not None:
                 parts = {"environment": revision.environment, "engine": self._defaults}
-                settings = settings_of({**record.configuration, **parts})
+                settings = settings_of({**record.configuration, **parts}, group.kind)
                 parts["engine"] = dict(settings.engine)
-            group_id = revision.group_id or wanted_group(record)
             # A name that the environment had before may be older than the group's.
-            named = settings.base_key != before.base_key
-            await self._check_deployable(group_id, settings, named=named)
+            _check_names(group, settings, named=settings.base_key != before.base_key)
             if record.state is _INACTIVE:
                 return await self._revise(record, revision, parts, expect)
             if revision.live:
+                await self._check_kind(record, group)
                 return await self._go_live(record, revision, settings, expect)
             return await self._replace(record, revision, parts, expect)
 
@@ -215,19 +217,18 @@ class Deployments:
                 f"at a time; follow work request {change.work_id}"
             )
 
-    async def _check_deployable(
-        self, group_id: str, settings: ServingSettings, *, named: bool = False
-    ) -> None:
-        """Refuse what the records show cannot be served, before anything is changed.
+    async def _deployable(self, group_id: str) -> GroupRecord:
+        """Refuse what the records show cannot be served, before anything is changed."""
+        return await self._ledger.do(self._ledger.deployable, group_id)
 
-        `named`: the settings come with a name for the base, which must be the group's.
-        """
-        group = await self._ledger.do(self._ledger.deployable, group_id)
-        keys = [member.key for member in group.members if member.model_id == group.base_model_id]
-        key = keys[0] if keys else None
-        base_key(str(group.base_model_id), key, settings)
-        if named:
-            check_base_key(key, settings)
+    async def _check_kind(self, record: Deployment, group: GroupRecord) -> None:
+        """Raises UpdateNotLive for a group of another kind than the served one."""
+        served = await self._ledger.do(self._registry.groups.get, wanted_group(record))
+        if served.kind != group.kind:
+            raise UpdateNotLive(
+                f"group {group.id} is {group.kind}, and the served one is {served.kind}; use "
+                "updateType ZDT"
+            )
 
     async def _in_state(
         self, id: str, allowed: tuple[DeploymentState, ...], verb: str
@@ -303,8 +304,8 @@ class Deployments:
         active.serving.live.check_free()
         group_id = revision.group_id or wanted_group(record)
         base = active.serving.live.routing.base
-        assert base is not None, "a STACKED group has a base"
-        base = replace(base, key=base_key(base.model_id, None, settings))
+        if base is not None:
+            base = replace(base, key=base_key(base.model_id, None, settings))
         wanted = await self._ledger.do(self._ledger.wanted, group_id, base)
         await self._described(record, revision, expect)
         await self._enter(record, DeploymentState.UPDATING, f"to {group_id}", None)
@@ -347,3 +348,14 @@ class Deployments:
             raise NotReady(f"deployment {record.id} is {record.state.value}, and nothing serves it")
         active.serving.check_alive()
         return active
+
+
+def _check_names(group: GroupRecord, settings: ServingSettings, *, named: bool = False) -> None:
+    """Refuse settings that name another base, or with `named`, the base by another key."""
+    if group.base_model_id is None:
+        return
+    keys = [member.key for member in group.members if member.model_id == group.base_model_id]
+    key = keys[0] if keys else None
+    base_key(group.base_model_id, key, settings)
+    if named:
+        check_base_key(key, settings)

@@ -316,15 +316,15 @@ class Room:
     text: str
 
 
-def headroom(running: EnginePlan, coming: EnginePlan, machine: Machine) -> Room:
-    """On a CPU from the memory free now, on GPUs from what the running engine's share leaves."""
+def headroom(held: int, coming: EnginePlan, machine: Machine) -> Room:
+    """On a CPU from the memory free now, on GPUs from what the old engine's `held` bytes leave."""
     need = coming.memory_bytes
     if coming.device == "cpu":
         free, place = machine.available_bytes, "free memory"
     else:
         gpus = int(coming.options.get("tensor_parallel_size", 1))
         total = sum(gpu.memory_bytes for gpu in machine.gpus[:gpus])
-        free, place = total - running.memory_bytes, "GPU memory that the old engine leaves"
+        free, place = total - held, "GPU memory that the old engine leaves"
     sizes = f"{need / GIB:.1f} GiB of {max(0, free) / GIB:.1f} GiB {place}"
     if need <= free:
         return Room(True, f"the new engine starts next to the old one: it needs {sizes}")

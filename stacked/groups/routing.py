@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Generic, NamedTuple, TypeVar
 
-from stacked.core import MAX_KEY_LENGTH, Base, Digest, Member, ModelId, check_key, short
+from stacked.core import MAX_KEY_LENGTH, Base, Digest, Member, ModelFiles, ModelId, check_key, short
 from stacked.errors import (
     KeyConflict,
     KeyInUse,
@@ -110,7 +110,7 @@ class Routing(Generic[H]):
             if self.base is None:
                 raise KeyMissing(
                     "the request names no model, and there is no base that is meant then; send an "
-                    "inference key (GET /v1/models lists them)"
+                    f"inference key; {self._listed}"
                 )
             return self._names[self.base.key]
         route = self._names.get(name)
@@ -119,12 +119,15 @@ class Routing(Generic[H]):
         if name in self.withheld:
             raise ModelQuarantined(f"model {name!r} is not served: {self.withheld[name]}")
         if name in self.draining:
-            raise KeyRemoved(f"model {name!r} was removed; GET /v1/models lists the inference keys")
+            raise KeyRemoved(f"model {name!r} was removed; {self._listed}")
         if not name.startswith("ocid1.") and len(name) > MAX_KEY_LENGTH:
             check_key(name)
-        raise KeyUnknown(
-            f"no model is served under {name[:255]!r}; GET /v1/models lists the inference keys"
-        )
+        raise KeyUnknown(f"no model is served under {name[:255]!r}; {self._listed}")
+
+    @property
+    def _listed(self) -> str:
+        tensors = any(isinstance(member.content, ModelFiles) for member in self.members[:1])
+        return f"GET /{'v2' if tensors else 'v1'}/models lists the inference keys"
 
     def resolve_all(self, names: Mapping[str, str]) -> Route[H]:
         """The one route that every named place of a request leads to: place -> name.
@@ -203,6 +206,18 @@ class Routing(Generic[H]):
                 self.withheld,
             ),
             gone,
+        )
+
+    def withholding(self, digest: Digest, why: str) -> Routing[H]:
+        """The next generation, the members of this content quarantined."""
+        gone = [m for m in self.members if m.content.digest == digest]
+        return Routing.of(
+            self.base,
+            tuple(m for m in self.members if m not in gone),
+            {other: handle for other, handle in self.handles.items() if other != digest},
+            self.generation + 1,
+            self.draining,
+            {**self.withheld, **{n: why for m in gone for n in (m.key, m.model_id) if n}},
         )
 
     def settled(self, names: frozenset[str]) -> Routing[H]:

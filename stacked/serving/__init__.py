@@ -14,6 +14,7 @@ from stacked.core import Digest, Member, ModelGroup
 from stacked.engine.engine import Resident
 from stacked.engine.openai import Report as Report
 from stacked.engine.processes import Ended
+from stacked.errors import StackedError
 from stacked.groups.leases import Lease
 from stacked.groups.routing import Route
 from stacked.live import Live
@@ -56,6 +57,14 @@ class Prepared:
         return replace(self, withheld=whys)
 
 
+def raise_first(group: ModelGroup, failed: Mapping[Digest, StackedError]) -> None:
+    """Raise the first of these errors with the names of its members before the sentence."""
+    for digest, error in failed.items():
+        names = ", ".join(m.label for m in group if m.content.digest == digest)
+        more = f" ({len(failed) - 1} more failed)" if len(failed) > 1 else ""
+        raise type(error)(f"{names}: {error}{more}") from error
+
+
 class Admission(NamedTuple):
     """What one request got at admission; nothing is looked up for it afterwards."""
 
@@ -73,11 +82,12 @@ class Serving(Protocol):
 
     live: Live[Any]
     settings: ServingSettings
-    app: Any
-    """The ASGI app of what runs no model: lists, metrics, pages."""
-
     in_flight: frozenset[Digest | None] | None
     """What had requests when the engine died; None if no request has met its death."""
+
+    @property
+    def app(self) -> Any:
+        """The ASGI app of what runs no model: lists, metrics, pages."""
 
     @property
     def dead(self) -> bool:
@@ -85,6 +95,9 @@ class Serving(Protocol):
 
     def check_alive(self) -> None:
         """Raises EngineDead."""
+
+    def check_ready(self, route: Route[Any]) -> None:
+        """Raises NotReady while this model cannot answer."""
 
     async def step(self) -> None:
         """Return when the engine has made another step. Raises EngineDead."""

@@ -20,6 +20,9 @@ DEFAULT_BASE_KEY = "base"
 # The platform's limit on all names and values together.
 MOST_BYTES = 2048
 
+# A process of each kind of models takes some 50 MB before it holds one.
+MOST_PROCESSES = 64
+
 # Options that one server has once, whatever is deployed on it.
 _SERVERS_OWN = ("host", "port", "model", *CORS_OPTIONS)
 _IMPLIED = ("enable_lora", "served_model_name")
@@ -35,11 +38,12 @@ _WITHOUT_EFFECT = (
     "FT_MODEL",
     "WEB_CONCURRENCY",
 )
+_RUNTIME_UPDATES = "VLLM_ALLOW_RUNTIME_LORA_UPDATING"
 _READ = (
     "PARAMS",
     "TENSOR_PARALLELISM",
     "MODEL_DEPLOY_PREDICT_ENDPOINT",
-    "VLLM_ALLOW_RUNTIME_LORA_UPDATING",
+    _RUNTIME_UPDATES,
 )
 
 
@@ -55,7 +59,9 @@ class ServingSettings:
     base_id: str = ""
     predict_endpoint: PredictEndpoint | None = None
     runtime_updates: bool = True
-    """False: adapters are not loaded and removed one by one in this deployment."""
+    """False: models are not loaded and removed one by one in this deployment."""
+    processes: int = 1
+    """Of each kind of models that vLLM does not serve."""
     notes: tuple[str, ...] = ()
     """What is accepted and ignored, in sentences."""
 
@@ -65,12 +71,7 @@ def read_settings(environ: Mapping[str, str], defaults: Mapping[str, Any]) -> Se
 
     Raises ConfigInvalid naming the variable.
     """
-    size = sum(len(name.encode()) + len(value.encode()) for name, value in environ.items())
-    if size >= MOST_BYTES:
-        raise ConfigInvalid(
-            f"environmentVariables: {size} bytes; all names and values together are under "
-            f"{MOST_BYTES}"
-        )
+    _check_size(environ)
     options = read_flags(environ.get("PARAMS", ""), where="PARAMS")
     if "lora_modules" in options:
         raise ConfigInvalid("PARAMS: --lora-modules: what is served is said by the model group")
@@ -79,7 +80,7 @@ def read_settings(environ: Mapping[str, str], defaults: Mapping[str, Any]) -> Se
     notes = _notes(environ, options)
     for name in (*_SERVERS_OWN, *_IMPLIED):
         options.pop(name, None)
-    allowed = boolean(environ, "VLLM_ALLOW_RUNTIME_LORA_UPDATING")
+    allowed = boolean(environ, _RUNTIME_UPDATES)
     return ServingSettings(
         engine={**_plain(defaults), **options},
         base_key=names.get("key", ""),
@@ -88,6 +89,15 @@ def read_settings(environ: Mapping[str, str], defaults: Mapping[str, Any]) -> Se
         runtime_updates=allowed is not False,
         notes=notes,
     )
+
+
+def _check_size(environ: Mapping[str, str]) -> None:
+    size = sum(len(name.encode()) + len(value.encode()) for name, value in environ.items())
+    if size >= MOST_BYTES:
+        raise ConfigInvalid(
+            f"environmentVariables: {size} bytes; all names and values together are under "
+            f"{MOST_BYTES}"
+        )
 
 
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,12 +126,34 @@ def _predict_endpoint(environ: Mapping[str, str]) -> PredictEndpoint | None:
     return cast("PredictEndpoint", endpoint) if endpoint else None
 
 
-def settings_of(configuration: Mapping[str, Any]) -> ServingSettings:
-    """The settings in a deployment's configuration. Raises ConfigInvalid."""
+def settings_of(configuration: Mapping[str, Any], kind: str = "STACKED") -> ServingSettings:
+    """The settings in a deployment's configuration, for a group of a kind. Raises ConfigInvalid."""
     environment = configuration.get("environment") or {}
     variables = environment.get("environmentVariables") or {}
-    found = read_settings(variables, configuration.get("engine") or {})
+    defaults = configuration.get("engine") or {}
+    if kind != "STACKED":
+        return _of_models(variables, defaults)
+    found = read_settings(variables, defaults)
     return replace(found, base_key=found.base_key or configuration.get("base_key") or "")
+
+
+def _of_models(environ: Mapping[str, str], defaults: Mapping[str, Any]) -> ServingSettings:
+    """For models without vLLM; `defaults` stay for a later group with a base."""
+    _check_size(environ)
+    count = environ.get("WEB_CONCURRENCY") or "1"
+    if not count.isdecimal() or not 1 <= int(count) <= MOST_PROCESSES:
+        raise ConfigInvalid(
+            f"WEB_CONCURRENCY: expected a number of processes from 1 to {MOST_PROCESSES}, "
+            f"got {count[:80]!r}"
+        )
+    idle = [name for name in environ if name not in ("WEB_CONCURRENCY", _RUNTIME_UPDATES)]
+    ignored = f"accepted and ignored, as nothing here reads them: {', '.join(idle)}"
+    return ServingSettings(
+        engine=_plain(defaults),
+        runtime_updates=boolean(environ, _RUNTIME_UPDATES) is not False,
+        processes=int(count),
+        notes=(ignored,) if idle else (),
+    )
 
 
 def base_key(base_id: str, given: str | None, settings: ServingSettings) -> str:

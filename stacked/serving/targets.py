@@ -38,7 +38,16 @@ _MODEL_PATHS = re.compile(
 _OPEN_PATHS = re.compile(r"/(metrics|version|load)")
 _LORA_PATHS = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
 # A platform's probes, which reveal nothing about models: nobody has to sign them.
-HEALTH_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/ping"})
+HEALTH_PATHS = frozenset(
+    {
+        "/health",
+        "/health/live",
+        "/health/ready",
+        "/ping",
+        "/v2/health/live",
+        "/v2/health/ready",
+    }
+)
 """A platform's health probes, which reveal nothing about models."""
 
 _STREAM = "predictWithResponseStream"
@@ -52,6 +61,9 @@ _AZURE_OPENAI = (
 _AZURE = re.compile(rf"(?s){_AZURE_OPENAI}")
 _OWN = re.compile(r"/(20190101|stacked)/")
 _LISTING = re.compile(r"(?s)/v1/models(/.+)?")
+# The Open Inference Protocol's; what else is below /v2 is Cohere's, of vLLM's app.
+_TENSORS = re.compile(r"(?s)/v2(/models(/.+)?|/health/(live|ready))?")
+_INFER = re.compile(r"(?s)/v2/models/(?P<model>.+)/infer")
 
 # What a caller may do who only uses models: everything else, and every path that a later vLLM adds,
 # is for administrators until it stands here.
@@ -60,10 +72,10 @@ _SERVING = re.compile(
     r"|/v1/(?:chat/completions(?:/batch)?|completions|responses|messages)(?:/render)?"
     r"|/v1/(?:chat/completions|completions)/derender"
     r"|/v1/(?:messages/count_tokens|systemone|embeddings|score|rerank)"
-    r"|/v2/(?:embed|rerank)"
+    r"|/v2/(?:embed|rerank|models/.+/infer)"
     r"|/(?:inference/v1/generate|invocations|tokenize|detokenize|generative_scoring)"
     r"|/(?:pooling|classify|score|rerank))"
-    r"|(?:GET|HEAD) (?:/v1/models(?:/.+)?|/version)"
+    r"|(?:GET|HEAD) (?:/v1/models(?:/.+)?|/version|/v2(?:/models(?:/.+)?)?)"
 )
 # What tells of other callers' requests, and so of models that one caller may not know of.
 _OF_ALL = re.compile(
@@ -99,6 +111,8 @@ class Target:
     """Whether errors are `{"code", "message"}`; otherwise OpenAI's."""
     oci: bool = False
     """Whether it is `/predict` or below it, with the headers and the leniency of OCI's clients."""
+    tensors: bool = False
+    """Whether it is of the Open Inference Protocol, which vLLM does not speak."""
 
 
 def canonical(raw: str) -> str:
@@ -156,6 +170,8 @@ def model_target(method: str, path: str, below: str | None = None) -> Target | N
     if match := _AZURE.fullmatch(path):
         model = match["model"]
         return Target(f"/v1/{match['rest']}", unquote(model) if model else None)
+    if match := _INFER.fullmatch(path):
+        return Target(path=None, model=unquote(match["model"]), plain=True, tensors=True)
     if path not in _LORA_PATHS and _MODEL_PATHS.fullmatch(path):
         return Target(path=path, stream=below == _STREAM, oci=below is not None)
     return None
@@ -180,6 +196,11 @@ def is_serving(method: str, path: str, *, of_all: bool) -> bool:
 def is_listing(path: str) -> bool:
     """Whether a path lists served models, or is of one: our own, as each caller sees them."""
     return _LISTING.fullmatch(path) is not None
+
+
+def is_tensors(path: str) -> bool:
+    """Whether a path is of the Open Inference Protocol, whose errors have a text in `error`."""
+    return _TENSORS.fullmatch(path) is not None
 
 
 def is_plain(path: str) -> bool:

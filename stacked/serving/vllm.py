@@ -30,11 +30,12 @@ from stacked.errors import (
     EngineDead,
     EngineLoadFailed,
     EngineStartFailed,
+    NotAuthorizedOrNotFound,
     StackedError,
 )
-from stacked.groups.routing import Routing
+from stacked.groups.routing import Route, Routing
 from stacked.live import Live
-from stacked.serving import Admission, Commit, Prepared, Scope
+from stacked.serving import Admission, Commit, Prepared, Scope, raise_first
 from stacked.serving.bounds import check_bounds
 from stacked.serving.door import Call, Door
 from stacked.serving.grammars import check_grammars
@@ -45,6 +46,10 @@ from stacked.store import BaseModules
 from stacked.store.checks import check_stored, modules_of
 from stacked.store.verified import Verified
 
+NO_TENSORS = (
+    "what is deployed here are language models, which take no tensors; send prompts to /predict or "
+    "/v1/completions"
+)
 _DIED = EngineDead("the engine died while it worked on this request")
 
 
@@ -130,7 +135,7 @@ class VllmServing:
             handles = await _load_all(engine, group, tell)
             tell.step(Start.VERIFY)
             failed = await checked.verify_at_start(reversed([*handles.values()]))
-            _raise_first(group, failed)
+            raise_first(group, failed)
             generation = await commit()
         except EngineDead as error:
             await serving.close()
@@ -192,6 +197,10 @@ class VllmServing:
         if self.engine.dead:
             raise EngineDead("the engine has died; its log says why. It is started again")
 
+    def check_ready(self, route: Route[Loaded]) -> None:
+        """See `Serving.check_ready`: one engine answers for all."""
+        self.check_alive()
+
     async def step(self) -> None:
         """See `Serving.step`."""
         await self.engine.step()
@@ -211,6 +220,8 @@ class VllmServing:
         self, target: Target, scope: Scope, body: bytes, end: Callable[..., object]
     ) -> Admission:
         """See `Serving.admit`."""
+        if target.tensors:
+            raise NotAuthorizedOrNotFound(NO_TENSORS)
         call = Call.read(target, scope, body)
         sequences = check_bounds(call.tree, self._server.limits)
         if not self._server.trust_request_grammars:
@@ -280,7 +291,7 @@ async def _load_all(engine: Engine, group: ModelGroup, tell: Progress) -> Mappin
     try:
         return await engine.load_all(adapters, Counted(tell, Start.LOAD, len(adapters)))
     except EngineLoadFailed as error:
-        _raise_first(group, {Digest(error.digest): error} if error.digest else {})
+        raise_first(group, {Digest(error.digest): error} if error.digest else {})
         raise
 
 
@@ -294,13 +305,5 @@ def _check_all_applied(group: ModelGroup, asking: Asking) -> None:
             try:
                 adaptable.check(modules)
             except StackedError as error:
-                _raise_first(group, {digest: error})
+                raise_first(group, {digest: error})
         passed.add(modules)
-
-
-def _raise_first(group: ModelGroup, failed: Mapping[Digest, StackedError]) -> None:
-    """Raise the first of these errors with the names of its members before the sentence."""
-    for digest, error in failed.items():
-        names = ", ".join(m.label for m in group if m.content.digest == digest)
-        more = f" ({len(failed) - 1} more failed)" if len(failed) > 1 else ""
-        raise type(error)(f"{names}: {error}{more}") from error

@@ -82,10 +82,14 @@ class Supervisor:
             await asyncio.sleep(TICK_SECONDS)
             return
         serving, began = active.serving, time.monotonic()
+        quarantined = serving.live.quarantined
         pulse = Pulse(serving.step, self._rules.hang.total_seconds())
         try:
             while self._is_served(active):
                 await asyncio.sleep(TICK_SECONDS)
+                if serving.live.quarantined != quarantined and self._deployments.running is None:
+                    quarantined = serving.live.quarantined
+                    self._note_served(active)
                 hangs = pulse.hangs(working=bool(serving.live.leases.things()))
                 if serving.dead or hangs:
                     await self._died(active, hangs, time.monotonic() - began)
@@ -171,10 +175,13 @@ class Supervisor:
         self._start_seconds = time.monotonic() - began
         metrics.engine_restarted("succeeded")
         active = self._slot.active
-        whys = {member.model_id: why for member, why in active.serving.live.quarantined.items()}
-        self._ledger.note(self._ledger.served, active.deployment_id, whys)
+        self._note_served(active)
         self._tell.note(f"group {active.name!r} is served again, after {self._start_seconds:.0f} s")
         return None
+
+    def _note_served(self, active: Active) -> None:
+        whys = {member.model_id: why for member, why in active.serving.live.quarantined.items()}
+        self._ledger.note(self._ledger.served, active.deployment_id, whys)
 
     def _quarantine(self, adapter: Digest, what: str) -> str:
         """Why an adapter is not served; what is known of deaths begins anew."""

@@ -70,12 +70,17 @@ POST /v1/messages/count_tokens
 POST /v1/systemone
 POST /inference/v1/generate
 POST /invocations
+POST /v2/models/{model}/infer
 POST /tokenize
 POST /detokenize
 POST /generative_scoring
 GET /v1/models
 GET /v1/models/{name}
 GET /version
+GET /v2
+GET /v2/models
+GET /v2/models/{name}
+GET /v2/models/{name}/ready
 """.strip().splitlines()
 # What tells of all models and callers: for credentials that are not held to some keys.
 OF_ALL = """
@@ -84,7 +89,14 @@ GET /load
 GET /v1/responses/{response_id}
 POST /v1/responses/{response_id}/cancel
 """.strip().splitlines()
-EVERYONE = ["GET /health", "GET /health/live", "GET /health/ready", "GET /ping"]
+EVERYONE = [
+    "GET /health",
+    "GET /health/live",
+    "GET /health/ready",
+    "GET /ping",
+    "GET /v2/health/live",
+    "GET /v2/health/ready",
+]
 ADMIN = """
 GET /models/{name}/health
 GET /model/{name}/health
@@ -291,6 +303,8 @@ def spellings(path: str) -> Iterator[str]:
         "/openai/deployments/a",
         "/v1",
         "/v2",
+        "/v2/models",
+        "/v2/health",
     ):
         yield f"{prefix}{path}"
 

@@ -31,7 +31,7 @@ def machine(free: float, *gpus: float) -> Machine:
 
 @pytest.mark.parametrize(("need", "beside"), [(4, True), (9, False)])
 def test_cpu_engine_needs_memory_that_is_free_now(need: float, beside: bool) -> None:
-    room = headroom(plan(30), plan(need), machine(8))
+    room = headroom(plan(30).memory_bytes, plan(need), machine(8))
     assert room.enough is beside
     assert f"{need}.0 GiB of 8.0 GiB free memory" in room.text
     assert ("next to" in room.text) is beside
@@ -43,9 +43,9 @@ def test_gpu_engine_needs_what_the_running_ones_share_leaves(
     shares: tuple[float, float], beside: bool
 ) -> None:
     running, coming = (plan(share, "cuda") for share in shares)
-    assert headroom(running, coming, machine(1, 80)).enough is beside
+    assert headroom(running.memory_bytes, coming, machine(1, 80)).enough is beside
 
 
 def test_all_gpus_of_an_engine_count() -> None:
     coming = plan(60, "cuda", tensor_parallel_size=2)
-    assert headroom(plan(90, "cuda"), coming, machine(1, 80, 80)).enough
+    assert headroom(plan(90, "cuda").memory_bytes, coming, machine(1, 80, 80)).enough

@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stacked.core import Adapter, Base, Digest, Member, ModelGroup, ModelId, model_id_of
+from stacked.core import (
+    Adapter,
+    Base,
+    Digest,
+    Member,
+    ModelFiles,
+    ModelGroup,
+    ModelId,
+    Runtime,
+    model_id_of,
+)
 from stacked.errors import (
     GroupInvalid,
     KeyConflict,
@@ -17,6 +27,7 @@ from stacked.errors import (
     KeyRemoved,
     KeyTooLong,
     KeyUnknown,
+    ModelQuarantined,
 )
 from stacked.groups.routing import Routing
 
@@ -156,3 +167,22 @@ def test_without_a_base_a_request_without_a_name_is_an_error() -> None:
         table.resolve_all({})
     after, gone = table.without("sql")
     assert (after.members, gone) == ((), (one,))
+
+
+def test_quarantined_content_is_withheld_under_all_of_its_names() -> None:
+    before = routing(member("a", 1), member("b", 1), member("c", 2))
+    after = before.withholding(adapter(1).digest, "it ended its process")
+    assert [route.label for route in after] == ["base", "c"]
+    assert (set(after.handles), after.generation) == ({adapter(2).digest}, before.generation + 1)
+    for name in ("a", "b", model_id_of(adapter(1).digest)):
+        with pytest.raises(ModelQuarantined, match="it ended its process"):
+            after.resolve(name)
+
+
+def test_who_asks_for_what_is_not_there_is_told_where_the_keys_are() -> None:
+    files = ModelFiles(adapter(3).digest, Path("/m"), 1, Runtime.ONNX)
+    models = (Member(ModelId("ocid1.m.oc1..m"), files, "m"),)
+    tables = {"/v1/models": routing(), "/v2/models": Routing.of(None, models, {files.digest: "h"})}
+    for path, table in tables.items():
+        with pytest.raises(KeyUnknown, match=path):
+            table.resolve("nope")

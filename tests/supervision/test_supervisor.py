@@ -31,7 +31,7 @@ from stacked.steps import Silent
 from stacked.supervision import supervisor
 from stacked.supervision.supervisor import Supervisor
 from tests.deployments.machine import Machine, YieldingEngine, engine_of, model_id
-from tests.groups.test_routing import member
+from tests.groups.test_routing import adapter, member
 from tests.waiting import until_async as until
 
 RULES = SupervisionConfig(backoff=timedelta(0), hang=timedelta(seconds=5), deaths=4)
@@ -298,3 +298,15 @@ async def test_update_that_an_engine_dies_in_fails_and_the_old_group_comes_back(
 )
 def test_causes(ended: Ended, hangs: bool, cause: str) -> None:
     assert supervisor._cause(ended, hangs).value == cause
+
+
+async def test_what_an_engine_that_lives_on_gave_up_is_written_down(machine: Watched) -> None:
+    id = await machine.active(1, 2)
+    live = machine.serving.live
+    live.withhold(live.routing.handles[adapter(1).digest], "its process ended 3 times")
+    await until(lambda: machine.state(id) == "NEEDS_ATTENTION")
+    assert "its process ended 3 times" in machine.reason(id)
+    assert machine.serves() == ["k2"]
+    await live.add(member("k1", 1))  # as a person asks
+    await until(lambda: machine.state(id) == "ACTIVE")
+    assert len(machine.starts.started) == 1

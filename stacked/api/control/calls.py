@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Annotated, Any, TypeVar
+from urllib.parse import unquote
 
 from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.routing import APIRoute
+from pydantic import AfterValidator
 from starlette.types import Receive, Scope
 
 from stacked.api.bodies import read_body
@@ -138,6 +140,8 @@ async def _change(
 
 
 Served = Annotated[Service, Depends(_service)]
+# A key or model id in a path; the gateway has left `/` and `%` in it encoded.
+ModelName = Annotated[str, AfterValidator(unquote)]
 
 
 async def _check_writes_allowed(service: Served) -> None:

@@ -1,0 +1,93 @@
+"""The Open Inference Protocol's routes that run no model: server, models, readiness.
+
+https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protocol
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from stacked.api.control.base import ResponseModel
+from stacked.api.control.calls import ModelName, Served, success
+from stacked.callers import caller_of
+from stacked.groups.routing import Route
+from stacked.service import Service
+
+router = APIRouter(
+    prefix="/v2",
+    tags=["Open Inference Protocol"],
+    generate_unique_id_function=lambda route: f"inference_{route.name}",
+)
+
+
+class ServerMetadata(ResponseModel):
+    name: str = "stacked"
+    version: str = version("stacked")
+    extensions: tuple[str, ...] = ()
+
+
+class Live(ResponseModel):
+    live: bool = True
+
+
+class Ready(ResponseModel):
+    ready: bool = True
+
+
+class ModelReady(Ready):
+    name: str
+
+
+class Models(ResponseModel):
+    """The inference keys that a caller may use."""
+
+    models: list[str]
+
+
+@router.get("")
+async def server() -> ServerMetadata:
+    """What this server is."""
+    return ServerMetadata()
+
+
+@router.get("/health/live")
+async def live(service: Served) -> Live:
+    """Whether this process can still come to serve."""
+    service.check_live()
+    return Live()
+
+
+@router.get("/health/ready")
+async def ready(service: Served) -> Ready:
+    """Whether requests may be sent here now."""
+    _ = service.active
+    return Ready()
+
+
+@router.get("/models")
+async def models(service: Served, request: Request) -> Models:
+    """The models that a caller may use."""
+    routing = service.models.live.routing.seen_by(caller_of(request.scope).keys)
+    return Models(models=[route.label for route in routing])
+
+
+@router.get("/models/{name:path}/ready", responses=success(also=(400,)))
+async def model_ready(name: ModelName, service: Served, request: Request) -> ModelReady:
+    """Whether a model can answer now."""
+    route = _route(name, service, request)
+    service.models.check_ready(route)
+    return ModelReady(name=route.label)
+
+
+@router.get("/models/{name:path}", responses=success(also=(400,)))
+async def model(name: ModelName, service: Served, request: Request) -> dict[str, Any]:
+    """The inputs and outputs of a model."""
+    found: dict[str, Any] = service.models.metadata(_route(name, service, request))
+    return found
+
+
+def _route(name: str, service: Service, request: Request) -> Route[Any]:
+    return service.models.live.routing.seen_by(caller_of(request.scope).keys).resolve(name)

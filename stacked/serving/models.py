@@ -1,0 +1,200 @@
+"""The serving of models that are no adapters: worker processes, their live group, and requests.
+
+It never looks into a request's body; the processes do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from stacked.callers import caller_of
+from stacked.core import Digest
+from stacked.engine.engine import Resident
+from stacked.engine.processes import Ended
+from stacked.errors import (
+    EncodingUnsupported,
+    ExternalServerIncorrectState,
+    NotAuthorizedOrNotFound,
+    NotReady,
+)
+from stacked.groups.routing import Route, Routing
+from stacked.live import Live
+from stacked.loader import Loader
+from stacked.models.engine import ModelHandle, ModelsEngine
+from stacked.serving import (
+    Admission,
+    Commit,
+    Prepared,
+    Receive,
+    Report,
+    Scope,
+    Send,
+    raise_first,
+)
+from stacked.serving.names import names_of
+from stacked.serving.targets import Target
+from stacked.steps import Counted, Progress, Start
+
+logger = logging.getLogger("stacked.serving")
+
+# What a body cannot be: binary tensors of the Open Inference Protocol, and forms.
+_BINARY = b"inference-header-content-length"
+_FORM = "multipart/"
+NO_VLLM = (
+    "what is deployed here are models that vLLM does not serve; send requests to /predict, with "
+    "the inference key in the header model-key"
+)
+
+
+class ModelsServing:
+    """Models in worker processes; see `stacked.serving.Serving`. Its engine heals itself."""
+
+    dead = False
+    in_flight: frozenset[Digest | None] | None = None
+
+    def __init__(self, prepared: Prepared, deadline_seconds: float, drain_seconds: float) -> None:
+        self.settings = prepared.settings
+        self.engine = ModelsEngine(
+            self._given_up,
+            processes=prepared.settings.processes,
+            deadline_seconds=deadline_seconds,
+        )
+        nobody = Routing[ModelHandle].of(None, (), {}, 0)
+        self.live = Live(self.engine, nobody, drain_seconds=drain_seconds)
+
+    @classmethod
+    async def start(
+        cls,
+        prepared: Prepared,
+        commit: Commit,
+        tell: Progress,
+        *,
+        deadline_seconds: float,
+        drain_seconds: float,
+    ) -> ModelsServing:
+        """Start processes and load the group, all or nothing. `commit` is called last.
+
+        Raises what that raises, GroupImpossible, EngineStartFailed, EngineLoadFailed, CanaryFailed.
+        """
+        serving = cls(prepared, deadline_seconds, drain_seconds)
+        try:
+            handles = await serving._load(prepared, tell)
+            generation = await commit()
+        except BaseException:
+            await serving.close()
+            raise
+        members, out = prepared.loaded.members, prepared.quarantined
+        routing = Routing.of(None, members, handles, generation, withheld=out)
+        serving.live.begin(routing, prepared.group.members)
+        return serving
+
+    async def _load(self, prepared: Prepared, tell: Progress) -> Mapping[Digest, ModelHandle]:
+        group = prepared.loaded
+        contents = [*group.contents().values()]
+        self.engine.fits(contents)
+        handles: dict[Digest, ModelHandle] = {}
+        count = Counted(tell, Start.LOAD, len(contents))
+        raise_first(group, await Loader(self.engine).stage(contents, handles, count))
+        tell.step(Start.VERIFY)
+        raise_first(group, await self.engine.verify(handles, lambda done: None))
+        return handles
+
+    def _given_up(self, handle: ModelHandle, reason: str) -> None:
+        why = f"{reason}. Load it again (POST /models/…), or deploy a group, to try it again"
+        logger.error("model %s is quarantined: %s", handle.name, why)
+        self.live.withhold(handle, why)
+
+    # -- requests ---------------------------------------------------------------------------
+
+    def admit(
+        self, target: Target, scope: Scope, body: bytes, end: Callable[..., object]
+    ) -> Admission:
+        """See `Serving.admit`. Raises NotAuthorizedOrNotFound for what only vLLM has."""
+        if target.path is not None:
+            raise NotAuthorizedOrNotFound(f"there is no {target.path}: {NO_VLLM}")
+        if target.stream:
+            raise ExternalServerIncorrectState(
+                "the models of this deployment answer whole; send the request to /predict"
+            )
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        kind = headers.get(b"content-type", b"").decode("latin-1").lower()
+        if _BINARY in headers or kind.startswith(_FORM):
+            raise EncodingUnsupported(
+                "a body of binary tensors or a form is not taken; send JSON, or for a score.py "
+                "bytes as application/octet-stream"
+            )
+        names = names_of(target.model, scope["headers"], {})
+        route, lease = self.live.admit(names, end, caller_of(scope).keys)
+        return Admission(route, lease, partial(self._answer, route, body, kind), 1)
+
+    async def _answer(
+        self,
+        route: Route[ModelHandle],
+        body: bytes,
+        kind: str,
+        receive: Receive,
+        send: Send,
+        report: Report,
+    ) -> None:
+        """Answer, unless the client leaves before, or the request is ended."""
+        assert route.handle is not None, "there is no base"
+        work = self.engine.infer(route.handle, body, kind, route.label)
+        answering, leaving = asyncio.ensure_future(work), asyncio.ensure_future(receive())
+        try:
+            await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if not answering.done():
+                return
+            answer = answering.result()
+        finally:
+            answering.cancel()
+            leaving.cancel()
+            await asyncio.gather(answering, leaving, return_exceptions=True)
+        length = str(len(answer)).encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", length)]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": answer})
+
+    def metadata(self, route: Route[ModelHandle]) -> Any:
+        """What the Open Inference Protocol says of a model."""
+        assert route.handle is not None, "there is no base"
+        return json.loads(self.engine.metadata(route.handle, route.label))
+
+    def check_ready(self, route: Route[ModelHandle]) -> None:
+        """See `Serving.check_ready`."""
+        if route.handle is None or not self.engine.ready(route.handle):
+            raise NotReady(f"the process of model {route.label!r} is starting again")
+
+    async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See `Serving.app`: there is nothing but models."""
+        raise NotAuthorizedOrNotFound(f"there is no {scope['path']}: {NO_VLLM}")
+
+    # -- the engine -------------------------------------------------------------------------
+
+    def check_alive(self) -> None:
+        """Processes that end are started again by the engine itself."""
+
+    async def step(self) -> None:
+        """See `Serving.step`: calls are bounded one by one."""
+
+    def kill(self) -> None:
+        """There is no one process to end."""
+
+    async def bury(self) -> Ended:
+        """See `Serving.bury`."""
+        await self.close()
+        return Ended()
+
+    async def resident(self) -> Resident:
+        """See `Serving.resident`."""
+        ready = (h.number for h in self.live.routing.handles.values() if self.engine.ready(h))
+        return Resident(frozenset(), frozenset(ready), ())
+
+    async def close(self) -> None:
+        """End the processes. Closing twice is allowed."""
+        self.live.close()
+        await self.engine.close()
