@@ -180,7 +180,7 @@ class Service:
         self._ledger = ledger
         self.usage.begin(ledger.registry.usage, config.retention.usage)
         self._catalogue = await asyncio.to_thread(self._open_catalogue, ledger)
-        starter = Starter(ledger, self._catalogue, config.server)
+        starter = Starter(ledger, self._catalogue, config)
         activation = Activation(ledger, starter, self._slot, tell)
         self._deployments = Deployments(ledger, activation, self._slot, config.engine)
         self._rounds = await self._prepare_rounds(ledger, self._catalogue)

@@ -27,8 +27,8 @@ from stacked.serving import Prepared
 from stacked.serving.models import ModelsServing
 from stacked.serving.settings import settings_of
 from stacked.steps import Silent
-from tests.models.making import folder, request, score, times
-from tests.processes import alive
+from tests.models.making import folder, processes, request, score, times
+from tests.processes import wait_until_gone
 from tests.test_live import Notes
 from tests.waiting import until_async
 
@@ -86,8 +86,9 @@ async def served(directory: Path, **members: ModelFiles) -> AsyncIterator[Served
         async with httpx.AsyncClient(transport=transport, base_url="http://here") as http:
             yield Served(serving, http)
     finally:
+        workers = processes()
         await service.close()
-    assert not any(map(alive, serving.engine.pids))
+        wait_until_gone(workers)
 
 
 @pytest.fixture(scope="module")

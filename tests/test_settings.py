@@ -84,6 +84,11 @@ def test_a_number_of_processes_that_cannot_be_is_refused(count: str) -> None:
         of_models(WEB_CONCURRENCY=count)
 
 
+def test_several_language_models_in_one_container_are_refused_by_name() -> None:
+    with pytest.raises(ConfigInvalid, match="MULTI_MODEL_CONFIG"):
+        of_models(MULTI_MODEL_CONFIG="{}")
+
+
 def test_the_number_of_processes_means_nothing_to_vllm() -> None:
     (note,) = read_settings({"WEB_CONCURRENCY": "auto"}, {}).notes
     assert note.endswith("WEB_CONCURRENCY")

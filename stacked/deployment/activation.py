@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from stacked.catalogue import Catalogue
-from stacked.config import ServerConfig
+from stacked.config import ControlConfig
 from stacked.core import Digest
 from stacked.deployment.changes import Change
 from stacked.deployment.journal import WorkProgress
@@ -141,10 +141,10 @@ class Starts(Protocol):
 class Starter:
     """Starts what serves the groups of one ledger, by their kind."""
 
-    def __init__(self, ledger: Ledger, catalogue: Catalogue, server: ServerConfig) -> None:
+    def __init__(self, ledger: Ledger, catalogue: Catalogue, config: ControlConfig) -> None:
         self._ledger = ledger
         self._catalogue = catalogue
-        self._server = server
+        self._server, self._models = config.server, config.models
 
     async def prepare(self, group_id: str, configuration: Json) -> Prepared:
         """Read the group and its base from disk, and plan. Starts nothing.
@@ -175,7 +175,7 @@ class Starter:
             prepared,
             commit,
             tell,
-            deadline_seconds=60.0,
+            deadline_seconds=self._models.deadline_seconds,
             drain_seconds=self._server.drain_seconds,
         )
 

@@ -65,7 +65,7 @@ class FileDeployment:
         self._base = base
         self._ledger = ledger
         self._store = store
-        self._starter = Starter(ledger, catalogue, config.server)
+        self._starter = Starter(ledger, catalogue, config)
         self._id = ""
 
     async def serve(self, tell: Progress) -> Active | Deployment:

@@ -31,7 +31,6 @@ from stacked.core import (
 )
 from stacked.deployment.model_groups import members_of
 from stacked.errors import (
-    ParameterInvalid,
     RecordConflict,
     RegistryUnusable,
     StackedError,
@@ -305,14 +304,12 @@ class Ledger:
     # -- deployments ------------------------------------------------------------------------
 
     def deployable(self, group_id: str) -> GroupRecord:
-        """A group that may be deployed. Raises RecordAbsent, ParameterInvalid, RecordConflict."""
+        """A group that may be deployed. Raises RecordAbsent, RecordConflict, and see `wanted`."""
         group = self.registry.groups.get(group_id)
-        if group.kind != "STACKED":
-            raise ParameterInvalid(
-                f"group {group_id} is {group.kind}; deploying one is not served yet (STACKED is)"
-            )
         if group.state is not GroupState.ACTIVE:
             raise RecordConflict(f"group {group_id} is {group.state.value}; only ACTIVE ones serve")
+        if group.kind != "STACKED":
+            self.wanted(group_id, None)  # no engine is needed to see what of it cannot be served
         return group
 
     def open_work(

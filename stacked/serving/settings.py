@@ -140,6 +140,11 @@ def settings_of(configuration: Mapping[str, Any], kind: str = "STACKED") -> Serv
 def _of_models(environ: Mapping[str, str], defaults: Mapping[str, Any]) -> ServingSettings:
     """For models without vLLM; `defaults` stay for a later group with a base."""
     _check_size(environ)
+    if "MULTI_MODEL_CONFIG" in environ:
+        raise ConfigInvalid(
+            "MULTI_MODEL_CONFIG: several language models in one container are not served here; "
+            "deploy a STACKED group, which has one base and its adapters"
+        )
     count = environ.get("WEB_CONCURRENCY") or "1"
     if not count.isdecimal() or not 1 <= int(count) <= MOST_PROCESSES:
         raise ConfigInvalid(

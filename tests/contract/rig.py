@@ -25,8 +25,8 @@ from stacked.config import ControlConfig, ModelsConfig, ServerConfig
 from stacked.deployment.activation import Starter
 from stacked.deployment.ledger import Ledger
 from stacked.service import Service
-from stacked.serving import Commit, Prepared
-from stacked.serving.vllm import VllmServing
+from stacked.serving import Commit, Prepared, Serving
+from stacked.serving.vllm import VllmPrepared
 from stacked.steps import Progress
 from tests.api.control.plane import archive_of, packed, stacked_body
 from tests.api.doors import served
@@ -38,16 +38,18 @@ PREFIX = "/20190101"
 
 
 class Starts(FakeStarts):
-    """Engines that are doubles, for groups and bases that are real."""
+    """Engines of adapters that are doubles, for groups and bases that are real."""
 
-    def __init__(self, ledger: Ledger, catalogue: Catalogue, server: ServerConfig) -> None:
+    def __init__(self, ledger: Ledger, catalogue: Catalogue, config: ControlConfig) -> None:
         super().__init__(ledger)
-        self._starter = Starter(ledger, catalogue, server)
+        self._starter = Starter(ledger, catalogue, config)
 
     async def prepare(self, group_id: str, configuration: Mapping[str, Any]) -> Prepared:
         return await self._starter.prepare(group_id, configuration)
 
-    async def start(self, prepared: Prepared, commit: Commit, tell: Progress) -> VllmServing:
+    async def start(self, prepared: Prepared, commit: Commit, tell: Progress) -> Serving:
+        if not isinstance(prepared, VllmPrepared):
+            return await self._starter.start(prepared, commit, tell)
         serving = await super().start(prepared, commit, tell)
         serving.use(app_of_no_models())
         return serving

@@ -22,14 +22,14 @@ from stacked.api.routes import create_routes
 from stacked.config import AuthConfig, ControlConfig, OciAuth
 from stacked.keys import Rights, create, create_signing
 from stacked.service import Service
-from stacked.serving.targets import canonical
+from stacked.serving.targets import HEALTH_PATHS, canonical
 from tests.contract.rig import Rig, rig
 
 _DOCUMENT = of_server(create_routes(cast(Service, SimpleNamespace(config=ControlConfig()))))
 _OPERATIONS = [
     result.ok() for result in schemathesis.openapi.from_dict(_DOCUMENT).get_all_operations()
 ]
-_OPEN = ("/health", "/health/live", "/health/ready", "/ping")
+_OPEN = tuple(HEALTH_PATHS)
 
 
 @dataclass(frozen=True)

@@ -223,16 +223,6 @@ def test_what_is_missing_and_what_is_wrong_is_named(world: World) -> None:
     assert "not served yet" in refused(400, "InvalidParameter", deployment, single)
 
 
-def test_a_group_of_a_kind_that_is_not_served_can_be_made_and_not_deployed(world: World) -> None:
-    chosen = {"modelGroupId": world.homogeneous()}
-    details = {"deploymentType": "MODEL_GROUP", "modelGroupConfigurationDetails": chosen}
-    body = {**_model(), "modelDeploymentConfigurationDetails": details}
-    with pytest.raises(oci.exceptions.ServiceError) as caught:
-        world.control.create_model_deployment(body)
-    assert 400 <= caught.value.status < 500
-    assert "HOMOGENEOUS" in caught.value.message
-
-
 def test_what_is_not_there_is_one_error_everywhere(world: World) -> None:
     control, code = world.control, "NotAuthorizedOrNotFound"
     for call in (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from stacked.core import Code, Digest, ModelFiles, Runtime
 from stacked.models.engine import ModelHandle, ModelsEngine
+from tests.processes import Process, descendants
 
 
 def files(path: Path, runtime: Runtime = Runtime.ONNX, code: Code | None = None) -> ModelFiles:
@@ -118,3 +120,9 @@ async def running(**options: Any) -> AsyncIterator[tuple[ModelsEngine, list[tupl
         yield engine, given_up
     finally:
         await engine.close()
+
+
+def processes() -> dict[Process, str]:
+    """The worker processes that this one has started."""
+    found = descendants(os.getpid())
+    return {each: command for each, command in found.items() if "models.worker" in command}
