@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -26,6 +27,8 @@ class BoundedProtocol(HttpToolsProtocol):
     limits: ClassVar[LimitsConfig]
     most: ClassVar[int]
     """Connections of the server."""
+    of_address: ClassVar[Counter[str]]
+    """Connections of each client's address."""
     _head: int | None = None
     """Bytes of the request's line and headers while they arrive, from their second part on."""
     _waiting: asyncio.TimerHandle | None = None
@@ -35,15 +38,28 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        address = self._address()
+        self.of_address[address] += 1
+        each = self.limits.connections_per_address
         if len(self.connections) > self.most:
             self._refuse(503, "TooManyConnections", f"this server takes {self.most} connections")
+        elif each is not None and self.of_address[address] > each:
+            most = f"one address may have {each} connections (connections_per_address)"
+            self._refuse(429, "TooManyConnections", most)
         else:
             self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        address = self._address()
+        self.of_address[address] -= 1
+        if not self.of_address[address]:
+            del self.of_address[address]
         self._stop_waiting()
         self._resumed()
         super().connection_lost(exc)
+
+    def _address(self) -> str:
+        return self.client[0] if self.client else ""
 
     # -- what the client sends ------------------------------------------------------------------
 
@@ -88,8 +104,13 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _waited(self) -> None:
         self._waiting = None
-        if self._is_idle():  # otherwise a request runs, and the next one has begun behind it
+        if not self._is_idle():  # a request runs, and the next one has begun behind it
+            return
+        if self._head is None:  # an answer now would be taken for that of a request on its way
             self.transport.close()
+        else:
+            seconds = f"{self.limits.idle_seconds:g} s (idle_seconds)"
+            self._refuse(408, "HeadersTooSlow", f"the headers were not complete within {seconds}")
 
     # -- what is sent to it ---------------------------------------------------------------------
 
@@ -123,4 +144,5 @@ class BoundedProtocol(HttpToolsProtocol):
 def bounded(limits: LimitsConfig, files: int) -> type[BoundedProtocol]:
     """The protocol of a server with these limits, in a process that may open so many files."""
     most = max(1, min(limits.connections, files - _RESERVE))
-    return type("Protocol", (BoundedProtocol,), {"limits": limits, "most": most})
+    own = {"limits": limits, "most": most, "of_address": Counter[str]()}
+    return type("Protocol", (BoundedProtocol,), own)

@@ -13,6 +13,8 @@ class LimitsConfig(Frozen):
     # Of a connection.
     connections: int = Field(default=8192, ge=1)
     """Open connections; never more than this process may open files, less a reserve."""
+    connections_per_address: int | None = Field(default=None, ge=1)
+    """Open connections of one client's address. Behind a proxy all are of the proxy's."""
     header_bytes: int = Field(default=64 * 1024, ge=1024)
     """Of a request's line and headers. Proxies allow 8 to 64 KiB; signatures and tokens are a few
     KiB."""

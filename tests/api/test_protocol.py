@@ -145,10 +145,24 @@ async def test_headers_without_an_end_are_refused_while_they_arrive(begun: bytes
     assert b"431" in answer or not answer  # a reset may overtake the answer
 
 
-@pytest.mark.parametrize("begun", [b"", GET, b"GET"])
-async def test_a_client_that_does_not_finish_its_headers_is_closed(begun: bytes) -> None:
+@pytest.mark.parametrize("begun", [GET, b"GET"])
+async def test_a_client_that_does_not_finish_its_headers_is_answered(begun: bytes) -> None:
     async with serving(App(), idle_seconds=0.2) as port:
-        assert await sent(port, begun) == b""
+        answer = await sent(port, begun)
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert b'"HeadersTooSlow"' in answer
+    assert b"idle_seconds" in answer
+
+
+async def test_a_connection_on_which_nothing_was_sent_is_closed_without_an_answer() -> None:
+    """What is sent unasked would be the answer to the client's next request."""
+    async with serving(App(), idle_seconds=0.2) as port:
+        assert await sent(port, b"") == b""
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(GET + b"\r\n")
+        assert (await reader.readuntil(b"0\r\n\r\n")).startswith(b"HTTP/1.1 200")
+        assert await reader.read() == b""
+        writer.close()
 
 
 async def test_a_client_that_sends_its_headers_ever_so_slowly_is_closed() -> None:
@@ -162,7 +176,7 @@ async def test_a_client_that_sends_its_headers_ever_so_slowly_is_closed() -> Non
                 await writer.drain()
                 with contextlib.suppress(TimeoutError):
                     answer = await asyncio.wait_for(reader.read(), 0.05)
-        assert not answer
+        assert not answer or answer.startswith(b"HTTP/1.1 408")  # a reset may overtake it
         writer.close()
 
 
@@ -222,6 +236,18 @@ async def test_more_connections_than_allowed_are_refused_and_others_go_on() -> N
             writer.write(GET + CLOSE)
             assert (await reader.read()).startswith(b"HTTP/1.1 200")
             writer.close()
+        assert (await sent(port, GET + CLOSE)).startswith(b"HTTP/1.1 200")
+
+
+async def test_one_address_has_so_many_connections_and_gets_them_back() -> None:
+    async with serving(App(), connections_per_address=1) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        answer = await sent(port, b"")
+        assert answer.startswith(b"HTTP/1.1 429")
+        assert b"connections_per_address" in answer
+        writer.write(GET + CLOSE)
+        assert (await reader.read()).startswith(b"HTTP/1.1 200")
+        writer.close()
         assert (await sent(port, GET + CLOSE)).startswith(b"HTTP/1.1 200")
 
 

@@ -205,10 +205,11 @@ def completion(http: httpx.Client, key: str, prompt: str) -> tuple[int, Any]:
     return answer.status_code, tree["choices"][0]["token_ids"] if answer.is_success else tree
 
 
-def load(directory: Path, seconds: float) -> int:
+def load(directory: Path, seconds: float, after: int) -> int:
     checked = json.loads((directory / "checked.json").read_text())
     others = set(range(0, checked["inputs"], 40)) - set(checked["passed"])
-    chosen, began, sent = sorted({*checked["passed"], *others}), time.monotonic(), 0
+    chosen = sorted(each for each in {*checked["passed"], *others} if each > after)
+    began, sent = time.monotonic(), 0
     outside = directory / OUTSIDE
     outside.write_text(WORDS)
     port = free_port()
@@ -232,6 +233,7 @@ def load(directory: Path, seconds: float) -> int:
         faults += strays(directory / "data" / "store", outside)
         report = {
             "sent": sent,
+            "the last": chosen[sent - 1],
             "of": len(chosen),
             "outcomes": dict(loading.outcomes.most_common()),
             "faults": faults,
@@ -268,10 +270,11 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=7200, help="when loading ends")
+    parser.add_argument("--after", type=int, default=-1, help="the last that another load sent")
     given = parser.parse_args()
     directory = given.directory.absolute()
     if given.form == "load":
-        return load(directory, given.seconds)
+        return load(directory, given.seconds, given.after)
     return check(directory, given.count, given.seed)
 
 
