@@ -101,7 +101,7 @@ class Sweep:
             select(models.c.id, models.c.digest, models.c.tags).where(
                 models.c.id.in_(_members_of(groups.c.id == group_id)),
                 models.c.state != ModelState.DELETED,
-                models.c.kind == "adapter",
+                models.c.kind.in_(("adapter", "model")),
                 models.c.id.not_in(_members_of(_kept_group(), groups.c.id != group_id)),
             )
         ).all()

@@ -15,12 +15,12 @@ import pytest
 from stacked.config import RetentionConfig
 from stacked.core import VERSIONED, check_digest
 from stacked.errors import RecordAbsent
-from stacked.registry import MODEL, Model, ModelState, new_id
+from stacked.registry import GROUP, MODEL, GroupMember, GroupRecord, Model, ModelState, new_id
 from stacked.retention.collect import Report
 from stacked.retention.plan import Reason
-from stacked.store import outgoing
-from tests.api.control.plane import DEPLOYMENT, zipped
-from tests.retention.ground import SETTINGS, Ground
+from stacked.store import Incoming, ModelStore, outgoing
+from tests.api.control.plane import DEPLOYMENT, archive_of, zipped
+from tests.retention.ground import SETTINGS, TAGS, Ground
 from tests.store.small import write_adapter, write_base
 
 
@@ -290,3 +290,65 @@ def test_content_that_comes_back_while_it_is_collected_is_there(ground: Ground) 
         print(f"{collecting.result()} adapters were removed while they were added again")
     ground.collect()
     assert ground.digests() == set()
+
+
+def test_models_and_code_stay_while_they_are_needed_and_go_afterwards(ground: Ground) -> None:
+    models = ModelStore(ground.store.root, code=True)
+    ground.catalogue.models = models
+
+    def sent(data: bytes) -> Incoming:
+        incoming = ground.catalogue.files.receive(len(data))
+        incoming.write(data)
+        incoming.finish()
+        return incoming
+
+    def there() -> set[str]:
+        return {each.digest for each in models.contents()}
+
+    empty = ground.registry.models.put(Model(id=new_id(MODEL)))
+    model = ground.catalogue.fill(empty.id, sent(archive_of(**{"a/m.onnx": b"1"})))
+    members = (GroupMember(model.id),)
+    made = GroupRecord(id=new_id(GROUP), kind="HOMOGENEOUS", members=members, tags=TAGS)
+    ground.registry.groups.create(made, check=True)
+    zip = archive_of(**{"score.py": b""})
+    ground.catalogue.attach_to_group(made.id, sent(zip))
+    (code,) = there() - {model.digest}
+    ground.catalogue.delete(model.id)
+    report = ground.collect()
+    assert counts(report, "folders of models", freed=False) == {
+        Reason.NAMED.value: 1,
+        Reason.RECENT.value: 1,
+    }
+    for digest in there():
+        os.utime(models.path(digest), (0, 0))
+    ground.in_use = frozenset({code})
+    assert counts(ground.collect(), "folders of models", freed=False) == {
+        Reason.NAMED.value: 1,
+        Reason.IN_USE.value: 1,
+    }
+    ground.in_use = frozenset()
+    ground.collect()
+    assert there() == {model.digest}, "code is unpacked again from the group's artifact"
+    with ground.catalogue.open(made.id)[1] as artifact:
+        assert artifact.read() == zip
+    ground.catalogue.delete_group(made.id)
+    report = ground.collect()
+    assert there() == set()
+    (line,) = (line for line in report.lines if line.kind == "folders of models")
+    assert (line.freed, line.count, line.bytes) == (True, 1, 1)
+
+
+def test_models_of_a_file_go_with_the_last_version_that_had_them(ground: Ground) -> None:
+    place = ground.sources / "m.onnx"
+    kept = []
+    for version in range(5):
+        place.write_bytes(b"%d" % version)
+        model = ground.catalogue.register(Model(id="", tags=TAGS), str(place))
+        kept.append(model.digest)
+        members = (GroupMember(model.id),)
+        made = GroupRecord(
+            id=new_id(GROUP), display_name="g", kind="HETEROGENEOUS", members=members, tags=TAGS
+        )
+        ground.registry.groups.create(made, check=True)
+    ground.collect()
+    assert {each.digest for each in ground.catalogue.models.contents()} == set(kept[-3:])

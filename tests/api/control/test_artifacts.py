@@ -24,6 +24,7 @@ from tests.api.control.plane import (
     control_plane,
     meta,
     packed,
+    stacked_body,
     zipped,
 )
 from tests.api.doors import served
@@ -343,3 +344,83 @@ def test_the_name_of_a_file_is_its_last_part(plane: Plane, header: str, shown: s
     plane.ask("POST", path, 204, b"bytes", content_disposition=header)
     given = plane.ask("GET", f"{path}/content").headers["content-disposition"]
     assert given == f"attachment; {shown}"
+
+
+# -- models that are no adapters ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["", 'attachment; filename="m.onnx.zip"'])
+def test_a_model_that_is_no_adapter_comes_back_as_it_was_sent(plane: Plane, name: str) -> None:
+    id, sent = plane.model(), archive_of(**{"top/a.onnx": b"123", "top/a.data": b"4567"})
+    upload(plane, id, sent, content_disposition=name)
+    shown = meta(plane.json("GET", f"/models/{id}"))
+    assert (shown["kind"], shown["bytes"]) == ("model", "7")
+    assert "rank" not in shown
+    assert content(plane, id).content == sent
+    assert not plane.json("GET", f"/models/{id}")["isModelByReference"]
+
+
+def test_a_file_that_is_a_whole_model_may_come_alone(plane: Plane) -> None:
+    id, other = plane.model(), plane.model()
+    upload(plane, id, b"graph", content_disposition='attachment; filename="net.onnx"')
+    upload(plane, other, archive_of(**{"model.onnx": b"graph"}))
+    one, two = (meta(plane.json("GET", f"/models/{each}")) for each in (id, other))
+    assert one["digest"] == two["digest"]
+    assert content(plane, id).content == b"graph"
+    refused = upload(plane, plane.model(), b"graph", 400).json()
+    assert refused["code"] == "ArchiveInvalid"
+    named = 'attachment; filename="net.pt2"'
+    refused = upload(plane, plane.model(), b"graph", 403, content_disposition=named).json()
+    assert refused["code"] == "NotAllowed"
+
+
+def from_source(plane: Plane, place: Path, expect: int = 200) -> Any:
+    items = [{"key": "source", "value": str(place)}]
+    return plane.json("POST", "/models", expect, body={"customMetadataList": items})
+
+
+def test_a_model_from_a_directory_or_a_file_has_an_id_of_its_content(plane: Plane) -> None:
+    place = plane.roots / "net"
+    (place / "variables").mkdir(parents=True)
+    (place / "saved_model.pb").write_bytes(b"graph")
+    (place / "variables" / "v").write_bytes(b"values")
+    made = from_source(plane, place)
+    assert meta(made)["kind"] == "model"
+    assert from_source(plane, place)["id"] == made["id"]
+    first = content(plane, made["id"])
+    with zipfile.ZipFile(io.BytesIO(first.content)) as archive:
+        assert archive.read("variables/v") == b"values"
+    again = plane.model()
+    upload(plane, again, first.content)
+    assert meta(plane.json("GET", f"/models/{again}"))["digest"] == meta(made)["digest"]
+    (plane.roots / "net.onnx").write_bytes(b"1")
+    assert meta(from_source(plane, plane.roots / "net.onnx"))["kind"] == "model"
+
+
+def test_a_source_that_is_no_model_here_is_refused(plane: Plane, tmp_path: Path) -> None:
+    place = plane.roots / "code"
+    place.mkdir()
+    assert from_source(plane, place, 400)["code"] == "FileMissing"
+    (place / "score.py").touch()
+    assert from_source(plane, place, 403)["code"] == "NotAllowed"
+    (tmp_path / "outside.onnx").touch()
+    (place / "a.onnx").symlink_to(tmp_path / "outside.onnx")
+    assert from_source(plane, place / "a.onnx", 403)["code"] == "SourceRefused"
+    assert from_source(plane, place, 400)["code"] == "PathUnsafe"
+    assert from_source(plane, tmp_path / "outside.onnx", 403)["code"] == "SourceRefused"
+    adapter = write_adapter(plane.roots / "both")
+    (adapter / "score.py").touch()
+    assert meta(from_source(plane, adapter))["kind"] == "adapter"
+
+
+def test_other_files_of_a_model_wait_until_no_group_has_it(plane: Plane) -> None:
+    id = plane.onnx(b"1")
+    upload(plane, id, archive_of(**{"model.onnx": b"2"}))
+    details = {"memberModelDetails": [{"modelId": id}]}
+    body = stacked_body(modelGroupDetails={"type": "HETEROGENEOUS"}, memberModelEntries=details)
+    group = plane.json("POST", "/modelGroups", body=body)["id"]
+    upload(plane, id, archive_of(**{"other/model.onnx": b"2"}))
+    refused = upload(plane, id, archive_of(**{"model.onnx": b"3"}), 409).json()
+    assert refused["code"] == "Conflict"
+    plane.ask("DELETE", f"/modelGroups/{group}", 202)
+    upload(plane, id, archive_of(**{"model.onnx": b"3"}))
