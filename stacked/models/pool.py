@@ -55,12 +55,15 @@ class Pool:
         Follow with `unload`, also after an error. Raises EngineLoadFailed, EngineStartFailed.
         """
         loads = (self._load_at(at, number, path) for at in range(self._size))
-        reports = await asyncio.gather(*loads)
+        reports = await asyncio.gather(*loads, return_exceptions=True)
+        for failure in reports:  # after all have ended, so that none loads it later
+            if isinstance(failure, BaseException):
+                raise failure
         self._paths[number] = path
         for worker in self.workers:  # those that were started meanwhile did not know it
             with contextlib.suppress(EngineDead):
                 await self._put(worker, number, path)
-        return reports[0]
+        return next(each for each in reports if not isinstance(each, BaseException))
 
     async def unload(self, *numbers: int) -> None:
         """Free these models, and the memory that they had. Idempotent."""

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import operator
 import os
 import signal
 import socket
@@ -37,11 +38,14 @@ main()
 _ENVIRONMENT = ("LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "PATH")
 # Arenas of malloc for each thread would keep memory that models have freed.
 _SET = {"MALLOC_ARENA_MAX": "2", "PYTHONDONTWRITEBYTECODE": "1"}
+# A process may map this much beyond the machine's memory: libraries, and stacks of its threads.
+_ADDRESSES = 16 * 1024**3
 _START_SECONDS = 60.0
 LOAD_SECONDS = 120.0
 # After its deadline a call may end by itself, as those of ONNX do; otherwise its process is ended.
 _GRACE_SECONDS = 2.0
-_MOST_WAITING = 1000
+# Requests that a process has at once, and the bytes of their bodies.
+_MOST_WAITING = 1000, 256 * 1024**2
 _MOST_HEAD = 1024**2
 
 
@@ -68,6 +72,7 @@ class _Pending:
     do: str
     number: int
     answer: asyncio.Future[tuple[dict[str, Any], bytes]] = field(repr=False)
+    bytes: int
 
 
 class Worker:
@@ -93,28 +98,11 @@ class Worker:
     async def start(cls, kind: Kind, processes: int) -> Worker:
         """Start a process, one of so many. Raises EngineStartFailed."""
         threads = max(1, len(CORES) // processes)
-        ours, theirs = socket.socketpair()
         python = kind.python or sys.executable
-        package = str(Path(__file__).parents[1])
-        given = [theirs.fileno(), os.getpid(), memory()[0], kind.runtime.value, kind.code, threads]
-        alone = await asyncio.to_thread(_without_network)
-        command = [*alone, python, "-I", "-B", "-u", "-c", _MAIN, package]
-        environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
         try:
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                *map(str, given),
-                stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                env=environment | _SET,
-                cwd="/",
-                start_new_session=True,
-            )
+            process, ours = await _started(kind, python, threads)
         except OSError as error:
-            ours.close()
             raise EngineStartFailed(f"{python} does not start: {error}") from error
-        finally:
-            theirs.close()
         reader, writer = await asyncio.open_unix_connection(sock=ours)
         one_by_one = kind.runtime in (Runtime.SCORE, Runtime.DATA)
         worker = cls(process, writer, 1 if one_by_one else threads)
@@ -138,11 +126,12 @@ class Worker:
         self, do: str, seconds: float, body: bytes = b"", number: int = 0, **head: Any
     ) -> tuple[dict[str, Any], bytes]:
         """One call and its answer. Raises what the worker reports, EngineDead, ModelTooSlow."""
-        if len(self._pending) >= _MOST_WAITING:
-            raise NotReady(f"{_MOST_WAITING} requests already wait for this model's process")
+        there = len(self._pending), sum(each.bytes for each in self._pending.values())
+        if do == "answer" and any(map(operator.ge, there, _MOST_WAITING)):
+            raise NotReady(f"{there[0]} requests wait for this model's process; repeat later")
         call = next(self._calls)
         answer = asyncio.get_running_loop().create_future()
-        self._pending[call] = _Pending(do, number, answer)
+        self._pending[call] = _Pending(do, number, answer, len(body))
         try:
             self._send({"call": call, "do": do, "number": number, **head}, body)
             done, _ = await asyncio.wait([answer], timeout=seconds)
@@ -204,7 +193,7 @@ class Worker:
                 each.answer.set_exception(self._death())
 
     async def _answers(self, reader: asyncio.StreamReader) -> None:
-        with contextlib.suppress(asyncio.IncompleteReadError, OSError, ValueError):
+        with contextlib.suppress(EOFError, OSError, ValueError, KeyError, TypeError):
             while True:
                 lengths = FRAME.unpack(await reader.readexactly(FRAME.size))
                 if lengths[0] > _MOST_HEAD or lengths[1] > MOST_ANSWER:
@@ -225,6 +214,32 @@ class Worker:
         return EngineDead(
             f"the process of this model ended ({self.reason}); the request is safe to repeat"
         )
+
+
+async def _started(
+    kind: Kind, python: str, threads: int
+) -> tuple[asyncio.subprocess.Process, socket.socket]:
+    """A process, and this side of its socket. Raises OSError."""
+    alone = await asyncio.to_thread(_without_network)
+    ours, theirs = socket.socketpair()
+    try:
+        most = memory()[0] + _ADDRESSES
+        given = (theirs.fileno(), os.getpid(), most, kind.runtime.value, kind.code, threads)
+        process = await asyncio.create_subprocess_exec(
+            *(*alone, python, "-I", "-B", "-u", "-c", _MAIN, str(Path(__file__).parents[1])),
+            *map(str, given),
+            stdin=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+            env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ} | _SET,
+            cwd="/",
+            start_new_session=True,
+        )
+    except BaseException:
+        ours.close()  # at which a process that has begun ends
+        raise
+    finally:
+        theirs.close()
+    return process, ours
 
 
 @lru_cache(maxsize=1)

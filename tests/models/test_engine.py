@@ -13,8 +13,9 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, helper, numpy_helper
 
 from stacked.core import Runtime
 from stacked.errors import (
@@ -38,7 +39,9 @@ from tests.models.making import (
     request,
     running,
     same,
+    save_onnx,
     score,
+    tensor,
     times,
 )
 from tests.processes import alive, descendants, wait_until_gone
@@ -164,6 +167,66 @@ async def test_all_is_there_again_after_a_process_was_killed(tmp_path: Path) -> 
         for factor, handle in enumerate(handles, start=1):
             assert await ask(engine, handle, [[1, 2, 3]]) == [factor, 2 * factor, 3 * factor]
         assert not given_up
+
+
+async def test_load_that_is_given_up_leaves_nothing_and_others_load_meanwhile(
+    tmp_path: Path,
+) -> None:
+    slow = "import time\n" + SCORE.replace("    with open", "    time.sleep(0.3)\n    with open")
+    code = score(tmp_path / "code", slow)
+    async with running(processes=2) as (engine, _):
+        contents = [folder(tmp_path / str(at), code, factor=str(at)) for at in range(1, 4)]
+        tasks = [asyncio.create_task(engine.stage(content)) for content in contents]
+        await until_async(lambda: len(engine.pids) == 2)
+        tasks[0].cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await tasks[0]
+        second, third = await tasks[1], await tasks[2]
+        assert await ask_score(engine, second, [1]) == {"prediction": [2.0]}
+        # The processes end with the last model: none is left of the one that was given up.
+        await engine.remove(second, third)
+        assert engine.pids == []
+
+
+async def test_waiting_requests_are_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "_MOST_WAITING", (1000, 1000))
+    gate = tmp_path / "gate"
+    source = f"""
+import os, time
+def predict(data):
+    while not os.path.exists({str(gate)!r}):
+        time.sleep(0.01)
+"""
+    code = score(tmp_path / "code", source)
+    async with running() as (engine, _):
+        handle = await engine.stage(files(code.path, Runtime.SCORE))
+        body = json.dumps("x" * 600).encode()
+        waiting = [
+            asyncio.create_task(engine.infer(handle, body, "application/json")) for _ in range(3)
+        ]
+        with pytest.raises(NotReady, match="2 requests wait"):
+            await waiting[2]
+        gate.touch()
+        assert await asyncio.gather(*waiting[:2]) == [b"null", b"null"]
+        assert await engine.infer(handle, body, "application/json") == b"null"
+
+
+async def test_memory_of_an_unloaded_model_goes_back_to_the_system(tmp_path: Path) -> None:
+    size = 64 * 1024**2
+    weight = numpy_helper.from_array(np.ones(size // 4, np.float32), "w")
+    x, y = tensor("x", TensorProto.FLOAT, 1), tensor("y", TensorProto.FLOAT, "n")
+    add = helper.make_node("Add", ["x", "w"], ["y"])
+    large = save_onnx(tmp_path / "large", [add], [x], [y], weight)
+    async with running() as (engine, _):
+        await engine.stage(times(tmp_path / "small", 2))
+        before = engine.memory_bytes
+        handle = await engine.stage(large)
+        assert engine.resident(handle) > size
+        assert engine.memory_bytes > before + size
+        await engine.remove(handle)
+        assert engine.memory_bytes < before + size / 2
 
 
 async def test_memory_that_is_short_is_a_refusal_before_anything_is_loaded(tmp_path: Path) -> None:
