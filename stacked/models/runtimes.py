@@ -79,7 +79,7 @@ def onnx(path: str, threads: int) -> Tensors:
     ort = _onnxruntime(threads)
     options = ort.SessionOptions()
     options.log_severity_level, options.use_per_session_threads = 3, False
-    file = _only(path, ("onnx",))
+    file = only(path, ("onnx",))
     session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
     def run(arrays: dict[str, Any], wanted: list[str], call: Call) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def _onnx_spec(node: Any) -> Spec:
 
 def saved_model(path: str, threads: int) -> Tensors:
     core = _openvino()
-    model = core.read_model(os.path.dirname(_only(path, ("pb",), "saved_model")))
+    model = core.read_model(os.path.dirname(only(path, ("pb",), "saved_model")))
     settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
     request = core.compile_model(model, "CPU", settings).create_infer_request()
     turn = threading.Lock()
@@ -152,7 +152,7 @@ def torch(path: str, threads: int) -> Tensors:
     import torch as library
 
     library.set_num_threads(threads)
-    file = _only(path, ("pt", "ts", "pth", "pt2"))
+    file = only(path, ("pt", "ts", "pth", "pt2"))
     if file.endswith(".pt2"):
         program = library.export.load(file)
         module, inputs = program.module(), _exported(program)
@@ -243,7 +243,7 @@ def _takes_folder(load: Any) -> bool:
     return first.default is first.empty or "folder" in first.name or "dir" in first.name
 
 
-def _only(path: str, suffixes: Iterable[str], name: str = "model") -> str:
+def only(path: str, suffixes: Iterable[str], name: str = "model") -> str:
     """The file of the model in a folder: one called `name`, otherwise the only one."""
     if os.path.isfile(path):
         return path

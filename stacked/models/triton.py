@@ -32,7 +32,7 @@ from stacked.errors import (
     EngineStartFailed,
 )
 from stacked.models.engine import ModelHandle
-from stacked.models.runtimes import EXAMPLE
+from stacked.models.runtimes import EXAMPLE, only
 from stacked.models.tensors import Fault, parse
 from stacked.models.workers import reported
 
@@ -58,7 +58,7 @@ _BACKENDS: Mapping[Runtime, list[dict[str, Any]]] = {
     Runtime.TORCH: [{"platform": "pytorch_libtorch"}],
     Runtime.SAVED_MODEL: [
         {"platform": "tensorflow_savedmodel"},
-        {"backend": "openvino", "default_model_filename": "model.savedmodel"},
+        {"backend": "openvino"},
     ],
 }
 _LENGTH = "inference-header-content-length"
@@ -163,6 +163,8 @@ class TritonEngine:
                     return _Held(handle, name, _json(described.content))
             except EngineSilent as error:
                 raise EngineLoadFailed(str(error), content.digest) from error
+            except Fault as error:
+                raise reported(error.code, str(error)) from error
             except OSError as error:
                 raise errors.StoreDamaged(f"{content.path} cannot be read: {error}") from error
             finally:
@@ -359,8 +361,10 @@ def _client(kept: int) -> httpx.AsyncClient:
 
 async def _pushed(content: ModelFiles, backend: Mapping[str, Any]) -> AsyncIterator[bytes]:
     """The body of the load, made while it is sent: models may be larger than memory."""
-    yield b'{"parameters":{"config":' + json.dumps(json.dumps(backend)).encode()
-    for name, path in _files(content).items():
+    main, files = _files(content)
+    config = json.dumps({**backend, "default_model_filename": main})
+    yield b'{"parameters":{"config":' + json.dumps(config).encode()
+    for name, path in files.items():
         yield f',{json.dumps(f"file:1/{name}")}:"'.encode()
         with path.open("rb") as file:
             while chunk := await asyncio.to_thread(file.read, _CHUNK):
@@ -369,19 +373,19 @@ async def _pushed(content: ModelFiles, backend: Mapping[str, Any]) -> AsyncItera
     yield b"}}"
 
 
-def _files(content: ModelFiles) -> dict[str, Path]:
-    """Names in the folder of a version, and the files."""
+def _files(content: ModelFiles) -> tuple[str, dict[str, Path]]:
+    """The name of the model in the folder of a version, and all files there by their names."""
     path, code = content.path, content.code
     if _runs_code(content):
         files = {"model.py": _HERE / "triton_score.py"} | _tree("model/", path)
         if code is not None and code.path != path:
             files |= _tree("code/", code.path)
-        return files | {f"stacked/models/{each}": _HERE / each for each in _IN_TRITON}
+        return "model.py", files | {f"stacked/models/{each}": _HERE / each for each in _IN_TRITON}
     if content.runtime is Runtime.SAVED_MODEL:
-        return _tree("model.savedmodel/", path)
-    # An ONNX model may have its weights in files beside it.
-    beside = _tree("", path.parent) if content.runtime is Runtime.ONNX else {}
-    return beside | {f"model{path.suffix}": path}
+        folder = Path(only(str(path), ("pb",), "saved_model")).parent
+        return "model.savedmodel", _tree("model.savedmodel/", folder)
+    file = Path(only(str(path), ("onnx", "pt", "ts", "pth", "pt2")))
+    return file.name, _tree("", file.parent)  # its weights may be in files beside it
 
 
 def _tree(prefix: str, folder: Path) -> dict[str, Path]:

@@ -7,7 +7,6 @@ import base64
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +128,7 @@ def onnx(path: Path, content: bytes = b"model") -> ModelFiles:
     path.mkdir()
     (path / "any.onnx").write_bytes(content)
     (path / "weights.bin").write_bytes(bytes(range(256)) * 10_000)
-    return replace(files(path), path=path / "any.onnx")
+    return files(path)
 
 
 def quiet(_: int) -> None: ...
@@ -143,10 +142,12 @@ async def test_files_are_pushed_whole_and_under_another_name_each_time(
     assert len(double.loaded) == 2
     assert all(model.digest[7:19] in name for name in double.loaded)
     for pushed in double.loads:
-        assert json.loads(pushed.pop("config")) == {"platform": "onnxruntime_onnx"}
+        assert json.loads(pushed.pop("config")) == {
+            "platform": "onnxruntime_onnx",
+            "default_model_filename": "any.onnx",
+        }
         assert {name: base64.b64decode(text) for name, text in pushed.items()} == {
             "file:1/any.onnx": b"model",
-            "file:1/model.onnx": b"model",
             "file:1/weights.bin": bytes(range(256)) * 10_000,
         }
     assert not await engine.verify({model.digest: first}, quiet)
@@ -242,7 +243,7 @@ async def test_what_triton_calls_ready_has_to_answer(
         double.faults = {fault: 500}
         failed = await engine.verify({model.digest: handle}, quiet)
         assert [type(each) for each in failed.values()] == [CanaryFailed]
-    (model.path.parent / "example.json").write_bytes(b"{")
+    (model.path / "example.json").write_bytes(b"{")
     double.faults = {"infer": 500}
     (error,) = (await engine.verify({model.digest: handle}, quiet)).values()
     assert isinstance(error, CanaryFailed)
@@ -250,12 +251,16 @@ async def test_what_triton_calls_ready_has_to_answer(
     assert not await engine.verify({model.digest: handle}, quiet)
 
 
-async def test_file_that_is_gone_is_a_refusal(
+async def test_file_that_is_gone_or_cannot_be_read_is_a_refusal(
     double: Double, engine: TritonEngine, tmp_path: Path
 ) -> None:
     model = onnx(tmp_path / "m")
-    model.path.unlink()
-    with pytest.raises(StoreDamaged):
+    (model.path / "weights.bin").unlink()
+    (model.path / "weights.bin").symlink_to("/proc/self/mem")  # reading its begin is an error
+    with pytest.raises(StoreDamaged, match="cannot be read"):
+        await engine.stage(model)
+    (model.path / "any.onnx").unlink()
+    with pytest.raises(EngineLoadFailed, match="expected one file"):
         await engine.stage(model)
     assert not double.loaded
 
