@@ -17,6 +17,8 @@ class StackedError(Exception):
     code: ClassVar[str] = "InternalError"
     retry_after: float | None = None
     """In how many seconds the same may succeed, where that is known."""
+    suspects: frozenset[str] = frozenset()
+    """Digests of what was being loaded, one of which is the cause, where that is known."""
 
     def __init_subclass__(cls) -> None:
         cls.code = cls.__name__

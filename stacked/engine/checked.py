@@ -94,6 +94,7 @@ class CheckedEngine:
         _, noise = await self._base_canary()
         for at in range(0, len(unknown), _CANARIES_AT_ONCE):
             some = unknown[at : at + _CANARIES_AT_ONCE]
+            self._engine.suspects = frozenset(each.digest for each in some)
             # The base in the same batch: in one of another size its numbers differ slightly.
             base, *answers = await asyncio.gather(
                 *(self._engine.canary(each) for each in (None, *some))
@@ -103,6 +104,7 @@ class CheckedEngine:
                     check_canary(each.digest, answer, base, noise=noise)
                 except CanaryFailed as error:
                     failed[each.digest] = error
+        self._engine.suspects = frozenset()
         await self._remember({each.digest for each in unknown} - failed.keys())
         return failed
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -101,6 +101,8 @@ class Engine:
         self.calls = Calls(client, causes)
         self._processes = processes or Processes([])
         self._closed = False
+        self.suspects: frozenset[Digest] = frozenset()
+        """The adapters that a start is loading or scoring: why it dies, if it does."""
 
     @classmethod
     async def start(cls, plan: EnginePlan, *, progress: Progress | None = None) -> Engine:
@@ -146,26 +148,30 @@ class Engine:
         return loaded
 
     async def load_all(
-        self, adapters: Sequence[Adapter], loaded_so_far: Callable[[int], None]
+        self,
+        adapters: Sequence[Adapter],
+        loaded_so_far: Callable[[int], None],
+        alone: Collection[Digest] = (),
     ) -> Mapping[Digest, Loaded]:
         """Load these as fast as possible, without regard to requests: for a start.
 
-        `loaded_so_far` is called with their number. The first ones fill the slots. Raises
-        EngineLoadFailed; what was loaded before stays.
+        `loaded_so_far` is called with their number. The first ones fill the slots; those in `alone`
+        are the last, one after the other. Raises EngineLoadFailed; what was loaded before stays.
         """
         loaded: dict[Digest, Loaded] = {}
-        largest = max((adapter.bytes for adapter in adapters), default=0)
-        count = max(1, min(_LOADED_AT_ONCE, _BYTES_AT_ONCE // max(1, largest)))
-        for at in range(0, len(adapters), count):
-            some = [await self._handle(adapter) for adapter in adapters[at : at + count]]
+        for batch in _batches(adapters, alone):
+            self.suspects = frozenset(adapter.digest for adapter in batch)
+            some = [await self._handle(adapter) for adapter in batch]
             wanted = [(each.number, each.name, each.request.lora_path) for each in some]
             async with self._changing:
                 await self._load_some(some, wanted)
             loaded |= {each.digest: each for each in some}
             loaded_so_far(len(loaded))
         for each in loaded.values():
+            self.suspects = frozenset({each.digest})
             if not await self.activate(each):
                 break
+        self.suspects = frozenset()
         await self.calls.workers("settle", doing="settling the worker's memory")
         return loaded
 
@@ -449,3 +455,13 @@ class Engine:
         await self.remove(loaded)
         await self.calls.workers("settle", doing=doing)
         self.calls.end_of_start()
+
+
+def _batches(adapters: Sequence[Adapter], alone: Collection[Digest]) -> Iterator[list[Adapter]]:
+    """What a start loads in one call each."""
+    largest = max((adapter.bytes for adapter in adapters), default=0)
+    count = max(1, min(_LOADED_AT_ONCE, _BYTES_AT_ONCE // max(1, largest)))
+    together = [adapter for adapter in adapters if adapter.digest not in alone]
+    for at in range(0, len(together), count):
+        yield together[at : at + count]
+    yield from ([adapter] for adapter in adapters if adapter.digest in alone)

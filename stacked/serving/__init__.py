@@ -62,7 +62,9 @@ def raise_first(group: ModelGroup, failed: Mapping[Digest, StackedError]) -> Non
     for digest, error in failed.items():
         names = ", ".join(m.label for m in group if m.content.digest == digest)
         more = f" ({len(failed) - 1} more failed)" if len(failed) > 1 else ""
-        raise type(error)(f"{names}: {error}{more}") from error
+        refused = type(error)(f"{names}: {error}{more}")
+        refused.suspects = frozenset({digest})
+        raise refused from error
 
 
 class Admission(NamedTuple):
@@ -84,6 +86,8 @@ class Serving(Protocol):
     settings: ServingSettings
     in_flight: frozenset[Digest | None] | None
     """What had requests when the engine died; None if no request has met its death."""
+    suspects: frozenset[Digest]
+    """What a start in its place has died with: the next one loads it last, one by one."""
 
     @property
     def app(self) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from stacked.engine.support import require_build
 from stacked.errors import (
     EngineDead,
     EngineLoadFailed,
+    EngineSilent,
     EngineStartFailed,
     NotAuthorizedOrNotFound,
     StackedError,
@@ -64,6 +65,8 @@ class VllmPrepared(Prepared):
     """Which modules of the base adapters are applied to."""
     verified: Verified
     """Which adapters have passed their canary."""
+    suspects: frozenset[Digest] = frozenset()
+    """What starts before this one died with: loaded last, one by one."""
 
     @classmethod
     def of(
@@ -101,6 +104,7 @@ class VllmServing:
         self.live = live
         self.app: Any = None
         self.in_flight: frozenset[Digest | None] | None = None
+        self.suspects: frozenset[Digest] = frozenset()
         self._prepared = prepared
         self._server = server
         self._open = contextlib.AsyncExitStack()
@@ -132,15 +136,15 @@ class VllmServing:
             await asyncio.gather(engine.warm(), serving._open_app())
             prepared.asking.learn(await engine.adaptable())
             await asyncio.to_thread(_check_all_applied, group, prepared.asking)
-            handles = await _load_all(engine, group, tell)
+            handles = await _load_all(engine, prepared, tell)
             tell.step(Start.VERIFY)
             failed = await checked.verify_at_start(reversed([*handles.values()]))
             raise_first(group, failed)
             generation = await commit()
-        except EngineDead as error:
+        except (EngineDead, EngineSilent) as error:
+            ended = await engine.ended()
             await serving.close()
-            # Another start would fail in the same way.
-            raise EngineStartFailed(str(error)) from error
+            raise _start_failed(group, error, engine.suspects, ended) from error
         except BaseException:
             await serving.close()
             raise
@@ -171,7 +175,8 @@ class VllmServing:
         async def stands() -> int:
             return generation
 
-        return replace(self._prepared, group=group, withheld=gone | new), stands
+        again = replace(self._prepared, group=group, withheld=gone | new, suspects=self.suspects)
+        return again, stands
 
     async def _open_app(self) -> None:
         app = await build_openai_app(self.engine, self._rows, self._server.fairness)
@@ -267,7 +272,7 @@ async def _start_engine(prepared: VllmPrepared, tell: Progress) -> Engine:
     """Start an engine, and meanwhile check that the adapters' files are what passed the checks."""
     starting = asyncio.ensure_future(Engine.start(prepared.plan, progress=tell))
     try:
-        await asyncio.to_thread(_check_all, _adapters(prepared.loaded).values())
+        await asyncio.to_thread(_check_all, prepared.loaded)
         return await starting
     except BaseException:
         starting.cancel()
@@ -281,18 +286,38 @@ def _adapters(group: ModelGroup) -> Mapping[Digest, Adapter]:
     return {digest: Adapter.of(content) for digest, content in group.contents().items()}
 
 
-def _check_all(adapters: Iterable[Adapter]) -> None:
-    for adapter in adapters:
-        check_stored(adapter)
+def _check_all(group: ModelGroup) -> None:
+    """Raises StoreDamaged and refusals of an adapter, the member named."""
+    for digest, adapter in _adapters(group).items():
+        try:
+            check_stored(adapter)
+        except StackedError as error:
+            raise_first(group, {digest: error})
 
 
-async def _load_all(engine: Engine, group: ModelGroup, tell: Progress) -> Mapping[Digest, Loaded]:
-    adapters = list(_adapters(group).values())
+async def _load_all(
+    engine: Engine, prepared: VllmPrepared, tell: Progress
+) -> Mapping[Digest, Loaded]:
+    adapters = list(_adapters(prepared.loaded).values())
+    count = Counted(tell, Start.LOAD, len(adapters))
     try:
-        return await engine.load_all(adapters, Counted(tell, Start.LOAD, len(adapters)))
+        return await engine.load_all(adapters, count, prepared.suspects)
     except EngineLoadFailed as error:
-        raise_first(group, {Digest(error.digest): error} if error.digest else {})
+        named = {Digest(error.digest): error} if error.digest else {}
+        raise_first(prepared.loaded, named)
         raise
+
+
+def _start_failed(
+    group: ModelGroup, error: StackedError, suspects: frozenset[Digest], ended: Ended
+) -> EngineStartFailed:
+    """Why a start ended with the engine, and what it was loading: not to blame for its memory."""
+    names = [member.label for member in group if member.content.digest in suspects]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    place = f"while it loaded {', '.join(names[:3])}{more}: " if names else ""
+    failed = EngineStartFailed(f"{place}{error}")
+    failed.suspects = frozenset() if ended.oom else suspects
+    return failed
 
 
 def _check_all_applied(group: ModelGroup, asking: Asking) -> None:

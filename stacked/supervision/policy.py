@@ -22,7 +22,7 @@ class Cause(enum.Enum):
     START = "start"  # it did not come up again
 
 
-# Memory that is short, and a start that fails, say nothing about requests in flight.
+# Memory that is short says nothing about requests in flight.
 _BLAMABLE = frozenset({Cause.EXIT, Cause.SIGNAL, Cause.HANG})
 
 
@@ -33,7 +33,12 @@ class Death:
     served: float
     cause: Cause
     in_flight: frozenset[Digest | None] = frozenset()
-    """What had requests then; None is the base."""
+    """What had requests then, or was being loaded at a start; None is the base."""
+
+    @property
+    def blamable(self) -> bool:
+        """Whether it says something about what was in flight."""
+        return self.cause in _BLAMABLE or (self.cause is Cause.START and bool(self.in_flight))
 
     @property
     def adapters(self) -> frozenset[Digest]:
@@ -53,8 +58,8 @@ def decide(deaths: Sequence[Death], rules: SupervisionConfig) -> Decision:
     """What follows from these deaths, of which the last one has just happened."""
     row = _in_a_row(deaths, rules.window.total_seconds())
     first = rules.backoff.total_seconds()
-    if deaths[-1].cause in _BLAMABLE:
-        blamable = [death for death in row if death.cause in _BLAMABLE]
+    if deaths[-1].blamable:
+        blamable = [death for death in row if death.blamable]
         culprit = _culprit(blamable, rules.quarantine_after)
         if culprit is not None:
             return Decision(first, culprit)
@@ -74,13 +79,14 @@ def _in_a_row(deaths: Sequence[Death], window: float) -> Sequence[Death]:
 def _culprit(deaths: Sequence[Death], many: int) -> Digest | None:
     """The one adapter that was in flight at each of the last deaths.
 
-    Two that always were could each be it: none of them is blamed.
+    Two that always were could each be it: none of them is blamed. One at the last death, and one
+    alone or among others being loaded at those before: fewer deaths are enough.
     """
     fewer = max(2, many - 1)
-    alone = {death.in_flight for death in deaths[-fewer:]}
-    if len(deaths) >= fewer and len(alone) == 1 and len(only := alone.pop()) == 1:
-        return next(iter(only))
-    if len(deaths) < many:
-        return None
-    common = reduce(frozenset.intersection, (death.adapters for death in deaths[-many:]))
-    return next(iter(common)) if len(common) == 1 else None
+    last = deaths[-fewer:]
+    narrow = all(death.cause is Cause.START or len(death.in_flight) == 1 for death in last)
+    for count in (fewer, many) if narrow and len(last[-1].in_flight) == 1 else (many,):
+        common = reduce(frozenset.intersection, (death.adapters for death in deaths[-count:]))
+        if len(deaths) >= count and len(common) == 1:
+            return next(iter(common))
+    return None

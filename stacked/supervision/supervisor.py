@@ -145,7 +145,10 @@ class Supervisor:
             failure = await self._start(lost, quarantined)
             if failure is None:
                 return
-            death, what = Death(0.0, Cause.START), f"it did not come up again: {failure}"
+            suspects = frozenset(map(Digest, failure.suspects))
+            lost.serving.suspects = suspects
+            death = Death(0.0, Cause.START, suspects)
+            what = f"it did not come up again: {failure}"
 
     async def _wait(self, lost: Active, decision: Decision, what: str) -> None:
         assert decision.wait is not None, "a decision to start again has a wait"
@@ -186,7 +189,7 @@ class Supervisor:
     def _quarantine(self, adapter: Digest, what: str) -> str:
         """Why an adapter is not served; what is known of deaths begins anew."""
         self._deaths.clear()
-        why = f"engines died repeatedly while it had requests, the last time: {what}"
+        why = f"engines died with it repeatedly, the last time: {what}"
         self._tell.note(f"adapter {short(adapter)} is quarantined: {why}")
         return f"{why}. Load it again (POST /models/…), or deploy a group, to try it again"
 

@@ -20,6 +20,11 @@ def died(*in_flight: Digest | None, cause: Cause = Cause.SIGNAL, served: float =
     return Death(served, cause, frozenset(in_flight))
 
 
+def started(*loading: Digest) -> Death:
+    """A start that ended while it loaded these."""
+    return died(*loading, cause=Cause.START, served=0)
+
+
 def test_waits_double_up_to_the_longest_and_the_last_one_gives_up() -> None:
     deaths = [died(None)] * RULES.deaths
     waits = [decide(deaths[:count], RULES).wait for count in range(1, RULES.deaths + 1)]
@@ -32,7 +37,7 @@ def test_an_engine_that_served_for_long_begins_a_new_row() -> None:
     assert decide([*before, died(None, served=599)], RULES) == Decision(None)
 
 
-def test_starts_that_fail_count_and_blame_nobody() -> None:
+def test_starts_that_fail_before_they_load_count_and_blame_nobody() -> None:
     starts = [died(cause=Cause.START, served=0)] * 4
     assert decide([died(A), *starts], RULES) == Decision(None)
 
@@ -53,6 +58,18 @@ def test_starts_that_fail_count_and_blame_nobody() -> None:
         ([died(A), died(cause=Cause.START, served=0), died(A)], A),
         ([died(A), died(A, cause=Cause.HANG)], A),
         ([died(A), died(A, served=1000)], None),  # a new row
+        ([started(A)], None),
+        ([started(A), started(A)], A),  # loaded alone, twice
+        ([started(A, B, C), started(A)], A),  # among others, then alone
+        ([died(C), started(A, B), started(B)], B),
+        ([started(A), started(A, B)], None),  # either, or what B is loaded with
+        ([started(A, B), started(A, B)], None),
+        ([started(A, B), started(A, B), started(A, C)], A),
+        ([started(A), started(B)], None),
+        ([started(A), started(), started(A)], A),  # one in between that says nothing
+        ([died(A), started(A)], A),
+        ([died(A, B), started(A)], None),
+        ([died(A, B), died(None), started(A)], None),
     ],
 )
 def test_only_an_adapter_that_nothing_else_explains_is_blamed(

@@ -14,6 +14,7 @@ from typing import Any, cast
 import pytest
 
 from stacked.config import ServerConfig, SupervisionConfig
+from stacked.core import Digest
 from stacked.deployment.deployments import Revision
 from stacked.deployment.runtime import RuntimeUpdates
 from stacked.engine.processes import Ended
@@ -192,6 +193,29 @@ async def test_adapter_that_engines_die_with_is_quarantined_also_after_a_restart
     assert (machine.serves(), machine.state(id)) == (["k2"], "NEEDS_ATTENTION")
     with pytest.raises(ModelQuarantined):
         machine.serving.live.admit({"key": "k1"})
+
+
+async def test_adapter_that_starts_end_with_is_quarantined_and_the_rest_served(
+    machine: Watched,
+) -> None:
+    id = await machine.active(1, 2, 3)
+    lost = machine.serving
+    one, two = (adapter(number).digest for number in (1, 2))
+    machine.starts.fails = [fatal(one, two), fatal(two)]
+    await machine.die("k3")
+    assert machine.serves() == ["k1", "k3"]
+    assert lost.suspects == {two}  # which the last start had loaded alone
+    with pytest.raises(ModelQuarantined, match="while it loaded"):
+        machine.serving.live.admit({"key": "k2"})
+    assert not machine.given_up
+    await machine.written()
+    assert machine.state(id) == "NEEDS_ATTENTION"
+
+
+def fatal(*loading: Digest) -> EngineStartFailed:
+    error = EngineStartFailed("while it loaded these: the engine has died")
+    error.suspects = frozenset(loading)
+    return error
 
 
 async def test_quarantine_ends_when_a_person_loads_it_or_deploys_a_group(machine: Watched) -> None:
