@@ -7,8 +7,8 @@ stack needs `if __name__ == "__main__":`.
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Sequence
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from anyio.from_thread import start_blocking_portal
 
 from stacked import bases, config
 from stacked.core import Digest, ModelId
+from stacked.errors import EngineDead
 from stacked.service import Service
 from stacked.steps import Progress
 
@@ -35,7 +36,11 @@ class Answer:
 
 
 class Stack:
-    """A served group. Use as `async with stacked.open(...) as stack`."""
+    """A served group. Use as `async with stacked.open(...) as stack`.
+
+    An engine that dies is not replaced: a script's calls were lost with it, and it knows which to
+    repeat. They raise EngineDead; another stack may be opened then.
+    """
 
     def __init__(
         self,
@@ -74,9 +79,10 @@ class Stack:
         KeyUnknown, ParameterInvalid, EngineDead.
         """
         given = [prompts] if isinstance(prompts, str) else list(prompts)
-        serving = self.service.vllm
+        with _ended():
+            serving = self.service.vllm
         route, lease = serving.live.admit(_named(key))
-        with lease:
+        with lease, _ended():
             outputs = await serving.engine.generate(
                 given,
                 route.handle,
@@ -99,9 +105,10 @@ class Stack:
         self, key: str | None, prompt: str | Sequence[int], **sampling: Any
     ) -> AsyncIterator[str]:
         """Like `generate` for one prompt, yielding each new piece of text."""
-        serving = self.service.vllm
+        with _ended():
+            serving = self.service.vllm
         route, lease = serving.live.admit(_named(key))
-        with lease:
+        with lease, _ended():
             sent = 0
             async for output in serving.engine.stream(
                 prompt,
@@ -155,6 +162,15 @@ class SyncStack:
     def chat_prompt(self, messages: Sequence[dict[str, Any]], key: str | None = None) -> str:
         """See `Stack.chat_prompt`."""
         return self._stack.chat_prompt(messages, key)
+
+
+@contextmanager
+def _ended() -> Iterator[None]:
+    """Have the death of the engine say what follows."""
+    try:
+        yield
+    except EngineDead as error:
+        raise EngineDead(f"{error}. Leave this stack, and open it again to go on") from error
 
 
 def _named(key: str | None) -> dict[str, str]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from stacked.errors import KeyUnknown
+from stacked.errors import EngineDead, KeyUnknown
 from stacked.stack import SyncStack
 from tests.conftest import PROMPT, TinyModels
+from tests.waiting import until
 
 pytestmark = pytest.mark.engine
 
@@ -47,3 +48,14 @@ def test_a_chat_becomes_the_prompt_that_transformers_makes(
         assert stack.chat_prompt(MESSAGES, key) == wanted
     with pytest.raises(KeyUnknown):
         stack.chat_prompt(MESSAGES, "nobody")
+
+
+def test_calls_after_the_death_of_the_engine_say_what_follows(stack: SyncStack) -> None:
+    """The last test of this stack, whose engine it ends."""
+    engine = stack._stack.service.vllm.engine
+    engine.kill()
+    with pytest.raises(EngineDead, match="open it again"):
+        stack.generate("a", PROMPT, **SAMPLING)
+    until(lambda: engine.dead)
+    with pytest.raises(EngineDead, match="open it again"):
+        stack.generate("a", PROMPT, **SAMPLING)

@@ -200,7 +200,7 @@ class VllmServing:
     def check_alive(self) -> None:
         """Raises EngineDead."""
         if self.engine.dead:
-            raise EngineDead("the engine has died; its log says why. It is started again")
+            raise EngineDead("the engine has died; its log says why")
 
     def check_ready(self, route: Route[Loaded]) -> None:
         """See `Serving.check_ready`: one engine answers for all."""
