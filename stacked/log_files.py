@@ -7,13 +7,16 @@ the ids there. It must not know what is served or how lines are formed.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
 import shutil
+import sys
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from urllib.parse import quote
@@ -29,6 +32,8 @@ MOST_BYTES = 16 * 1024**2
 _OLDER = 4
 _SECONDS = 0.5
 _LONGEST = 1024**2
+# A full disk takes a short line now and then: without losses for so long, it has room again.
+_QUIET_SECONDS = 5.0
 # Lines of requests that wait for a standard output that nobody reads: beyond these, the oldest go.
 _MOST_WAITING = 20_000
 
@@ -48,22 +53,36 @@ def log_of(data_dir: Path, category: str, id: str) -> Path:
 class LineFile:
     """A file that whole lines are appended to; when it is full, `name` becomes `name.1` and so on.
 
-    Lines that cannot be written are lost. From any thread.
+    Lines that cannot be written are lost, whole. From any thread.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.lost = 0
+        """How many lines have been since it was last looked at."""
+        self.fault: OSError | None = None
+        """Why the last one of those did."""
         self._file: int | None = None
         self._size = 0
         self._lock = threading.Lock()
 
     def write(self, lines: bytes) -> None:
-        with self._lock, contextlib.suppress(OSError):
+        with self._lock:
+            try:
+                self._append(lines)
+            except OSError as error:
+                self.lost, self.fault = self.lost + 1, error
+
+    def _append(self, lines: bytes) -> None:
+        file = self._opened()
+        if self._size and self._size + len(lines) > MOST_BYTES:
+            self._rotate()
             file = self._opened()
-            if self._size and self._size + len(lines) > MOST_BYTES:
-                self._rotate()
-                file = self._opened()
-            self._size += os.write(file, lines)
+        written = os.write(file, lines)
+        if written < len(lines):  # a disk that is full now: a part of a line would spoil the next
+            os.ftruncate(file, self._size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._size += written
 
     def _opened(self) -> int:
         if self._file is None:
@@ -108,6 +127,7 @@ class LogFiles:
         self._out = out
         self._access = LineFile(logs_dir(data_dir) / "access.log")
         self._predict: LineFile | None = None
+        self._losses = _Losses()
         self._waiting: deque[bytes] = deque(maxlen=_MOST_WAITING)
         self._ids: Ids = dict
         self._ending = threading.Event()
@@ -147,6 +167,7 @@ class LogFiles:
                     self._choose(self._ids())
                 self._copy()
                 self._bound()
+                self._losses.report([self._access, *filter(None, [self._predict])])
             except Exception:  # logs must not end because one turn failed
                 logger.exception("the logs could not be tended")
 
@@ -205,6 +226,25 @@ class LogFiles:
         self._engine.seek(0)
 
 
+class _Losses:
+    """Says once that lines are lost, and once that no more are: also on the terminal."""
+
+    def __init__(self) -> None:
+        self._count, self._last = 0, 0.0
+
+    def report(self, files: Iterable[LineFile]) -> None:
+        now = time.monotonic()
+        for file in files:
+            if file.lost:
+                if not self._count:
+                    _say(f"lines of {file.path} are lost: {file.fault}. Serving goes on")
+                self._count, self._last = self._count + file.lost, now
+                file.lost = 0
+        if self._count and now > self._last + _QUIET_SECONDS:
+            _say(f"log lines are written again; {self._count} were lost")
+            self._count = 0
+
+
 class RequestLines(logging.Handler):
     """Has log files write the lines of requests.
 
@@ -218,6 +258,11 @@ class RequestLines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._files.add_request(self.format(record))
+
+
+def _say(message: str) -> None:
+    logger.warning("%s", message)  # where the disk is full, that is lost too
+    print(message, file=sys.stderr, flush=True)
 
 
 def _is_object(line: bytes) -> bool:

@@ -17,6 +17,7 @@ from stacked.config import ServerConfig
 from stacked.core import Adapter, Base, Digest, Member, ModelGroup, ModelId, model_id_of
 from stacked.engine.adaptable import Asking
 from stacked.engine.engine import Engine, Loaded
+from stacked.engine.processes import Ended
 from stacked.errors import (
     CanaryFailed,
     EngineDead,
@@ -46,9 +47,14 @@ class Started(Engine):
     def __init__(self) -> None:
         self.closed = 0
         self.args: Any = SimpleNamespace(otlp_traces_endpoint=None)
+        self.suspects: frozenset[Digest] = frozenset()
+        self.oom = False
 
     async def close(self) -> None:
         self.closed += 1
+
+    async def ended(self) -> Ended:
+        return Ended(-9, self.oom)
 
 
 def start(monkeypatch: pytest.MonkeyPatch, starting: Any, check: Any) -> Any:
@@ -154,9 +160,10 @@ async def test_an_engine_that_dies_while_it_starts_is_a_failed_start_and_no_dead
 
     monkeypatch.setattr(vllm, "_start_engine", starting)
     prepared = known.prepared(ModelGroup("tiny", BASE, ()))
-    with pytest.raises(EngineStartFailed, match="has died: no such kernel"):
+    with pytest.raises(EngineStartFailed, match="has died: no such kernel") as failed:
         await VllmServing.start(prepared, commit, ServerConfig(), Silent())
     assert engine.closed == 1
+    assert not failed.value.suspects
 
 
 # What a start checks against the engine once it runs
@@ -180,7 +187,9 @@ class Warm(Started):
         modules = {f"model.layers.{at}.self_attn.q_proj": None for at in range(2)}
         return Adaptable("SmallForCausalLM", modules)
 
-    async def load_all(self, adapters: Sequence[Adapter], told: Any) -> Mapping[Digest, Loaded]:
+    async def load_all(
+        self, adapters: Sequence[Adapter], told: Any, alone: Any = ()
+    ) -> Mapping[Digest, Loaded]:
         self.loaded = [adapter.digest for adapter in adapters]
         nothing: Any = None
         return {d: Loaded(d, d, at, nothing) for at, d in enumerate(self.loaded, start=1)}
@@ -251,6 +260,23 @@ async def test_a_member_that_would_act_in_part_fails_the_start_by_its_key(
     asked = known.asking.known()
     assert asked is not None  # what the engine told is kept for the next start
     assert asked.architecture == "SmallForCausalLM"
+
+
+@pytest.mark.parametrize("oom", [False, True])
+async def test_a_failed_start_names_what_was_loaded_but_does_not_blame_it_for_memory(
+    tmp_path: Path, known: Known, monkeypatch: pytest.MonkeyPatch, oom: bool
+) -> None:
+    class DyingInLoad(Warm):
+        async def load_all(self, adapters: Sequence[Adapter], *more: Any) -> Any:
+            self.suspects = frozenset({adapters[1].digest})
+            raise EngineDead("the engine has died")
+
+    engine = DyingInLoad()
+    engine.oom = oom
+    group = group_of(tmp_path, "one", "two")
+    with pytest.raises(EngineStartFailed, match="while it loaded two: ") as failed:
+        await started(group, engine, known, monkeypatch)
+    assert failed.value.suspects == (set() if oom else {group.members[1].content.digest})
 
 
 async def test_a_member_that_answers_as_the_base_fails_the_start_by_its_key(
