@@ -56,6 +56,7 @@ class ModelsServing:
 
     dead = False
     in_flight: frozenset[Digest | None] | None = None
+    suspects: frozenset[Digest] = frozenset()
 
     def __init__(self, prepared: Prepared, deadline_seconds: float, drain_seconds: float) -> None:
         self.settings = prepared.settings
