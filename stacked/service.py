@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from stacked import metrics
 from stacked.catalogue import Catalogue
@@ -34,15 +34,17 @@ from stacked.log_files import LogFiles
 from stacked.registry import DeployedMember, Deployment, MemberState, Page, Query, Registry
 from stacked.retention.collect import Collector, Records
 from stacked.retention.rounds import Rounds
-from stacked.serving import Admission, Scope
-from stacked.serving.models import NO_VLLM, ModelsServing
+from stacked.serving import NO_TENSORS, NO_VLLM, Admission, Scope
 from stacked.serving.settings import settings_of
 from stacked.serving.targets import Target
-from stacked.serving.vllm import NO_TENSORS, VllmPrepared, VllmServing
+from stacked.serving.vllm import VllmPrepared, VllmServing
 from stacked.steps import Heard, Progress, Silent
 from stacked.store import AdapterStore, ModelStore
 from stacked.supervision.supervisor import Supervisor
 from stacked.usage import Usage
+
+if TYPE_CHECKING:
+    from stacked.serving.models import ModelsServing
 
 logger = logging.getLogger("stacked.service")
 
@@ -311,9 +313,9 @@ class Service:
     def models(self) -> ModelsServing:
         """What serves models without vLLM. Raises as `vllm` does, where that serves."""
         serving = self.active.serving
-        if not isinstance(serving, ModelsServing):
+        if isinstance(serving, VllmServing):
             raise NotAuthorizedOrNotFound(NO_TENSORS)
-        return serving
+        return cast("ModelsServing", serving)
 
     @property
     def app(self) -> Any:

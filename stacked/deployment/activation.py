@@ -24,7 +24,6 @@ from stacked.engine.plan import Room, headroom
 from stacked.errors import ConfigInvalid, NotReady, StackedError
 from stacked.registry import Deployment, DeploymentState, MemberState, WorkRequest
 from stacked.serving import Commit, Prepared, Serving
-from stacked.serving.models import ModelsServing
 from stacked.serving.settings import base_key, settings_of
 from stacked.serving.vllm import VllmPrepared, VllmServing
 from stacked.steps import Heard, Progress, Start, Step, Stop
@@ -171,6 +170,9 @@ class Starter:
         """See `VllmServing.start` and `ModelsServing.start`."""
         if isinstance(prepared, VllmPrepared):
             return await VllmServing.start(prepared, commit, self._server, tell)
+        # Here, so that a server of adapters imports nothing of it.
+        from stacked.serving.models import ModelsServing
+
         return await ModelsServing.start(
             prepared,
             commit,

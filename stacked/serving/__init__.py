@@ -29,6 +29,15 @@ Send = Callable[[Message], Awaitable[None]]
 Commit = Callable[[], Awaitable[int]]
 """Makes a group durable; its generation."""
 
+NO_VLLM = (
+    "what is deployed here are models that vLLM does not serve; send requests to /predict, with "
+    "the inference key in the header model-key"
+)
+NO_TENSORS = (
+    "what is deployed here are language models, which take no tensors; send prompts to /predict or "
+    "/v1/completions"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:

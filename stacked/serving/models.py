@@ -27,6 +27,7 @@ from stacked.live import Live
 from stacked.loader import Loader
 from stacked.models.engine import ModelHandle, ModelsEngine
 from stacked.serving import (
+    NO_VLLM,
     Admission,
     Commit,
     Prepared,
@@ -45,10 +46,6 @@ logger = logging.getLogger("stacked.serving")
 # What a body cannot be: binary tensors of the Open Inference Protocol, and forms.
 _BINARY = b"inference-header-content-length"
 _FORM = "multipart/"
-NO_VLLM = (
-    "what is deployed here are models that vLLM does not serve; send requests to /predict, with "
-    "the inference key in the header model-key"
-)
 
 
 class ModelsServing:

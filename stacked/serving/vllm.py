@@ -36,7 +36,7 @@ from stacked.errors import (
 )
 from stacked.groups.routing import Route, Routing
 from stacked.live import Live
-from stacked.serving import Admission, Commit, Prepared, Scope, raise_first
+from stacked.serving import NO_TENSORS, Admission, Commit, Prepared, Scope, raise_first
 from stacked.serving.bounds import check_bounds
 from stacked.serving.door import Call, Door
 from stacked.serving.grammars import check_grammars
@@ -47,10 +47,6 @@ from stacked.store import BaseModules
 from stacked.store.checks import check_stored, modules_of
 from stacked.store.verified import Verified
 
-NO_TENSORS = (
-    "what is deployed here are language models, which take no tensors; send prompts to /predict or "
-    "/v1/completions"
-)
 _DIED = EngineDead("the engine died while it worked on this request")
 
 
