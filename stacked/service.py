@@ -127,12 +127,13 @@ class Service:
 
     async def _start(self, tell: Progress) -> None:
         check_names(self.config.engine)
-        if not isinstance(self.config, Config):
+        config = self.config
+        if not isinstance(config, Config) and not config.group.members:
             await self._resume(await self._open(tell), tell)
-        elif self._durable:
-            await self._serve_file(self.config, tell)
+        elif self._durable or not isinstance(config, Config):
+            await self._serve_file(config, tell)
         else:
-            self._slot.serve(await self._serve_alone(self.config, tell))
+            self._slot.serve(await self._serve_alone(config, tell))
 
     def stopping(self) -> None:
         """Refuse new requests from now on; those that hold a lease may finish."""
@@ -242,9 +243,11 @@ class Service:
         serving = await VllmServing.start(prepared, first, config.server, tell)
         return Active("", group.name, serving)
 
-    async def _serve_file(self, config: Config, tell: Progress) -> None:
-        require_build()
-        base = await read_base(config, self.data_dir, self._store.root)
+    async def _serve_file(self, config: ControlConfig, tell: Progress) -> None:
+        base = None
+        if isinstance(config, Config):
+            require_build()
+            base = await read_base(config, self.data_dir, self._store.root)
         deployments = await self._open(tell)
         file = FileDeployment(config, base, self.ledger, self.catalogue, self._store)
         with self._store.pinned():

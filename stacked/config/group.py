@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from stacked.config.fields import Frozen, Key, Ocid
@@ -30,5 +32,7 @@ class MemberConfig(Frozen):
 
 class GroupConfig(Frozen):
     name: str = Field(default="default", min_length=1, max_length=255)
+    kind: Literal["STACKED", "HETEROGENEOUS"] = "STACKED"
+    """STACKED: a base and its adapters. HETEROGENEOUS: models of any framework, without a base."""
     members: tuple[MemberConfig, ...] = ()
     metadata: dict[str, str] = Field(default_factory=dict)

@@ -15,7 +15,7 @@ from stacked.config.supervision import SupervisionConfig
 
 
 class ControlConfig(Frozen):
-    """A file without a base: a server that starts with nothing deployed.
+    """A file without a base: a server that starts with nothing deployed, or with models.
 
     `group.name` names its records, `engine` holds defaults for what is deployed over HTTP.
     """
@@ -29,8 +29,14 @@ class ControlConfig(Frozen):
 
     @model_validator(mode="after")
     def _members_have_a_base(self) -> ControlConfig:
-        if self.group.members and not isinstance(self, Config):
-            raise ValueError("group.members needs a base; set base.model, or leave the members out")
+        alone, has_base = self.group.kind != "STACKED", isinstance(self, Config)
+        if alone and has_base:
+            raise ValueError(f"a {self.group.kind} group has no base; leave base or group.kind out")
+        if self.group.members and not (alone or has_base):
+            raise ValueError(
+                "group.members needs a base; set base.model, leave the members out, or set "
+                "group.kind: HETEROGENEOUS for models that need none"
+            )
         return self
 
 

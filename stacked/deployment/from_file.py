@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,10 +16,11 @@ from typing import Any
 
 from stacked.bases import base_digest, resolve
 from stacked.catalogue import Catalogue
-from stacked.config import Config
-from stacked.core import Base, Member, ModelGroup, ModelId, model_id_of
+from stacked.config import Config, ControlConfig, MemberConfig
+from stacked.core import Base, Content, Member, ModelGroup, ModelId, model_id_of
 from stacked.deployment.activation import Active, Starter
 from stacked.deployment.ledger import Ledger, declared_member, group_id_of
+from stacked.deployment.model_groups import check_alone
 from stacked.engine.adaptable import Asking
 from stacked.errors import StackedError
 from stacked.logs import shown_url
@@ -28,7 +29,8 @@ from stacked.serving import Prepared
 from stacked.serving.settings import settings_of
 from stacked.serving.vllm import VllmPrepared
 from stacked.steps import Counted, Progress, Start
-from stacked.store import AdapterStore, BaseModules
+from stacked.store import AdapterStore, BaseModules, ModelStore
+from stacked.store.files import real_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +57,8 @@ class FileDeployment:
 
     def __init__(
         self,
-        config: Config,
-        base: DeclaredBase,
+        config: ControlConfig,
+        base: DeclaredBase | None,
         ledger: Ledger,
         catalogue: Catalogue,
         store: AdapterStore,
@@ -64,14 +66,14 @@ class FileDeployment:
         self._config = config
         self._base = base
         self._ledger = ledger
-        self._store = store
+        self._store, self._models = store, catalogue.models
         self._starter = Starter(ledger, catalogue, config)
         self._id = ""
 
     async def serve(self, tell: Progress) -> Active | Deployment:
         """Serve the file's deployment, or return another one served since the file changed.
 
-        If the file's adapters are gone, the store still has the committed group. Raises
+        If the file's members are gone, the store still has the committed group. Raises
         AdapterError, GroupImpossible, EngineError.
         """
         declared, problem = await self._declared(tell)
@@ -101,6 +103,8 @@ class FileDeployment:
 
     async def _declared(self, tell: Progress) -> tuple[ModelGroup | None, StackedError | None]:
         try:
+            if self._base is None:
+                return await _read_models(self._config, self._models, tell), None
             return await read_group(self._config, self._base, self._store, tell), None
         except StackedError as error:
             return None, error
@@ -108,14 +112,15 @@ class FileDeployment:
     async def _committed(self, group_id: str, configuration: Mapping[str, Any]) -> Prepared:
         """The committed group, with the file's base if it is of that."""
         record = await asyncio.to_thread(self._ledger.registry.groups.get, group_id)
-        base = self._base.base
-        if record.base_model_id != base.model_id:
+        if self._base is None or record.base_model_id != self._base.base.model_id:
             return await self._starter.prepare(group_id, configuration)
-        group = await asyncio.to_thread(self._ledger.wanted, group_id, base)
+        group = await asyncio.to_thread(self._ledger.wanted, group_id, self._base.base)
         return self._plan(group, configuration)
 
     def _plan(self, group: ModelGroup, configuration: Mapping[str, Any]) -> Prepared:
-        settings = settings_of(configuration)
+        settings = settings_of(configuration, group.kind)
+        if self._base is None:
+            return Prepared(group, settings)
         return VllmPrepared.of(group, self._base.modules, settings, self._store.root)
 
     async def _register(
@@ -134,7 +139,7 @@ class FileDeployment:
         return deployment.generation
 
 
-def _is_same(held: Deployment, declared: ModelGroup | None, config: Config) -> bool:
+def _is_same(held: Deployment, declared: ModelGroup | None, config: ControlConfig) -> bool:
     """Whether a file still declares what it declared when its deployment was last begun.
 
     If its members can no longer be read, its own text decides.
@@ -145,7 +150,7 @@ def _is_same(held: Deployment, declared: ModelGroup | None, config: Config) -> b
 
 
 def _configuration(
-    config: Config, declared: ModelGroup | None, held: Deployment | None
+    config: ControlConfig, declared: ModelGroup | None, held: Deployment | None
 ) -> dict[str, Any]:
     """What is stored of a file; `held`: its deployment, where changes of it still count."""
     before = held.configuration if held is not None else {}
@@ -158,7 +163,7 @@ def _configuration(
         "declared": group_id_of(declared) if declared else before.get("declared"),
         "file_engine": own,
         "engine": engine,
-        "base_key": config.base.key,
+        "base_key": config.base.key if isinstance(config, Config) else None,
         **{name: before.get(name) for name in ("environment", "infrastructure", "group")},
     }
 
@@ -166,29 +171,48 @@ def _configuration(
 async def read_group(
     config: Config, base: DeclaredBase, store: AdapterStore, tell: Progress
 ) -> ModelGroup:
-    """Check the file's members and add them to the store.
+    """Check the file's adapters and add them to the store; see `_read_all`."""
 
-    Raises the error of the first that is refused, its place in the file put before the sentence.
-    """
+    def read(entry: MemberConfig) -> Content:
+        foreign = entry.foreign_tokens or config.server.foreign_tokens
+        return store.add(entry.source, base=base.modules, foreign_tokens=foreign)
+
+    members = await _read_all(config, read, tell)
+    return ModelGroup(config.group.name, base.base, members, config.group.metadata)
+
+
+async def _read_models(config: ControlConfig, store: ModelStore, tell: Progress) -> ModelGroup:
+    """The same for the models of a file without a base."""
+
+    def read(entry: MemberConfig) -> Content:
+        content = store.get(store.add(real_path(Path(entry.source)), entry.source)[0])
+        check_alone(entry.source, content)
+        return content
+
+    members, group = await _read_all(config, read, tell), config.group
+    return ModelGroup(group.name, None, members, group.metadata, group.kind)
+
+
+async def _read_all(
+    config: ControlConfig, read: Callable[[MemberConfig], Content], tell: Progress
+) -> tuple[Member, ...]:
+    """Raises the error of the first that is refused, its place in the file before the sentence."""
     listed = config.group.members
     members: list[Member] = []
     count = Counted(tell, Start.CHECK, len(listed))
     for at, entry in enumerate(listed, start=1):
         count(at)
         try:
-            foreign = entry.foreign_tokens or config.server.foreign_tokens
-            adapter = await asyncio.to_thread(
-                store.add, entry.source, base=base.modules, foreign_tokens=foreign
-            )
+            content = await asyncio.to_thread(read, entry)
         except StackedError as error:
             # The same class, so that its code and status stay; the sentence gains the place.
             name = entry.key or entry.id or shown_url(entry.source)
             raise type(error)(f"group.members[{at - 1}] ({name}): {error}") from error
-        members.append(declared_member(entry, adapter))
-    return ModelGroup(config.group.name, base.base, tuple(members), config.group.metadata)
+        members.append(declared_member(entry, content))
+    return tuple(members)
 
 
-def written(config: Config) -> str:
+def written(config: ControlConfig) -> str:
     """What the file says of base and group, to tell whether it was edited."""
     text = config.model_dump_json(include={"base", "group"})
     return hashlib.sha256(text.encode()).hexdigest()

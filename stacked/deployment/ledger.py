@@ -23,6 +23,7 @@ from stacked.core import (
     VERSIONED,
     Adapter,
     Base,
+    Content,
     Member,
     ModelGroup,
     ModelId,
@@ -226,28 +227,31 @@ class Ledger:
 
     def _register(self, group: ModelGroup) -> None:
         base = group.base
-        assert base is not None, "the group of a file has a base"
-        models = [
-            Model(
-                id=base.model_id,
-                kind="base",
-                display_name=base.key,
-                digest=base.digest,
-                source=base.path,
+        models = [_model_record(member, base) for member in group]
+        members = _entries(group.members)
+        if base is not None:
+            members = (GroupMember(base.model_id, base.key), *members)
+            models.append(
+                Model(
+                    id=base.model_id,
+                    kind="base",
+                    display_name=base.key,
+                    digest=base.digest,
+                    source=base.path,
+                )
             )
-        ]
-        models += [_model_record(member, base) for member in group]
         # Users may have changed a model's description since: a restart does not overwrite it.
         self.registry.models.put_all(
             list({model.id: model for model in models}.values()), describe=False
         )
-        self._find_base_again(base)
-        members = (GroupMember(base.model_id, base.key), *_entries(group.members))
+        if base is not None:
+            self._find_base_again(base)
         self.registry.groups.create(
             GroupRecord(
                 id=group_id_of(group),
                 display_name=group.name,
-                base_model_id=base.model_id,
+                kind=group.kind,
+                base_model_id=base.model_id if base else None,
                 members=members,
                 tags={"freeform": VERSIONED},
                 custom_metadata=tuple(
@@ -359,10 +363,10 @@ class Ledger:
         return self._writer.submit(call)
 
 
-def declared_member(entry: MemberConfig, adapter: Adapter) -> Member:
-    """A member of a configuration file, whose content is this adapter."""
-    model_id = ModelId(entry.id) if entry.id else model_id_of(adapter.digest)
-    return Member(model_id, adapter, entry.key, entry.weight)
+def declared_member(entry: MemberConfig, content: Content) -> Member:
+    """A member of a configuration file with this content."""
+    model_id = ModelId(entry.id) if entry.id else model_id_of(content.digest)
+    return Member(model_id, content, entry.key, entry.weight)
 
 
 def group_id_of(group: ModelGroup) -> str:
@@ -377,17 +381,17 @@ def group_id_of(group: ModelGroup) -> str:
     return f"ocid1.{GROUP}.oc1..{hashlib.sha256(text).hexdigest()}"
 
 
-def _model_record(member: Member, base: Base) -> Model:
-    """The record of a member's model, which was checked against this base."""
-    adapter = Adapter.of(member.content)
+def _model_record(member: Member, base: Base | None) -> Model:
+    """The record of a member's model; an adapter was checked against this base."""
+    content = member.content
     return Model(
         id=member.model_id,
-        kind="adapter",
+        kind="adapter" if base else "model",
         display_name=member.label,
-        digest=adapter.digest,
-        rank=adapter.rank,
-        bytes=adapter.bytes,
-        base_model_id=base.model_id,
+        digest=content.digest,
+        rank=Adapter.of(content).rank if base else 0,
+        bytes=content.bytes,
+        base_model_id=base.model_id if base else None,
         tags={"freeform": VERSIONED},
     )
 

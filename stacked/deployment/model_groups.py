@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stacked.core import Code, Member, ModelId, Runtime, check_digest
+from stacked.core import Code, Member, ModelFiles, ModelId, Runtime, check_digest
 from stacked.errors import RecordConflict
 from stacked.registry import GroupRecord, Model, Registry
 from stacked.registry.composition import HOMOGENEOUS
@@ -22,9 +22,10 @@ def members_of(
     models = registry.models.get_many([entry.model_id for entry in group.members])
     members = []
     for entry in group.members:
-        content = store.get(check_digest(models[entry.model_id].digest), code)
+        model = models[entry.model_id]
+        content = store.get(check_digest(model.digest), code)
         if code is None:
-            _check_alone(group, models[entry.model_id], content.runtime)
+            _check_alone(group, model, content)
         members.append(Member(ModelId(entry.model_id), content, entry.key, entry.weight))
     return tuple(members)
 
@@ -38,15 +39,20 @@ def _code_of(
     return None
 
 
-def _check_alone(group: GroupRecord, model: Model, runtime: Runtime) -> None:
+def check_alone(name: str, content: ModelFiles) -> None:
+    """Raises RecordConflict for files that neither a runtime nor a score.py of theirs loads."""
+    if content.runtime is Runtime.DATA:
+        raise RecordConflict(
+            f"{name} has no score.py, and no single file that a runtime loads (.onnx, "
+            "saved_model.pb, TorchScript or .pt2); use another one that has"
+        )
+
+
+def _check_alone(group: GroupRecord, model: Model, content: ModelFiles) -> None:
     """Refuse a member that only a group's score.py can load."""
-    if group.kind == HOMOGENEOUS and runtime in (Runtime.SCORE, Runtime.DATA):
+    if group.kind == HOMOGENEOUS and content.runtime in (Runtime.SCORE, Runtime.DATA):
         raise RecordConflict(
             f"model {model.id} is loaded by a score.py, and group {group.id} has no artifact; "
             f"upload one with score.py and runtime.yaml: POST …/modelGroups/{group.id}/artifact"
         )
-    if runtime is Runtime.DATA:
-        raise RecordConflict(
-            f"model {model.id} has no score.py, and no single file that a runtime loads (.onnx, "
-            "saved_model.pb, TorchScript or .pt2); upload another model with one"
-        )
+    check_alone(f"model {model.id}", content)
