@@ -36,7 +36,7 @@ class Step(enum.Enum):
 class Start(Step):
     """An engine comes up for a group, perhaps in place of another."""
 
-    CHECK = "Checking adapters", 3
+    CHECK = "Checking the members", 3
     READ = "Reading the group and its base", 2
     MAKE_ROOM = "Ending the old engine first", 5  # where two do not fit at once
     IMPORT = "Importing vLLM", 10
@@ -45,8 +45,8 @@ class Start(Step):
     WEIGHTS = "Loading the base's weights", 12
     PROFILE = "Warming up the engine", 13
     WARM = "Warming the adapters' memory", 5
-    LOAD = "Loading adapters into the engine", 20
-    VERIFY = "Verifying the adapters", 5
+    LOAD = "Loading the members", 20
+    VERIFY = "Verifying the members", 5
     RETIRE = "Ending the old engine", 9
 
 

@@ -47,7 +47,7 @@ def test_what_is_heard_is_passed_on() -> None:
     told, heard = Told(), list[str]()
     Heard(told, heard.append).step(Start.LOAD, 0.5, "2/4")
     assert told.steps == [(Start.LOAD, 0.5, "2/4")]
-    assert heard == ["Loading adapters into the engine: 2/4"]
+    assert heard == ["Loading the members: 2/4"]
 
 
 def test_many_parts_are_told_once_a_second_and_the_first_and_last_always() -> None:

@@ -46,10 +46,10 @@ def test_a_step_that_goes_on_is_one_line() -> None:
         progress.step(Start.VERIFY)
     lines = re.sub(r"\d+\.\d s", "N s", written.getvalue()).splitlines()
     assert lines == [
-        "  … Loading adapters into the engine: 1/3",
-        "  ✓ Loading adapters into the engine: 3/3  N s",
-        "  … Verifying the adapters",
-        "  ✓ Verifying the adapters  N s",
+        "  … Loading the members: 1/3",
+        "  ✓ Loading the members: 3/3  N s",
+        "  … Verifying the members",
+        "  ✓ Verifying the members  N s",
     ]
 
 

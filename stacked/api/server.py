@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from math import ceil
 from pathlib import Path
 from types import FrameType
+from urllib.parse import quote
 
 import uvicorn
 import uvloop
@@ -196,11 +197,15 @@ def _announce(service: Service, sockets: list[socket.socket], progress: Progress
         progress.finish(f"The control plane is on {url}")
         progress.note(str(nothing))
         return
-    labels = [route.label for route in active.serving.live.routing]
+    routing = active.serving.live.routing
+    labels = [route.label for route in routing]
+    first = f"stacked predict --url {url} 'Hello'"
+    if routing.base is None:
+        first = f"curl {url}/v2/models/{quote(labels[0], safe='')}" if labels else ""
     more = f" and {len(labels) - _KEYS_SHOWN} more" if len(labels) > _KEYS_SHOWN else ""
     keys = ", ".join(labels[:_KEYS_SHOWN]) + more
     progress.finish(f"Serving group {active.name!r} on {url}")
-    progress.note(f"inference keys  {keys}\ntry             stacked predict --url {url} 'Hello'")
+    progress.note(f"inference keys  {keys}\ntry             {first}")
 
 
 def _who_may_call(config: ControlConfig, gate: Gate | LocalGate | None) -> str:

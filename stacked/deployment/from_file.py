@@ -169,7 +169,7 @@ def _configuration(
 
 
 async def read_group(
-    config: Config, base: DeclaredBase, store: AdapterStore, tell: Progress
+    config: ControlConfig, base: DeclaredBase, store: AdapterStore, tell: Progress
 ) -> ModelGroup:
     """Check the file's adapters and add them to the store; see `_read_all`."""
 

@@ -207,7 +207,9 @@ class Score:
 
     def answer(self, body: bytes, head: dict[str, Any], call: Call) -> bytes:
         kind = head["type"].partition(";")[0].strip().lower()
-        data = parse(body) if kind in ("", "application/json") else body
+        # What a plain `curl -d` calls a form is JSON too.
+        is_json = kind in ("", "application/json", "application/x-www-form-urlencoded")
+        data = parse(body) if is_json else body
         return dump(self._code.predict(data, **self._named))
 
     def try_zeros(self, head: dict[str, Any], call: Call) -> None:
