@@ -240,6 +240,8 @@ def test_server_file_may_have_no_base(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("group: {members: [{source: a}]}", "needs a base"),
+        ("{base: {model: m}, group: {kind: HETEROGENEOUS}}", "has no base"),
+        ("group: {kind: HOMOGENEOUS}", "'STACKED' or 'HETEROGENEOUS'"),
         ("bass: {model: m}", "expected one of: base, group"),
         ("- server", "expected a mapping"),
     ],
