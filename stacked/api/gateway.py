@@ -105,11 +105,11 @@ class Gateway:
                 self._service.deployments.check_served(deployment)
             if target is not None:
                 request_ids.hold_content()
-                async with self._limits.admitted(caller, tagged.headers):
+                with self._limits.admitted(caller, tagged.headers):
                     scope, receive = await self._decoded(scope, receive, intake)
                     await self._run_model(target, scope, receive, tagged, access)
                 return
-            tagged.headers |= await self._limits.rates.headers(caller)
+            tagged.headers |= self._limits.rates.headers(caller)
             scope, receive = await self._decoded(scope, receive, intake)
             if method == "HEAD" and not is_control(path):  # whose artifacts handle HEAD themselves
                 scope["method"] = "GET"
@@ -139,7 +139,7 @@ class Gateway:
     async def _refuse(
         self, error: StackedError, scope: Scope, tagged: Tagged, plain: bool, path: str
     ) -> None:
-        tagged.headers |= await self._limits.rates.headers(caller_of(scope))
+        tagged.headers |= self._limits.rates.headers(caller_of(scope))
         if self._gate is not None and isinstance(error, NotAuthenticated):
             tagged.headers["www-authenticate"] = self._gate.challenge
         await respond_error(error, plain, tagged, oci_code(error, path))

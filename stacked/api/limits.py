@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 from starlette.types import Message, Receive, Scope
 
@@ -46,14 +46,6 @@ class Places:
         if not self._taken[name]:
             del self._taken[name]
 
-    @contextlib.contextmanager
-    def taken(self, name: str, count: int, most: int, limit: str) -> Iterator[None]:
-        self.take(name, count, most, limit)
-        try:
-            yield
-        finally:
-            self.give_back(name, count)
-
 
 class Limits:
     """The counts of one server."""
@@ -67,8 +59,8 @@ class Limits:
         self._of_keys = Places("sequences", self.config.sequences)
         self._of_callers = Places("sequences", self.config.sequences)
 
-    @contextlib.asynccontextmanager
-    async def admitted(self, caller: Caller, headers: dict[str, str]) -> AsyncIterator[None]:
+    @contextlib.contextmanager
+    def admitted(self, caller: Caller, headers: dict[str, str]) -> Iterator[None]:
         """One more request to a model, for as long as it is open. Raises TooManyRequests.
 
         `headers`, of the response, show what is left of the caller's rates.
@@ -76,20 +68,27 @@ class Limits:
         most, limit = caller.allowance.concurrency, "concurrency"
         if most is None:
             most, limit = self.share_of(self.config.requests, caller), "requests_per_caller"
-        with self._requests.taken(caller.id, 1, most, limit):
-            headers |= await self.rates.admit(caller)
+        self._requests.take(caller.id, 1, most, limit)
+        try:
+            headers |= self.rates.admit(caller)
             yield
+        finally:
+            self._requests.give_back(caller.id, 1)
 
     @contextlib.contextmanager
     def queued(self, caller: Caller, key: str, sequences: int) -> Iterator[None]:
         """The sequences of a request, until it has its answer. Raises TooManyRequests."""
         most = self.config.sequences
         mine, keys = self.share_of(most, caller), self.config.share_of(most)
-        with (
-            self._of_callers.taken(caller.id, sequences, mine, "sequences_per_caller"),
-            self._of_keys.taken(key, sequences, keys, "sequences_per_key"),
-        ):
-            yield
+        self._of_callers.take(caller.id, sequences, mine, "sequences_per_caller")
+        try:
+            self._of_keys.take(key, sequences, keys, "sequences_per_key")
+            try:
+                yield
+            finally:
+                self._of_keys.give_back(key, sequences)
+        finally:
+            self._of_callers.give_back(caller.id, sequences)
 
     def share_of(self, most: int, caller: Caller) -> int:
         return most if caller is ANYONE else self.config.share_of(most)

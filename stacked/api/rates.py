@@ -6,15 +6,13 @@ caller costs four numbers, whatever its rate, and those of callers who left are 
 
 from __future__ import annotations
 
-import asyncio
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import ceil, floor
 
-from limits import RateLimitItemPerMinute
-from limits.aio.storage import MemoryStorage
-from limits.aio.strategies import SlidingWindowCounterRateLimiter
+from limits.storage import MemoryStorage
 
 from stacked.callers import Caller
 from stacked.errors import TooManyRequests
@@ -64,59 +62,75 @@ class Rates:
     """The rates of all callers that have any."""
 
     def __init__(self) -> None:
-        self._storage = MemoryStorage()
-        self._limiter = SlidingWindowCounterRateLimiter(self._storage)
-        self._charging: set[asyncio.Task[bool]] = set()
+        self._storage = _Counters()
 
-    async def admit(self, caller: Caller) -> dict[str, str]:
+    def admit(self, caller: Caller) -> dict[str, str]:
         """Count one request; see `headers`. Raises TooManyRequests, and then it does not count.
 
         Tokens are known when a request has ended. It is refused where they are spent, and what it
         takes over the rate is charged to the following minute.
         """
-        windows = await self._windows(caller)
+        windows = self._windows(caller)
         for kind, window in windows.items():
             if not window.left:
                 raise _spent(kind, window)
         if requests := windows.get("requests"):
-            await self._limiter.hit(RateLimitItemPerMinute(requests.most), caller.id, "requests")
+            self._take(caller, "requests", requests.most, 1)
             windows["requests"] = replace(requests, now=requests.now + 1)
         return _headers(windows)
 
-    async def headers(self, caller: Caller) -> dict[str, str]:
+    def headers(self, caller: Caller) -> dict[str, str]:
         """For every response to this caller; none if it has no rates."""
-        return _headers(await self._windows(caller))
+        return _headers(self._windows(caller))
 
     def charge(self, caller: Caller, tokens: int) -> None:
         """Count tokens that a request took."""
         most = caller.allowance.tokens_per_minute
-        if most is None or not tokens:
-            return
-        key = RateLimitItemPerMinute(most).key_for(caller.id, "tokens")
-        # Without a bound: they have been used.
-        entry = self._storage.acquire_sliding_window_entry(key, sys.maxsize, _MINUTE, tokens)
-        task = asyncio.ensure_future(entry)
-        self._charging.add(task)
-        task.add_done_callback(self._charging.discard)
+        if most is not None and tokens:
+            self._take(caller, "tokens", most, tokens)
 
-    async def _windows(self, caller: Caller) -> dict[str, Window]:
-        if self._charging:  # what was reported before counts
-            await asyncio.wait(self._charging)
+    def _take(self, caller: Caller, kind: str, most: int, count: int) -> None:
+        # Without a bound: there was room for a request, and tokens have been used.
+        key = _key(caller.id, kind, most)
+        self._storage.acquire_sliding_window_entry(key, sys.maxsize, _MINUTE, count)
+
+    def _windows(self, caller: Caller) -> dict[str, Window]:
         allowance = caller.allowance
         rates = {
             "requests": allowance.requests_per_minute,
             "tokens": allowance.tokens_per_minute,
         }
         return {
-            kind: await self._window(caller.id, kind, most)
+            kind: self._window(caller.id, kind, most)
             for kind, most in rates.items()
             if most is not None
         }
 
-    async def _window(self, id: str, kind: str, most: int) -> Window:
-        key = RateLimitItemPerMinute(most).key_for(id, kind)
-        before, _, now, both = await self._storage.get_sliding_window(key, _MINUTE)
+    def _window(self, id: str, kind: str, most: int) -> Window:
+        key = _key(id, kind, most)
+        before, _, now, both = self._storage.get_sliding_window(key, _MINUTE)
         return Window(most, before, now, both - _MINUTE)
+
+
+class _Counters(MemoryStorage):
+    """The library's, which would start a thread for each request to look for what has expired."""
+
+    _looked = 0.0
+
+    def incr(self, key: str, expiry: float, amount: int = 1) -> int:
+        now = time.time()
+        if abs(now - self._looked) >= _MINUTE:  # a clock may be set back
+            self._looked = now
+            for each in [*self.expirations]:
+                self.get(each)  # drops what has expired
+        if not self.get(key):
+            self.expirations[key] = now + expiry
+        self.storage[key] += amount
+        return self.storage[key]
+
+
+def _key(id: str, kind: str, most: int) -> str:
+    return f"{kind}/{most}/{id}"
 
 
 def _headers(windows: Mapping[str, Window]) -> dict[str, str]:

@@ -42,15 +42,15 @@ class Tagged:
         if message["type"] == "http.response.start":
             self.started = True
             self.status = message["status"]
-            headers = MutableHeaders(raw=list(message["headers"]))
-            for name, value in self.headers.items():
-                headers[name] = value
-            message = {**message, "headers": headers.raw}
+            own = {name.encode(): value.encode("latin-1") for name, value in self.headers.items()}
+            others = [pair for pair in message["headers"] if pair[0].lower() not in own]
+            message = {**message, "headers": [*others, *own.items()]}
         else:
             if self.first_body is None:
                 self.first_body = time.perf_counter()
             self.ended = not message.get("more_body", False)
-            message = await self._all_but_the_last(message)
+            if len(message.get("body", b"")) > _SLICE:
+                message = await self._all_but_the_last(message)
         await self._send(message)
 
     async def _all_but_the_last(self, message: Message) -> Message:
@@ -59,12 +59,12 @@ class Tagged:
         Between them `send` waits for a client that reads slowly, and the request is still counted;
         at once, all of it would be in the transport's buffer, which nobody counts.
         """
-        body = message.get("body", b"")
-        last = max(0, len(body) - 1) // _SLICE * _SLICE
+        body = message["body"]
+        last = (len(body) - 1) // _SLICE * _SLICE
         for start in range(0, last, _SLICE):
             part = body[start : start + _SLICE]
             await self._send({**message, "body": part, "more_body": True})
-        return {**message, "body": body[last:]} if last else message
+        return {**message, "body": body[last:]}
 
     async def cut_off(self, error: StackedError, plain: bool) -> None:
         """End a response that was cut: with an error event, or as an error if none has begun."""

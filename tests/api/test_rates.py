@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 import time
 from collections.abc import Callable
@@ -34,77 +33,77 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-async def admitted(rates: Rates, caller: Caller) -> TooManyRequests | None:
+def admitted(rates: Rates, caller: Caller) -> TooManyRequests | None:
     try:
-        await rates.admit(caller)
+        rates.admit(caller)
     except TooManyRequests as refused:
         return refused
     return None
 
 
-async def test_requests_pass_up_to_the_rate_and_again_when_the_answer_says(clock: Clock) -> None:
+def test_requests_pass_up_to_the_rate_and_again_when_the_answer_says(clock: Clock) -> None:
     rates = Rates()
-    assert [await admitted(rates, BOB) for _ in range(3)] == [None] * 3
-    refused = await admitted(rates, BOB)
+    assert [admitted(rates, BOB) for _ in range(3)] == [None] * 3
+    refused = admitted(rates, BOB)
     assert refused is not None
     assert (refused.limit, refused.retry_after) == ("requests_per_minute", 60)
     clock.now += refused.retry_after - 1
-    assert await admitted(rates, BOB) is not None
+    assert admitted(rates, BOB) is not None
     clock.now += 1.01
-    assert await admitted(rates, BOB) is None
+    assert admitted(rates, BOB) is None
 
 
 @pytest.mark.parametrize("jump", [-3600, -61, 61, 3600])
-async def test_a_clock_that_jumps_gives_at_most_one_fresh_minute(clock: Clock, jump: float) -> None:
+def test_a_clock_that_jumps_gives_at_most_one_fresh_minute(clock: Clock, jump: float) -> None:
     rates = Rates()
     for _ in range(4):
-        await admitted(rates, BOB)
+        admitted(rates, BOB)
     clock.now += jump
-    passed = [await admitted(rates, BOB) for _ in range(4)].count(None)
+    passed = [admitted(rates, BOB) for _ in range(4)].count(None)
     assert passed <= 3
     clock.now += 180  # a minute that comes again counts what was used in it before
-    assert await admitted(rates, BOB) is None
+    assert admitted(rates, BOB) is None
 
 
-async def test_callers_do_not_use_each_others_rates_and_most_have_none(clock: Clock) -> None:
+def test_callers_do_not_use_each_others_rates_and_most_have_none(clock: Clock) -> None:
     rates = Rates()
     for _ in range(4):
-        await admitted(rates, BOB)
-    assert await admitted(rates, EVE) is None
-    assert [await admitted(rates, ANYONE) for _ in range(50)] == [None] * 50
-    assert await rates.headers(ANYONE) == {}
+        admitted(rates, BOB)
+    assert admitted(rates, EVE) is None
+    assert [admitted(rates, ANYONE) for _ in range(50)] == [None] * 50
+    assert rates.headers(ANYONE) == {}
     assert not {key for key in rates._storage.storage if "anyone" in key}
 
 
-async def test_tokens_over_the_rate_are_charged_to_the_next_minute(clock: Clock) -> None:
+def test_tokens_over_the_rate_are_charged_to_the_next_minute(clock: Clock) -> None:
     rates = Rates()
     rates.charge(BOB, 99)
-    assert await admitted(rates, BOB) is None
+    assert admitted(rates, BOB) is None
     rates.charge(BOB, 151)  # an answer that was longer than what was left
-    refused = await admitted(rates, BOB)
+    refused = admitted(rates, BOB)
     assert refused is not None
     assert refused.limit == "tokens_per_minute"
     assert refused.retry_after == pytest.approx(60 + 60 * (1 - 100 / 250))
     clock.now += 61
-    assert await admitted(rates, BOB) is not None, "its overshoot still counts"
+    assert admitted(rates, BOB) is not None, "its overshoot still counts"
     clock.now += refused.retry_after - 60
-    assert await admitted(rates, BOB) is None
+    assert admitted(rates, BOB) is None
 
 
-async def test_a_refused_request_does_not_count(clock: Clock) -> None:
+def test_a_refused_request_does_not_count(clock: Clock) -> None:
     rates = Rates()
     rates.charge(BOB, 500)
     for _ in range(10):
-        assert await admitted(rates, BOB) is not None
-    assert (await rates.headers(BOB))["x-ratelimit-remaining-requests"] == "3"
+        assert admitted(rates, BOB) is not None
+    assert rates.headers(BOB)["x-ratelimit-remaining-requests"] == "3"
 
 
-async def test_headers_are_openais(clock: Clock) -> None:
+def test_headers_are_openais(clock: Clock) -> None:
     rates = Rates()
-    await rates.admit(BOB)
+    rates.admit(BOB)
     rates.charge(BOB, 30)
     clock.now += 29.5
-    assert await rates.headers(BOB) == {
+    assert rates.headers(BOB) == {
         "x-ratelimit-limit-requests": "3",
         "x-ratelimit-remaining-requests": "2",
         "x-ratelimit-reset-requests": "1m31s",
@@ -113,26 +112,24 @@ async def test_headers_are_openais(clock: Clock) -> None:
         "x-ratelimit-reset-tokens": "1m31s",
     }
     clock.now += 61
-    assert (await rates.headers(BOB))["x-ratelimit-reset-tokens"] == "30s"
+    assert rates.headers(BOB)["x-ratelimit-reset-tokens"] == "30s"
     clock.now += 29
-    assert (await rates.headers(BOB))["x-ratelimit-reset-tokens"] == "500ms"
+    assert rates.headers(BOB)["x-ratelimit-reset-tokens"] == "500ms"
     clock.now += 1
-    headers = await rates.headers(BOB)
+    headers = rates.headers(BOB)
     assert headers["x-ratelimit-reset-tokens"] == "0ms"
     assert headers["x-ratelimit-remaining-tokens"] == "100"
 
 
-async def test_callers_who_left_take_no_memory(clock: Clock) -> None:
+def test_callers_who_left_take_no_memory(clock: Clock) -> None:
     rates = Rates()
     for number in range(500):
         caller = Caller(f"c{number}", allowance=BOB.allowance)
-        await rates.admit(caller)
+        rates.admit(caller)
         rates.charge(caller, 5)
-    await rates.headers(BOB)  # waits for the last charge
     assert len(rates._storage.storage) == 1000
     clock.now += 121
-    await rates.admit(BOB)
-    await asyncio.sleep(0)  # the library expires in a task
+    rates.admit(BOB)
     assert len(rates._storage.storage) == 1
 
 
