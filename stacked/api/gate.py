@@ -28,6 +28,7 @@ from stacked.serving.targets import HEALTH_PATHS, is_serving
 METRICS = "/metrics"
 
 _TOKEN_HEADERS = frozenset({b"api-key", b"x-api-key"})
+_SECRETS = _TOKEN_HEADERS | {b"authorization"}
 
 # SDKs leave the body of these out of the signature, so that they need not read it twice.
 _UPLOADS = re.compile(
@@ -162,13 +163,15 @@ def _token(headers: Headers) -> str | None:
     """
     tokens, others = set(), 0
     for name, value in headers:
+        if (name := name.lower()) not in _SECRETS:
+            continue
         text = value.decode("latin-1").strip()
         scheme, _, rest = text.partition(" ")
-        if name.lower() in _TOKEN_HEADERS:
+        if name in _TOKEN_HEADERS:
             tokens.add(text)
-        elif name.lower() == b"authorization" and scheme.lower() == "bearer":
+        elif scheme.lower() == "bearer":
             tokens.add(rest.strip())
-        elif name.lower() == b"authorization":
+        else:
             others += 1
     if tokens and len(tokens) + others > 1:
         raise NotAuthenticated("the request has more than one credential; send one")
@@ -177,7 +180,7 @@ def _token(headers: Headers) -> str | None:
 
 def _without_tokens(headers: Headers) -> list[tuple[bytes, bytes]]:
     """What the apps get: a secret goes no further than here."""
-    return [(n, v) for n, v in headers if n.lower() not in _TOKEN_HEADERS | {b"authorization"}]
+    return [(n, v) for n, v in headers if n.lower() not in _SECRETS]
 
 
 def _target(scope: Scope) -> bytes:

@@ -40,16 +40,11 @@ from stacked.serving.targets import (
     HEALTH_PATHS,
     PREFIX,
     Target,
-    app_path,
-    canonical,
-    inner_path,
     is_control,
     is_listing,
     is_open,
-    is_plain,
     is_tensors,
-    model_target,
-    versioned,
+    place_of,
 )
 from stacked.usage import Usage
 
@@ -81,16 +76,13 @@ class Gateway:
         id = request_ids.begin(headers.get(request_ids.HEADER))
         raw: bytes = scope.get("raw_path") or quote(scope["path"]).encode()
         method = scope["method"]
-        deployment, path, below = inner_path(canonical(raw.decode("latin-1")))
-        path = versioned(method, path)
+        deployment, path, for_app, target, plain = place_of(method, raw.decode("latin-1"))
         if is_tensors(path):
             send = Reshaped(send, to_tensors, bare=False)
         tagged = Tagged(send, {request_ids.HEADER: id})
         # A copy, because the server must still see a HEAD as one.
-        scope = {**scope, "path": app_path(path)}
+        scope = {**scope, "path": for_app}
         receive = intake = Intake(receive, scope, self._limits)
-        target = model_target(method, path, below)
-        plain = target.plain if target else is_plain(path)
         usage = self._usage if target is not None else None
         probe = self._is_probe(path)
         access = Access(id, method, path, usage, headers=scope["headers"], routine=probe)

@@ -6,6 +6,7 @@ A change of the directory is seen without a restart. It must not know requests.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -91,17 +92,17 @@ class KeyRing:
             )
         credential, secret = self._secrets.get(id, (None, NO_SECRET))
         fits = secret.is_of(digest_of(token))
-        if not fits or credential is None or is_over(secret.time_expires, self._now()):
+        if not fits or credential is None or self._is_over(secret.time_expires):
             raise NotAuthenticated("the token is not valid here, or not any more")
         return self._valid(credential)
 
     def _valid(self, credential: Credential) -> Caller:
-        if is_over(credential.expires, self._now()):
+        if self._is_over(credential.expires):
             raise NotAuthenticated(f"credential {credential.name!r} has expired")
         return credential.caller
 
-    def _now(self) -> datetime:
-        return datetime.fromtimestamp(self._clock(), UTC)
+    def _is_over(self, expires: datetime | None) -> bool:
+        return expires is not None and is_over(expires, datetime.fromtimestamp(self._clock(), UTC))
 
     def _refresh(self) -> None:
         same = self._top is not None and self._top == _time_of(self.directory)
@@ -138,7 +139,7 @@ class KeyRing:
 def _time_of(directory: Path) -> int:
     """When a directory last changed, in nanoseconds; 0 if there is none."""
     try:
-        return directory.stat().st_mtime_ns
+        return os.stat(directory).st_mtime_ns
     except OSError:
         return 0
 

@@ -6,7 +6,6 @@ caller costs four numbers, whatever its rate, and those of callers who left are 
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -92,7 +91,8 @@ class Rates:
     def _take(self, caller: Caller, kind: str, most: int, count: int) -> None:
         # Without a bound: there was room for a request, and tokens have been used.
         key = _key(caller.id, kind, most)
-        self._storage.acquire_sliding_window_entry(key, sys.maxsize, _MINUTE, count)
+        _, minute = self._storage.sliding_window_keys(key, _MINUTE, time.time())
+        self._storage.incr(minute, 2 * _MINUTE, count)
 
     def _windows(self, caller: Caller) -> dict[str, Window]:
         allowance = caller.allowance

@@ -4,10 +4,10 @@ vLLM looks adapters up by name in one table for the whole server. Here that tabl
 view of what was selected for the current request: a name is resolved once, before vLLM sees the
 request, and may mean another adapter for the next one.
 
-Relies on `OpenAIServingModels.lora_requests`, `.model_name`, `.is_base_model` and
-`.show_available_models`, and `AsyncLLM.generate(prompt, sampling_params, request_id, ...)`,
-`.encode(prompt, pooling_params, request_id, ...)` and `.renderer`, all of which are instance
-attributes or methods.
+Relies on the app's `user_middleware`, on `OpenAIServingModels.lora_requests`, `.model_name`,
+`.is_base_model` and `.show_available_models`, and `AsyncLLM.generate(prompt, sampling_params,
+request_id, ...)`, `.encode(prompt, pooling_params, request_id, ...)` and `.renderer`, all of which
+are instance attributes or methods.
 """
 
 from __future__ import annotations
@@ -108,8 +108,10 @@ async def build_openai_app(
     with _root_logger_kept():
         build_app, init_app_state = await asyncio.to_thread(app_builders)  # imports for a second
         tasks = await engine.client.get_supported_tasks()
-        engine.args.allowed_origins = []  # CORS is the gateway's; some versions allow all
         app = build_app(engine.args, tasks, engine.client.model_config)
+        # CORS is the gateway's; here it would cost a call for each part of each answer.
+        others = [each for each in app.user_middleware if each.cls.__name__ != "CORSMiddleware"]
+        app.user_middleware = others
         turns = turns_of(engine.client, fairness)
         client = _in_turn(engine.client, turns)
         own_templates = engine.args.trust_request_chat_template

@@ -25,6 +25,7 @@ _NESTED = (*NESTED_REQUESTS, "sampling_params")
 _PROMPTS = ("prompt", "input", "messages", "token_ids")
 _PAIRS = ("data_1", "data_2", "text_1", "text_2")
 _BATCHES = ("inputs", "texts", "images", "documents", "items", "queries", *_PAIRS)
+_SEVERAL = frozenset({*_PROMPTS, *_BATCHES})
 _TEXTS = (*_PROMPTS, *_BATCHES, "system", "instructions", "query", "suffix")
 _TEXT_OF_A_MESSAGE = ("content", "text", "arguments", "output")
 _CHATS = ("messages", "input", "inputs", "system")
@@ -155,8 +156,8 @@ def check_bounds(tree: Tree, limits: LimitsConfig) -> int:
 def _sequences(tree: Tree) -> int:
     prompts = 1
     for name, value in tree.items():
-        several = name in _BATCHES or (name in _PROMPTS and not _is_one(value))
-        if several and isinstance(value, list):
+        several = isinstance(value, list) and name in _SEVERAL
+        if several and (name in _BATCHES or not _is_one(value)):
             prompts = max(prompts, len(value))
     return prompts * max(1, int(_number(tree.get("n"))))
 

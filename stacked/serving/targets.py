@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import unquote
 
@@ -113,6 +114,28 @@ class Target:
     """Whether it is `/predict` or below it, with the headers and the leniency of OCI's clients."""
     tensors: bool = False
     """Whether it is of the Open Inference Protocol, which vLLM does not speak."""
+
+
+class Place(NamedTuple):
+    """All that a method and a path as it was sent say."""
+
+    deployment: str | None
+    path: str
+    app_path: str
+    """See `app_path`."""
+    target: Target | None
+    plain: bool
+    """Whose error shape it has; see `Target.plain`."""
+
+
+@lru_cache(maxsize=256)
+def place_of(method: str, raw: str) -> Place:
+    """Where a request goes. The same few paths are sent again and again."""
+    deployment, path, below = inner_path(canonical(raw))
+    path = versioned(method, path)
+    target = model_target(method, path, below)
+    plain = target.plain if target else is_plain(path)
+    return Place(deployment, path, app_path(path), target, plain)
 
 
 def canonical(raw: str) -> str:
