@@ -78,7 +78,7 @@ class ModelsEngine:
     @property
     def memory_bytes(self) -> int:
         """What the processes have in memory now."""
-        return sum(resident_bytes(worker.pid) for worker in self._workers())
+        return sum(map(resident_bytes, self.pids))
 
     @property
     def restarts(self) -> int:
@@ -87,10 +87,8 @@ class ModelsEngine:
 
     @property
     def pids(self) -> list[int]:
-        return [worker.pid for worker in self._workers()]
-
-    def _workers(self) -> Iterable[Any]:
-        return itertools.chain.from_iterable(pool.workers for pool in self._pools.values())
+        """The processes that run now."""
+        return [worker.pid for pool in self._pools.values() for worker in pool.workers]
 
     # -- a change of the group ---------------------------------------------------------------
 

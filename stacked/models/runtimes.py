@@ -23,12 +23,14 @@ _OPENVINO_TYPES = {"boolean": "BOOL", "f16": "FP16", "f32": "FP32", "f64": "FP64
 
 
 class Call:
-    """One request. `cancel` may be called from another thread, at any moment."""
+    """One request. `cancel` is called from another thread, at any moment."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._stop: Callable[[], object] | None = None
         self.cancelled = False
+        self.work: Any = None
+        """The future of the thread that is to do it."""
 
     def stop_with(self, stop: Callable[[], object]) -> None:
         """What ends it early, if that is possible."""
@@ -37,11 +39,13 @@ class Call:
             if self.cancelled:
                 stop()
 
-    def cancel(self) -> None:
+    def cancel(self) -> bool:
+        """Whether it had not begun, and never will."""
         with self._lock:
             self.cancelled = True
             if self._stop:
                 self._stop()
+        return bool(self.work.cancel())
 
 
 class Tensors:

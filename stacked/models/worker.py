@@ -18,7 +18,7 @@ import struct
 import sys
 import threading
 import traceback
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from stacked.models import runtimes
@@ -39,19 +39,12 @@ class Worker:
         self._socket, self._runtime, self._code = connection, runtime, code
         self._threads = threads
         self._models: dict[int, Any] = {}
-        self._calls: dict[int, tuple[Call, Future[None]]] = {}
+        self._calls: dict[int, Call] = {}
         self._sending = threading.Lock()
         self._loads = ThreadPoolExecutor(1)
         # A score.py is not asked to be safe for threads; more processes answer more at once.
         alone = runtime in ("score", "data")
         self._answers = ThreadPoolExecutor(1 if alone else threads)
-        self._steps = {
-            "ping": lambda head, body, call: ({}, b""),
-            "load": self._load,
-            "answer": self._answer,
-            "try": self._try,
-            "unload": self._unload,
-        }
 
     def serve(self) -> None:
         """Return when the other end is closed."""
@@ -65,29 +58,23 @@ class Worker:
             self._begin(json.loads(head), body)
 
     def _begin(self, head: dict[str, Any], body: bytes) -> None:
-        number = head["call"]
-        if head["do"] == "cancel":
-            call, work = self._calls.get(number, (None, None))
-            if call and work:
-                call.cancel()
-                if work.cancel():  # it had not begun
-                    late = Fault("ModelTooSlow", "others before it took all of its time")
-                    self._end(number, refusal(late, "", Call()), b"")
-            return
-        call = Call()
-        pool = self._loads if head["do"] in ("load", "unload") else self._answers
-        begin = threading.Event()  # once the call is listed
-        self._calls[number] = call, pool.submit(self._run, begin, head, body, call)
-        begin.set()
+        number, do = head["call"], head["do"]
+        begun = self._calls.get(number)
+        if do != "cancel":
+            call = self._calls[number] = Call()
+            pool = self._loads if do in ("load", "unload") else self._answers
+            call.work = pool.submit(self._run, head, body, call)
+        elif begun and begun.cancel():  # no thread had taken it
+            late = Fault("ModelTooSlow", "others before it took all of its time")
+            self._end(number, refusal(late, "", Call()), b"")
 
     def _end(self, number: int, head: dict[str, Any], body: bytes) -> None:
         del self._calls[number]
         self._send({"call": number, **head}, body)
 
-    def _run(self, begin: threading.Event, head: dict[str, Any], body: bytes, call: Call) -> None:
-        begin.wait()
+    def _run(self, head: dict[str, Any], body: bytes, call: Call) -> None:
         try:
-            answer = self._steps[head["do"]](head, body, call)
+            answer = self._done(head, body, call)
             if len(answer[1]) > MOST_ANSWER:
                 sentence = f"an answer of {len(answer[1]):,} bytes; at most {MOST_ANSWER:,}"
                 raise Fault("ModelAnswerInvalid", sentence)
@@ -95,30 +82,27 @@ class Worker:
             answer = refusal(error, head["do"], call), b""
         self._end(head["call"], *answer)
 
-    def _load(self, head: dict[str, Any], body: bytes, call: Call) -> tuple[dict[str, Any], bytes]:
-        before = _resident()
-        path = head["path"]
-        model = runtimes.load(self._runtime, path, self._code or path, self._threads)
-        self._models[head["number"]] = model
-        described = {
-            "inputs": [spec.described() for spec in model.inputs],
-            "outputs": [spec.described() for spec in model.outputs],
-        }
-        return {"bytes": max(0, _resident() - before), **described}, b""
-
-    def _answer(
-        self, head: dict[str, Any], body: bytes, call: Call
-    ) -> tuple[dict[str, Any], bytes]:
-        return {}, self._models[head["number"]].answer(body, head, call)
-
-    def _try(self, head: dict[str, Any], body: bytes, call: Call) -> tuple[dict[str, Any], bytes]:
-        runtimes.try_out(self._models[head["number"]], head["path"], head, call)
+    def _done(self, head: dict[str, Any], body: bytes, call: Call) -> tuple[dict[str, Any], bytes]:
+        do, number = head["do"], head["number"]
+        if do == "answer":
+            return {}, self._models[number].answer(body, head, call)
+        if do == "try":
+            runtimes.try_out(self._models[number], head["path"], head, call)
+        elif do == "load":
+            return self._load(number, head["path"]), b""
+        elif do == "unload":
+            self._unload(head["numbers"])
         return {}, b""
 
-    def _unload(
-        self, head: dict[str, Any], body: bytes, call: Call
-    ) -> tuple[dict[str, Any], bytes]:
-        for number in head["numbers"]:
+    def _load(self, number: int, path: str) -> dict[str, Any]:
+        before = _resident()
+        model = runtimes.load(self._runtime, path, self._code or path, self._threads)
+        self._models[number] = model
+        inputs, outputs = ([spec.described() for spec in s] for s in (model.inputs, model.outputs))
+        return {"bytes": max(0, _resident() - before), "inputs": inputs, "outputs": outputs}
+
+    def _unload(self, numbers: list[int]) -> None:
+        for number in numbers:
             model = self._models.pop(number, None)
             try:
                 if model is not None:
@@ -128,7 +112,6 @@ class Worker:
             del model
         gc.collect()
         _trim()
-        return {}, b""
 
     def _receive(self, count: int) -> bytes | None:
         data = bytearray(count)
