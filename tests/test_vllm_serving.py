@@ -44,6 +44,8 @@ BASE = Base(ModelId("ocid1.base"), "base", "/base")
 class Started(Engine):
     """An engine that is there, and is closed once."""
 
+    dead = False
+
     def __init__(self) -> None:
         self.closed = 0
         self.args: Any = SimpleNamespace(otlp_traces_endpoint=None)

@@ -47,6 +47,9 @@ from stacked.store import BaseModules
 from stacked.store.checks import check_stored, modules_of
 from stacked.store.verified import Verified
 
+# Between two looks whether an engine has died while it is started.
+_NOTICE_SECONDS = 0.5
+
 _DIED = EngineDead("the engine died while it worked on this request")
 
 
@@ -126,6 +129,7 @@ class VllmServing:
             prepared, engine, Live(checked, nobody, drain_seconds=server.drain_seconds), server
         )
         serving._open.callback(checked.close)
+        watching = asyncio.create_task(_end_calls_of_dead(engine))
         try:
             tell.step(Start.WARM)
             # The one computes in the engine's process, the other imports in this one.
@@ -144,6 +148,8 @@ class VllmServing:
         except BaseException:
             await serving.close()
             raise
+        finally:
+            watching.cancel()
         out = prepared.quarantined
         routing = Routing.of(group.base, group.members, handles, generation, withheld=out)
         serving.live.begin(routing, prepared.group.members)
@@ -302,6 +308,13 @@ async def _load_all(
         named = {Digest(error.digest): error} if error.digest else {}
         raise_first(prepared.loaded, named)
         raise
+
+
+async def _end_calls_of_dead(engine: Engine) -> None:
+    """End the calls of a start whose engine dies: vLLM would leave them waiting."""
+    while not engine.dead:  # noqa: ASYNC110  vLLM has no event for it
+        await asyncio.sleep(_NOTICE_SECONDS)
+    engine.calls.end()
 
 
 def _start_failed(
