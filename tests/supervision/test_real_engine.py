@@ -6,7 +6,6 @@ Long: every death is followed by a start. `pytest -m long tests/supervision` run
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import signal
 import threading
@@ -124,73 +123,6 @@ def test_adapter_that_engines_die_with_is_left_out_until_it_is_loaded_again(
         assert complete(client, "b") == before["b"]
         assert metric(server, "stacked_quarantined_adapters") == 0
         until(lambda: state(server) == "ACTIVE")
-
-
-def test_adapter_that_engines_die_with_while_they_load_it_is_left_out(server: Server) -> None:
-    before = {key: complete(server.client(), key) for key in ("base", "a", "b")}
-    digests = {each["inferenceKey"]: each["digest"] for each in status(server)["models"]}
-    (file,) = (server.directory / "data" / "store").rglob(
-        f"*{digests['b'].removeprefix('sha256:')}*/adapter_model.safetensors"
-    )
-    deaths = metric(server, "stacked_engine_deaths_total")
-    with Watch(file) as opened:
-        os.kill(engine_process(server), signal.SIGKILL)
-        until(lambda: not ready(server))
-        killed = 0
-        while not ready(server):
-            until(lambda: opened() or ready(server), 240)
-            # The server itself checks the file before, while the engine is created.
-            if opened() and "the adapters' memory" in status(server)["engine"]["reason"]:
-                os.kill(engine_process(server), signal.SIGKILL)
-                killed += 1
-            opened.go_on()
-    assert killed == 2
-    with server.client() as client:
-        refused = client.post("/v1/completions", json={"model": "b", "prompt": PROMPT})
-        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "ModelQuarantined")
-        assert "while it loaded b" in refused.json()["error"]["message"]
-        assert {key: complete(client, key) for key in ("base", "a")} == {
-            key: before[key] for key in ("base", "a")
-        }
-        assert metric(server, "stacked_engine_deaths_total") == deaths + 1
-        assert client.post("/models/b").status_code == 200
-        assert complete(client, "b") == before["b"]
-
-
-class Watch:
-    """Whoever opens a file waits, at most 45 s, until it is let `go_on`: by a lease of Linux's.
-
-    A call says whether somebody waits.
-    """
-
-    def __init__(self, file: Path) -> None:
-        self._file = os.open(file, os.O_RDONLY)
-
-    def __enter__(self) -> Watch:
-        self._before = signal.signal(signal.SIGIO, signal.SIG_IGN)
-        self._lease()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._file)
-        signal.signal(signal.SIGIO, self._before)
-
-    def __call__(self) -> bool:
-        return fcntl.fcntl(self._file, fcntl.F_GETLEASE) != fcntl.F_WRLCK
-
-    def go_on(self) -> None:
-        """Let them open it, and watch again when they have closed it."""
-        fcntl.fcntl(self._file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-        self._lease()
-
-    def _lease(self) -> None:
-        def free() -> bool:
-            with contextlib.suppress(BlockingIOError):
-                fcntl.fcntl(self._file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-                return True
-            return False
-
-        until(free)
 
 
 def status(server: Server) -> dict[str, Any]:
