@@ -41,6 +41,11 @@ _resident = Gauge(
     "Whether an adapter is in the engine's host memory, and in a slot, as of this look",
     (*_LABELS, "place"),
 )
+_model_bytes = Gauge(
+    "stacked_model_bytes",
+    "Memory that a model without vLLM took when it was loaded, in one process",
+    _LABELS,
+)
 _in_flight = Gauge("stacked_requests_in_flight", "Requests that hold a lease", _LABELS)
 _refused = Counter("stacked_refused", "Requests refused by a limit, by its name", ("limit",))
 _swaps = Counter("stacked_swaps", "LIVE updates that ended, by outcome", ("outcome",))
@@ -59,6 +64,9 @@ ENGINE_STATES = ("none", "starting", "serving", "restarting", "failed")
 _engine = Gauge("stacked_engine_state", "1 for what the engine does now", ("state",))
 _deaths = Counter("stacked_engine_deaths", "Engines that died while they served", ("cause",))
 _restarts = Counter("stacked_engine_restarts", "Starts after a death, by outcome", ("outcome",))
+_model_restarts = Counter(
+    "stacked_model_process_restarts", "Processes of models that ended by themselves", ("runtime",)
+)
 _stored = Gauge("stacked_store_bytes", "Content in the stores, as of the last round", ("kind",))
 _disk = Gauge("stacked_disk_bytes", "The disk of the data directory", ("kind",))
 
@@ -94,6 +102,18 @@ def resident(adapters: Mapping[tuple[str, str], tuple[bool, bool]]) -> None:
     for labels, places in adapters.items():
         for place, there in zip(("host", "slot"), places, strict=True):
             _resident.labels(*labels, place).set(there)
+
+
+def model_bytes(sizes: Mapping[tuple[str, str], int]) -> None:
+    """By key and digest."""
+    _model_bytes.clear()
+    for labels, size in sizes.items():
+        _model_bytes.labels(*labels).set(size)
+
+
+def model_process_ended(runtime: str) -> None:
+    """A process of models ended, and another one is started."""
+    _model_restarts.labels(runtime).inc()
 
 
 def tokens(key: str, digest: str, prompt: int, generated: int) -> None:

@@ -333,12 +333,12 @@ class Service:
         if active is not None and there is not None:
             routing = active.serving.live.routing
             routes = {route.labels: route.handle for route in routing if route.handle}
+            numbers = {labels: handle.number for labels, handle in routes.items()}
             metrics.resident(
-                {
-                    labels: (handle.number in there.host, handle.number in there.slots)
-                    for labels, handle in routes.items()
-                }
+                {each: (n in there.host, n in there.slots) for each, n in numbers.items()}
             )
+            sizes = there.sizes
+            metrics.model_bytes({each: sizes[n] for each, n in numbers.items() if n in sizes})
 
     async def resident(self) -> Resident | None:
         """Where the engine has each content; None if it does not say so soon."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -187,7 +188,9 @@ async def test_metadata_readiness_and_health_by_the_protocol_and_ours(two: Serve
     assert (described["name"], described["inputs"][0]["shape"]) == ("two/x", [-1, 3])
     assert (await get("/health")).json()["models"] == 2
     assert (await get("/models/three/health")).json()["status"] == "healthy"
-    assert "stacked_requests" in (await get("/metrics")).text
+    shown = (await get("/metrics")).text
+    assert 'stacked_model_bytes{digest="' in shown
+    assert 'key="three",place="host"} 1.0' in shown
     assert "/v2/models/{model}/infer" in (await get("/openapi.json")).json()["paths"]
 
 
@@ -239,6 +242,9 @@ async def test_model_that_ends_its_process_is_withheld_and_the_rest_served(direc
         assert (refused.status_code, refused.json()["code"]) == (503, "ModelQuarantined")
         assert values(await here.predict(None, "good", **ROW)) == [5.0, 10.0, 15.0]
         assert not here.serving.dead
+        shown = (await here.http.get("/metrics")).text
+        (restarts,) = re.findall(r'process_restarts_total\{runtime="data"\} (\S+)', shown)
+        assert float(restarts) >= 3
         # A person may try it again.
         assert (await here.http.post("/models/bad")).status_code == 200
         assert (await here.predict(1, "bad")).json() == {"prediction": 1}

@@ -80,6 +80,8 @@ class Resident:
     staged: frozenset[int]
     host: frozenset[int]
     slots: tuple[int | None, ...]
+    sizes: Mapping[int, int] = field(default_factory=dict)
+    """The bytes of those whose memory was measured."""
 
 
 class Engine:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from stacked import metrics
 from stacked.errors import (
     CanaryFailed,
     EngineDead,
@@ -155,6 +156,7 @@ class Pool:
                     self._gone(at, worker)
                     await worker.end()
                 self.restarts += 1
+                metrics.model_process_ended(self._kind.runtime)
                 if time.monotonic() - began > _LONG_SECONDS:
                     pause = _PAUSES[0]
                     self._ends.clear()

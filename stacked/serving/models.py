@@ -189,8 +189,10 @@ class ModelsServing:
 
     async def resident(self) -> Resident:
         """See `Serving.resident`."""
-        ready = (h.number for h in self.live.routing.handles.values() if self.engine.ready(h))
-        return Resident(frozenset(), frozenset(ready), ())
+        ready = [h for h in self.live.routing.handles.values() if self.engine.ready(h)]
+        there = frozenset(handle.number for handle in ready)
+        sizes = {h.number: self.engine.resident(h) for h in ready}
+        return Resident(frozenset(), there, (), sizes)
 
     async def close(self) -> None:
         """End the processes. Closing twice is allowed."""
