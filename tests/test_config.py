@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -251,3 +252,19 @@ def test_server_file_without_a_base_is_checked_too(tmp_path: Path, text: str, sa
     path.write_text(text)
     with pytest.raises(ConfigInvalid, match=said):
         load_server(path)
+
+
+def test_an_interpreter_of_models_is_the_link_that_is_named(tmp_path: Path) -> None:
+    """A virtual environment's is a link to another, and knows itself by its own path."""
+    link = tmp_path / "env" / "python"
+    link.parent.mkdir()
+    link.symlink_to(sys.executable)
+    path = tmp_path / "control.yaml"
+    path.write_text("models: {code: true, pythons: {a: env/python, b: /b/python}}")
+    assert load_server(path).models.pythons == {"a": str(link), "b": "/b/python"}
+    path.write_text("{}")
+    assert not load_server(path).models.code
+    for models, said in (("{cods: true}", "code, pythons"), ("{deadline_seconds: 0}", "greater")):
+        path.write_text(f"models: {models}")
+        with pytest.raises(ConfigInvalid, match=said):
+            load_server(path)
