@@ -57,9 +57,16 @@ def members_of(contents: Mapping[str, ModelFiles]) -> tuple[Member, ...]:
     return tuple(Member(model_id_of(each.digest), each, key) for key, each in contents.items())
 
 
-async def start(given: Prepared, drain_seconds: float = 5) -> ModelsServing:
+async def start(
+    given: Prepared, drain_seconds: float = 5, triton: tuple[str, str] | None = None
+) -> ModelsServing:
     return await ModelsServing.start(
-        given, first, Silent(), deadline_seconds=20, drain_seconds=drain_seconds
+        given,
+        first,
+        Silent(),
+        deadline_seconds=20,
+        drain_seconds=drain_seconds,
+        triton=triton,
     )
 
 
@@ -76,9 +83,11 @@ class Served:
 
 
 @asynccontextmanager
-async def served(directory: Path, **members: ModelFiles) -> AsyncIterator[Served]:
+async def served(
+    directory: Path, triton: tuple[str, str] | None = None, **members: ModelFiles
+) -> AsyncIterator[Served]:
     service = Service(ControlConfig(server=ServerConfig()), directory / "data")
-    serving = await start(prepared(members))
+    serving = await start(prepared(members), triton=triton)
     service._slot.serve(Active("", "g", serving))
     service.state = State.SERVING
     app = Gateway(service, create_routes(service))

@@ -17,3 +17,5 @@ class ModelsConfig(Frozen):
     """The interpreter of each environment that a runtime.yaml may name (INFERENCE_ENV_SLUG)."""
     deadline_seconds: float = Field(default=60, gt=0)
     """How long a model may take to load, or to answer one request."""
+    triton: str = Field(default="", pattern="^(https?://.+)?$")
+    """The address of a Triton server that has the models, in place of processes of this server."""

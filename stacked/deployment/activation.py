@@ -173,12 +173,19 @@ class Starter:
         # Here, so that a server of adapters imports nothing of it.
         from stacked.serving.models import ModelsServing
 
+        triton = None
+        if self._models.triton:
+            from stacked.models.triton import owner_in  # with the client that few need
+
+            root = self._catalogue.models.root
+            triton = self._models.triton, await asyncio.to_thread(owner_in, root)
         return await ModelsServing.start(
             prepared,
             commit,
             tell,
             deadline_seconds=self._models.deadline_seconds,
             drain_seconds=self._server.drain_seconds,
+            triton=triton,
         )
 
     async def again(

@@ -56,6 +56,9 @@ class _Held:
 class ModelsEngine:
     """Worker processes and what they hold; a `GroupEngine`. Close it at the end."""
 
+    takes_binary = False
+    """Whether tensors may be in binary, as a header then says."""
+
     def __init__(
         self,
         give_up: Callable[[ModelHandle, str], None],
@@ -89,6 +92,9 @@ class ModelsEngine:
     def pids(self) -> list[int]:
         """The processes that run now."""
         return [worker.pid for pool in self._pools.values() for worker in pool.workers]
+
+    async def start(self) -> None:
+        """Processes start with their first model."""
 
     # -- a change of the group ---------------------------------------------------------------
 
@@ -200,6 +206,12 @@ class ModelsEngine:
         return await held.pool.answer(
             handle.number, self._deadline, body, type=content_type, model=model, version=version
         )
+
+    async def exchange(
+        self, handle: ModelHandle, body: bytes, headers: Mapping[str, str], model: str = ""
+    ) -> tuple[bytes, Mapping[str, str]]:
+        """`infer` with the headers of a request and of its answer."""
+        return await self.infer(handle, body, headers.get("content-type", ""), model), {}
 
     def metadata(self, handle: ModelHandle, model: str = "") -> bytes:
         """A model's inputs and outputs as the Open Inference Protocol has them, as JSON."""

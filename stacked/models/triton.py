@@ -78,6 +78,7 @@ class _Held:
 class TritonEngine:
     """Triton's `stacked.loader.GroupEngine`. Every call ends within a deadline."""
 
+    takes_binary = True
     memory_bytes = restarts = 0  # of processes on this machine: there are none
     # How names of this process's engines begin: there are two while one replaces the other.
     _open: ClassVar[set[str]] = set()
@@ -85,7 +86,6 @@ class TritonEngine:
     def __init__(
         self,
         give_up: Callable[[ModelHandle, str], None],
-        *,
         url: str,
         owner: str,
         deadline_seconds: float,
@@ -260,6 +260,10 @@ class TritonEngine:
         reload = self._reloads.get(handle.number)
         return handle.number in self._held and (reload is None or reload.done())
 
+    def resident(self, handle: ModelHandle) -> int:
+        """Its memory is another machine's."""
+        return 0
+
     def metadata(self, handle: ModelHandle, model: str = "") -> bytes:
         """See `ModelsEngine.metadata`."""
         named = {"name": model, "versions": [short(handle.digest)]}
@@ -272,8 +276,8 @@ class TritonEngine:
         return (await self.exchange(handle, body, {"content-type": content_type}))[0]
 
     async def exchange(
-        self, handle: ModelHandle, body: bytes, headers: Mapping[str, str]
-    ) -> tuple[bytes, dict[str, str]]:
+        self, handle: ModelHandle, body: bytes, headers: Mapping[str, str], model: str = ""
+    ) -> tuple[bytes, Mapping[str, str]]:
         """`infer` with the headers of the binary tensor extension, both ways."""
         if _runs_code(handle.content):
             kind = headers.get("content-type", "").encode()
@@ -348,6 +352,19 @@ class TritonEngine:
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             reason = str(error) or type(error).__name__
             raise EngineDead(f"Triton at {self._url} does not answer: {reason}") from error
+
+
+def owner_in(directory: Path) -> str:
+    """What the server of this directory is called in Triton: made once. Raises StoreUnusable."""
+    file = directory / "triton-owner"
+    try:
+        if not file.exists():
+            made = file.with_suffix(".new")
+            made.write_text(secrets.token_hex(6), encoding="ascii")
+            made.rename(file)
+        return file.read_text(encoding="ascii")
+    except OSError as error:
+        raise errors.StoreUnusable(f"{file} cannot be made or read: {error}") from error
 
 
 def _runs_code(content: ModelFiles) -> bool:

@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stacked.callers import caller_of
 from stacked.core import Digest
@@ -41,6 +41,9 @@ from stacked.serving.names import names_of
 from stacked.serving.targets import Target
 from stacked.steps import Counted, Progress, Start
 
+if TYPE_CHECKING:
+    from stacked.models.triton import TritonEngine
+
 logger = logging.getLogger("stacked.serving")
 
 # What a body cannot be: binary tensors of the Open Inference Protocol, and forms.
@@ -55,13 +58,26 @@ class ModelsServing:
     in_flight: frozenset[Digest | None] | None = None
     suspects: frozenset[Digest] = frozenset()
 
-    def __init__(self, prepared: Prepared, deadline_seconds: float, drain_seconds: float) -> None:
+    def __init__(
+        self,
+        prepared: Prepared,
+        deadline_seconds: float,
+        drain_seconds: float,
+        triton: tuple[str, str] | None,
+    ) -> None:
         self.settings = prepared.settings
-        self.engine = ModelsEngine(
-            self._given_up,
-            processes=prepared.settings.processes,
-            deadline_seconds=deadline_seconds,
-        )
+        self.engine: ModelsEngine | TritonEngine
+        if triton is not None:
+            # Here, as its client takes a third of a second to import.
+            from stacked.models.triton import TritonEngine
+
+            self.engine = TritonEngine(self._given_up, *triton, deadline_seconds)
+        else:
+            self.engine = ModelsEngine(
+                self._given_up,
+                processes=prepared.settings.processes,
+                deadline_seconds=deadline_seconds,
+            )
         nobody = Routing[ModelHandle].of(None, (), {}, 0)
         self.live = Live(self.engine, nobody, drain_seconds=drain_seconds)
 
@@ -74,13 +90,18 @@ class ModelsServing:
         *,
         deadline_seconds: float,
         drain_seconds: float,
+        triton: tuple[str, str] | None = None,
     ) -> ModelsServing:
         """Start processes and load the group, all or nothing. `commit` is called last.
 
+        `triton`: the address of a server that is used in place of processes, and this server's
+        name in it.
+
         Raises what that raises, GroupImpossible, EngineStartFailed, EngineLoadFailed, CanaryFailed.
         """
-        serving = cls(prepared, deadline_seconds, drain_seconds)
+        serving = cls(prepared, deadline_seconds, drain_seconds, triton)
         try:
+            await serving.engine.start()
             handles = await serving._load(prepared, tell)
             generation = await commit()
         except BaseException:
@@ -121,39 +142,44 @@ class ModelsServing:
             )
         headers = {name.lower(): value for name, value in scope["headers"]}
         kind = headers.get(b"content-type", b"").decode("latin-1").lower()
-        if _BINARY in headers or kind.startswith(_FORM):
+        binary = headers.get(_BINARY, b"").decode("latin-1")
+        if (binary and not self.engine.takes_binary) or kind.startswith(_FORM):
             raise EncodingUnsupported(
                 "a body of binary tensors or a form is not taken; send JSON, or for a score.py "
                 "bytes as application/octet-stream"
             )
         names = names_of(target.model, scope["headers"], {})
         route, lease = self.live.admit(names, end, caller_of(scope).keys)
-        return Admission(route, lease, partial(self._answer, route, body, kind), 1)
+        return Admission(route, lease, partial(self._answer, route, body, kind, binary), 1)
 
     async def _answer(
         self,
         route: Route[ModelHandle],
         body: bytes,
         kind: str,
+        binary: str,
         receive: Receive,
         send: Send,
         report: Report,
     ) -> None:
         """Answer, unless the client leaves before, or the request is ended."""
         assert route.handle is not None, "there is no base"
-        work = self.engine.infer(route.handle, body, kind, route.label)
+        passed = {"content-type": kind} | ({_BINARY.decode(): binary} if binary else {})
+        work = self.engine.exchange(route.handle, body, passed, route.label)
         answering, leaving = asyncio.ensure_future(work), asyncio.ensure_future(receive())
         try:
             await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
             if not answering.done():
                 return
-            answer = answering.result()
+            answer, given = answering.result()
         finally:
             answering.cancel()
             leaving.cancel()
             await asyncio.gather(answering, leaving, return_exceptions=True)
         length = str(len(answer)).encode()
-        headers = [(b"content-type", b"application/json"), (b"content-length", length)]
+        named = {"content-type": "application/json", **given}
+        headers = [(name.encode(), value.encode()) for name, value in named.items()]
+        headers.append((b"content-length", length))
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": answer})
 

@@ -35,10 +35,10 @@ Engine = ModelsEngine | TritonEngine
 
 
 @asynccontextmanager
-async def in_triton(place: Path) -> AsyncIterator[tuple[TritonEngine, list[int]]]:
+async def in_triton(place: Path, threads: int) -> AsyncIterator[tuple[TritonEngine, list[int]]]:
     """An engine, and the process that its models are below."""
-    with tritons.running(place) as triton:
-        engine = TritonEngine(print, url=triton.url, owner="measure", deadline_seconds=60)
+    with tritons.running(place, threads=threads) as triton:
+        engine = TritonEngine(print, triton.url, "measure", 60)
         await engine.start()
         try:
             yield engine, [triton.process.pid]
@@ -120,7 +120,9 @@ class Measured:
         return {**self.figures, "p50_ms_1_client": p50, "requests_per_s_8_clients": rates}
 
 
-async def measure(place: Path, count: int, replaced: int, clients: int) -> dict[str, Any]:
+async def measure(
+    place: Path, count: int, replaced: int, clients: int, threads: int
+) -> dict[str, Any]:
     contents = made(place, "score", range(1, count + 1))
     newer = made(place, "score", range(count + 1, count + replaced + 1))
     answers = {each.digest: factor for factor, each in (contents | newer).items()}
@@ -128,7 +130,7 @@ async def measure(place: Path, count: int, replaced: int, clients: int) -> dict[
     changed = [member(at, each) for at, each in enumerate(newer.values())]
     async with AsyncExitStack() as stack:
         both = {
-            "triton": await stack.enter_async_context(in_triton(place / "triton")),
+            "triton": await stack.enter_async_context(in_triton(place / "triton", threads)),
             "workers": await stack.enter_async_context(in_workers(place)),
         }
         measured = {name: Measured(*engine) for name, engine in both.items()}
@@ -147,6 +149,7 @@ def main() -> None:
     options.add_argument("--count", type=int, default=16)
     options.add_argument("--replaced", type=int, default=8)
     options.add_argument("--clients", type=int, default=4)
+    options.add_argument("--threads", type=int, default=8, help="of Triton's for HTTP")
     with tempfile.TemporaryDirectory() as place:
         found = asyncio.run(measure(Path(place), **vars(options.parse_args())))
     print(json.dumps(found, indent=2))

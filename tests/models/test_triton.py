@@ -30,13 +30,15 @@ from stacked.errors import (
 )
 from stacked.loader import Loader
 from stacked.models import triton as module
-from stacked.models.triton import TritonEngine
+from stacked.models.triton import TritonEngine, owner_in
 from tests.api.doors import served
 from tests.models.making import files
 from tests.serving import free_port
+from tests.test_models_serving import served as serving
 from tests.waiting import until_async
 
-JSON = "application/json"
+JSON, OCTETS = "application/json", "application/octet-stream"
+LENGTH = "inference-header-content-length"
 X = {"name": "x", "datatype": "FP32", "shape": [-1, 2]}
 REQUEST = b'{"inputs":[]}'
 
@@ -71,6 +73,9 @@ class Double:
             answer: Response = JSONResponse({"error": text}, status)
         else:
             answer = self.answer(parts, name, body)
+            length = Request(scope).headers.get(LENGTH)
+            if length:  # its request is its answer
+                answer = Response(body, headers={LENGTH: length}, media_type=OCTETS)
         await answer(scope, receive, send)
 
     def answer(self, parts: list[str], name: str, body: bytes) -> Response:
@@ -110,7 +115,7 @@ def double(address: tuple[Double, str]) -> Double:
 
 @asynccontextmanager
 async def engine_at(url: str, deadline_seconds: float = 10.0) -> AsyncIterator[TritonEngine]:
-    engine = TritonEngine(print, url=url, owner="me", deadline_seconds=deadline_seconds)
+    engine = TritonEngine(print, url, "me", deadline_seconds)
     try:
         await engine.start()
         yield engine
@@ -297,3 +302,24 @@ async def test_start_is_refused_where_nothing_listens() -> None:
         with pytest.raises(EngineStartFailed, match="does not answer"):
             async with engine_at(url):
                 pass
+
+
+async def test_group_is_served_from_triton_and_binary_tensors_pass_both_ways(
+    double: Double, address: tuple[Double, str], tmp_path: Path
+) -> None:
+    owner = owner_in(tmp_path)
+    assert owner == owner_in(tmp_path)
+    async with serving(tmp_path, (address[1], owner), key=onnx(tmp_path / "m")) as here:
+        assert [owner in name for name in double.loaded] == [True]
+        path, headers = "/v2/models/key/infer", {"content-type": OCTETS, LENGTH: "2"}
+        answer = await here.http.post(path, headers=headers, content=b"{}\x00\xff")
+        assert (answer.status_code, answer.content) == (200, b"{}\x00\xff")
+        assert (answer.headers["content-type"], answer.headers[LENGTH]) == (OCTETS, "2")
+        assert (await here.http.get("/v2/models/key")).json()["inputs"] == [X]
+        assert (await here.http.get("/v2/models/key/ready")).status_code == 200
+        refused = await here.http.post(path, content=b"", headers={"content-type": "multipart/x"})
+        assert refused.status_code == 415
+        double.faults["infer"] = 400, "no such input"
+        wrong = await here.http.post(path, json={"inputs": []})
+        assert (wrong.status_code, wrong.json()["code"]) == (400, "ParameterInvalid")
+    assert not double.loaded

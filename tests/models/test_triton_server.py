@@ -74,12 +74,7 @@ async def engine_of(
 ) -> AsyncIterator[tuple[TritonEngine, list[str]]]:
     """An engine, and why it has given up models."""
     given_up: list[str] = []
-    engine = TritonEngine(
-        lambda _, why: given_up.append(why),
-        url=triton.url,
-        owner=owner,
-        deadline_seconds=60,
-    )
+    engine = TritonEngine(lambda _, why: given_up.append(why), triton.url, owner, 60)
     await engine.start()
     try:
         yield engine, given_up
@@ -247,7 +242,7 @@ from stacked.models.triton import TritonEngine
 from tests.models.making import folder, score
 
 async def main(url, path):
-    engine = TritonEngine(print, url=url, owner="one", deadline_seconds=60)
+    engine = TritonEngine(print, url, "one", 60)
     await engine.start()
     code = score(path / "code", "def load_model(f): pass\\ndef predict(data, model): return data")
     await engine.stage(folder(path / "m", code, a="b"))

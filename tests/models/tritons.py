@@ -30,6 +30,7 @@ class Triton:
     packages: Path
     directory: Path
     mode: str = "explicit"
+    threads: int = 8  # for HTTP, as by default
     port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] = field(init=False)
 
@@ -54,6 +55,7 @@ class Triton:
             "http-port": self.port,
             "allow-grpc": "false",
             "allow-metrics": "false",
+            "http-thread-count": self.threads,
         }
         environment = {
             **os.environ,
@@ -103,8 +105,8 @@ def packages() -> Path:
 
 
 @contextlib.contextmanager
-def running(directory: Path, mode: str = "explicit") -> Iterator[Triton]:
-    triton = Triton(packages(), directory, mode)
+def running(directory: Path, mode: str = "explicit", threads: int = 8) -> Iterator[Triton]:
+    triton = Triton(packages(), directory, mode, threads)
     triton.start()
     try:
         yield triton
