@@ -10,7 +10,6 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from stacked.api.control.base import ResponseModel
 from stacked.api.control.calls import ModelName, Served, success
 from stacked.callers import caller_of
 from stacked.groups.routing import Route
@@ -23,63 +22,39 @@ router = APIRouter(
 )
 
 
-class ServerMetadata(ResponseModel):
-    name: str = "stacked"
-    version: str = version("stacked")
-    extensions: tuple[str, ...] = ()
-
-
-class Live(ResponseModel):
-    live: bool = True
-
-
-class Ready(ResponseModel):
-    ready: bool = True
-
-
-class ModelReady(Ready):
-    name: str
-
-
-class Models(ResponseModel):
-    """The inference keys that a caller may use."""
-
-    models: list[str]
-
-
 @router.get("")
-async def server() -> ServerMetadata:
+async def server() -> dict[str, Any]:
     """What this server is."""
-    return ServerMetadata()
+    return {"name": "stacked", "version": version("stacked"), "extensions": []}
 
 
 @router.get("/health/live")
-async def live(service: Served) -> Live:
+async def live(service: Served) -> dict[str, bool]:
     """Whether this process can still come to serve."""
     service.check_live()
-    return Live()
+    return {"live": True}
 
 
 @router.get("/health/ready")
-async def ready(service: Served) -> Ready:
+async def ready(service: Served) -> dict[str, bool]:
     """Whether requests may be sent here now."""
     _ = service.active
-    return Ready()
+    return {"ready": True}
 
 
 @router.get("/models")
-async def models(service: Served, request: Request) -> Models:
-    """The models that a caller may use."""
+async def models(service: Served, request: Request) -> dict[str, list[str]]:
+    """The inference keys that a caller may use."""
     routing = service.models.live.routing.seen_by(caller_of(request.scope).keys)
-    return Models(models=[route.label for route in routing])
+    return {"models": [route.label for route in routing]}
 
 
 @router.get("/models/{name:path}/ready", responses=success(also=(400,)))
-async def model_ready(name: ModelName, service: Served, request: Request) -> ModelReady:
+async def model_ready(name: ModelName, service: Served, request: Request) -> dict[str, Any]:
     """Whether a model can answer now."""
     route = _route(name, service, request)
     service.models.check_ready(route)
-    return ModelReady(name=route.label)
+    return {"name": route.label, "ready": True}
 
 
 @router.get("/models/{name:path}", responses=success(also=(400,)))

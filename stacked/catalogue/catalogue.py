@@ -15,7 +15,7 @@ from typing import IO, Any, TypeVar
 
 from stacked.catalogue.bases import CatalogueBases
 from stacked.catalogue.contents import Contents
-from stacked.core import VERSIONED, Adapter, Digest, check_digest, model_id_of
+from stacked.core import VERSIONED, Adapter, Code, Digest, ModelFiles, check_digest, model_id_of
 from stacked.errors import (
     ParameterInvalid,
     RecordConflict,
@@ -226,17 +226,29 @@ class Catalogue:
     def adapter(self, id: str, base: BaseModules, *, max_rank: int) -> Adapter | None:
         """The content of an adapter, checked to fit an engine's base; None for an unknown id.
 
-        Raises ParameterInvalid for a base, RecordConflict, AdapterError.
+        Raises ParameterInvalid for another kind of model, RecordConflict, AdapterError.
         """
+        digest = self._loadable(id, "adapter")
+        return self.store.claim(digest, base=base, max_rank=max_rank) if digest else None
+
+    def model_files(self, id: str, code: Code | None) -> ModelFiles | None:
+        """The same for a model that is no adapter, loaded by this code if there is any.
+
+        Raises NotAllowed too.
+        """
+        digest = self._loadable(id, "model")
+        return self.models.get(digest, code) if digest else None
+
+    def _loadable(self, id: str, kind: str) -> Digest | None:
         model = self.registry.models.get_many([id]).get(id)
         if model is None:
             return None
         if model.state is not ModelState.ACTIVE or not model.kind:
             lacks = "has no artifact" if model.kind == "" else f"is {model.state.value}"
             raise RecordConflict(f"model {id} {lacks}; an ACTIVE one with content can be loaded")
-        if model.kind != "adapter":
-            raise ParameterInvalid(f"model {id} is of kind {model.kind}; adapters can be loaded")
-        return self.store.claim(check_digest(model.digest), base=base, max_rank=max_rank)
+        if model.kind != kind:
+            raise ParameterInvalid(f"model {id} is of kind {model.kind}; only {kind}s load here")
+        return check_digest(model.digest)
 
     # -- files ------------------------------------------------------------------------------
 

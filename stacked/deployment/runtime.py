@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from stacked.catalogue import Catalogue
 from stacked.config import ServerConfig
-from stacked.core import Adapter, Member, ModelId, model_id_of
+from stacked.core import Adapter, Content, Member, ModelFiles, ModelId, model_id_of
+from stacked.deployment.model_groups import check_alone
 from stacked.errors import NotAllowed
 from stacked.groups.routing import Route
 from stacked.serving import Serving
@@ -57,16 +57,26 @@ class RuntimeUpdates:
 
         None where `name` is neither. Raises AdapterError, RecordConflict, KeyInUse, EngineError.
         """
-        serving, removed = self._serving, self._serving.live.removed
+        removed = self._serving.live.removed
         gone = [m for m in removed if name in (m.key, m.model_id) and key in (None, m.key)]
         with self._store.pinned():
-            if not gone and self._catalogue is not None and isinstance(serving, VllmServing):
-                most = serving.plan.max_rank
-                find = partial(self._catalogue.adapter, name, serving.modules, max_rank=most)
-                adapter = await asyncio.to_thread(find)
-                gone = [Member(ModelId(name), adapter, key)] if adapter else []
+            if not gone and self._catalogue is not None:
+                found = await asyncio.to_thread(self._find, self._catalogue, name)
+                gone = [Member(ModelId(name), found, key)] if found else []
             routes = [await self._serve(member) for member in gone]
         return routes[0] if routes else None
+
+    def _find(self, catalogue: Catalogue, id: str) -> Content | None:
+        serving = self._serving
+        if isinstance(serving, VllmServing):
+            return catalogue.adapter(id, serving.modules, max_rank=serving.plan.max_rank)
+        contents = [member.content for member in serving.live.routing.members]
+        of_group = (each for each in contents if isinstance(each, ModelFiles) and each.files)
+        code = next((each.code for each in of_group), None)
+        files = catalogue.model_files(id, code)
+        if files is not None and code is None:
+            check_alone(f"model {id}", files)
+        return files
 
     async def _serve(self, member: Member) -> Route[Any]:
         live = self._serving.live

@@ -123,6 +123,11 @@ def test_group_of_models_is_deployed_and_replaced_live(server: Rig, tmp_path: Pa
     assert (value(server, "a"), value(server, "b")) == (5.0, 3.0)
     gone = server.http.post("/predict", headers={"model-key": "own"}, json=2)
     assert gone.status_code == 404
+    loaded = server.http.post(f"/models/{two}", json={"key": "more"})
+    assert (loaded.status_code, loaded.json()["key"]) == (200, "more")
+    assert value(server, "more") == 2.0
+    base = server.model(customMetadataList=[{"key": "source", "value": str(server.roots / "base")}])
+    assert server.http.post(f"/models/{base}").status_code == 400
     under = server.http.post(f"/{id}/predict", headers={"model-key": "a"}, **ROW)
     assert under.json()["outputs"][0]["data"][0] == 5.0
 
@@ -135,6 +140,9 @@ def test_new_code_for_the_same_models_is_a_live_update(server: Rig) -> None:
     second = with_code(server, group(server, "HOMOGENEOUS", m=member), "+ 1")
     assert changed(server, id, second, "LIVE") == "SUCCEEDED"
     assert predict(server, "m", json=4) == {"prediction": 13.0}
+    more = model(server, **{"factor.txt": b"5"})
+    server.http.post(f"/models/{more}", json={"key": "n"}).raise_for_status()
+    assert predict(server, "n", json=4) == {"prediction": 21.0}
     assert server.http.post("/predict", headers={"model-key": "m"}, content=b"{").status_code == 400
 
 
