@@ -148,3 +148,21 @@ def test_no_layer_keeps_a_cache() -> None:
         assert "apt-get install" not in run or "rm -rf /var/lib/apt/lists" in run
         for tool, option in (("pip install", "--no-cache"),):
             assert run.count(tool) == run.count(option)
+
+
+def test_the_image_without_vllm_has_no_engine_and_two_users() -> None:
+    text = (ROOT / "Containerfile.models").read_text(encoding="utf-8")
+    found = [
+        (word, rest) for word, rest in re.findall(r"(?m)^(\w+) (.*)", text.replace("\\\n", " "))
+    ]
+    (install,) = [rest for word, rest in found if word == "RUN"]
+    assert '"/build[models,savedmodel]"' in install
+    assert "--constraints /build/cpu.txt" in install
+    assert not {"vllm", "torch"} & set(re.findall(r"\w+", install))
+    uids = set(re.findall(r"--uid (\d+)", install))
+    (entry,) = [json.loads(rest) for word, rest in found if word == "ENTRYPOINT"]
+    uid = next(each.partition("=")[2] for each in entry if each.startswith("--reuid="))
+    assert uid in uids
+    assert len(uids) == 2
+    assert "0" not in uids
+    assert entry[-4:-2] == ["stacked", "serve"]
