@@ -19,7 +19,7 @@ import pytest
 
 from stacked.api.gateway import Gateway
 from stacked.api.routes import create_routes
-from stacked.config import ControlConfig, ServerConfig
+from stacked.config import ControlConfig, ModelsConfig, ServerConfig
 from stacked.core import Member, ModelFiles, ModelGroup, model_id_of
 from stacked.deployment.activation import Active
 from stacked.errors import CanaryFailed, EngineLoadFailed
@@ -64,7 +64,7 @@ async def start(
         given,
         first,
         Silent(),
-        deadline_seconds=20,
+        ModelsConfig(deadline_seconds=20),
         drain_seconds=drain_seconds,
         triton=triton,
     )

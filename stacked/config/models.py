@@ -13,6 +13,8 @@ class ModelsConfig(Frozen):
     code: bool = False
     """Whether code runs that comes with models: score.py, pickles, TorchScript and exported
     programs. It can do what this server's user can; only a container is a sandbox."""
+    user: str = ""
+    """The user that their processes run as, where this server may change users; its own if none."""
     pythons: dict[str, str] = Field(default_factory=dict)
     """The interpreter of each environment that a runtime.yaml may name (INFERENCE_ENV_SLUG)."""
     deadline_seconds: float = Field(default=60, gt=0)

@@ -183,7 +183,7 @@ class Starter:
             prepared,
             commit,
             tell,
-            deadline_seconds=self._models.deadline_seconds,
+            self._models,
             drain_seconds=self._server.drain_seconds,
             triton=triton,
         )

@@ -64,14 +64,15 @@ class ModelsEngine:
         give_up: Callable[[ModelHandle, str], None],
         *,
         processes: int = 1,
+        user: str = "",
         deadline_seconds: float = 60.0,
         reserve_bytes: int = RESERVE_BYTES,
     ) -> None:
         """`give_up` is called with a model that is served no more, and why.
 
-        `processes`: of each kind of models.
+        `processes`: of each kind of models; `user`: whom they run as, if not this one's user.
         """
-        self._give_up, self._processes = give_up, processes
+        self._give_up, self._processes, self._user = give_up, processes, user
         self._deadline, self._reserve = deadline_seconds, reserve_bytes
         self._numbers = itertools.count(1)
         self._pools: dict[Kind, Pool] = {}
@@ -123,7 +124,7 @@ class ModelsEngine:
         self.fits([content])
         number = next(self._numbers)
         handle = ModelHandle(content.digest, f"{content.digest}.{number}", number, content)
-        kind = Kind.of(content)
+        kind = Kind.of(content, self._user)
         pool = self._pools.get(kind)
         if pool is None:
             pool = self._pools[kind] = Pool(kind, self._processes, self._abandoned)

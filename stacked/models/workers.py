@@ -11,6 +11,7 @@ import itertools
 import json
 import operator
 import os
+import pwd
 import signal
 import socket
 import subprocess
@@ -57,14 +58,16 @@ class Kind:
     code: str = ""
     python: str = ""
     digest: str = ""
+    user: str = ""
+    """Whom the process runs as, if not as the server's user."""
 
     @classmethod
-    def of(cls, files: ModelFiles) -> Kind:
+    def of(cls, files: ModelFiles, user: str = "") -> Kind:
         """A model with a score.py of its own is code of its own."""
-        if files.code is not None:
-            return cls(files.runtime, str(files.code.path), files.code.python, files.code.digest)
-        own = str(files.path) if files.runtime is Runtime.SCORE else ""
-        return cls(files.runtime, own)
+        runtime, code = files.runtime, files.code
+        if code is not None:
+            return cls(runtime, str(code.path), code.python, code.digest, user)
+        return cls(runtime, str(files.path) if runtime is Runtime.SCORE else "", user=user)
 
 
 @dataclass(slots=True)
@@ -221,6 +224,8 @@ async def _started(
 ) -> tuple[asyncio.subprocess.Process, socket.socket]:
     """A process, and this side of its socket. Raises OSError."""
     alone = await asyncio.to_thread(_without_network)
+    if kind.user:
+        alone = (*_as_user(kind.user), *alone)
     ours, theirs = socket.socketpair()
     try:
         most = memory()[0] + _ADDRESSES
@@ -240,6 +245,16 @@ async def _started(
     finally:
         theirs.close()
     return process, ours
+
+
+def _as_user(name: str) -> tuple[str, ...]:
+    """A prefix of a command that runs as a user, with nothing that the server may do besides."""
+    try:
+        user = pwd.getpwnam(name)
+    except KeyError as error:
+        raise EngineStartFailed(f"models.user: there is no user {name!r} here") from error
+    ids = (f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups")
+    return ("setpriv", *ids, "--inh-caps=-all", "--ambient-caps=-all", "--no-new-privs")
 
 
 @lru_cache(maxsize=1)

@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stacked.callers import caller_of
+from stacked.config import ModelsConfig
 from stacked.core import Digest
 from stacked.engine.engine import Resident
 from stacked.engine.processes import Ended
@@ -61,7 +62,7 @@ class ModelsServing:
     def __init__(
         self,
         prepared: Prepared,
-        deadline_seconds: float,
+        config: ModelsConfig,
         drain_seconds: float,
         triton: tuple[str, str] | None,
     ) -> None:
@@ -71,12 +72,13 @@ class ModelsServing:
             # Here, as its client takes a third of a second to import.
             from stacked.models.triton import TritonEngine
 
-            self.engine = TritonEngine(self._given_up, *triton, deadline_seconds)
+            self.engine = TritonEngine(self._given_up, *triton, config.deadline_seconds)
         else:
             self.engine = ModelsEngine(
                 self._given_up,
                 processes=prepared.settings.processes,
-                deadline_seconds=deadline_seconds,
+                user=config.user,
+                deadline_seconds=config.deadline_seconds,
             )
         nobody = Routing[ModelHandle].of(None, (), {}, 0)
         self.live = Live(self.engine, nobody, drain_seconds=drain_seconds)
@@ -87,8 +89,8 @@ class ModelsServing:
         prepared: Prepared,
         commit: Commit,
         tell: Progress,
+        config: ModelsConfig,
         *,
-        deadline_seconds: float,
         drain_seconds: float,
         triton: tuple[str, str] | None = None,
     ) -> ModelsServing:
@@ -99,7 +101,7 @@ class ModelsServing:
 
         Raises what that raises, GroupImpossible, EngineStartFailed, EngineLoadFailed, CanaryFailed.
         """
-        serving = cls(prepared, deadline_seconds, drain_seconds, triton)
+        serving = cls(prepared, config, drain_seconds, triton)
         try:
             await serving.engine.start()
             handles = await serving._load(prepared, tell)

@@ -6,10 +6,13 @@ import asyncio
 import contextlib
 import json
 import os
+import pwd
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from stacked.errors import (
     CanaryFailed,
     EngineDead,
     EngineLoadFailed,
+    EngineStartFailed,
     GroupImpossible,
     ModelAnswerInvalid,
     ModelFailed,
@@ -36,6 +40,7 @@ from tests.models.making import (
     endless,
     files,
     folder,
+    processes,
     request,
     running,
     same,
@@ -415,3 +420,48 @@ def test_nothing_is_left_when_the_server_is_killed(tmp_path: Path) -> None:
         assert len(alive(list(workers))) == 2
         server.kill()
         wait_until_gone(workers)
+
+
+WHO = """
+import os
+def predict(data):
+    try:
+        held = open(data).read()
+    except PermissionError:
+        held = "refused"
+    status = dict(line.split(":\\t") for line in open("/proc/self/status") if ":\\t" in line)
+    caps = {status[name].strip() for name in ("CapEff", "CapPrm", "CapInh", "CapAmb")}
+    return {"uid": os.getuid(), "held": held, "caps": sorted(caps), "groups": os.getgroups()}
+"""
+
+
+SYSTEM_PYTHON = "/usr/bin/python3"
+
+
+def may_others_run() -> bool:
+    """Whether another user can run the workers: root asks, whose own Python may be private."""
+    program = [SYSTEM_PYTHON, "-c", "import sys; open(sys.argv[1])", workers.__file__]
+    command = ["setpriv", "--reuid=65534", "--clear-groups", *program]
+    return os.getuid() == 0 and subprocess.run(command, check=False).returncode == 0
+
+
+@pytest.mark.skipif(not may_others_run(), reason="other users cannot run Stacked's files here")
+async def test_models_may_run_as_another_user_who_reads_nothing_of_the_server() -> None:
+    with tempfile.TemporaryDirectory() as place:
+        os.chmod(place, 0o755)
+        secret = Path(place) / "key"
+        secret.write_text("secret")
+        secret.chmod(0o600)
+        code = replace(score(Path(place) / "code", WHO), python=SYSTEM_PYTHON)
+        model = folder(Path(place) / "m", code)
+        async with running(user="nobody") as (engine, _):
+            handle = await engine.stage(model)
+            found = await ask_score(engine, handle, str(secret))
+            assert found["uid"] == pwd.getpwnam("nobody").pw_uid
+            assert found["held"] == "refused"
+            assert found["caps"] == ["0000000000000000"]
+            there = processes()
+        wait_until_gone(there)
+        async with running(user="nobody-of-that-name") as (engine, _):
+            with pytest.raises(EngineStartFailed, match="nobody-of-that-name"):
+                await engine.stage(model)
