@@ -24,9 +24,11 @@ from stacked.errors import (
 from stacked.models.workers import LOAD_SECONDS, Kind, Worker
 
 _MOST_ENDS = 3
-# Between two starts, doubled each time; a process that has run for so long begins anew.
+# Between two starts, doubled each time, until a process has run for long.
 _PAUSES = (0.1, 30.0)
-_LONG_SECONDS = 600.0
+_LONG_SECONDS = 60.0
+# After so long without an end, those before count no more.
+_FORGOTTEN_SECONDS = 3600.0
 
 
 class Pool:
@@ -157,8 +159,9 @@ class Pool:
                     await worker.end()
                 self.restarts += 1
                 metrics.model_process_ended(self._kind.runtime)
-                if time.monotonic() - began > _LONG_SECONDS:
-                    pause = _PAUSES[0]
+                lived = time.monotonic() - began
+                pause = _PAUSES[0] if lived > _LONG_SECONDS else pause
+                if lived > _FORGOTTEN_SECONDS:
                     self._ends.clear()
                 self._count_end(worker)
             await asyncio.sleep(pause)
