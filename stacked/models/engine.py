@@ -85,11 +85,6 @@ class ModelsEngine:
         return sum(map(resident_bytes, self.pids))
 
     @property
-    def restarts(self) -> int:
-        """How many processes have ended and were started again."""
-        return sum(pool.restarts for pool in self._pools.values())
-
-    @property
     def pids(self) -> list[int]:
         """The processes that run now."""
         return [worker.pid for pool in self._pools.values() for worker in pool.workers]

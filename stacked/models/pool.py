@@ -45,7 +45,6 @@ class Pool:
         self._tasks = {asyncio.create_task(self._run(at)) for at in range(size)}
         self.users = 0
         """Models that are here or on their way; see `ModelsEngine`."""
-        self.restarts = 0
 
     @property
     def workers(self) -> list[Worker]:
@@ -157,7 +156,6 @@ class Pool:
                 finally:
                     self._gone(at, worker)
                     await worker.end()
-                self.restarts += 1
                 metrics.model_process_ended(self._kind.runtime)
                 lived = time.monotonic() - began
                 pause = _PAUSES[0] if lived > _LONG_SECONDS else pause

@@ -79,7 +79,7 @@ class TritonEngine:
     """Triton's `stacked.loader.GroupEngine`. Every call ends within a deadline."""
 
     takes_binary = True
-    memory_bytes = restarts = 0  # of processes on this machine: there are none
+    memory_bytes = 0  # of processes on this machine: there are none
     # How names of this process's engines begin: there are two while one replaces the other.
     _open: ClassVar[set[str]] = set()
 
