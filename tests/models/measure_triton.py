@@ -109,6 +109,7 @@ class Measured:
         self.figures |= {
             "answers_meanwhile": len(meanwhile),
             "longest_meanwhile_s": max(meanwhile),
+            "over_half_a_second": sum(each > 0.5 for each in meanwhile),
             "wrong": traffic.wrong,
             "failed": len(traffic.failed) + report.ended,
             "left": len(report.left),

@@ -8,14 +8,20 @@ import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from stacked.catalogue import Catalogue
+from stacked.config import ControlConfig, ModelsConfig
 from stacked.core import ModelFiles, Runtime
+from stacked.deployment.activation import Starter
+from stacked.deployment.ledger import Ledger
 from stacked.errors import (
     BodyInvalid,
     CanaryFailed,
@@ -31,9 +37,11 @@ from stacked.errors import (
 from stacked.loader import Loader
 from stacked.models import triton as module
 from stacked.models.triton import TritonEngine, owner_in
+from stacked.steps import Silent
 from tests.api.doors import served
 from tests.models.making import files
 from tests.serving import free_port
+from tests.test_models_serving import first, prepared
 from tests.test_models_serving import served as serving
 from tests.waiting import until_async
 
@@ -302,6 +310,20 @@ async def test_start_is_refused_where_nothing_listens() -> None:
         with pytest.raises(EngineStartFailed, match="does not answer"):
             async with engine_at(url):
                 pass
+
+
+async def test_configured_triton_is_what_a_deployment_starts_in(
+    double: Double, address: tuple[Double, str], tmp_path: Path
+) -> None:
+    config = ControlConfig(models=ModelsConfig(triton=address[1]))
+    catalogue = cast(Catalogue, SimpleNamespace(models=SimpleNamespace(root=tmp_path)))
+    starter = Starter(cast(Ledger, None), catalogue, config)
+    serving = await starter.start(prepared({"key": onnx(tmp_path / "m")}), first, Silent())
+    assert [owner_in(tmp_path) in name for name in double.loaded] == [True]
+    await serving.close()
+    assert not double.loaded
+    with pytest.raises(ValidationError):
+        ModelsConfig(triton="triton:8000")
 
 
 async def test_group_is_served_from_triton_and_binary_tensors_pass_both_ways(
