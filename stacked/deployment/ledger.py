@@ -231,15 +231,14 @@ class Ledger:
         members = _entries(group.members)
         if base is not None:
             members = (GroupMember(base.model_id, base.key), *members)
-            models.append(
-                Model(
-                    id=base.model_id,
-                    kind="base",
-                    display_name=base.key,
-                    digest=base.digest,
-                    source=base.path,
-                )
+            of_base = Model(
+                id=base.model_id,
+                kind="base",
+                display_name=base.key,
+                digest=base.digest,
+                source=base.path,
             )
+            models.insert(0, of_base)  # which the records of adapters name
         # Users may have changed a model's description since: a restart does not overwrite it.
         self.registry.models.put_all(
             list({model.id: model for model in models}.values()), describe=False

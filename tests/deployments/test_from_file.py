@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 
 from stacked.config import Config, parse
+from stacked.core import ModelGroup
 from stacked.deployment.from_file import read_base, read_group
+from stacked.deployment.ledger import Ledger
 from stacked.errors import TokensDiffer
+from stacked.registry import DeploymentState
 from stacked.steps import Silent
-from stacked.store import AdapterStore
+from stacked.store import AdapterStore, ModelStore
 from tests.store.small import write_adapter, write_base, write_json
 
 
@@ -26,13 +29,12 @@ def tree(tmp_path: Path) -> dict[str, Any]:
     return {"base": {"model": str(base)}, "group": {"members": [member]}}
 
 
-def read(config: Config, place: Path) -> int:
-    async def members() -> int:
+def read(config: Config, place: Path) -> ModelGroup:
+    async def group() -> ModelGroup:
         base = await read_base(config, place, place / "store")
-        group = await read_group(config, base, AdapterStore(place / "store"), Silent())
-        return len(group.members)
+        return await read_group(config, base, AdapterStore(place / "store"), Silent())
 
-    return asyncio.run(members())
+    return asyncio.run(group())
 
 
 def test_tokens_that_the_base_lacks_are_refused_with_the_members_place(
@@ -48,4 +50,23 @@ def test_a_member_or_the_server_may_accept_them(
 ) -> None:
     place = tree.setdefault("server", {}) if everywhere else tree["group"]["members"][0]
     place["foreign_tokens"] = True
-    assert read(parse(tree, where="x", directory=tmp_path), tmp_path) == 1
+    assert len(read(parse(tree, where="x", directory=tmp_path), tmp_path).members) == 1
+
+
+def test_a_file_is_recorded_in_an_empty_registry_and_once(
+    tree: dict[str, Any], tmp_path: Path
+) -> None:
+    tree["server"] = {"foreign_tokens": True}
+    group = read(parse(tree, where="x", directory=tmp_path), tmp_path)
+    assert group.base is not None
+    ledger = Ledger(tmp_path / "data", "g", AdapterStore(tmp_path), ModelStore(tmp_path / "models"))
+    configuration = {"declared": "it"}
+    first = ledger.begin(None, group, configuration, group)
+    assert (first.state, first.generation) == (DeploymentState.ACTIVE, 1)
+    again = ledger.begin(ledger.of_file(), group, configuration, group)
+    assert (again.id, again.generation) == (first.id, 1)
+    (member,) = group.members
+    stored = ledger.registry.models.get_many([member.model_id, group.base.model_id])
+    assert stored[member.model_id].base_model_id == group.base.model_id
+    assert stored[group.base.model_id].source == group.base.path
+    ledger.close()
