@@ -19,6 +19,7 @@ import pytest
 
 from stacked.api.gateway import Gateway
 from stacked.api.routes import create_routes
+from stacked.callers import Caller
 from stacked.config import ControlConfig, ModelsConfig, ServerConfig
 from stacked.core import Member, ModelFiles, ModelGroup, model_id_of
 from stacked.deployment.activation import Active
@@ -28,6 +29,7 @@ from stacked.serving import Prepared
 from stacked.serving.models import ModelsServing
 from stacked.serving.settings import settings_of
 from stacked.steps import Silent
+from tests.api.doubles import ByName
 from tests.models.making import folder, processes, request, score, times
 from tests.processes import wait_until_gone
 from tests.test_live import Notes
@@ -74,6 +76,7 @@ async def start(
 class Served:
     """A service that serves models, and a client of it."""
 
+    service: Service
     serving: ModelsServing
     http: httpx.AsyncClient
 
@@ -90,11 +93,9 @@ async def served(
     serving = await start(prepared(members), triton=triton)
     service._slot.serve(Active("", "g", serving))
     service.state = State.SERVING
-    app = Gateway(service, create_routes(service))
-    transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
     try:
-        async with httpx.AsyncClient(transport=transport, base_url="http://here") as http:
-            yield Served(serving, http)
+        async with client_of(service) as http:
+            yield Served(service, serving, http)
     finally:
         workers = processes()
         await service.close()
@@ -109,6 +110,12 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def models(directory: Path) -> dict[str, ModelFiles]:
     return {"two/x": times(directory / "two", 2), "three": times(directory / "three", 3)}
+
+
+def client_of(service: Service, gate: Any = None) -> httpx.AsyncClient:
+    app = Gateway(service, create_routes(service), gate)
+    transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://here")
 
 
 @pytest.fixture
@@ -300,3 +307,18 @@ async def test_what_is_withheld_is_not_loaded(directory: Path, models: Any) -> N
     finally:
         await serving.close()
         await serving.close()
+
+
+async def test_who_is_held_to_some_keys_does_not_learn_of_others(two: Served) -> None:
+    held = ByName({"me": Caller("me", keys=frozenset({"three"}))})
+    async with client_of(two.service, held) as http:
+        http.headers["who"] = "me"
+        assert (await http.get("/v2/models")).json() == {"models": ["three"]}
+        assert values(await http.post("/v2/models/three/infer", **ROW)) == [3.0, 6.0, 9.0]
+        for method, path in (("GET", ""), ("GET", "/ready"), ("POST", "/infer")):
+            answers = [
+                (await http.request(method, f"/v2/models/{key}{path}")).text.replace(key, "…")
+                for key in ("two%2Fx", "nope")
+            ]
+            assert answers[0].replace("two/x", "…") == answers[1]
+            assert "KeyUnknown" in answers[1]

@@ -143,6 +143,10 @@ def test_new_code_for_the_same_models_is_a_live_update(server: Rig) -> None:
     more = model(server, **{"factor.txt": b"5"})
     server.http.post(f"/models/{more}", json={"key": "n"}).raise_for_status()
     assert predict(server, "n", json=4) == {"prediction": 21.0}
+    # Two models and the code of now; that of before is only stored.
+    in_use = server.service.in_use
+    stored = {each.digest for each in server.service.catalogue.models.contents()}
+    assert (len(in_use), len(stored - in_use), in_use - stored) == (3, 1, set())
     assert server.http.post("/predict", headers={"model-key": "m"}, content=b"{").status_code == 400
 
 
