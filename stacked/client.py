@@ -132,8 +132,15 @@ class Client:
         raise ClientError("StreamCut", "the stream ended without [DONE]; the answer is cut short")
 
     def models(self) -> list[Served]:
-        """GET /v1/models. Raises ClientError."""
-        return [_served(entry) for entry in self._one("GET", "/v1/models").get("data", [])]
+        """GET /v1/models, or the status of what vLLM does not serve. Raises ClientError."""
+        try:
+            return [_served(entry) for entry in self._one("GET", "/v1/models").get("data", [])]
+        except ClientError as error:
+            if error.code != "NotAuthorizedOrNotFound":
+                raise
+        named = {"inferenceKey": "id", "modelId": "model_id"}
+        rows = ({named.get(k, k): each[k] for k in each} for each in self.status()["models"])
+        return [_served({**row, "id": row["id"] or row["model_id"]}) for row in rows]
 
     # -- the control plane: every method raises ClientError ----------------------------------
 
@@ -189,17 +196,24 @@ class Client:
         return self._all(f"{_CONTROL}/modelGroups")
 
     def create_group(
-        self, name: str, entries: Sequence[Entry], *, details: Any = None, **more: Any
+        self,
+        name: str,
+        entries: Sequence[Entry],
+        *,
+        kind: str = "STACKED",
+        details: Any = None,
+        **more: Any,
     ) -> dict[str, Any]:
-        """A group of these entries, the base first.
+        """A group of these entries, the base first if its kind has one.
 
         `details` are more of its `modelGroupDetails`, `more` other fields of the request.
         """
-        base, listed = entries[0].model_id, [entry.wire() for entry in entries]
+        base = {"baseModelId": entries[0].model_id} if kind == "STACKED" else {}
+        listed = [entry.wire() for entry in entries]
         body = {
             "createType": "CREATE",
             "displayName": name,
-            "modelGroupDetails": {"type": "STACKED", "baseModelId": base, **(details or {})},
+            "modelGroupDetails": {"type": kind, **base, **(details or {})},
             "memberModelEntries": {"memberModelDetails": listed},
         }
         return self._one("POST", f"{_CONTROL}/modelGroups", json=body | more)

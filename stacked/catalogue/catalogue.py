@@ -146,8 +146,13 @@ class Catalogue:
 
     # -- artifacts --------------------------------------------------------------------------
 
+    def holds(self, digest: Digest) -> bool:
+        """Whether an adapter or another model is present and whole, so that it need not be sent."""
+        return self.store.holds(digest) or self.models.holds(digest)
+
     def upload(self, digest: Digest, incoming: Incoming) -> None:
-        """Store a received adapter, to be registered by its digest before it counts as unused.
+        """Store a received adapter or other model, to be registered by its digest before it counts
+        as unused.
 
         Raises AdapterError, DigestMismatch if it is another one.
         """

@@ -89,14 +89,20 @@ class Contents:
         return _content(adapter, base)
 
     def keep_upload(self, archive: Path, digest: Digest) -> None:
-        """Store the adapter of an archive that was sent under its digest. Raises AdapterError.
+        """Store what an archive has that was sent under its digest. Raises AdapterError.
 
-        It must fit the base that is served; what makes it a model is `of_source` with the digest.
+        An adapter must fit the base that is served; what makes it a model is `of_source` with the
+        digest.
         """
+        if kind_of(archive, LISTED_LIMITS, "the upload") is Kind.MODEL:
+            self._models.add_upload(archive, digest)
+            return
         modules = self._bases.modules(self._bases.base_for(Model(id="")))
         self._store.add_upload(archive, digest, base=modules, foreign_tokens=self._foreign)
 
     def _of_digest(self, model: Model, digest: Digest) -> Content:
+        if self._models.holds(digest):
+            return Content(kind="model", digest=digest, bytes=self._models.get(digest).bytes)
         base = self._bases.base_for(model)
         modules = self._bases.modules(base)
         try:

@@ -100,11 +100,11 @@ def serve(
     ] = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Serve a base and its adapters over HTTP.
+    """Serve a base and its adapters, or models of other frameworks, over HTTP.
 
     Example:  stacked serve configs/demo.yaml --port 9000
 
-    A file without a base (or no file) starts only the control plane.
+    A file without a base and members (or no file) starts only the control plane.
     """
     from stacked.terminal import Terminal
 

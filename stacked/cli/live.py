@@ -16,7 +16,7 @@ from stacked.core import VERSIONED
 
 if TYPE_CHECKING:
     from stacked.client import Client, Entry
-    from stacked.config import Config
+    from stacked.config import Config, ControlConfig
     from stacked.terminal import Terminal
 
 
@@ -29,18 +29,18 @@ def update(
 ) -> None:
     """Replace the served group by that of a file: all of it, or nothing.
 
-    Local adapters are uploaded, except those that the server already has.
+    Local members are uploaded, except those that the server already has.
 
     Example:  stacked update --live configs/demo.yaml
     """
-    from stacked.config import load
+    from stacked.config import load_server
     from stacked.terminal import Terminal
 
     if not live:
         raise typer.BadParameter(
             "add --live; any other change is a restart of `stacked serve`", param_hint="--live"
         )
-    tree = load(config)
+    tree = load_server(config)
     with server(url) as client, Terminal() as progress:
         done = _update(client, tree, progress)
     raise typer.Exit(0 if done else 1)
@@ -74,15 +74,27 @@ def _served(client: Client) -> dict[str, Any]:
     return status
 
 
-def _update(client: Client, tree: Config, progress: Terminal) -> bool:
+def _update(client: Client, tree: ControlConfig, progress: Terminal) -> bool:
     from stacked.client import Entry, entries_of, metadata_of
+    from stacked.config import Config
+    from stacked.errors import ConfigInvalid, UpdateNotLive
 
     status = _served(client)
     served = client.group(status["groupId"])
     details = served["modelGroupDetails"]
     recorded = entries_of(served)
-    base = next(each for each in recorded if each.model_id == details["baseModelId"])
-    _check_base(client, tree, base)
+    if not isinstance(tree, Config) and not tree.group.members:
+        raise ConfigInvalid("the file declares no group; set base.model, or group.members")
+    if details["type"] != tree.group.kind:
+        raise UpdateNotLive(
+            f"the file's group is {tree.group.kind}, and a {details['type']} one is served; that "
+            "needs a restart"
+        )
+    bases = [each for each in recorded if each.model_id == details.get("baseModelId")]
+    coming = list(bases)
+    if isinstance(tree, Config):
+        _check_base(client, tree, bases[0])
+        coming = [replace(bases[0], key=_base_key(tree, bases[0]))]
     # A file without engine settings accepts the engine's.
     if tree.engine:
         client.check_engine(tree.engine)
@@ -92,16 +104,16 @@ def _update(client: Client, tree: Config, progress: Terminal) -> bool:
         Entry(each["modelId"], each.get("inferenceKey"), each["digest"])
         for each in status["models"]
     ]
-    coming = replace(base, key=_base_key(tree, base))
     # An adapter that was loaded alone is live, and in no group.
     named = {(each.model_id, each.key): each.weight for each in wanted}
-    same = named == {(each.model_id, each.key): each.weight for each in recorded if each != base}
+    before = {(each.model_id, each.key): each.weight for each in recorded if each not in bases}
+    same = named == before
     same = same and named.keys() == {(each.model_id, each.key) for each in live}
-    if same and coming == base and metadata_of(details) == tree.group.metadata:
+    if same and coming == bases and metadata_of(details) == tree.group.metadata:
         progress.finish(f"Nothing to change: group {served['displayName']!r} is served")
         return True
-    _show_changes([base, *live], [coming, *wanted])
-    group = _create_group(client, tree, [coming, *wanted], served)
+    _show_changes([*bases, *live], [*coming, *wanted])
+    group = _create_group(client, tree, [*coming, *wanted], served)
     return _go_live(client, progress, status, group, wanted)
 
 
@@ -139,10 +151,11 @@ def _other_place(given: str, held: str) -> bool:
     return there and not os.path.samefile(given, held)
 
 
-def _register(client: Client, tree: Config, progress: Terminal) -> list[Entry]:
-    sources = sent(client, tree.group.members, progress)
+def _register(client: Client, tree: ControlConfig, progress: Terminal) -> list[Entry]:
+    group = tree.group
+    sources = sent(client, group.members, progress, adapters=group.kind == "STACKED")
     found = []
-    progress.begin(f"Registering {len(sources)} adapters")
+    progress.begin(f"Registering {len(sources)} members")
     for each in sources:
         with each.errors_named():
             key, id = each.member.key, each.member.id
@@ -154,13 +167,14 @@ def _register(client: Client, tree: Config, progress: Terminal) -> list[Entry]:
 
 
 def _create_group(
-    client: Client, tree: Config, entries: Sequence[Entry], served: dict[str, Any]
+    client: Client, tree: ControlConfig, entries: Sequence[Entry], served: dict[str, Any]
 ) -> dict[str, Any]:
     """The file's group as a record of the server, where the served one is."""
     items = [{"key": key, "value": value} for key, value in tree.group.metadata.items()]
     return client.create_group(
         tree.group.name,
         entries,
+        kind=tree.group.kind,
         details={"customMetadataList": items},
         freeformTags=VERSIONED,
         compartmentId=served.get("compartmentId"),

@@ -1,4 +1,4 @@
-"""Uploads local adapters to a server that does not have them yet, with a progress bar.
+"""Uploads local adapters and other models to a server that lacks them, with a progress bar.
 
 Commands that name adapters to a server do this first.
 """
@@ -6,24 +6,26 @@ Commands that name adapters to a server do this first.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from stacked.client import Client
     from stacked.config import MemberConfig
     from stacked.core import Digest
+    from stacked.store.uploads import Outgoing
     from stacked.terminal import Terminal
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a member's adapter comes from: this machine, with its digest, or elsewhere."""
+    """Where a member's content comes from: this machine, with its digest, or elsewhere."""
 
     member: MemberConfig
     place: str
     """The member's place in its file."""
+    adapter: bool
     digest: Digest | None = None
 
     @property
@@ -34,6 +36,13 @@ class Source:
     @property
     def label(self) -> str:
         return self.member.key or self.member.id or self.member.source
+
+    def copied(self) -> AbstractContextManager[Outgoing]:
+        """A private copy of it. Raises StackedError."""
+        from stacked.store import outgoing
+        from stacked.store.models import outgoing_model
+
+        return (outgoing if self.adapter else outgoing_model)(self.member.source)
 
     @contextmanager
     def errors_named(self) -> Iterator[None]:
@@ -50,16 +59,18 @@ class Source:
             raise type(error)(f"{where}: {error}") from error
 
 
-def sent(client: Client, members: Sequence[MemberConfig], progress: Terminal) -> list[Source]:
-    """All members' sources, once the server has every local adapter.
+def sent(
+    client: Client, members: Sequence[MemberConfig], progress: Terminal, *, adapters: bool = True
+) -> list[Source]:
+    """All members' sources, once the server has every local one.
 
-    All are read and checked before the first is sent; only one is copied at a time. Raises
-    StackedError, ClientError.
+    `adapters`: otherwise models of other kinds, which are all local. All are read and checked
+    before the first is sent; only one is copied at a time. Raises StackedError, ClientError.
     """
-    progress.begin(f"Reading {len(members)} adapters")
+    progress.begin(f"Reading {len(members)} members")
     found = []
     for at, member in enumerate(members):
-        found.append(_read(Source(member, f"group.members[{at}]")))
+        found.append(_read(Source(member, f"group.members[{at}]", adapters)))
         progress.fraction((at + 1) / len(members))
     local: dict[Digest, Source] = {}
     for each in found:
@@ -77,31 +88,30 @@ def sent(client: Client, members: Sequence[MemberConfig], progress: Terminal) ->
 
 def _read(source: Source) -> Source:
     """With the digest of the local adapter."""
-    from stacked.store import is_remote, outgoing, parse_hub
+    from stacked.store import is_remote, parse_hub
 
     given = source.member.source
     with source.errors_named():
-        if is_remote(given):
+        if source.adapter and is_remote(given):
             if "://" not in given:
                 parse_hub(given)  # probably a mistyped directory
             return source
-        with outgoing(given) as adapter:
-            return Source(source.member, source.place, adapter.digest)
+        with source.copied() as content:
+            return replace(source, digest=content.digest)
 
 
 def _send(client: Client, source: Source, progress: Terminal) -> None:
     from stacked.client import ClientError
     from stacked.errors import DigestMismatch
-    from stacked.store import outgoing
     from stacked.terminal import size
 
-    with outgoing(source.member.source) as adapter:
-        if adapter.digest != source.digest:
+    with source.copied() as content:
+        if content.digest != source.digest:
             raise DigestMismatch(f"{source.member.source} has changed just now; run this again")
-        total = adapter.size()
+        total = content.size()
         progress.begin(f"Sending {source.label}, {size(total)}", total)
         try:
-            client.send_adapter(adapter.digest, _counted(adapter.parts(), progress), total)
+            client.send_adapter(content.digest, _counted(content.parts(), progress), total)
         except ClientError as error:
             if error.status:
                 raise

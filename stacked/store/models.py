@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 import yaml
 
 from stacked.core import Code, Digest, ModelFiles, Runtime
 from stacked.errors import AdapterError, ArchiveInvalid, NotAllowed, ParameterInvalid
-from stacked.store.archives import zip_files
-from stacked.store.files import copy_tree
+from stacked.store.archives import unpack_zip, zip_files
+from stacked.store.files import copy_tree, real_path
 from stacked.store.folders import FolderStore, content_digest
 from stacked.store.limits import GIB, MIB, Limits
 from stacked.store.text import quoted
-from stacked.store.uploads import unpack_folder
+from stacked.store.uploads import Outgoing, check_announced, copied, unpack_folder
 
 MODEL_LIMITS = Limits(max_bytes=64 * GIB, max_members=10_000)
 _CODE_LIMITS = Limits(max_bytes=256 * MIB, max_members=2_000)
@@ -60,14 +60,25 @@ class ModelStore(FolderStore):
         read. Raises AdapterError, and NotAllowed for what runs code where that is off.
         """
         with self._making() as made:
-            if source.is_dir() or PurePath(name).suffix.lower() in SINGLE:
-                copy_tree(source, made, self.limits, roots, f"model{PurePath(name).suffix.lower()}")
-            else:
-                unpack_folder(source, made, self.limits, name)
+            _read(source, name, made, roots)
             self._check(made, name)
             digest, total = content_digest(made, _FORMAT), _size(made)
             self._keep(made, digest)
         return digest, total
+
+    def add_upload(self, archive: Path, announced: Digest) -> None:
+        """Store the model in a zip that `outgoing_model` packed. Raises DigestMismatch too."""
+        with self._making() as made:
+            names = zip_files(archive, self.limits, "the upload")
+            unpack_zip(archive, made, self.limits, "the upload", names, PurePosixPath())
+            self._check(made, "the upload")
+            check_announced(content_digest(made, _FORMAT), announced, "model")
+            self._keep(made, announced)
+
+    def holds(self, digest: Digest) -> bool:
+        """Whether a model is present; it then waits to be registered, as an upload does."""
+        with self._usable(), self._shelf.changing():
+            return self._shelf.use(digest)
 
     def add_code(self, archive: Path, name: str) -> Code:
         """Store the code in a zip: a score.py, its modules, and its runtime.yaml.
@@ -141,6 +152,24 @@ class ModelStore(FolderStore):
                 "it to an interpreter in models.pythons, or leave it out for the server's own"
             )
         return self._pythons.get(named, "")
+
+
+def outgoing_model(source: str) -> contextlib.AbstractContextManager[Outgoing]:
+    """The same as `outgoing` for a model. Raises AdapterError, StoreUnusable."""
+
+    def read(copy: Path, scratch: Path) -> Digest:
+        _read(real_path(Path(source).expanduser()), source, copy)
+        return content_digest(copy, _FORMAT)
+
+    return copied(source, read)
+
+
+def _read(source: Path, name: str, into: Path, roots: Sequence[Path] | None = None) -> None:
+    suffix = PurePath(name).suffix.lower()
+    if source.is_dir() or suffix in SINGLE:
+        copy_tree(source, into, MODEL_LIMITS, roots, f"model{suffix}")
+    else:
+        unpack_folder(source, into, MODEL_LIMITS, name)
 
 
 def is_model(place: Path) -> bool:

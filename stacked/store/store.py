@@ -12,11 +12,10 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
-from stacked.core import Adapter, Digest, short
+from stacked.core import Adapter, Digest
 from stacked.errors import (
     AdapterAbsent,
     AdapterError,
-    DigestMismatch,
     StoreDamaged,
 )
 from stacked.store.archives import unpack
@@ -41,6 +40,7 @@ from stacked.store.plain import make_plain
 from stacked.store.shelf import Shelf, Stored, pinned, pins
 from stacked.store.sources import Download, fetch
 from stacked.store.tensors import read_header
+from stacked.store.uploads import check_announced
 
 logger = logging.getLogger(__name__)
 
@@ -113,11 +113,7 @@ class AdapterStore:
         with self._working() as (copy, scratch):
             unpack(archive, copy, scratch, self.limits, "the upload")
             came = sent_digest(read_config(copy, self.limits), copy)
-            if came != announced:
-                raise DigestMismatch(
-                    f"adapter {short(announced)} was announced, but {short(came)} was sent; "
-                    "send it again, and with the server's version of Stacked"
-                )
+            check_announced(came, announced, "adapter")
             kept = self._kept(copy, base, None, foreign_tokens, claim=False).digest
             if kept != announced:
                 self._plain.put(announced, kept)

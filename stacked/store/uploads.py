@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import enum
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from stacked.core import Digest
-from stacked.errors import ArchiveInvalid, StoreUnusable
+from stacked.core import Digest, short
+from stacked.errors import ArchiveInvalid, DigestMismatch, StoreUnusable
 from stacked.store.archives import unpack_zip, zip_files
 from stacked.store.artifacts import packed
 from stacked.store.checks import check_alone
@@ -116,24 +116,42 @@ class Outgoing:
         return sum(map(len, self.parts()))
 
 
-@contextlib.contextmanager
-def outgoing(source: str, limits: Limits = DEFAULT) -> Iterator[Outgoing]:
+def outgoing(source: str, limits: Limits = DEFAULT) -> contextlib.AbstractContextManager[Outgoing]:
     """Copy the adapter at `source` to a temporary directory, and check it without a base.
 
     Raises what `AdapterStore.add` raises before it looks at a base; StoreUnusable where there is no
     room for the copy.
     """
+
+    def read(copy: Path, scratch: Path) -> Digest:
+        fetch(source, copy, scratch, limits)
+        return check_alone(copy, limits)
+
+    return copied(source, read)
+
+
+@contextlib.contextmanager
+def copied(source: str, read: Callable[[Path, Path], Digest]) -> Iterator[Outgoing]:
+    """What `read` copies from `source` into the first of two empty directories."""
     with contextlib.ExitStack() as stack:
         try:
             place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="stacked-")))
-            copy, scratch = place / "adapter", place / "scratch"
+            copy, scratch = place / "copy", place / "scratch"
             copy.mkdir()
             scratch.mkdir()
-            fetch(source, copy, scratch, limits)
-            digest = check_alone(copy, limits)
+            digest = read(copy, scratch)
         except OSError as error:
             raise StoreUnusable(
                 f"{source} cannot be copied to a temporary directory ({error}); "
                 "free some space there, or set TMPDIR to another one"
             ) from error
         yield Outgoing(digest, copy)
+
+
+def check_announced(came: Digest, announced: Digest, kind: str) -> None:
+    """Raises DigestMismatch for another content than the one that was to be sent."""
+    if came != announced:
+        raise DigestMismatch(
+            f"{kind} {short(announced)} was announced, but {short(came)} was sent; send it again, "
+            "and with the server's version of Stacked"
+        )

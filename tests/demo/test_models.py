@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,49 @@ def test_demo_serves_each_framework_and_comes_back_as_the_file_says(tmp_path: Pa
         assert status["generation"] > generation
         gone = httpx.post(f"{server.url}/predict", headers={"model-key": "words"}, json={})
         assert (gone.status_code, gone.json()["code"]) == (404, "KeyUnknown")
+
+
+def stacked(server: Server, *words: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "stacked", *words, "--url", server.url],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def test_a_file_updates_the_group_live_and_rollback_goes_back(tmp_path: Path) -> None:
+    port = free_port()
+    data = ("--data-dir", str(tmp_path / "data"), "--port", str(port))
+    tree = yaml.safe_load(DEMO.read_text())
+    words = tmp_path / "words"
+    shutil.copytree(DEMO.parent / "models" / "words", words)
+    (words / "stop_words.json").write_text('["b"]')
+    circle = str(DEMO.parent / "models" / "circle.onnx")
+    members = [{"key": "words", "source": "./words"}, {"key": "round", "source": circle}]
+    (tmp_path / "next.yaml").write_text(
+        yaml.safe_dump({"group": {**tree["group"], "members": members}})
+    )
+    body = {"text": "a b b c", "most": 1}
+    with serving(str(DEMO), *data, directory=tmp_path, port=port) as server:
+        assert ask(server, "words", body) == {"prediction": [["b", 2]]}
+        said = stacked(server, "update", "--live", str(tmp_path / "next.yaml"))
+        assert "generation 2" in said
+        assert "the server has 1 of 2 from here" in said
+        assert ask(server, "words", body) == {"prediction": [["a", 1]]}
+        assert ask(server, "round", rows([0, 0]))["model_name"] == "round"
+        assert "Nothing to change" in stacked(
+            server, "update", "--live", str(tmp_path / "next.yaml")
+        )
+        listed = stacked(server, "models")
+        assert "round" in listed
+        assert "fahrenheit" not in listed
+        stacked(server, "rollback")
+        assert ask(server, "words", body) == {"prediction": [["b", 2]]}
+        assert ask(server, "fahrenheit", rows([0]))["outputs"]
 
 
 def test_a_model_that_is_code_is_refused_where_the_file_does_not_allow_it(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
-"""Adapters by digest: whether the store has one, and uploading one.
+"""Adapters and other models by digest: whether the store has one, and uploading one.
 
-`stacked update` sends the adapters of its own machine with these.
+`stacked update` sends those of its own machine with these.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def has_adapter(digest: AdapterDigest, service: Served) -> None:
 
     It hashes the files, so that it is limited to those who may upload.
     """
-    if not service.catalogue.store.holds(Digest(digest)):
-        raise AdapterAbsent(f"adapter {digest} is not here; send it: PUT, a zip as the body")
+    if not service.catalogue.holds(Digest(digest)):
+        raise AdapterAbsent(f"content {digest} is not here; send it: PUT, a zip as the body")
 
 
 @router.put(
