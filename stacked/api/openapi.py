@@ -222,19 +222,10 @@ _BODY: Json = {
         "stream": {"type": "boolean"},
     },
 }
-_TENSOR: Json = {
-    "type": "object",
-    "properties": {
-        "name": _TEXT,
-        "datatype": _TEXT,
-        "shape": {"type": "array", "items": {"type": "integer"}},
-        "data": {"type": "array"},
-    },
-    "required": ["name", "shape", "datatype", "data"],
-}
 _TENSORS: Json = {
     "type": "object",
-    "properties": {"id": _TEXT, "inputs": {"type": "array", "items": _TENSOR}},
+    "description": "`inputs` of `name`, `datatype`, `shape` and `data`, as the protocol has them",
+    "properties": {"id": _TEXT, "inputs": {"type": "array", "items": {"type": "object"}}},
     "required": ["inputs"],
 }
 _EVENT: Json = {
