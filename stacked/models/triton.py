@@ -14,7 +14,7 @@ import itertools
 import json
 import re
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -40,6 +40,8 @@ from stacked.models.workers import reported
 _LOADS_AT_ONCE = 2
 # Less than the loader's own patience.
 _UNLOAD_SECONDS = 20.0
+# How long requests are held back while a load begins.
+_PAUSE_SECONDS = 0.1
 _MOST_TEXT = 500
 # A multiple of 3: the base64 of the chunks is then that of the whole.
 _CHUNK = 3 * 2**18
@@ -98,6 +100,9 @@ class TritonEngine:
         self._held: dict[int, _Held] = {}
         self._coming: set[str] = set()
         self._reloads: dict[int, asyncio.Task[None]] = {}
+        self._passing, self._idle, self._under_way = asyncio.Event(), asyncio.Event(), 0
+        self._passing.set()
+        self._idle.set()
         self._held_up = 0
         """Threads of Triton's that load or unload for this engine, or hang in it."""
         self._kept, self._fresh = _client(64), _client(0)
@@ -153,7 +158,7 @@ class TritonEngine:
         content, refused = handle.content, []
         for backend in [_PYTHON] if _runs_code(content) else _BACKENDS[content.runtime]:
             name = f"{self._stem}{short(content.digest)}-{next(self._numbers)}"
-            body = _pushed(content, backend)
+            body = _pushed(content, backend, self._pause)
             self._coming.add(name)
             try:
                 async with self._loads:
@@ -171,6 +176,13 @@ class TritonEngine:
                 self._coming.discard(name)
             refused.append(_said(loaded))
         raise EngineLoadFailed("; ".join(refused), content.digest)
+
+    async def _pause(self) -> None:
+        """Let a load begin between requests: its thread is often the one that serves them."""
+        self._passing.clear()
+        asyncio.get_running_loop().call_later(_PAUSE_SECONDS, self._passing.set)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), _PAUSE_SECONDS)
 
     async def adopt(self, handle: ModelHandle) -> None:
         """A staged model can answer."""
@@ -306,11 +318,18 @@ class TritonEngine:
     ) -> httpx.Response:
         if not self.ready(handle):
             raise errors.NotReady("this model is being loaded into Triton again")
-        held = self._held[handle.number]
+        path = f"/models/{self._held[handle.number].name}/infer"
+        await self._passing.wait()
+        self._under_way += 1
+        self._idle.clear()
         try:
-            answer = await self._call(f"/models/{held.name}/infer", content=body, headers=headers)
+            answer = await self._call(path, content=body, headers=headers)
         except EngineSilent as error:
             raise errors.ModelTooSlow(str(error)) from error
+        finally:
+            self._under_way -= 1
+            if not self._under_way:
+                self._idle.set()
         if (status := answer.status_code) == 200:
             return answer
         if status == 404:
@@ -376,8 +395,13 @@ def _client(kept: int) -> httpx.AsyncClient:
     return httpx.AsyncClient(timeout=None, limits=limits, headers={"accept-encoding": "identity"})
 
 
-async def _pushed(content: ModelFiles, backend: Mapping[str, Any]) -> AsyncIterator[bytes]:
-    """The body of the load, made while it is sent: models may be larger than memory."""
+async def _pushed(
+    content: ModelFiles, backend: Mapping[str, Any], pause: Callable[[], Awaitable[None]]
+) -> AsyncIterator[bytes]:
+    """The body of the load, made while it is sent: models may be larger than memory.
+
+    `pause` is called before its end, with which the load begins.
+    """
     main, files = _files(content)
     config = json.dumps({**backend, "default_model_filename": main})
     yield b'{"parameters":{"config":' + json.dumps(config).encode()
@@ -387,6 +411,7 @@ async def _pushed(content: ModelFiles, backend: Mapping[str, Any]) -> AsyncItera
             while chunk := await asyncio.to_thread(file.read, _CHUNK):
                 yield base64.b64encode(chunk)
         yield b'"'
+    await pause()
     yield b"}}"
 
 
