@@ -91,12 +91,19 @@ class Turns:
             self._let_in()
 
     def _let_in(self) -> None:
-        self._note_read()
         now = time.monotonic()
-        while (ticket := self._queue.next(now)) is not None:
-            waiter = self._waiters.get(ticket)
-            if waiter is not None and not waiter.done():
-                waiter.set_result(None)
+        noted = False
+        while self._queue.waiting:
+            ticket = self._queue.next(now)
+            if ticket is not None:
+                waiter = self._waiters.get(ticket)
+                if waiter is not None and not waiter.done():
+                    waiter.set_result(None)
+            elif noted:
+                return
+            else:  # looked up only where it may make room
+                self._note_read()
+                noted = True
 
     def _note_read(self) -> None:
         """Note whose prompts the engine has read."""
