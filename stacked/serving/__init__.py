@@ -1,7 +1,8 @@
 """What serves one deployment: an engine with its live group, and how requests reach it.
 
-`Serving` is all that the rest of the product needs of one; vLLM's is `vllm.VllmServing`. It must
-not know FastAPI, records or where a group came from.
+`Serving` is all that the rest of the product needs of one; `vllm.VllmServing` is that of adapters,
+`models.ModelsServing` that of other models. It must not know FastAPI, records or where a group came
+from.
 """
 
 from __future__ import annotations
