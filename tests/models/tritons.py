@@ -62,7 +62,6 @@ class Triton:
             "LD_LIBRARY_PATH": str(self.packages / "nvidia_pytriton.libs"),
             "PYTHONPATH": str(self.packages),
             "PATH": f"{self.packages.parents[2] / 'bin'}:{os.environ['PATH']}",
-            "TMPDIR": str(self.directory),  # where it puts what is pushed, and leaves it
         }
         with (self.directory / "log.txt").open("ab") as log:
             self.process = subprocess.Popen(
@@ -111,4 +110,8 @@ def running(directory: Path, mode: str = "explicit", threads: int = 8) -> Iterat
     try:
         yield triton
     finally:
+        # Not killed at once: it then leaves what was pushed in /tmp.
+        triton.process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            triton.process.wait(40)
         triton.kill()
