@@ -8,22 +8,19 @@ models ready that do not answer.
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import itertools
 import json
-import re
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any, ClassVar
 
 import httpx
 
 from stacked import errors
-from stacked.core import Content, Digest, ModelFiles, Runtime, short
+from stacked.core import Content, Digest, ModelFiles, short
 from stacked.errors import (
     EngineDead,
     EngineError,
@@ -32,8 +29,9 @@ from stacked.errors import (
     EngineStartFailed,
 )
 from stacked.models.engine import ModelHandle
-from stacked.models.runtimes import EXAMPLE, only
+from stacked.models.runtimes import EXAMPLE
 from stacked.models.tensors import Fault, parse
+from stacked.models.triton_files import BACKENDS, LENGTH, PYTHON, pushed, runs_code, zeros
 from stacked.models.workers import reported
 
 # Each load holds up one of Triton's 8 threads for HTTP, and all connections of that thread.
@@ -43,27 +41,6 @@ _UNLOAD_SECONDS = 20.0
 # How long requests are held back while a load begins.
 _PAUSE_SECONDS = 0.1
 _MOST_TEXT = 500
-# A multiple of 3: the base64 of the chunks is then that of the whole.
-_CHUNK = 3 * 2**18
-_HERE = Path(__file__).parent
-# What a score.py needs of this package where it runs.
-_IN_TRITON = ("__init__.py", "runtimes.py", "tensors.py", "worker.py")
-_TEXTS = {"data_type": "TYPE_STRING", "dims": [2]}
-_PYTHON = {
-    "backend": "python",
-    "input": [{"name": "call", **_TEXTS}],
-    "output": [{"name": "answer", **_TEXTS}],
-}
-# Configurations to try, in this order.
-_BACKENDS: Mapping[Runtime, list[dict[str, Any]]] = {
-    Runtime.ONNX: [{"platform": "onnxruntime_onnx"}],
-    Runtime.TORCH: [{"platform": "pytorch_libtorch"}],
-    Runtime.SAVED_MODEL: [
-        {"platform": "tensorflow_savedmodel"},
-        {"backend": "openvino"},
-    ],
-}
-_LENGTH = "inference-header-content-length"
 _CALL = (
     b'{"inputs":[{"name":"call","datatype":"BYTES","shape":[2],'
     b'"parameters":{"binary_data_size":%d}}],"parameters":{"binary_data_output":true}}'
@@ -156,9 +133,9 @@ class TritonEngine:
 
     async def _load(self, handle: ModelHandle) -> _Held:
         content, refused = handle.content, []
-        for backend in [_PYTHON] if _runs_code(content) else _BACKENDS[content.runtime]:
+        for backend in [PYTHON] if runs_code(content) else BACKENDS[content.runtime]:
             name = f"{self._stem}{short(content.digest)}-{next(self._numbers)}"
-            body = _pushed(content, backend, self._pause)
+            body = pushed(content, backend, self._pause)
             self._coming.add(name)
             try:
                 async with self._loads:
@@ -211,8 +188,8 @@ class TritonEngine:
         example = (path if path.is_dir() else path.parent) / EXAMPLE
         if example.is_file():
             await self.infer(handle, example.read_bytes(), "application/json")
-        elif not _runs_code(handle.content):
-            await self.exchange(handle, *_zeros(held.described))
+        elif not runs_code(handle.content):
+            await self.exchange(handle, *zeros(held.described))
 
     async def discard(self, *handles: ModelHandle) -> None:
         """Unload these. Idempotent. Raises EngineError if Triton still has one of them."""
@@ -291,11 +268,11 @@ class TritonEngine:
         self, handle: ModelHandle, body: bytes, headers: Mapping[str, str], model: str = ""
     ) -> tuple[bytes, Mapping[str, str]]:
         """`infer` with the headers of the binary tensor extension, both ways."""
-        if _runs_code(handle.content):
+        if runs_code(handle.content):
             kind = headers.get("content-type", "").encode()
             return await self._predict(handle, _text(kind) + _text(body)), {}
         answer = await self._infer(handle, body, _passed(headers))
-        head = answer.content[: int(answer.headers.get(_LENGTH, len(answer.content)))]
+        head = answer.content[: int(answer.headers.get(LENGTH, len(answer.content)))]
         if b"NaN" in head or b"Infinity" in head:  # which is not JSON, unless it is in a text
             try:
                 await asyncio.to_thread(parse, head)
@@ -306,8 +283,8 @@ class TritonEngine:
     async def _predict(self, handle: ModelHandle, call: bytes) -> bytes:
         """`call`: what the body is, and the body."""
         head = _CALL % len(call)
-        answer = await self._infer(handle, head + call, {_LENGTH: str(len(head))})
-        texts = answer.content[int(answer.headers[_LENGTH]) :]
+        answer = await self._infer(handle, head + call, {LENGTH: str(len(head))})
+        texts = answer.content[int(answer.headers[LENGTH]) :]
         end = 4 + int.from_bytes(texts[:4], "little")
         if fault := texts[4:end]:
             raise reported(fault.decode(), texts[end + 4 :].decode())
@@ -339,10 +316,10 @@ class TritonEngine:
         said = _said(answer)
         if status < 500:
             raise errors.ParameterInvalid(said)
-        if _runs_code(handle.content):
+        if runs_code(handle.content):
             # What predict raises is an answer: the process has ended, and Triton starts no other.
             self._give_up(handle, said)
-        elif _LENGTH not in headers and "inputs" not in await asyncio.to_thread(_json, body):
+        elif LENGTH not in headers and "inputs" not in await asyncio.to_thread(_json, body):
             raise errors.BodyInvalid(said)  # for Triton a server's error too
         raise errors.ModelFailed(said)
 
@@ -386,70 +363,9 @@ def owner_in(directory: Path) -> str:
         raise errors.StoreUnusable(f"{file} cannot be made or read: {error}") from error
 
 
-def _runs_code(content: ModelFiles) -> bool:
-    return content.code is not None or content.runtime is Runtime.SCORE
-
-
 def _client(kept: int) -> httpx.AsyncClient:
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=kept)
     return httpx.AsyncClient(timeout=None, limits=limits, headers={"accept-encoding": "identity"})
-
-
-async def _pushed(
-    content: ModelFiles, backend: Mapping[str, Any], pause: Callable[[], Awaitable[None]]
-) -> AsyncIterator[bytes]:
-    """The body of the load, made while it is sent: models may be larger than memory.
-
-    `pause` is called before its end, with which the load begins.
-    """
-    main, files = _files(content)
-    config = json.dumps({**backend, "default_model_filename": main})
-    yield b'{"parameters":{"config":' + json.dumps(config).encode()
-    for name, path in files.items():
-        yield f',{json.dumps(f"file:1/{name}")}:"'.encode()
-        with path.open("rb") as file:
-            while chunk := await asyncio.to_thread(file.read, _CHUNK):
-                yield base64.b64encode(chunk)
-        yield b'"'
-    await pause()
-    yield b"}}"
-
-
-def _files(content: ModelFiles) -> tuple[str, dict[str, Path]]:
-    """The name of the model in the folder of a version, and all files there by their names."""
-    path, code = content.path, content.code
-    if _runs_code(content):
-        files = {"model.py": _HERE / "triton_score.py"} | _tree("model/", path)
-        if code is not None and code.path != path:
-            files |= _tree("code/", code.path)
-        return "model.py", files | {f"stacked/models/{each}": _HERE / each for each in _IN_TRITON}
-    if content.runtime is Runtime.SAVED_MODEL:
-        folder = Path(only(str(path), ("pb",), "saved_model")).parent
-        return "model.savedmodel", _tree("model.savedmodel/", folder)
-    file = Path(only(str(path), ("onnx", "pt", "ts", "pth", "pt2")))
-    return file.name, _tree("", file.parent)  # its weights may be in files beside it
-
-
-def _tree(prefix: str, folder: Path) -> dict[str, Path]:
-    paths = (path for path in folder.rglob("*") if path.is_file())
-    return {prefix + path.relative_to(folder).as_posix(): path for path in paths}
-
-
-def _zeros(described: Mapping[str, Any]) -> tuple[bytes, dict[str, str]]:
-    """A request of the smallest inputs, in binary, as JSON cannot carry all datatypes."""
-    rows: list[dict[str, Any]] = []
-    for spec in described["inputs"]:
-        shape = [max(1, size) for size in spec["shape"]]
-        bits = re.sub("[^0-9]", "", spec["datatype"]) or {"BOOL": 8}.get(spec["datatype"], 32)
-        size = {"binary_data_size": prod(shape) * int(bits) // 8}
-        rows.append({**spec, "shape": shape, "parameters": size})
-    half = [
-        {"name": each["name"], "parameters": {"binary_data": each["datatype"] in ("FP16", "BF16")}}
-        for each in described["outputs"]
-    ]
-    head = json.dumps({"inputs": rows, "outputs": half}).encode()
-    tensors = bytes(sum(each["parameters"]["binary_data_size"] for each in rows))
-    return head + tensors, {_LENGTH: str(len(head))}
 
 
 def _json(body: bytes) -> dict[str, Any]:
@@ -466,7 +382,7 @@ def _said(answer: httpx.Response) -> str:
 
 
 def _passed(headers: Mapping[str, str]) -> dict[str, str]:
-    return {name: headers[name] for name in ("content-type", _LENGTH) if name in headers}
+    return {name: headers[name] for name in ("content-type", LENGTH) if name in headers}
 
 
 def _text(text: bytes) -> bytes:

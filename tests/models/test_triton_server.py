@@ -32,7 +32,8 @@ from stacked.errors import (
 from stacked.groups.routing import Routing
 from stacked.live import Live
 from stacked.models.engine import ModelHandle
-from stacked.models.triton import _BACKENDS, TritonEngine, _zeros
+from stacked.models.triton import TritonEngine
+from stacked.models.triton_files import BACKENDS, zeros
 from stacked.steps import Phase
 from tests.models.making import files, folder, request, score
 from tests.models.tritons import Triton, running
@@ -177,7 +178,7 @@ async def test_requests_of_tensors_are_passed_on_both_ways(
     types = {"x": "TYPE_FP32", "y": "TYPE_FP32", "half": "TYPE_FP16"}
     x, y, half = [{"name": name, "data_type": of, "dims": [-1, 2]} for name, of in types.items()]
     backend = {"backend": "python", "input": [x], "output": [y, half]}
-    monkeypatch.setitem(_BACKENDS, Runtime.TORCH, [backend])
+    monkeypatch.setitem(BACKENDS, Runtime.TORCH, [backend])
     async with engine_of(triton) as (engine, _):
         two = await engine.stage(tensors(tmp_path / "two", "2"))
         nan = await engine.stage(tensors(tmp_path / "nan", "np.nan"))
@@ -204,7 +205,7 @@ async def test_requests_of_tensors_are_passed_on_both_ways(
         ):
             with pytest.raises(error, match="Triton: "):
                 await engine.infer(two, wrong, JSON)
-        binary, headers = _zeros(json.loads(engine.metadata(two)))
+        binary, headers = zeros(json.loads(engine.metadata(two)))
         content, given = await engine.exchange(two, binary, headers)
         length = int(given["inference-header-content-length"])
         assert len(content) - length == 4  # two numbers of 16 bits
