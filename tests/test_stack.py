@@ -50,8 +50,8 @@ def test_a_chat_becomes_the_prompt_that_transformers_makes(
         stack.chat_prompt(MESSAGES, "nobody")
 
 
+@pytest.mark.last
 def test_calls_after_the_death_of_the_engine_say_what_follows(stack: SyncStack) -> None:
-    """The last test of this stack, whose engine it ends."""
     engine = stack._stack.service.vllm.engine
     engine.kill()
     with pytest.raises(EngineDead, match="open it again"):

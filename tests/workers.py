@@ -63,7 +63,10 @@ def _turn(piece: str) -> int:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Put the pieces in order. Raises UsageError for a test of an engine that is in none."""
+    """Put the pieces in order, and in each what ends a shared engine last.
+
+    Raises UsageError for a test of an engine that is in none.
+    """
     for item in items:
         path = item.location[0]
         info = getattr(item, "_fixtureinfo", None)
@@ -72,6 +75,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for name, engines in _FIXTURES.items():
             if shared & engines and _piece(path) != name:
                 raise pytest.UsageError(f"{path}: put it into {name!r} in tests/workers.py")
+    items.sort(key=lambda item: item.get_closest_marker("last") is not None)
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: _turn(_piece(item.location[0])))
 
