@@ -107,7 +107,7 @@ def test_engine_that_dies_is_told_to_every_client_and_comes_back_with_the_same_g
         assert int(down.headers["retry-after"]) >= 1
         assert metric(server, 'stacked_engine_state{state="restarting"}') == 1
         status = client.get("/stacked/status").json()
-        assert (status["engine"]["state"], status["groupName"]) == ("restarting", "tests")
+        assert (status["engine"]["state"], status["groupName"]) == ("restarting", "deployed")
         assert "SIGKILL" in status["engine"]["reason"]
         wait_until_healthy(server, "/health/ready")
         # What was loaded and removed one by one stays so, and the generation does not go back.
