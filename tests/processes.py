@@ -46,7 +46,7 @@ def wait_until_gone(processes: dict[Process, str], seconds: float = 20) -> None:
     deadline = time.monotonic() + seconds
     while left := alive(processes):
         if time.monotonic() > deadline:
-            told = [f"{process[0]}: {processes[process]}" for process in left]
+            told = [f"{process[0]}: {processes[process][:120]}" for process in left]
             raise AssertionError(f"still there after {seconds} s: {told}")
         time.sleep(0.05)
 
@@ -78,6 +78,6 @@ def _stat(pid: int) -> list[str] | None:
 
 def _command(pid: int) -> str:
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()[:120]
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
     except OSError:
         return "?"

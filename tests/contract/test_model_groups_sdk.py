@@ -1,33 +1,28 @@
-"""Groups without a base by OCI's own SDK, unmodified and signed: from the artifacts to an answer.
+"""Groups without a base by OCI's own SDK, over a server that is a process of its own.
 
-The files and calls are those of Oracle's model group notebooks, but for the endpoint.
+The files are of the same shape as those of Oracle's model group notebooks.
 """
 
 from __future__ import annotations
 
 import io
 import os
+import signal
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import oci
 import pytest
-import requests
-from oci.data_science import DataScienceClient
 from oci.data_science import models as sdk
-from oci.exceptions import ServiceError
 
-from stacked.config import AuthConfig, OciAuth
 from tests.api.control.plane import archive_of
-from tests.api.doors import sdk_config, signer
-from tests.contract.rig import rig
-from tests.contract.world import seed_deployment
-from tests.models.making import times
-from tests.processes import descendants, wait_until_gone
-
-C, P = "ocid1.compartment.oc1..c", "ocid1.datascienceproject.oc1..p"
+from tests.contract.cloud import SLUG, Answer, Cloud, cloud_of
+from tests.contract.world import C, P, refused, zipped
+from tests.models import saved
+from tests.models.making import request, script, times
+from tests.processes import alive
+from tests.waiting import until
 
 # The loader of every member: pickles need the modules beside it.
 SCORE = b"""
@@ -36,160 +31,265 @@ from functools import lru_cache
 
 @lru_cache(maxsize=10)
 def load_model(model_folder):
-    with open(os.path.join(model_folder, "model.pkl"), "rb") as file:
+    with open(os.path.join(model_folder, "model.pickle"), "rb") as file:
         return pickle.load(file)
 
 def predict(data, model, input_schema_path=None):
-    return {"prediction": model.predict(data)}
+    return {"version": %d, "prediction": model.predict(data)}
 
 def unload_model(model=None):
     load_model.cache_clear()
 """
-MODULE = b"""
-class Square:
-    def predict(self, x): return x * x
+# The loader of one model, which ADS generates.
+OWN = b"""
+import os, pickle
 
-class Root:
-    def predict(self, x): return x ** 0.5
+def load_model(model_file_name="model.pickle"):
+    with open(os.path.join(os.path.dirname(__file__), model_file_name), "rb") as file:
+        return pickle.load(file)
+
+def predict(data, model=load_model()):
+    return {"prediction": model.predict(data)}
 """
-RUNTIME = b"MODEL_ARTIFACT_VERSION: '3.0'\nMODEL_DEPLOYMENT: {INFERENCE_CONDA_ENV: {}}\n"
-CODE = {"model_group_live/score.py": SCORE, "model_group_live/runtime.yaml": RUNTIME}
+MODULE = b"""
+import json
+
+class model:
+    def predict(self, data):
+        data = json.loads(data) if isinstance(data, str) else data
+        return %s(data["number"]) ** %s
+"""
+RUNTIME = f"""
+MODEL_ARTIFACT_VERSION: '3.0'
+MODEL_DEPLOYMENT:
+  INFERENCE_CONDA_ENV:
+    INFERENCE_ENV_PATH: oci://service-conda-packs@id/service_pack/cpu/1.0/{SLUG}
+    INFERENCE_ENV_SLUG: {SLUG}
+    INFERENCE_ENV_TYPE: data_science
+    INFERENCE_PYTHON_VERSION: '3.12'
+""".encode()
+MODULES = {
+    "model1.py": MODULE % (b"", b"2"),
+    "model2.py": MODULE % (b"", b"0.5"),
+    "model3.py": MODULE % (b"abs", b"0.5"),
+}
 
 
-def pickled(name: str) -> bytes:
-    """An instance of a class of module model1, as pickle writes it."""
-    return b"\x80\x02cmodel1\n%s\n)\x81." % name.encode()
+def saved_model(number: int) -> bytes:
+    """The artifact of a model that is the class of one of the modules, as pickle writes it."""
+    module = f"model{number}.py"
+    pickle = b"\x80\x02cmodel%d\nmodel\n)\x81." % number
+    own = {module: MODULES[module], "score.py": OWN, "runtime.yaml": RUNTIME}
+    return archive_of(**own, **{"model.pickle": pickle})
 
 
-class Cloud:
-    """What the notebooks do, over one server."""
+def code(version: int, *modules: int) -> dict[str, bytes]:
+    """The artifact of a group, packed as one folder."""
+    files = {"score.py": SCORE % version, "runtime.yaml": RUNTIME}
+    files |= {name: MODULES[name] for name in (f"model{number}.py" for number in modules)}
+    return {f"model_group_live/{name}": content for name, content in files.items()}
 
-    def __init__(self, url: str, config: dict[str, Any]) -> None:
-        self.client = DataScienceClient(config, service_endpoint=url)
-        self._signer = signer(config)
 
-    def model(self, content: bytes, name: str = "artifact.zip") -> str:
-        details = sdk.CreateModelDetails(compartment_id=C, project_id=P, display_name="model")
-        id = str(self.client.create_model(details).data.id)
-        disposition = f'attachment; filename="{name}"'
-        self.client.create_model_artifact(id, io.BytesIO(content), content_disposition=disposition)
-        return id
-
-    def group(self, details: sdk.ModelGroupDetails, **members: str) -> str:
-        entries = [
-            sdk.MemberModelDetails(model_id=id, inference_key=key) for key, id in members.items()
-        ]
-        wanted = sdk.CreateModelGroupDetails(
-            compartment_id=C,
-            project_id=P,
-            model_group_details=details,
-            member_model_entries=sdk.MemberModelEntries(member_model_details=entries),
-        )
-        made = self.client.create_model_group(wanted)
-        assert self.client.get_work_request(made.headers["opc-work-request-id"]).data
-        return str(made.data.id)
-
-    def code(self, group: str, **files: bytes) -> None:
-        self.client.create_model_group_artifact(group, io.BytesIO(archive_of(**files)))
-
-    def deploy(self, group: str) -> sdk.ModelDeployment:
-        """With the payload that the seeds print."""
-        made = self.client.create_model_deployment(seed_deployment(group))
-        assert self._ended(made) == "SUCCEEDED"
-        return self.client.get_model_deployment(made.data.id).data
-
-    def update(self, deployment: str, group: str) -> str:
-        """How a LIVE update has ended."""
-        body = seed_deployment(group, updateType="LIVE")
-        return self._ended(self.client.update_model_deployment(deployment, body))
-
-    def delete(self, deployment: str) -> None:
-        self._ended(self.client.delete_model_deployment(deployment))
-
-    def _ended(self, answer: Any) -> str:
-        read = self.client.get_work_request(answer.headers["opc-work-request-id"])
-        final = ("SUCCEEDED", "FAILED")
-        done = oci.wait_until(
-            self.client,
-            read,
-            evaluate_response=lambda found: found.data.status in final,
-            max_interval_seconds=1,
-            max_wait_seconds=120,
-        )
-        return str(done.data.status)
-
-    def predict(self, deployment: sdk.ModelDeployment, key: str, **body: Any) -> Any:
-        answer = requests.post(
-            f"{deployment.model_deployment_url}/predict",
-            auth=self._signer,
-            headers={"model-key": key},
-            timeout=60,
-            **body,
-        )
-        assert answer.ok, answer.text
-        return answer.json()
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
+    with cloud_of(tmp_path_factory.mktemp("models")) as cloud:
+        yield cloud
 
 
 @pytest.fixture
-def cloud(tmp_path: Path) -> Iterator[Cloud]:
-    config = sdk_config(tmp_path / "data")
-    with rig(tmp_path, auth=AuthConfig(oci=OciAuth())) as server:
-        made = Cloud(server.url, config)
-        yield made
-        processes = descendants(os.getpid())
-        for row in made.client.list_model_deployments(C, lifecycle_state="ACTIVE").data:
-            made.delete(row.id)
-        wait_until_gone(processes)
+def cloud(running: Cloud) -> Iterator[Cloud]:
+    """The server, where nothing is deployed before and after a test."""
+    yield running
+    running.retire()
 
 
-def test_the_notebooks_homogeneous_group_answers_and_is_updated_live(cloud: Cloud) -> None:
-    square, root = (
-        cloud.model(archive_of(**{"model.pkl": pickled(name)})) for name in ("Square", "Root")
+def test_the_seeds_homogeneous_deployment_gets_new_code_while_it_answers(cloud: Cloud) -> None:
+    members = {"square": cloud.model(saved_model(1)), "root": cloud.model(saved_model(2))}
+    first, second, broken = (
+        cloud.group(sdk.HomogeneousModelGroupDetails(), **members) for _ in range(3)
     )
-    group = cloud.group(sdk.HomogeneousModelGroupDetails(), square=square, root=root)
-    with pytest.raises(ServiceError) as caught:
-        cloud.deploy(group)
-    assert (caught.value.status, caught.value.code) == (409, "Conflict")
-    assert "score.py and runtime.yaml" in caught.value.message
-    module = {"model_group_live/model1.py": MODULE}
-    cloud.code(group, **CODE, **module)
-    deployment = cloud.deploy(group)
-    assert cloud.predict(deployment, "square", json=9) == {"prediction": 81}
-    assert cloud.predict(deployment, "root", json=9) == {"prediction": 3.0}
-    changed = cloud.group(sdk.HomogeneousModelGroupDetails(), square=square, root=root)
-    new = SCORE.replace(b'{"prediction"', b'{"version": 2, "prediction"')
-    cloud.code(changed, **{**CODE, "model_group_live/score.py": new}, **module)
-    assert cloud.update(deployment.id, changed) == "SUCCEEDED"
-    assert cloud.predict(deployment, "square", json=9) == {"version": 2, "prediction": 81}
+    assert "score.py and runtime.yaml" in refused(409, "Conflict", cloud.deploy, first)
+    cloud.code(first, code(1, 1, 2))
+    cloud.code(second, code(2, 1, 2))
+    cloud.code(broken, code(3, 1))
+    deployment = cloud.deploy(first)
+    nine = {"json": {"number": 9}}
+    for headers in ({"model-key": "square"}, {"model-ocid": members["square"]}):
+        named = cloud.predict(deployment, headers=headers, **nine)
+        assert named == {"version": 1, "prediction": 81}
+    with cloud.asking(deployment, *members, **nine) as found:
+        update = cloud.update(deployment.id, second)
+    assert (update.status, update.percent_complete) == ("SUCCEEDED", 100)
+    values = {"square": 81, "root": 3.0}
+    assert {(each.status, each.generation) for each in found} == {(200, "1"), (200, "2")}
+    for each in found:
+        expected = {"version": int(each.generation or 0), "prediction": values[each.key]}
+        assert each == Answer(each.key, 200, each.generation, expected)
+    assert cloud.states(deployment.id) == {"square": "SUCCESS", "root": "SUCCESS"}
+    steps = cloud.send("GET", f"/20190101/workRequests/{update.id}/logs").json()
+    assert "SWITCH" in {each.get("step") for each in steps}
+    assert len(cloud.client.list_work_request_logs(update.id).data) == len(steps)
+    failed = cloud.update(deployment.id, broken)
+    assert failed.status == "FAILED"
+    errors = cloud.send("GET", f"/20190101/workRequests/{failed.id}/errors").json()
+    assert [(each["code"], each.get("modelId")) for each in errors] == [
+        ("EngineLoadFailed", members["root"]),
+        ("UpdateFailed", None),
+    ], "its pickle needs model2.py, which the new code lacks"
+    assert len(cloud.client.list_work_request_errors(failed.id).data) == len(errors)
+    assert cloud.predict(deployment, "root", **nine) == {"version": 2, "prediction": 3.0}
     shown = cloud.client.get_model_deployment(deployment.id).data
     chosen = shown.model_deployment_configuration_details.model_group_configuration_details
-    assert chosen.model_group_id == changed
-    with zipfile.ZipFile(
-        io.BytesIO(cloud.client.get_model_group_artifact_content(changed).data.content)
-    ) as archive:
-        assert archive.read("model_group_live/score.py") == new
+    assert (shown.lifecycle_state, chosen.model_group_id) == ("ACTIVE", second)
+    sent = cloud.client.get_model_group_artifact_content(second).data.content
+    with zipfile.ZipFile(io.BytesIO(sent)) as archive:
+        assert archive.read("model_group_live/score.py") == SCORE % 2
 
 
-def test_a_heterogeneous_group_answers_by_what_each_of_its_models_is(
+def test_the_notebooks_models_are_versioned_grouped_deployed_and_one_replaced(
     cloud: Cloud, tmp_path: Path
 ) -> None:
-    graph = (times(tmp_path / "three", 3).path / "model.onnx").read_bytes()
-    own = {"score.py": SCORE, "model1.py": MODULE, "model.pkl": pickled("Square")}
-    sent = archive_of(**own)
-    square, triple = cloud.model(sent), cloud.model(graph, "triple.onnx")
-    assert cloud.client.get_model_artifact_content(square).data.content == sent
-    assert cloud.client.get_model_artifact_content(triple).data.content == graph
-    group = cloud.group(sdk.HeterogeneousModelGroupDetails(), square=square, triple=triple)
-    with pytest.raises(ServiceError) as caught:
-        cloud.code(group, **CODE)
-    assert (caught.value.status, caught.value.code) == (409, "Conflict")
-    deployment = cloud.deploy(group)
-    assert cloud.predict(deployment, "square", json=5) == {"prediction": 25}
-    inputs = [{"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]}]
-    (found,) = cloud.predict(deployment, "triple", json={"inputs": inputs})["outputs"]
-    assert (found["shape"], found["data"]) == ([1, 3], [3.0, 6.0, 9.0])
-    states = cloud.client.list_model_deployment_model_states(deployment.id, C).data
-    assert {(row.inference_key, row.state) for row in states} == {
-        ("square", "SUCCESS"),
-        ("triple", "SUCCESS"),
+    """The calls of the notebook with custom logic, in its order."""
+    client = cloud.client
+    lines = [
+        client.create_model_version_set(
+            sdk.CreateModelVersionSetDetails(compartment_id=C, project_id=P, name=f"live-{number}")
+        ).data.id
+        for number in (1, 2)
+    ]
+    one, two, three = (
+        cloud.model(saved_model(number), model_version_set_id=line, version_label=label)
+        for number, line, label in ((1, lines[0], "V2"), (2, lines[1], "V1"), (3, lines[1], "V2"))
+    )
+    for id in (one, two, three):
+        client.create_model_provenance(id, sdk.CreateModelProvenanceDetails())
+
+    def grouped(root: str, *modules: int) -> str:
+        id = cloud.group(sdk.HomogeneousModelGroupDetails(), **{"square": one, "square-root": root})
+        artifact = tmp_path / "model_group_live.zip"
+        artifact.write_bytes(archive_of(**code(1, *modules)))
+        with artifact.open("rb") as file:
+            made = client.create_model_group_artifact(
+                id, file, content_disposition=f"attachment;filename={artifact.name}"
+            )
+        assert made.status == 204
+        return id
+
+    before = grouped(two, 1, 2)
+    history = client.create_model_group_version_history(
+        sdk.CreateModelGroupVersionHistoryDetails(
+            compartment_id=C, project_id=P, display_name="live", latest_model_group_id=before
+        )
+    ).data
+    made = client.create_model_deployment(_deployment(before))
+    assert made.data.lifecycle_state == "CREATING"
+    cloud.ended(made)
+
+    def answer(key: str, number: int) -> Any:
+        headers = {"Content-Type": "application/json", "model-key": key}
+        url = made.data.model_deployment_url + "/predict"
+        return cloud.send("POST", url, json={"number": number}, headers=headers).json()
+
+    assert answer("square", 9)["prediction"] == 81
+    assert answer("square-root", 9)["prediction"] == 3.0
+    assert answer("square-root", -9)["code"] == "ModelAnswerInvalid", "a complex number"
+    after = grouped(three, 1, 2, 3)
+    client.update_model_group_version_history(
+        history.id, sdk.UpdateModelGroupVersionHistoryDetails(latest_model_group_id=after)
+    )
+    group = sdk.UpdateModelGroupConfigurationDetails(model_group_id=after)
+    details = sdk.UpdateModelGroupDeploymentConfigurationDetails(
+        deployment_type="MODEL_GROUP", update_type="LIVE", model_group_configuration_details=group
+    )
+    wanted = sdk.UpdateModelDeploymentDetails(
+        display_name="updated", model_deployment_configuration_details=details
+    )
+    update = client.update_model_deployment(made.data.id, wanted)
+    assert (update.status, cloud.ended(update).status) == (202, "SUCCEEDED")
+    assert answer("square-root", -9)["prediction"] == 3.0
+    versions = client.list_models(C, model_version_set_name="live-2").data
+    assert {each.id for each in versions} == {two, three}
+    (found,) = client.list_model_group_version_histories(C, project_id=P).data
+    assert client.get_model_group_version_history(found.id).data.latest_model_group_id == after
+
+
+def _deployment(group: str) -> sdk.CreateModelDeploymentDetails:
+    """The notebook's details."""
+    shape = sdk.ModelDeploymentInstanceShapeConfigDetails(memory_in_gbs=16, ocpus=1)
+    instance = sdk.InstanceConfiguration(
+        instance_shape_name="VM.Standard.E4.Flex",
+        model_deployment_instance_shape_config_details=shape,
+    )
+    policy = sdk.FixedSizeScalingPolicy(policy_type="FIXED_SIZE", instance_count=1)
+    details = sdk.ModelGroupDeploymentConfigurationDetails(
+        deployment_type="MODEL_GROUP",
+        model_group_configuration_details=sdk.ModelGroupConfigurationDetails(model_group_id=group),
+        infrastructure_configuration_details=sdk.InstancePoolInfrastructureConfigurationDetails(
+            infrastructure_type="INSTANCE_POOL",
+            instance_configuration=instance,
+            scaling_policy=policy,
+        ),
+        environment_configuration_details=sdk.DefaultModelDeploymentEnvironmentConfigurationDetails(
+            environment_configuration_type="DEFAULT", environment_variables={"WEB_CONCURRENCY": "1"}
+        ),
+    )
+    log = sdk.LogDetails(log_group_id="ocid1.loggroup...", log_id="ocid1.log...")
+    return sdk.CreateModelDeploymentDetails(
+        display_name="Business Logic Model Group",
+        compartment_id=C,
+        project_id=P,
+        model_deployment_configuration_details=details,
+        category_log_details=sdk.CategoryLogDetails(access=log, predict=log),
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_models_of_four_frameworks_answer_behind_one_endpoint_while_one_is_killed(
+    cloud: Cloud, tmp_path: Path
+) -> None:
+    graph = (times(tmp_path / "onnx", 2).path / "model.onnx").read_bytes()
+    program = script(tmp_path / "script", 3).path / "model.pt"
+    sent = saved_model(1)
+    members = {
+        "onnx": cloud.model(graph, "double.onnx"),
+        "torch": cloud.model(program.read_bytes(), "triple.pt"),
+        "tensorflow": cloud.model(zipped(saved.save(tmp_path / "saved", 4).path)),
+        "code": cloud.model(sent),
     }
+    assert cloud.client.get_model_artifact_content(members["code"]).data.content == sent
+    assert cloud.client.get_model_artifact_content(members["onnx"]).data.content == graph
+    group = cloud.group(sdk.HeterogeneousModelGroupDetails(), **members)
+    refused(409, "Conflict", cloud.code, group, code(1))
+    deployment = cloud.deploy(group)
+    assert cloud.states(deployment.id) == dict.fromkeys(members, "SUCCESS")
+    tensors = {"onnx": 2, "torch": 3, "tensorflow": 4}
+
+    def infer(key: str) -> Any:
+        body = request([[1, 2, 3]], [1, 3])
+        answer = cloud.send("POST", f"/v2/models/{key}/infer", data=body)
+        if not answer.ok:
+            return answer.status_code
+        found = answer.json()
+        assert found["model_name"] == key
+        return found["outputs"][0]["data"]
+
+    def others_answer() -> bool:
+        for key in ("onnx", "tensorflow"):
+            assert infer(key) == [tensors[key] * x for x in (1, 2, 3)]
+        return bool(cloud.predict(deployment, "code", json={"number": 5}) == {"prediction": 25})
+
+    def killed_answers() -> bool:
+        found = infer("torch")
+        assert found in (503, [3, 6, 9]), "while its process starts again it is unavailable"
+        return bool(others_answer() and found != 503)
+
+    assert killed_answers()
+    (worker,) = (each for each, line in cloud.workers().items() if "torch" in line.split())
+    os.kill(worker[0], signal.SIGKILL)
+    until(lambda: others_answer() and not alive([worker]))
+    until(killed_answers)
+    assert cloud.states(deployment.id) == dict.fromkeys(members, "SUCCESS")
+    assert len(cloud.workers()) == 4
+    for key in tensors:
+        assert cloud.send("GET", f"/v2/models/{key}/ready").status_code == 200
+        assert cloud.send("GET", f"/v2/models/{key}").json()["name"] == key

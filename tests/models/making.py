@@ -49,6 +49,30 @@ def times(path: Path, factor: float) -> ModelFiles:
     return save_onnx(path, [helper.make_node("Mul", ["x", "w"], ["y"])], [x], [y], weight)
 
 
+def torch_module(factor: float) -> Any:
+    """A module of PyTorch: factor * x."""
+    import torch
+
+    class Times(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.factor = float(factor)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.mul(self.factor)
+
+    return Times()
+
+
+def script(path: Path, factor: float) -> ModelFiles:
+    """A TorchScript model: output = factor * x."""
+    import torch
+
+    path.mkdir(parents=True)
+    torch.jit.save(torch.jit.script(torch_module(factor)), path / "model.pt")
+    return files(path, Runtime.TORCH)
+
+
 def same(path: Path, kind: int) -> ModelFiles:
     """An ONNX model: y = x, for tensors of one type and rank."""
     x, y = (tensor(name, kind, "n") for name in "xy")

@@ -8,7 +8,6 @@ import signal
 import venv
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,34 +20,29 @@ from stacked.errors import (
     ParameterInvalid,
 )
 from tests.models import saved
-from tests.models.making import ask, files, request, running, score, times
+from tests.models.making import (
+    ask,
+    files,
+    request,
+    running,
+    score,
+    script,
+    times,
+    torch_module,
+)
 from tests.models.measure import measure
 from tests.waiting import until_async
 
 PLUS = "import sys\ndef predict(data): return [data, sys.prefix]\n"
 
 
-def twice() -> Any:
-    import torch
-
-    class Twice(torch.nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x.mul(2)
-
-    return Twice()
-
-
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 async def test_runtimes_answer_beside_one_another_and_one_that_ends_leaves_the_others(
     tmp_path: Path,
 ) -> None:
-    import torch
-
-    (tmp_path / "script").mkdir()
-    torch.jit.save(torch.jit.script(twice()), tmp_path / "script" / "model.pt")
     code = score(tmp_path / "code", PLUS)
     async with running() as (engine, _):
-        scripted = await engine.stage(files(tmp_path / "script", Runtime.TORCH))
+        scripted = await engine.stage(script(tmp_path / "script", 2))
         torch_pid = engine.pids[0]
         tensorflow = await engine.stage(saved.save(tmp_path / "saved", 2))
         onnx = await engine.stage(times(tmp_path / "onnx", 2))
@@ -77,7 +71,7 @@ async def test_exported_program_knows_its_inputs(tmp_path: Path) -> None:
     import torch
 
     rows = {"x": {0: torch.export.Dim("rows")}}
-    program = torch.export.export(twice(), (torch.zeros(2, 3),), dynamic_shapes=rows)
+    program = torch.export.export(torch_module(2), (torch.zeros(2, 3),), dynamic_shapes=rows)
     (tmp_path / "m").mkdir()
     torch.export.save(program, tmp_path / "m" / "model.pt2")
     async with running() as (engine, _):
