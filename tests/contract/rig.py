@@ -31,10 +31,9 @@ from stacked.steps import Progress
 from tests.api.control.plane import archive_of, packed, stacked_body
 from tests.api.doors import served
 from tests.deployments.machine import FakeStarts
+from tests.models.remote import PREFIX, Remote
 from tests.store.small import write_base
 from tests.waiting import until
-
-PREFIX = "/20190101"
 
 
 class Starts(FakeStarts):
@@ -66,22 +65,13 @@ def app_of_no_models() -> SimpleNamespace:
 
 
 @dataclass(frozen=True)
-class Rig:
+class Rig(Remote):
     """A running server, and what fills it. `ids` are records by the collection they are in."""
 
     service: Service
-    http: httpx.Client
     url: str
     roots: Path
     ids: dict[str, list[str]]
-
-    def ask(self, method: str, path: str, body: Any = None, **more: Any) -> Any:
-        answer = self.http.request(method, PREFIX + path, json=body, **more)
-        assert answer.is_success, f"{method} {path}: {answer.status_code} {answer.text}"
-        return answer.json() if answer.content else None
-
-    def model(self, **more: Any) -> str:
-        return str(self.ask("POST", "/models", {"displayName": "m", **more})["id"])
 
     def adapter(self, seed: int, base: str) -> str:
         items = [{"key": "fine_tune_source", "value": base}]
@@ -131,9 +121,6 @@ class Rig:
             self.http.delete(f"{PREFIX}/modelDeployments/{row['id']}").raise_for_status()
             until(lambda id=row["id"]: self.state(id) == "DELETED")
 
-    def state(self, id: str) -> str:
-        return str(self.ask("GET", f"/modelDeployments/{id}")["lifecycleState"])
-
     def _deployed(self, group_id: str) -> str:
         """A new deployment, in the place of the one that serves."""
         self.retire()
@@ -169,5 +156,5 @@ def rig(directory: Path, **server: Any) -> Iterator[Rig]:
         asyncio.run(service.start())
     door = Gateway(service, create_routes(service), open_gate(config, directory / "data"))
     with served(door) as url, httpx.Client(base_url=url, timeout=30) as http:
-        yield Rig(service, http, url, roots, {})
+        yield Rig(http, service, url, roots, {})
     service.ledger.close()

@@ -24,7 +24,8 @@ from stacked.registry import (
     Model,
 )
 from tests.api.control.plane import stacked_body
-from tests.contract.rig import PREFIX, Rig, rig
+from tests.contract.rig import Rig, rig
+from tests.models.remote import PREFIX
 
 BASE = "ocid1.datasciencemodel.oc1..base"
 GROUP = "ocid1.datasciencemodelgroup.oc1..big"

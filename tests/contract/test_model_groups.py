@@ -11,11 +11,10 @@ from typing import Any
 
 import pytest
 
-from tests.api.control.plane import archive_of
-from tests.contract.rig import PREFIX, Rig, rig
+from tests.contract.rig import Rig, rig
 from tests.models.making import processes, request, times
+from tests.models.remote import PREFIX, changed, code_for, deploy, deploying, group, model
 from tests.processes import wait_until_gone
-from tests.waiting import until
 
 ROW = {"content": request([[1.0, 2.0, 3.0]], [1, 3])}
 SCORE = """
@@ -23,7 +22,6 @@ def load_model(folder):
     with open(folder + "/factor.txt") as file: return float(file.read())
 def predict(data, model): return {{"prediction": model * data {more}}}
 """
-RUNTIME = b"MODEL_ARTIFACT_VERSION: '3.0'\n"
 
 
 @pytest.fixture
@@ -35,67 +33,13 @@ def server(tmp_path: Path) -> Iterator[Rig]:
         wait_until_gone(workers)
 
 
-def model(server: Rig, **files: bytes) -> str:
-    id = server.model()
-    content = archive_of(**files)
-    server.http.post(f"{PREFIX}/models/{id}/artifact", content=content).raise_for_status()
-    return id
-
-
 def multiplied(server: Rig, directory: Path, factor: float) -> str:
     path = times(directory / f"times-{factor}", factor).path / "model.onnx"
     return model(server, **{"model.onnx": path.read_bytes()})
 
 
-def group(server: Rig, kind: str, **members: str) -> str:
-    entries = [{"modelId": id, "inferenceKey": key} for key, id in members.items()]
-    body = {
-        "createType": "CREATE",
-        "modelGroupDetails": {"type": kind},
-        "memberModelEntries": {"memberModelDetails": entries},
-    }
-    return str(server.ask("POST", "/modelGroups", body)["id"])
-
-
 def with_code(server: Rig, id: str, more: str) -> str:
-    files = {"top/score.py": SCORE.format(more=more).encode(), "top/runtime.yaml": RUNTIME}
-    place = f"{PREFIX}/modelGroups/{id}/artifact"
-    server.http.post(place, content=archive_of(**files)).raise_for_status()
-    return id
-
-
-def deploying(group_id: str, **variables: str) -> dict[str, Any]:
-    environment = {"environmentConfigurationType": "DEFAULT", "environmentVariables": variables}
-    details: dict[str, Any] = {
-        "deploymentType": "MODEL_GROUP",
-        "modelGroupConfigurationDetails": {"modelGroupId": group_id},
-    }
-    if variables:
-        details["environmentConfigurationDetails"] = environment
-    return {"displayName": "d", "modelDeploymentConfigurationDetails": details}
-
-
-def deploy(server: Rig, group_id: str, **variables: str) -> str:
-    id = str(server.ask("POST", "/modelDeployments", deploying(group_id, **variables))["id"])
-    until(lambda: server.state(id) == "ACTIVE")
-    return id
-
-
-def changed(server: Rig, id: str, group_id: str, how: str) -> str:
-    """How the work request of an update to another group has ended."""
-    details = {
-        "deploymentType": "MODEL_GROUP",
-        "updateType": how,
-        "modelGroupConfigurationDetails": {"modelGroupId": group_id},
-    }
-    body = {"modelDeploymentConfigurationDetails": details}
-    answer = server.http.put(f"{PREFIX}/modelDeployments/{id}", json=body)
-    if not answer.is_success:
-        return str(answer.json()["message"])
-    work = answer.headers["opc-work-request-id"]
-    ended = ("SUCCEEDED", "FAILED", "CANCELED")
-    until(lambda: server.ask("GET", f"/workRequests/{work}")["status"] in ended)
-    return str(server.ask("GET", f"/workRequests/{work}")["status"])
+    return code_for(server, id, SCORE.format(more=more))
 
 
 def predict(server: Rig, key: str, **body: Any) -> Any:

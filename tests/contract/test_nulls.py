@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.contract.rig import PREFIX, Rig, rig
+from tests.contract.rig import Rig, rig
+from tests.models.remote import PREFIX
 from tests.waiting import until
 
 

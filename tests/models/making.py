@@ -148,5 +148,10 @@ async def running(**options: Any) -> AsyncIterator[tuple[ModelsEngine, list[tupl
 
 def processes() -> dict[Process, str]:
     """The worker processes that this one has started."""
-    found = descendants(os.getpid())
+    return started_by(os.getpid())
+
+
+def started_by(pid: int) -> dict[Process, str]:
+    """The worker processes of a server."""
+    found = descendants(pid)
     return {each: command for each, command in found.items() if "models.worker" in command}
