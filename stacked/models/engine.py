@@ -129,7 +129,8 @@ class ModelsEngine:
         try:
             report = await pool.load(number, str(content.path))
         except BaseException:
-            await asyncio.shield(self._leave(pool, [number], loaded=False))
+            pool.forget(number)
+            await asyncio.shield(self._left(pool, 1))
             raise
         finally:
             self._promised -= need
@@ -178,10 +179,12 @@ class ModelsEngine:
         pools, self._pools = [*self._pools.values()], {}
         await asyncio.gather(*(pool.close() for pool in pools))
 
-    async def _leave(self, pool: Pool, numbers: list[int], *, loaded: bool = True) -> None:
-        pool.users -= len(numbers)
-        if loaded or pool.users:  # otherwise a load that was given up and hangs is not waited for
-            await pool.unload(*numbers)
+    async def _leave(self, pool: Pool, numbers: list[int]) -> None:
+        await pool.unload(*numbers)
+        await self._left(pool, len(numbers))
+
+    async def _left(self, pool: Pool, count: int) -> None:
+        pool.users -= count
         if not pool.users:
             self._pools = {kind: each for kind, each in self._pools.items() if each is not pool}
             await pool.close()

@@ -54,7 +54,9 @@ class Pool:
     async def load(self, number: int, path: str) -> dict[str, Any]:
         """Load a model everywhere; returns what the processes report of it.
 
-        Follow with `unload`, also after an error. Raises EngineLoadFailed, EngineStartFailed.
+        Follow with `unload`, after an error with `forget`.
+
+        Raises EngineLoadFailed, EngineStartFailed.
         """
         loads = (self._load_at(at, number, path) for at in range(self._size))
         reports = await asyncio.gather(*loads, return_exceptions=True)
@@ -78,6 +80,12 @@ class Pool:
                     worker.loaded.pop(number, None)
                 with contextlib.suppress(EngineDead, ModelTooSlow):
                     await worker.call("unload", LOAD_SECONDS, numbers=numbers)
+
+    def forget(self, number: int) -> None:
+        """`unload` in the background: a load that hangs may be in its way."""
+        task = asyncio.create_task(self.unload(number))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def has(self, number: int) -> list[Worker]:
         """The processes that can answer for this model now."""
@@ -192,7 +200,5 @@ class Pool:
                 self._abandon(number, f"its process ended {_MOST_ENDS} times: {worker.reason}")
 
     def _abandon(self, number: int, reason: str) -> None:
-        task = asyncio.create_task(self.unload(number))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self.forget(number)
         self._give_up(number, reason)

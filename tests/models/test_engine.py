@@ -193,6 +193,28 @@ async def test_load_that_is_given_up_leaves_nothing_and_others_load_meanwhile(
         assert engine.pids == []
 
 
+async def test_load_that_hangs_is_given_up_at_once_and_undone_when_it_ends(tmp_path: Path) -> None:
+    gate, begun = tmp_path / "gate", tmp_path / "begun"
+    wait = f"""
+    if model_folder.endswith("slow"):
+        open({str(begun)!r}, "w").close()
+        while not os.path.exists({str(gate)!r}): time.sleep(0.01)
+"""
+    code = score(tmp_path / "code", SCORE.replace("    with open", wait + "    with open"))
+    async with running() as (engine, _):
+        good = await engine.stage(folder(tmp_path / "good", code, factor="2"))
+        slow = asyncio.create_task(engine.stage(folder(tmp_path / "slow", code, factor="3")))
+        await until_async(begun.exists)
+        slow.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await slow
+        assert await ask_score(engine, good, [1]) == {"prediction": [2.0]}
+        gate.touch()
+        again = await engine.stage(folder(tmp_path / "again", code, factor="4"))
+        (worker,) = next(iter(engine._pools.values())).workers
+        assert worker.loaded.keys() == {good.number, again.number}
+
+
 async def test_waiting_requests_are_bounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
