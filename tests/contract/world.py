@@ -198,8 +198,16 @@ class World:
         until(creating)
         id = found[0]["id"]
         assert found[0]["modelDeploymentUrl"] == f"{self.url}/{id}"
-        answer = self.raw("POST", f"/{id}/predict", json={"model": "a", "prompt": PROMPT})
-        assert (answer.status_code, answer.json()["code"]) == (503, "ServiceUnavailable")
+        answers: list[requests.Response] = []
+
+        def at_work() -> bool:  # a moment after the record is there
+            body = {"model": "a", "prompt": PROMPT}
+            answers.append(self.raw("POST", f"/{id}/predict", json=body))
+            return answers[-1].status_code != 404
+
+        until(at_work)
+        last = answers[-1]
+        assert (last.status_code, last.json().get("code")) == (503, "ServiceUnavailable"), last.text
 
     def retire(self) -> None:
         """Delete the deployment, so that another one can serve."""
