@@ -16,6 +16,7 @@ import pytest
 from stacked.config import ServerConfig
 from stacked.core import Adapter, Base, Digest, Member, ModelGroup, ModelId, model_id_of
 from stacked.engine.adaptable import Asking
+from stacked.engine.calls import Calls
 from stacked.engine.engine import Engine, Loaded
 from stacked.engine.processes import Ended
 from stacked.errors import (
@@ -279,6 +280,25 @@ async def test_a_failed_start_names_what_was_loaded_but_does_not_blame_it_for_me
     with pytest.raises(EngineStartFailed, match="while it loaded two: ") as failed:
         await started(group, engine, known, monkeypatch)
     assert failed.value.suspects == (set() if oom else {group.members[1].content.digest})
+
+
+async def test_a_start_whose_engine_dies_in_a_load_ends_without_its_answer(
+    tmp_path: Path, known: Known, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(Warm):
+        """As vLLM's client, which leaves the calls of a dead engine waiting."""
+
+        async def load_all(self, adapters: Sequence[Adapter], *more: Any) -> Any:
+            self.suspects = frozenset({adapters[1].digest})
+            self.dead = True
+            await self.calls.call(asyncio.get_running_loop().create_future(), "loading adapters")
+
+    engine = Killed()
+    engine.calls = Calls(client=None)
+    group = group_of(tmp_path, "one", "two")
+    with pytest.raises(EngineStartFailed, match="while it loaded two: the engine has died"):
+        await started(group, engine, known, monkeypatch)
+    assert engine.closed == 1
 
 
 async def test_a_member_that_answers_as_the_base_fails_the_start_by_its_key(
