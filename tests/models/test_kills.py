@@ -6,6 +6,7 @@ Until the commit the old group, whole, and afterwards the new one; no process ou
 from __future__ import annotations
 
 import random
+import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -28,14 +29,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, W
         yield running, World(remote, directory)
 
 
-def killed(server: Server, world: World) -> None:
-    """End the server; once its processes are gone, start it again on what it left."""
+def ended(server: Server, world: World, by: signal.Signals) -> int:
+    """End the server; once its processes are gone, start it again on what it left; its code."""
     processes = workers(server)
-    server.process.kill()
-    server.process.wait()
+    server.process.send_signal(by)
+    code = server.process.wait(timeout=60)
     wait_until_gone(processes)
     world.go_on()
     server.start()
+    return code
 
 
 def check(server: Server, world: World) -> None:
@@ -66,7 +68,7 @@ def kill_in(phase: str, server: Server, world: World) -> None:
             world.hold_unload()
         world.switched(world.group())
         world.reached()
-    killed(server, world)
+    ended(server, world, signal.SIGKILL)
     if asking is not None:
         assert isinstance(asking.exception(), httpx.TransportError)
     check(server, world)
@@ -75,6 +77,15 @@ def kill_in(phase: str, server: Server, world: World) -> None:
 @pytest.mark.parametrize("phase", ["predict", "drain"])
 def test_kill_of_the_server_in_an_update(server: tuple[Server, World], phase: str) -> None:
     kill_in(phase, *server)
+
+
+def test_server_that_is_stopped_while_a_load_hangs(server: tuple[Server, World]) -> None:
+    running, world = server
+    world.hold()
+    world.begin(world.group(load="wait()"))
+    world.reached()
+    assert ended(running, world, signal.SIGTERM) == 0
+    check(running, world)
 
 
 @pytest.mark.long
@@ -94,7 +105,7 @@ def test_kill_of_the_server_at_any_moment(server: tuple[Server, World]) -> None:
         target = world.group()
         world.begin(target)
         time.sleep(chance.uniform(0.0, 0.5))  # at random is what this test means
-        killed(running, world)
+        ended(running, world, signal.SIGKILL)
         recorded = world.server.ask("GET", f"/modelDeployments/{world.id}")
         details = recorded["modelDeploymentConfigurationDetails"]
         id = details["modelGroupConfigurationDetails"]["modelGroupId"]
