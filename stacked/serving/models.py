@@ -147,8 +147,8 @@ class ModelsServing:
         binary = headers.get(_BINARY, b"").decode("latin-1")
         if (binary and not self.engine.takes_binary) or kind.startswith(_FORM):
             raise EncodingUnsupported(
-                "a body of binary tensors or a form is not taken; send JSON, or for a score.py "
-                "bytes as application/octet-stream"
+                "a body of binary tensors or a form is not taken; send JSON (binary_data=False in "
+                "tritonclient), or for a score.py bytes as application/octet-stream"
             )
         names = names_of(target.model, scope["headers"], {})
         route, lease = self.live.admit(names, end, caller_of(scope).keys)

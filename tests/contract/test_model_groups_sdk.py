@@ -18,7 +18,7 @@ from oci.data_science import models as sdk
 
 from tests.api.control.plane import archive_of
 from tests.contract.cloud import SLUG, Answer, Cloud, cloud_of
-from tests.contract.world import C, P, refused, zipped
+from tests.contract.world import C, P, refused, seed_deployment, zipped
 from tests.models import saved
 from tests.models.making import request, script, times
 from tests.processes import alive
@@ -100,6 +100,15 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
 def cloud(running: Cloud) -> Iterator[Cloud]:
     """The server, where nothing is deployed before and after a test."""
     yield running
+    running.retire()
+
+
+@pytest.fixture(scope="module")
+def served(running: Cloud) -> Iterator[sdk.ModelDeployment]:
+    """A HOMOGENEOUS group that stays deployed."""
+    group = running.group(sdk.HomogeneousModelGroupDetails(), root=running.model(saved_model(2)))
+    running.code(group, code(1, 2))
+    yield running.deploy(group)
     running.retire()
 
 
@@ -293,3 +302,75 @@ def test_models_of_four_frameworks_answer_behind_one_endpoint_while_one_is_kille
     for key in tensors:
         assert cloud.send("GET", f"/v2/models/{key}/ready").status_code == 200
         assert cloud.send("GET", f"/v2/models/{key}").json()["name"] == key
+
+
+def test_what_is_refused_has_the_documented_codes(cloud: Cloud) -> None:
+    """Those of docs/control-plane.md, "Other models" and "Model groups"."""
+    of_code, of_any = sdk.HomogeneousModelGroupDetails(), sdk.HeterogeneousModelGroupDetails()
+    upload = cloud.client.create_model_artifact
+    empty = cloud.client.create_model(sdk.CreateModelDetails(compartment_id=C)).data.id
+    refused(400, "ArchiveInvalid", upload, empty, archive_of(**{"model.keras": b"1"}))
+    refused(400, "ArchiveInvalid", upload, empty, b"no zip")
+    refused(409, "Conflict", cloud.group, of_any, key=empty)
+    many = {str(number): empty for number in range(501)}
+    refused(400, "InvalidParameter", cloud.group, of_any, **many)
+    data = cloud.model(archive_of(**{"model.pickle": b"1"}))
+    refused(409, "Conflict", cloud.deploy, cloud.group(of_any, data=data))
+    group = cloud.group(of_code, root=cloud.model(saved_model(2)))
+    refused(409, "Conflict", cloud.deploy, group)
+    elsewhere = {**code(1, 2), "model_group_live/runtime.yaml": RUNTIME.replace(b"p312", b"p39")}
+    sentence = refused(400, "InvalidParameter", cloud.code, group, elsewhere)
+    assert SLUG in sentence
+    assert SLUG.replace("p312", "p39") in sentence
+    refused(400, "ArchiveInvalid", cloud.code, group, {"runtime.yaml": RUNTIME})
+    cloud.code(group, code(1, 2))
+    refused(409, "Conflict", cloud.code, group, code(2, 2))
+    several = seed_deployment(group)
+    environment = several["modelDeploymentConfigurationDetails"]["environmentConfigurationDetails"]
+    environment["environmentVariables"] = {"MULTI_MODEL_CONFIG": "{}"}
+    create = cloud.client.create_model_deployment
+    assert "MULTI_MODEL_CONFIG" in refused(400, "InvalidParameter", create, several)
+    assert not cloud.workers(), "nothing was started"
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "body", "status", "error"),
+    [
+        ("/predict", {}, {"json": 1}, 400, "KeyMissing"),
+        ("/predict", {"model-key": "none"}, {"json": 1}, 404, "KeyUnknown"),
+        ("/predict", {"model-key": "root"}, {"data": b"{"}, 400, "CannotParseRequest"),
+        ("/predict", {"model-key": "root"}, {"data": b"NaN"}, 400, "CannotParseRequest"),
+        ("/predict", {"model-key": "root"}, {"files": {"a": b"1"}}, 415, "EncodingUnsupported"),
+        ("/predict", {"model-key": "root"}, {"json": {"no": 1}}, 500, "ModelFailed"),
+        ("/predict", {"model-key": "root"}, {"json": {"number": -9}}, 500, "ModelAnswerInvalid"),
+        (
+            "/predictWithResponseStream",
+            {"model-key": "root"},
+            {"json": {"number": 9}},
+            409,
+            "ExternalServerIncorrectState",
+        ),
+        (
+            "/predict/v1/completions",
+            {"model-key": "root"},
+            {"json": {}},
+            404,
+            "NotAuthorizedOrNotFound",
+        ),
+    ],
+)
+def test_a_request_is_refused_with_the_documented_code(
+    served: sdk.ModelDeployment,
+    running: Cloud,
+    path: str,
+    headers: dict[str, str],
+    body: dict[str, Any],
+    status: int,
+    error: str,
+) -> None:
+    url = served.model_deployment_url + path
+    answer = running.send("POST", url, headers=headers, **body)
+    assert answer.status_code == status, answer.text
+    assert answer.headers["opc-request-id"]
+    shown = answer.json()
+    assert shown.get("error", shown)["code"] == error, shown

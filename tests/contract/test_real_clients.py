@@ -22,6 +22,8 @@ from stacked.config import AuthConfig, OciAuth
 from stacked.keys import create_signing
 from tests.api.control.plane import packed, zipped
 from tests.contract.rig import Rig, rig
+from tests.models.making import times
+from tests.serving import free_port, serving
 from tests.store.small import write_base
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
@@ -113,3 +115,23 @@ def test_typescript(signed: Signed, tmp_path: Path) -> None:
         "deleted": "DELETED",
         "works": ["SUCCEEDED"] * 4,
     }
+
+
+def test_tritonclient(tmp_path: Path) -> None:
+    place, port = tmp_path / "triton", free_port()
+    installed(sys.executable, "-m", "venv", place, directory=tmp_path)
+    python = place / "bin" / "python"
+    package = "tritonclient[http]==2.73.0"
+    installed(python, "-m", "pip", "install", "-q", package, directory=tmp_path)
+    times(tmp_path / "double", 2)
+    members = [{"key": "double", "source": "./double"}]
+    tree = {"group": {"name": "g", "kind": "HETEROGENEOUS", "members": members}}
+    path = tmp_path / "models.yaml"
+    path.write_text(json.dumps(tree | {"server": {"port": port}}), encoding="utf-8")
+    with serving(str(path), "--data-dir", "data", directory=tmp_path, port=port):
+        found = seen(python, CLIENTS / "triton.py", f"127.0.0.1:{port}", "double")
+    assert (found["server"], found["models"]) == ([True, True], [True, False])
+    spec = {"datatype": "FP32", "shape": [-1, 3]}
+    assert found["metadata"]["inputs"] == [{"name": "x", **spec}]
+    assert found["answer"] == [[[2.0, 4.0, 6.0]], "7"]
+    assert found["refused"] == ["400", "415"]
