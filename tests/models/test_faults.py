@@ -252,6 +252,15 @@ def test_kill_of_a_process_that_is_to_end_after_the_switch(
     check(world, server)
 
 
+@pytest.mark.usefixtures("impatient")
+def test_model_that_hangs_as_it_is_removed(world: World, server: Rig) -> None:
+    world.hold_unload()
+    work = world.switched(world.group())
+    world.reached()
+    assert ended(server, work) == "SUCCEEDED"
+    check(world, server)
+
+
 @pytest.mark.usefixtures("world")
 def test_collector_finds_nothing_of_the_groups_that_never_served(
     living: World, server: Rig
