@@ -25,7 +25,7 @@ from stacked.deployment.from_file import FileDeployment, read_base, read_group
 from stacked.deployment.ledger import Ledger
 from stacked.deployment.runtime import RuntimeUpdates
 from stacked.engine.creating import prepare
-from stacked.engine.engine import Resident
+from stacked.engine.loaded import Resident
 from stacked.engine.options import check_names
 from stacked.engine.support import require_build
 from stacked.errors import EngineDead, EngineError, NotAuthorizedOrNotFound, NotReady
@@ -442,10 +442,9 @@ class Service:
             )
             for member in live.removed
         }
-        shown = (_without(row, gone.get((row.model_id, row.key))) for row in page.items)
+        reasons = ((row, gone.get((row.model_id, row.key))) for row in page.items)
+        shown = (
+            row if why is None else replace(row, state=MemberState.FAILED, reason=why)
+            for row, why in reasons
+        )
         return replace(page, items=tuple(shown))
-
-
-def _without(row: DeployedMember, why: str | None) -> DeployedMember:
-    """A member as it is: not served for this reason, or as it is recorded."""
-    return replace(row, state=MemberState.FAILED, reason=why) if why is not None else row

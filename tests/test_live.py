@@ -16,7 +16,7 @@ import pytest
 from stacked import live as live_module
 from stacked import loader
 from stacked.core import Content, Digest, Member
-from stacked.engine.engine import Loaded, Resident
+from stacked.engine.loaded import Loaded, Resident
 from stacked.errors import (
     CanaryFailed,
     EngineError,

@@ -17,7 +17,8 @@ from stacked.config import ServerConfig
 from stacked.core import Adapter, Base, Digest, Member, ModelGroup, ModelId, model_id_of
 from stacked.engine.adaptable import Asking
 from stacked.engine.calls import Calls
-from stacked.engine.engine import Engine, Loaded
+from stacked.engine.engine import Engine
+from stacked.engine.loaded import Loaded
 from stacked.engine.processes import Ended
 from stacked.errors import (
     CanaryFailed,

@@ -19,7 +19,8 @@ from typing import Any, TextIO
 
 from stacked.bench.processes import forget_peaks, gpu_bytes, peak_bytes
 from stacked.bench.subject import adapters_of, plan_of
-from stacked.engine.engine import Engine, Loaded
+from stacked.engine.engine import Engine
+from stacked.engine.loaded import Loaded
 from stacked.engine.plan import EnginePlan
 from stacked.errors import StackedError
 from stacked.store import BaseModules

@@ -16,7 +16,7 @@ from typing import Any
 
 from stacked.bench.figures import Spread, gaps_within
 from stacked.core import Adapter, Base, Content, Digest, Member, ModelId, model_id_of
-from stacked.engine.engine import Loaded
+from stacked.engine.loaded import Loaded
 from stacked.errors import StackedError
 from stacked.groups.routing import Routing
 from stacked.live import Live

@@ -14,7 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from stacked.core import Adapter, Content, Digest, short
 from stacked.engine.adaptable import Asking
 from stacked.engine.cpu_affinity import Pauses, yield_to_others
-from stacked.engine.engine import Engine, Loaded
+from stacked.engine.engine import Engine
+from stacked.engine.loaded import Loaded
 from stacked.errors import CanaryFailed, EngineError, EngineLoadFailed, RankRefused, StackedError
 from stacked.store.checks import check_stored, modules_of
 from stacked.store.verified import Verified

@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +20,10 @@ from stacked.engine.adaptable import together
 from stacked.engine.calls import Calls
 from stacked.engine.canary import canary_request, canary_scores
 from stacked.engine.causes import Causes
-from stacked.engine.chat import AdapterChat, Chats, chat_text
+from stacked.engine.chat import Chats, chat_text
 from stacked.engine.cpu_affinity import use_cores
 from stacked.engine.creating import create, import_vllm, prepare
+from stacked.engine.loaded import Loaded, Resident, batches
 from stacked.engine.machine import CORES
 from stacked.engine.options import parse_options
 from stacked.engine.plan import EnginePlan
@@ -37,51 +37,15 @@ from stacked.store.adaptable import Adaptable
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from vllm.lora.request import LoRARequest
     from vllm.outputs import RequestOutput
 
 # How long the end of an update waits for the loop to share its core again.
 _GIVE_SECONDS = 2.0
 
-# A start reads and builds this many in one call, so that the next ones are read meanwhile; fewer
-# if they are so large that a slow disk would need longer than CALL_SECONDS.
-_LOADED_AT_ONCE = 16
-_BYTES_AT_ONCE = 1024**3
-
 # Removals are Python in the engine's loop; this many take about a millisecond.
 _REMOVED_AT_ONCE = 16
 
 _EXTENSION = "stacked.engine.staging.StagingWorker"
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """The engine's handle of one adapter: `name` carries the digest, `number` is used once.
-
-    `chat` is how its chats become prompts, None if as the base's do.
-    """
-
-    digest: Digest
-    name: str
-    number: int
-    request: LoRARequest
-    chat: AdapterChat | None = field(default=None, compare=False)
-
-    @property
-    def stored(self) -> frozenset[Digest]:
-        """See `stacked.core.Handle`."""
-        return frozenset({self.digest})
-
-
-@dataclass(frozen=True, slots=True)
-class Resident:
-    """Which adapters the engine holds, by number, and where; a free one is None in `slots`."""
-
-    staged: frozenset[int]
-    host: frozenset[int]
-    slots: tuple[int | None, ...]
-    sizes: Mapping[int, int] = field(default_factory=dict)
-    """The bytes of those whose memory was measured."""
 
 
 class Engine:
@@ -161,7 +125,7 @@ class Engine:
         are the last, one after the other. Raises EngineLoadFailed; what was loaded before stays.
         """
         loaded: dict[Digest, Loaded] = {}
-        for batch in _batches(adapters, alone):
+        for batch in batches(adapters, alone):
             self.suspects = frozenset(adapter.digest for adapter in batch)
             some = [await self._handle(adapter) for adapter in batch]
             wanted = [(each.number, each.name, each.request.lora_path) for each in some]
@@ -457,13 +421,3 @@ class Engine:
         await self.remove(loaded)
         await self.calls.workers("settle", doing=doing)
         self.calls.end_of_start()
-
-
-def _batches(adapters: Sequence[Adapter], alone: Collection[Digest]) -> Iterator[list[Adapter]]:
-    """What a start loads in one call each."""
-    largest = max((adapter.bytes for adapter in adapters), default=0)
-    count = max(1, min(_LOADED_AT_ONCE, _BYTES_AT_ONCE // max(1, largest)))
-    together = [adapter for adapter in adapters if adapter.digest not in alone]
-    for at in range(0, len(together), count):
-        yield together[at : at + count]
-    yield from ([adapter] for adapter in adapters if adapter.digest in alone)

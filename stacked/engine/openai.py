@@ -26,7 +26,8 @@ from weakref import WeakKeyDictionary
 from stacked import metrics
 from stacked.config import FairnessConfig
 from stacked.engine.chat import AdapterChat
-from stacked.engine.engine import Engine, Loaded
+from stacked.engine.engine import Engine
+from stacked.engine.loaded import Loaded
 from stacked.engine.rendering import render_by_own_template, render_short_prompts_at_once
 from stacked.engine.support import app_builders
 from stacked.engine.turns import Turns, ticket_of, turns_of

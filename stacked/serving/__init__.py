@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, Self
 
 from stacked.core import Digest, Member, ModelGroup
-from stacked.engine.engine import Resident
+from stacked.engine.loaded import Resident
 from stacked.engine.openai import Report as Report
 from stacked.engine.processes import Ended
 from stacked.errors import StackedError

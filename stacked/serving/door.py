@@ -15,7 +15,7 @@ from typing import Any
 
 from stacked.callers import caller_of
 from stacked.config import PredictEndpoint, UnknownParameters
-from stacked.engine.engine import Loaded
+from stacked.engine.loaded import Loaded
 from stacked.engine.openai import Selection, selected
 from stacked.engine.parameters import INFORMATIVE, UNREAD, is_unread, known_parameters
 from stacked.engine.turns import share

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from stacked.callers import caller_of
 from stacked.config import ModelsConfig
 from stacked.core import Digest
-from stacked.engine.engine import Resident
+from stacked.engine.loaded import Resident
 from stacked.engine.processes import Ended
 from stacked.errors import (
     EncodingUnsupported,

@@ -20,7 +20,8 @@ from stacked.config import ServerConfig
 from stacked.core import Adapter, Digest, ModelGroup
 from stacked.engine.adaptable import Asking
 from stacked.engine.checked import CheckedEngine
-from stacked.engine.engine import Engine, Loaded, Resident
+from stacked.engine.engine import Engine
+from stacked.engine.loaded import Loaded, Resident
 from stacked.engine.machine import look
 from stacked.engine.openai import Served, build_openai_app
 from stacked.engine.plan import EnginePlan, make_plan

@@ -15,7 +15,7 @@ from stacked.core import Adapter, Base, Content, Digest, ModelGroup
 from stacked.deployment.activation import Activation, Slot
 from stacked.deployment.deployments import Deployments
 from stacked.deployment.ledger import Ledger
-from stacked.engine.engine import Loaded
+from stacked.engine.loaded import Loaded
 from stacked.engine.plan import Room
 from stacked.engine.processes import Ended
 from stacked.errors import StackedError

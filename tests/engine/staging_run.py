@@ -14,7 +14,8 @@ from typing import Any
 
 from stacked.core import Adapter, Digest
 from stacked.engine.adaptable import Asking
-from stacked.engine.engine import Engine, Loaded, Resident
+from stacked.engine.engine import Engine
+from stacked.engine.loaded import Loaded, Resident
 from stacked.errors import EngineLoadFailed
 from tests import tiny
 from tests.live.lab import SLOTS, Lab

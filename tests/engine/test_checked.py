@@ -12,7 +12,7 @@ import pytest
 from stacked.core import Adapter, Digest
 from stacked.engine import checked
 from stacked.engine.checked import CheckedEngine
-from stacked.engine.engine import Loaded
+from stacked.engine.loaded import Loaded
 from stacked.errors import (
     CanaryFailed,
     EngineLoadFailed,

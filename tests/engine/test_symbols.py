@@ -30,10 +30,11 @@ OURS = {
     "register", "request", "resident", "slot", "writing",
 }
 LIBRARIES = {
-    "alias", "annotation", "apply_chat_template", "body_field", "close", "done", "field_info",
-    "flags", "get_tensor", "methods", "model_dump", "model_fields", "model_type", "path",
-    "pattern", "readinto", "result", "routes", "run", "safe_open", "seek", "special_tokens_map",
-    "start", "state", "subparser", "validation_alias", "weight",
+    "alias", "annotation", "apply_chat_template", "body_field", "close", "cls", "done",
+    "field_info", "flags", "get_tensor", "methods", "model_dump", "model_fields", "model_type",
+    "path", "pattern", "readinto", "result", "routes", "run", "safe_open", "seek",
+    "special_tokens_map", "start", "state", "subparser", "user_middleware",
+    "validation_alias", "weight",
 }
 # fmt: on
 

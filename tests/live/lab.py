@@ -17,7 +17,8 @@ from typing import Any, TypeVar, cast
 from stacked.core import Adapter, Base, Digest, Member, ModelGroup, ModelId, model_id_of
 from stacked.engine.adaptable import Asking
 from stacked.engine.checked import CheckedEngine
-from stacked.engine.engine import Engine, Loaded
+from stacked.engine.engine import Engine
+from stacked.engine.loaded import Loaded
 from stacked.engine.machine import look
 from stacked.engine.plan import make_plan
 from stacked.engine.support import require_build

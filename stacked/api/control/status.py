@@ -14,7 +14,7 @@ from stacked.api.control.base import Json, Moment, RequestModel, ResponseModel
 from stacked.api.control.calls import CHANGE, Served, bare
 from stacked.config import Duration
 from stacked.core import Adapter, Member
-from stacked.engine.engine import Resident
+from stacked.engine.loaded import Resident
 from stacked.errors import UpdateNotLive
 from stacked.live import Live
 from stacked.log_files import LogFiles
