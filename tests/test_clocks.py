@@ -16,6 +16,7 @@ DATES = {
     "api/gate.py": "whether a signature's or a token's date is now",
     "api/keyring.py": "whether a token has expired",
     "api/process.py": "the name of a log",
+    "api/rates.py": "the minutes by which the library counts, by the time of day",
     "api/retry_tokens.py": "tokens outlive the process",
     "bench/": "when a run was made",
     "chat/child.py": "what templates may show",

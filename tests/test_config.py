@@ -264,7 +264,7 @@ def test_an_interpreter_of_models_is_the_link_that_is_named(tmp_path: Path) -> N
     assert load_server(path).models.pythons == {"a": str(link), "b": "/b/python"}
     path.write_text("{}")
     assert not load_server(path).models.code
-    for models, said in (("{cods: true}", "code, pythons"), ("{deadline_seconds: 0}", "greater")):
+    for models, said in (("{cods: true}", "user, pythons"), ("{deadline_seconds: 0}", "greater")):
         path.write_text(f"models: {models}")
         with pytest.raises(ConfigInvalid, match=said):
             load_server(path)
