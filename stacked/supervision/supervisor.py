@@ -9,11 +9,11 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from stacked import metrics
 from stacked.config import SupervisionConfig
-from stacked.core import Digest, short
+from stacked.core import Digest, Member, short
 from stacked.deployment.activation import Active, Slot
 from stacked.deployment.deployments import Deployments
 from stacked.deployment.ledger import Ledger
@@ -82,7 +82,8 @@ class Supervisor:
             await asyncio.sleep(TICK_SECONDS)
             return
         serving, began = active.serving, time.monotonic()
-        quarantined = serving.live.quarantined
+        # Written once more where the start has: what was given up before this began is not lost.
+        quarantined: Mapping[Member, str] = {}
         pulse = Pulse(serving.step, self._rules.hang.total_seconds())
         try:
             while self._is_served(active):
