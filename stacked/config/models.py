@@ -18,6 +18,6 @@ class ModelsConfig(Frozen):
     pythons: dict[str, str] = Field(default_factory=dict)
     """The interpreter of each environment that a runtime.yaml may name (INFERENCE_ENV_SLUG)."""
     deadline_seconds: float = Field(default=60, gt=0)
-    """How long a model may take to load, or to answer one request."""
+    """How long a model may take to answer one request or its canary; in Triton also to load."""
     triton: str = Field(default="", pattern="^(https?://.+)?$")
     """The address of a Triton server that has the models, in place of processes of this server."""

@@ -65,7 +65,7 @@ class Tensors:
         wanted = request.outputs or known
         found = self._run(request.arrays, wanted if {*wanted} <= {*known} else [], call)
         if not {*wanted} <= {*found}:
-            sentence = f"the outputs asked for are {wanted}; this model has {[*found] or known}"
+            sentence = f"the outputs requested are {wanted}; this model has {[*found] or known}"
             raise Fault("ParameterInvalid", sentence)
         found = {name: found[name] for name in wanted or found}
         return answer(head["model"], head["version"], request.id, found)
@@ -261,10 +261,6 @@ def only(path: str, suffixes: Iterable[str], name: str = "model") -> str:
         kinds = ", ".join(f".{each}" for each in suffixes)
         raise Fault("EngineLoadFailed", f"expected one file {name} ({kinds}); found {files}")
     return named[0]
-
-
-def glob_escaped(path: str) -> str:
-    return "".join(f"[{each}]" if each in "*?[" else each for each in path)
 
 
 def load(runtime: str, path: str, code: str, threads: int) -> Tensors | Score:

@@ -82,7 +82,7 @@ class TritonEngine:
         self._idle.set()
         self._held_up = 0
         """Threads of Triton's that load or unload for this engine, or hang in it."""
-        self._kept, self._fresh = _client(64), _client(0)
+        self._pooled, self._fresh = _client(64), _client(0)
 
     async def start(self) -> None:
         """Unload what an earlier process has left. Raises EngineStartFailed."""
@@ -109,7 +109,7 @@ class TritonEngine:
             with contextlib.suppress(EngineError):
                 await self._sweep()
             self._open.discard(self._stem)
-        await self._kept.aclose()
+        await self._pooled.aclose()
         await self._fresh.aclose()
 
     # -- a change of the group ---------------------------------------------------------------
@@ -339,7 +339,7 @@ class TritonEngine:
     ) -> httpx.Response:
         """Raises EngineSilent, EngineDead."""
         # A connection that is open may be of a thread that is held up; a new one never is.
-        client, seconds = self._fresh if self._held_up else self._kept, seconds or self._deadline
+        client, seconds = self._fresh if self._held_up else self._pooled, seconds or self._deadline
         try:
             async with asyncio.timeout(seconds):
                 return await client.request(method, f"{self._url}/v2{path}", **request)
@@ -363,8 +363,8 @@ def owner_in(directory: Path) -> str:
         raise errors.StoreUnusable(f"{file} cannot be made or read: {error}") from error
 
 
-def _client(kept: int) -> httpx.AsyncClient:
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=kept)
+def _client(keepalive: int) -> httpx.AsyncClient:
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=keepalive)
     return httpx.AsyncClient(timeout=None, limits=limits, headers={"accept-encoding": "identity"})
 
 

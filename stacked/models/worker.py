@@ -42,7 +42,7 @@ class Worker:
         self._calls: dict[int, Call] = {}
         self._sending = threading.Lock()
         self._loads = ThreadPoolExecutor(1)
-        # A score.py is not asked to be safe for threads; more processes answer more at once.
+        # A score.py need not be safe for threads; more processes answer more at once.
         alone = runtime in ("score", "data")
         self._answers = ThreadPoolExecutor(1 if alone else threads)
 
