@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from stacked import metrics, tracing
+from stacked.config import Design
 from stacked.core import Base, Content, Digest, Handle, Member, short
 from stacked.errors import KeyInUse, StackedError, UpdateFailed, UpdateInProgress
 from stacked.groups.leases import Lease, Leases
-from stacked.groups.routing import Route, Routing
+from stacked.groups.routing import NO_DESIGN, Route, Routing
 from stacked.groups.swap import SwapPlan, plan_swap
 from stacked.loader import Count, GroupEngine, Loader, is_the_engines
 from stacked.steps import Phase
@@ -248,7 +249,11 @@ class Live(Generic[H]):
             raise UpdateInProgress("another change of the group is under way; try again when done")
 
     async def update(
-        self, base: Base | None, members: tuple[Member, ...], journal: Journal
+        self,
+        base: Base | None,
+        members: tuple[Member, ...],
+        journal: Journal,
+        design: Design = NO_DESIGN,
     ) -> SwapReport:
         """Replace the members by these, under traffic, all or nothing.
 
@@ -260,7 +265,7 @@ class Live(Generic[H]):
         async with self._change(member.content for member in members):
             clock = _Clock(journal)
             try:
-                report = await self._update(base, members, clock)
+                report = await self._update(base, members, design, clock)
             except BaseException as error:
                 metrics.swap_ended("failed", {})
                 clock.stop(error.code if isinstance(error, StackedError) else type(error).__name__)
@@ -271,7 +276,7 @@ class Live(Generic[H]):
             return report
 
     async def _update(
-        self, base: Base | None, members: tuple[Member, ...], clock: _Clock
+        self, base: Base | None, members: tuple[Member, ...], design: Design, clock: _Clock
     ) -> SwapReport:
         before = self.routing
         plan = plan_swap(_contents(before.members), _contents(members))
@@ -282,7 +287,7 @@ class Live(Generic[H]):
         try:
             async with self._engine.undisturbed():
                 await self._bring(plan.load, staged, clock)
-            after = _table(base, members, before, staged)
+            after = _table(base, members, design, before, staged)
             clock.enter(Phase.COMMIT, f"generation {after.generation}")
             # Once begun it is not cancelled: a commit that may have happened counts as done.
             await asyncio.shield(asyncio.ensure_future(clock.journal.commit(after.generation)))
@@ -349,14 +354,18 @@ class Live(Generic[H]):
 
 
 def _table(
-    base: Base | None, members: tuple[Member, ...], before: Routing[H], staged: Mapping[Digest, H]
+    base: Base | None,
+    members: tuple[Member, ...],
+    design: Design,
+    before: Routing[H],
+    staged: Mapping[Digest, H],
 ) -> Routing[H]:
     wanted = {member.content.digest for member in members}
     handles = {digest: h for digest, h in before.handles.items() if digest in wanted} | {**staged}
     draining = before.draining | _names(before.members)
     if before.base is not None:
         draining |= {before.base.key}
-    return Routing.of(base, members, handles, before.generation + 1, draining)
+    return Routing.of(base, members, handles, before.generation + 1, draining, design=design)
 
 
 def _contents(members: Sequence[Member]) -> list[Content]:

@@ -109,7 +109,7 @@ def _update(client: Client, tree: ControlConfig, progress: Terminal) -> bool:
     before = {(each.model_id, each.key): each.weight for each in recorded if each not in bases}
     same = named == before
     same = same and named.keys() == {(each.model_id, each.key) for each in live}
-    if same and coming == bases and metadata_of(details) == tree.group.metadata:
+    if same and coming == bases and metadata_of(details) == tree.group.recorded_metadata:
         progress.finish(f"Nothing to change: group {served['displayName']!r} is served")
         return True
     _show_changes([*bases, *live], [*coming, *wanted])
@@ -170,7 +170,7 @@ def _create_group(
     client: Client, tree: ControlConfig, entries: Sequence[Entry], served: dict[str, Any]
 ) -> dict[str, Any]:
     """The file's group as a record of the server, where the served one is."""
-    items = [{"key": key, "value": value} for key, value in tree.group.metadata.items()]
+    items = [{"key": key, "value": value} for key, value in tree.group.recorded_metadata.items()]
     return client.create_group(
         tree.group.name,
         entries,

@@ -1,6 +1,7 @@
 """One YAML file as one frozen, validated tree; unknown keys are refused with their location."""
 
 from stacked.config.auth import AuthConfig, OciAuth, is_loopback
+from stacked.config.experiments import ArmConfig, Design, ExperimentConfig, ShadowConfig
 from stacked.config.fairness import FairnessConfig
 from stacked.config.fields import Duration, Key, Ocid
 from stacked.config.group import BaseConfig, GroupConfig, MemberConfig
@@ -22,12 +23,15 @@ from stacked.config.tree import Config, ControlConfig
 
 __all__ = [
     "LOW_DISK_BYTES",
+    "ArmConfig",
     "AuthConfig",
     "BaseConfig",
     "Config",
     "ControlConfig",
     "CorsConfig",
+    "Design",
     "Duration",
+    "ExperimentConfig",
     "FairnessConfig",
     "GroupConfig",
     "Key",
@@ -41,6 +45,7 @@ __all__ = [
     "PredictEndpoint",
     "RetentionConfig",
     "ServerConfig",
+    "ShadowConfig",
     "SupervisionConfig",
     "TlsConfig",
     "UnknownParameters",

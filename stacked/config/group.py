@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from stacked.config.experiments import Design
 from stacked.config.fields import Frozen, Key, Ocid
 from stacked.core import MAX_WEIGHT, MIN_WEIGHT
 
@@ -30,9 +31,16 @@ class MemberConfig(Frozen):
     """Serve it even if its tokenizer has tokens that the base's lacks, without these."""
 
 
-class GroupConfig(Frozen):
+class GroupConfig(Design):
+    """The group that a file declares."""
+
     name: str = Field(default="default", min_length=1, max_length=255)
     kind: Literal["STACKED", "HETEROGENEOUS"] = "STACKED"
     """STACKED: a base and its adapters. HETEROGENEOUS: models of any framework, without a base."""
     members: tuple[MemberConfig, ...] = ()
     metadata: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def recorded_metadata(self) -> dict[str, str]:
+        """The metadata of the group's record: that of the file, and its design."""
+        return {**self.metadata, **self.as_metadata()}

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from stacked.config import Design
 from stacked.core import Digest
 from stacked.deployment.activation import Activation, Active, Slot, wanted_group
 from stacked.deployment.changes import Change, Changes
@@ -307,6 +308,7 @@ class Deployments:
         if base is not None:
             base = replace(base, key=base_key(base.model_id, None, settings))
         wanted = await self._ledger.do(self._ledger.wanted, group_id, base)
+        design = Design.of(wanted.metadata)
         await self._described(record, revision, expect)
         await self._enter(record, DeploymentState.UPDATING, f"to {group_id}", None)
         work = await self._open(_UPDATE, "UPDATED", record, group_id)
@@ -315,7 +317,7 @@ class Deployments:
         journal = UpdateJournal(self._ledger, work.id, record, group_id, wanted, settle)
 
         async def act() -> str:
-            report = await active.serving.live.update(wanted.base, wanted.members, journal)
+            report = await active.serving.live.update(wanted.base, wanted.members, journal, design)
             self._slot.rename(active, wanted.name)
             await journal.tell_members()
             return str(report)

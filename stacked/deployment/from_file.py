@@ -178,7 +178,7 @@ async def read_group(
         return store.add(entry.source, base=base.modules, foreign_tokens=foreign)
 
     members = await _read_all(config, read, tell)
-    return ModelGroup(config.group.name, base.base, members, config.group.metadata)
+    return ModelGroup(config.group.name, base.base, members, config.group.recorded_metadata)
 
 
 async def _read_models(config: ControlConfig, store: ModelStore, tell: Progress) -> ModelGroup:
@@ -190,7 +190,7 @@ async def _read_models(config: ControlConfig, store: ModelStore, tell: Progress)
         return content
 
     members, group = await _read_all(config, read, tell), config.group
-    return ModelGroup(group.name, None, members, group.metadata, group.kind)
+    return ModelGroup(group.name, None, members, group.recorded_metadata, group.kind)
 
 
 async def _read_all(

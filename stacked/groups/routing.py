@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Generic, NamedTuple, TypeVar
 
+from stacked.config import Design
 from stacked.core import MAX_KEY_LENGTH, Base, Digest, Member, ModelFiles, ModelId, check_key, short
 from stacked.errors import (
     KeyConflict,
@@ -21,6 +22,8 @@ from stacked.errors import (
 )
 
 H = TypeVar("H")
+
+NO_DESIGN = Design()
 
 
 class Route(NamedTuple, Generic[H]):
@@ -57,6 +60,8 @@ class Routing(Generic[H]):
     draining: frozenset[str] = frozenset()
     withheld: Mapping[str, str] = field(default_factory=dict)
     """Names of quarantined members, and why each is not served."""
+    design: Design = NO_DESIGN
+    """The experiments and shadow traffic of the group."""
     _names: Mapping[str, Route[H]] = field(default_factory=dict, repr=False)
     _seen: dict[frozenset[str], Routing[H]] = field(default_factory=dict, repr=False, compare=False)
     """What callers held to some keys see: one for each set of keys, made when it is needed."""
@@ -70,6 +75,7 @@ class Routing(Generic[H]):
         generation: int = 1,
         draining: frozenset[str] = frozenset(),
         withheld: Mapping[str, str] = MappingProxyType({}),
+        design: Design = NO_DESIGN,
     ) -> Routing[H]:
         names: dict[str, Route[H]] = {}
         for member in members:
@@ -97,6 +103,7 @@ class Routing(Generic[H]):
             generation=generation,
             draining=draining - names.keys(),
             withheld={name: why for name, why in withheld.items() if name not in names},
+            design=design,
             _names=MappingProxyType(names),
         )
 
@@ -156,7 +163,9 @@ class Routing(Generic[H]):
             members = tuple(m for m in self.members if m.key in keys or m.model_id in keys)
             gone = self.draining & keys
             withheld = {name: why for name, why in self.withheld.items() if name in keys}
-            seen = Routing.of(base, members, self.handles, self.generation, gone, withheld)
+            seen = Routing.of(
+                base, members, self.handles, self.generation, gone, withheld, self.design
+            )
             self._seen[keys] = seen
         return seen
 
@@ -180,6 +189,7 @@ class Routing(Generic[H]):
             self.generation + 1,
             self.draining,
             self.withheld,
+            self.design,
         )
 
     def without(self, name: str) -> tuple[Routing[H], tuple[Member, ...]]:
@@ -204,6 +214,7 @@ class Routing(Generic[H]):
                 self.generation + 1,
                 self.draining | names,
                 self.withheld,
+                self.design,
             ),
             gone,
         )
@@ -218,11 +229,18 @@ class Routing(Generic[H]):
             self.generation + 1,
             self.draining,
             {**self.withheld, **{n: why for m in gone for n in (m.key, m.model_id) if n}},
+            self.design,
         )
 
     def settled(self, names: frozenset[str]) -> Routing[H]:
         """The same generation, its `names` no longer draining but unknown."""
         left = self.draining - names
         return Routing.of(
-            self.base, self.members, self.handles, self.generation, left, self.withheld
+            self.base,
+            self.members,
+            self.handles,
+            self.generation,
+            left,
+            self.withheld,
+            self.design,
         )

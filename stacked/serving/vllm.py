@@ -16,7 +16,7 @@ from typing import Any
 
 from stacked import tracing
 from stacked.callers import caller_of
-from stacked.config import ServerConfig
+from stacked.config import Design, ServerConfig
 from stacked.core import Adapter, Digest, ModelGroup
 from stacked.engine.adaptable import Asking
 from stacked.engine.checked import CheckedEngine
@@ -152,7 +152,10 @@ class VllmServing:
         finally:
             watching.cancel()
         out = prepared.quarantined
-        routing = Routing.of(group.base, group.members, handles, generation, withheld=out)
+        design = Design.of(group.metadata)
+        routing = Routing.of(
+            group.base, group.members, handles, generation, withheld=out, design=design
+        )
         serving.live.begin(routing, prepared.group.members)
         return serving
 
