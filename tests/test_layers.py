@@ -34,6 +34,7 @@ LAYERS = {
     "log_files": 1,
     "chat": 1,
     "store": 1,
+    "experiments": 1,
     "groups": 1,
     "fairness": 1,
     "client": 1,

@@ -20,6 +20,7 @@ from stacked.errors import (
     KeyUnknown,
     ModelQuarantined,
 )
+from stacked.experiments.assignment import Exposure
 
 H = TypeVar("H")
 
@@ -41,6 +42,8 @@ class Route(NamedTuple, Generic[H]):
     generation: int
     member: Member | None = None
     """Its member in the group; None for the base."""
+    exposure: Exposure | None = None
+    """Set if the name is an experiment's, whose arm this is."""
 
     @property
     def labels(self) -> tuple[str, str]:
