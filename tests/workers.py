@@ -43,6 +43,7 @@ _PIECES = {
         "tests/engine/test_speculation.py",
         "tests/engine/test_staging.py",
         "tests/live/",
+        "tests/test_inside.py",
         "tests/test_stack.py",
     ),
 }

@@ -15,10 +15,10 @@ from typing import Any
 
 from stacked.callers import caller_of
 from stacked.config import PredictEndpoint, UnknownParameters
+from stacked.engine import turns
 from stacked.engine.loaded import Loaded
 from stacked.engine.openai import Selection, selected
 from stacked.engine.parameters import INFORMATIVE, UNREAD, is_unread, known_parameters
-from stacked.engine.turns import share
 from stacked.errors import ParameterInvalid, ParameterUnsupported
 from stacked.fairness import Share
 from stacked.groups.routing import Route
@@ -150,10 +150,12 @@ class Door:
         send: Send,
         report: Report,
         died: Callable[[], None] | None = None,
+        share: Share | None = None,
     ) -> None:
         """Have the app answer by the model of this route. `died` is called if its engine does.
 
-        Raises ParameterInvalid, ParameterUnsupported before anything is sent.
+        `share`: whose part of the engine it takes, if not its caller's. Raises ParameterInvalid,
+        ParameterUnsupported before anything is sent.
         """
         path = self._path(call)
         known = self._known.get(path)
@@ -161,11 +163,11 @@ class Door:
         streams = known is None or "stream" in known
         body = call.body_for(route, streams, self._defaults(call.tree, known or frozenset()))
         selection = selected.set(Selection(route.label, route.handle, report, died))
-        whose = share.set(call.share(route))
+        whose = turns.share.set(share or call.share(route))
         try:
             await self.app(call.scope_for(path, len(body)), replay(body, receive), send)
         finally:
-            share.reset(whose)
+            turns.share.reset(whose)
             selected.reset(selection)
 
     def _defaults(self, tree: Mapping[str, Any], known: frozenset[str]) -> dict[str, int]:

@@ -196,7 +196,7 @@ class VllmServing:
         unknown = self._server.unknown_parameters
         self.app = app
         most = self._server.limits.max_tokens
-        self._door = Door(app, predict=predict, unknown_parameters=unknown, max_tokens=most)
+        self.door = Door(app, predict=predict, unknown_parameters=unknown, max_tokens=most)
 
     @property
     def dead(self) -> bool:
@@ -223,7 +223,7 @@ class VllmServing:
     async def bury(self) -> Ended:
         """See `Serving.bury`."""
         ended = await self.engine.ended()
-        self._died(self.live.leases.end_all)  # those that vLLM left waiting
+        self.died(self.live.leases.end_all)  # those that vLLM left waiting
         await self.close()
         return ended
 
@@ -238,10 +238,10 @@ class VllmServing:
         if not self._server.trust_request_grammars:
             check_grammars(call.tree)
         route, lease = self.live.admit(call.names, end, caller_of(scope).keys)
-        answer = partial(self._door.answer, call, route, died=partial(self._died, end))
+        answer = partial(self.door.answer, call, route, died=partial(self.died, end))
         return Admission(route, lease, answer, sequences)
 
-    def _died(self, end: Callable[..., object]) -> None:
+    def died(self, end: Callable[..., object]) -> None:
         """A request meets the death of its engine; at the first one, all others hold leases."""
         if self.in_flight is None:
             held = self.live.leases.things()
