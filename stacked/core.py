@@ -174,6 +174,8 @@ class ModelFiles(Content):
     """A model that is no adapter: its files, and the code that loads them if they need any."""
 
     runtime: Runtime
+    main: Path | None = None
+    """The file that is the model; None where a score.py loads the folder."""
     code: Code | None = None
     files: Digest | None = None
     """The digest of the files alone, where `digest` is that of files and code."""

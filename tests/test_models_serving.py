@@ -59,16 +59,10 @@ def members_of(contents: Mapping[str, ModelFiles]) -> tuple[Member, ...]:
     return tuple(Member(model_id_of(each.digest), each, key) for key, each in contents.items())
 
 
-async def start(
-    given: Prepared, drain_seconds: float = 5, triton: tuple[str, str] | None = None
-) -> ModelsServing:
+async def start(given: Prepared, directory: Path, triton: str = "") -> ModelsServing:
+    config = ModelsConfig(deadline_seconds=20, triton=triton)
     return await ModelsServing.start(
-        given,
-        first,
-        Silent(),
-        ModelsConfig(deadline_seconds=20),
-        drain_seconds=drain_seconds,
-        triton=triton,
+        given, first, Silent(), config, drain_seconds=5, directory=directory
     )
 
 
@@ -86,11 +80,9 @@ class Served:
 
 
 @asynccontextmanager
-async def served(
-    directory: Path, triton: tuple[str, str] | None = None, **members: ModelFiles
-) -> AsyncIterator[Served]:
+async def served(directory: Path, triton: str = "", **members: ModelFiles) -> AsyncIterator[Served]:
     service = Service(ControlConfig(server=ServerConfig()), directory / "data")
-    serving = await start(prepared(members), triton=triton)
+    serving = await start(prepared(members), directory, triton)
     service._slot.serve(Active("", "g", serving))
     service.state = State.SERVING
     try:
@@ -281,7 +273,7 @@ async def test_start_is_all_or_nothing_and_names_the_member(directory: Path) -> 
     code = score(directory / "broken_code", "def load_model(folder): raise ValueError('no')")
     broken = folder(directory / "broken", code, data="3")
     with pytest.raises(EngineLoadFailed, match=r"^worse: .*no"):
-        await start(prepared({"fine": times(directory / "fine", 2), "worse": broken}))
+        await start(prepared({"fine": times(directory / "fine", 2), "worse": broken}), directory)
 
 
 async def test_what_loads_and_does_not_answer_is_not_served(directory: Path) -> None:
@@ -292,13 +284,13 @@ async def test_what_loads_and_does_not_answer_is_not_served(directory: Path) -> 
     )
     member = folder(directory / "wrong", wrong, **{"example.json": "1"})
     with pytest.raises(CanaryFailed, match=r"^w: .*never"):
-        await start(prepared({"w": member}))
+        await start(prepared({"w": member}), directory)
 
 
 async def test_what_is_withheld_is_not_loaded(directory: Path, models: Any) -> None:
     given = prepared(models)
     bad = given.group.members[1]
-    serving = await start(given.without({bad.model_id: "it ended its process"}))
+    serving = await start(given.without({bad.model_id: "it ended its process"}), directory)
     try:
         assert [route.label for route in serving.live.routing] == ["two/x"]
         assert dict(serving.live.quarantined) == {bad: "it ended its process"}

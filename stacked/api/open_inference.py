@@ -6,7 +6,7 @@ https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protoc
 from __future__ import annotations
 
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request
 
@@ -14,6 +14,9 @@ from stacked.api.control.calls import ModelName, Served, success
 from stacked.callers import caller_of
 from stacked.groups.routing import Route
 from stacked.service import Service
+
+if TYPE_CHECKING:
+    from stacked.models.engine import ModelHandle
 
 router = APIRouter(
     prefix="/v2",
@@ -60,9 +63,10 @@ async def model_ready(name: ModelName, service: Served, request: Request) -> dic
 @router.get("/models/{name:path}", responses=success(also=(400,)))
 async def model(name: ModelName, service: Served, request: Request) -> dict[str, Any]:
     """The inputs and outputs of a model."""
-    found: dict[str, Any] = service.models.metadata(_route(name, service, request))
-    return found
+    route = _route(name, service, request)
+    assert route.handle is not None, "there is no base"
+    return route.handle.described(route.label)
 
 
-def _route(name: str, service: Service, request: Request) -> Route[Any]:
+def _route(name: str, service: Service, request: Request) -> Route[ModelHandle]:
     return service.models.live.routing.seen_by(caller_of(request.scope).keys).resolve(name)

@@ -173,19 +173,13 @@ class Starter:
         # Here, so that a server of adapters imports nothing of it.
         from stacked.serving.models import ModelsServing
 
-        triton = None
-        if self._models.triton:
-            from stacked.models.triton import owner_in  # with the client that few need
-
-            root = self._catalogue.models.root
-            triton = self._models.triton, await asyncio.to_thread(owner_in, root)
         return await ModelsServing.start(
             prepared,
             commit,
             tell,
             self._models,
             drain_seconds=self._server.drain_seconds,
-            triton=triton,
+            directory=self._catalogue.models.root,
         )
 
     async def again(

@@ -1,13 +1,14 @@
-"""The engine of groups whose models are no adapters: the same interface as vLLM's has for a change.
+"""The engines of groups whose models are no adapters: the same interface as vLLM's for a change.
 
-It stages, verifies and removes models in worker processes, and has them answer.
+`Engine` is what all of them share; `ModelsEngine` has worker processes, `triton.TritonEngine` a
+server that runs elsewhere.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-import json
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -17,14 +18,16 @@ from stacked.core import Content, Digest, ModelFiles, Runtime, short
 from stacked.engine.machine import memory
 from stacked.errors import CanaryFailed, GroupImpossible, NotReady, StackedError
 from stacked.models.pool import Pool
-from stacked.models.workers import Kind, resident_bytes
+from stacked.models.workers import Kind
 
 # A model in memory, by the size of its files, before it is measured: weights, a copy of them in
 # the layout of the library, and its buffers.
 _TIMES = 3
 RESERVE_BYTES = 512 * 1024**2
 """Memory that stays free for the server itself and for requests."""
-_PLATFORMS = {
+EXAMPLE = "example.json"
+"""The file of a model that is a request body: what its canary sends."""
+PLATFORMS = {
     Runtime.ONNX: "onnxruntime_onnx",
     Runtime.SAVED_MODEL: "tensorflow_savedmodel",
     Runtime.TORCH: "pytorch_libtorch",
@@ -33,111 +36,75 @@ _PLATFORMS = {
 
 @dataclass(frozen=True, slots=True)
 class ModelHandle:
-    """A model in its processes. `number` is used once."""
+    """A model that an engine holds. `number` is used once."""
 
     digest: Digest
     name: str
     number: int
     content: ModelFiles = field(compare=False)
+    report: Mapping[str, Any] = field(compare=False)
+    """Its inputs and outputs as the Open Inference Protocol has them."""
+    bytes: int = field(default=0, compare=False)
+    """Memory that it took when it was loaded, in one process of this machine."""
 
     @property
     def stored(self) -> frozenset[Digest]:
         """See `Content.stored`."""
         return self.content.stored
 
-
-@dataclass(frozen=True, slots=True)
-class _Held:
-    handle: ModelHandle
-    pool: Pool
-    report: Mapping[str, Any]
+    def described(self, model: str) -> dict[str, Any]:
+        """The model as the Open Inference Protocol has it, under this name."""
+        return {**self.report, "name": model, "versions": [short(self.digest)]}
 
 
-class ModelsEngine:
-    """Worker processes and what they hold; a `GroupEngine`. Close it at the end."""
+class Engine(ABC):
+    """What holds models and has them answer; a `GroupEngine`. Close it at the end."""
 
     takes_binary = False
     """Whether tensors may be in binary, as a header then says."""
 
     def __init__(
-        self,
-        give_up: Callable[[ModelHandle, str], None],
-        *,
-        processes: int = 1,
-        user: str = "",
-        deadline_seconds: float = 60.0,
-        reserve_bytes: int = RESERVE_BYTES,
+        self, give_up: Callable[[ModelHandle, str], None], deadline_seconds: float, stem: str = ""
     ) -> None:
         """`give_up` is called with a model that is served no more, and why.
 
-        `processes`: of each kind of models; `user`: whom they run as, if not this one's user.
+        `stem`: how the names of models begin.
         """
-        self._give_up, self._processes, self._user = give_up, processes, user
-        self._deadline, self._reserve = deadline_seconds, reserve_bytes
+        self._give_up, self._deadline, self._stem = give_up, deadline_seconds, stem
         self._numbers = itertools.count(1)
-        self._pools: dict[Kind, Pool] = {}
-        self._held: dict[int, _Held] = {}
-        self._promised = 0
+        self._held: dict[int, ModelHandle] = {}
 
-    @property
-    def memory_bytes(self) -> int:
-        """What the processes have in memory now."""
-        return sum(map(resident_bytes, self.pids))
+    async def start(self) -> None:  # noqa: B027  processes start with their first model
+        """Be ready for the first model. Raises EngineStartFailed."""
 
-    @property
-    def pids(self) -> list[int]:
-        """The processes that run now."""
-        return [worker.pid for pool in self._pools.values() for worker in pool.workers]
-
-    async def start(self) -> None:
-        """Processes start with their first model."""
+    @abstractmethod
+    async def close(self) -> None:
+        """Free all models. Idempotent."""
 
     # -- a change of the group ---------------------------------------------------------------
 
     def check(self, content: Content) -> None:
-        """Refuse what does not fit in memory. Raises GroupImpossible."""
+        """See `fits`."""
         self.fits([content])
 
-    def fits(self, contents: Iterable[Content]) -> None:
-        """Raises GroupImpossible if these together, by their size on disk, do not fit in memory."""
-        size = sum(content.bytes for content in contents)
-        need = size * _TIMES * self._processes + self._promised
-        free = max(0, memory()[1] - self._reserve)
-        if need > free:
-            raise GroupImpossible(
-                f"models of {size / 1e6:,.0f} MB need some {need / 1e6:,.0f} MB ({_TIMES} times "
-                f"their size in each of {self._processes} processes, and what is being loaded); "
-                f"{free / 1e6:,.0f} MB are free beyond {self._reserve / 1e6:,.0f} MB in reserve"
-            )
+    def fits(self, contents: Iterable[Content]) -> None:  # noqa: B027  memory may be another's
+        """Refuse what does not fit in memory together. Raises GroupImpossible."""
 
     async def stage(self, content: Content) -> ModelHandle:
-        """Load a model into its processes.
+        """Load a model.
 
-        Raises EngineLoadFailed, EngineStartFailed, EngineNotInstalled, GroupImpossible.
+        Raises EngineLoadFailed, EngineStartFailed, EngineNotInstalled, GroupImpossible, EngineDead.
         """
         assert isinstance(content, ModelFiles), "the members of these groups are models"
-        self.fits([content])
         number = next(self._numbers)
-        handle = ModelHandle(content.digest, f"{content.digest}.{number}", number, content)
-        kind = Kind.of(content, self._user)
-        pool = self._pools.get(kind)
-        if pool is None:
-            pool = self._pools[kind] = Pool(kind, self._processes, self._abandoned)
-        need = content.bytes * _TIMES * self._processes
-        self._promised += need
-        pool.users += 1
-        try:
-            report = await pool.load(number, str(content.path))
-        except BaseException:
-            pool.forget(number)
-            await asyncio.shield(self._left(pool, 1))
-            raise
-        finally:
-            self._promised -= need
-        self._held[number] = _Held(handle, pool, report)
+        name = f"{self._stem}{short(content.digest)}-{number}"
+        handle = self._held[number] = await self._load(content, name, number)
         return handle
 
-    async def adopt(self, handle: ModelHandle) -> None:
+    @abstractmethod
+    async def _load(self, content: ModelFiles, name: str, number: int) -> ModelHandle: ...
+
+    async def adopt(self, handle: ModelHandle) -> None:  # noqa: B027  it is one step here
         """A staged model can answer."""
 
     async def activate(self, handle: ModelHandle) -> bool:
@@ -150,28 +117,75 @@ class ModelsEngine:
         """Which of these do not answer their example, or zeros of their shapes; and why."""
         failed: dict[Digest, StackedError] = {}
         for at, (digest, handle) in enumerate(staged.items(), start=1):
-            path = str(handle.content.path)
+            path = handle.content.path
+            example = (path if path.is_dir() else path.parent) / EXAMPLE
             try:
-                await self._of(handle).pool.try_out(handle.number, self._deadline, path)
-            except CanaryFailed as error:
-                failed[digest] = error
+                if example.is_file():
+                    await self.infer(handle, example.read_bytes())
+                else:
+                    await self._try_zeros(handle)
+            except StackedError as error:
+                failed[digest] = CanaryFailed(f"it does not answer its canary: {error}")
             done(at)
         return failed
 
+    @abstractmethod
+    async def _try_zeros(self, handle: ModelHandle) -> None: ...
+
+    @abstractmethod
     async def discard(self, *handles: ModelHandle) -> None:
-        """Free these. Idempotent."""
-        gone = [held for each in handles if (held := self._held.pop(each.number, None))]
-        for pool in {held.pool for held in gone}:
-            await self._leave(pool, [held.handle.number for held in gone if held.pool is pool])
+        """Free these. Idempotent. Raises EngineError if one is still held."""
 
     async def remove(self, *handles: ModelHandle) -> None:
-        """Free these. Idempotent."""
+        """Free these, as `discard` does."""
         await self.discard(*handles)
 
     @asynccontextmanager
     async def undisturbed(self) -> AsyncIterator[None]:
-        """Loading has a thread of its own in each process."""
+        """Loading has threads of its own."""
         yield
+
+    # -- requests ------------------------------------------------------------------------------
+
+    @abstractmethod
+    def ready(self, handle: ModelHandle) -> bool:
+        """Whether this model can answer now, as far as is known."""
+
+    @abstractmethod
+    async def infer(
+        self, handle: ModelHandle, body: bytes, headers: Mapping[str, str] = {}, model: str = ""
+    ) -> tuple[bytes, Mapping[str, str]]:
+        """The answer to a request's body, which is JSON, and its headers.
+
+        `headers`: the request's content type, and the length that binary tensors have. `model`: how
+        the answer names the model.
+
+        Raises ParameterInvalid, BodyInvalid, ModelError, EngineDead, NotReady.
+        """
+
+
+class ModelsEngine(Engine):
+    """Worker processes, which start with their first model, and what they hold."""
+
+    def __init__(
+        self,
+        give_up: Callable[[ModelHandle, str], None],
+        *,
+        processes: int = 1,
+        user: str = "",
+        deadline_seconds: float = 60.0,
+        reserve_bytes: int = RESERVE_BYTES,
+    ) -> None:
+        """`processes`: of each kind of models; `user`: whom they run as, if not this one's user."""
+        super().__init__(give_up, deadline_seconds)
+        self._processes, self._user, self._reserve = processes, user, reserve_bytes
+        self._pools: dict[Kind, Pool] = {}
+        self._promised = 0
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes that run now."""
+        return [worker.pid for pool in self._pools.values() for worker in pool.workers]
 
     async def close(self) -> None:
         """End all processes. Idempotent."""
@@ -179,64 +193,76 @@ class ModelsEngine:
         pools, self._pools = [*self._pools.values()], {}
         await asyncio.gather(*(pool.close() for pool in pools))
 
-    async def _leave(self, pool: Pool, numbers: list[int]) -> None:
-        await pool.unload(*numbers)
-        await self._left(pool, len(numbers))
+    def fits(self, contents: Iterable[Content]) -> None:
+        """Raises GroupImpossible if these, by their size on disk, do not fit in memory."""
+        size = sum(content.bytes for content in contents)
+        need = size * _TIMES * self._processes + self._promised
+        free = max(0, memory()[1] - self._reserve)
+        if need > free:
+            raise GroupImpossible(
+                f"models of {size / 1e6:,.0f} MB need some {need / 1e6:,.0f} MB ({_TIMES} times "
+                f"their size in each of {self._processes} processes, and what is being loaded); "
+                f"{free / 1e6:,.0f} MB are free beyond {self._reserve / 1e6:,.0f} MB in reserve"
+            )
 
-    async def _left(self, pool: Pool, count: int) -> None:
-        pool.users -= count
-        if not pool.users:
-            self._pools = {kind: each for kind, each in self._pools.items() if each is not pool}
+    async def _load(self, content: ModelFiles, name: str, number: int) -> ModelHandle:
+        self.fits([content])
+        kind = Kind.of(content, self._user)
+        pool = self._pools.get(kind)
+        if pool is None:
+            pool = self._pools[kind] = Pool(kind, self._processes, self._abandoned)
+        need = content.bytes * _TIMES * self._processes
+        self._promised += need
+        try:
+            report = await pool.load(number, str(content.main or content.path))
+        except BaseException:
+            await asyncio.shield(self._close_unused(pool))
+            raise
+        finally:
+            self._promised -= need
+        platform = PLATFORMS.get(content.runtime, "python_score")
+        described = {"platform": platform, **report["described"]}
+        return ModelHandle(content.digest, name, number, content, described, report["bytes"])
+
+    async def discard(self, *handles: ModelHandle) -> None:
+        """Free these. Idempotent."""
+        gone = [held for each in handles if (held := self._held.pop(each.number, None))]
+        for pool in {pool for each in gone if (pool := self._pool(each))}:
+            await pool.unload(*(each.number for each in gone if self._pool(each) is pool))
+            await self._close_unused(pool)
+
+    async def _close_unused(self, pool: Pool) -> None:
+        if not pool.models and self._pools.get(pool.kind) is pool:
+            del self._pools[pool.kind]
             await pool.close()
+
+    def _pool(self, handle: ModelHandle) -> Pool | None:
+        return self._pools.get(Kind.of(handle.content, self._user))
 
     def _abandoned(self, number: int, reason: str) -> None:
         if held := self._held.get(number):
-            self._give_up(held.handle, reason)
+            self._give_up(held, reason)
 
-    # -- requests ------------------------------------------------------------------------------
-
-    async def infer(
-        self, handle: ModelHandle, body: bytes, content_type: str, model: str = ""
-    ) -> bytes:
-        """The answer to a request body, as JSON; `model` is how the answer names the model.
-
-        Raises ParameterInvalid, BodyInvalid, ModelError, EngineDead, NotReady.
-        """
-        held, version = self._of(handle), short(handle.digest)
-        return await held.pool.answer(
-            handle.number, self._deadline, body, type=content_type, model=model, version=version
-        )
-
-    async def exchange(
-        self, handle: ModelHandle, body: bytes, headers: Mapping[str, str], model: str = ""
-    ) -> tuple[bytes, Mapping[str, str]]:
-        """`infer` with the headers of a request and of its answer."""
-        return await self.infer(handle, body, headers.get("content-type", ""), model), {}
-
-    def metadata(self, handle: ModelHandle, model: str = "") -> bytes:
-        """A model's inputs and outputs as the Open Inference Protocol has them, as JSON."""
-        report = self._of(handle).report
-        return json.dumps(
-            {
-                "name": model,
-                "versions": [short(handle.digest)],
-                "platform": _PLATFORMS.get(handle.content.runtime, "python_score"),
-                "inputs": report["inputs"],
-                "outputs": report["outputs"],
-            }
-        ).encode()
+    async def _try_zeros(self, handle: ModelHandle) -> None:
+        await self._call("try", handle)
 
     def ready(self, handle: ModelHandle) -> bool:
         """Whether a process can answer for this model now."""
-        held = self._held.get(handle.number)
-        return held is not None and bool(held.pool.has(handle.number))
+        pool = self._pool(handle)
+        return pool is not None and bool(pool.having(handle.number))
 
-    def resident(self, handle: ModelHandle) -> int:
-        """Bytes of memory that the model took when it was loaded, in one process."""
-        return int(self._of(handle).report["bytes"])
+    async def infer(
+        self, handle: ModelHandle, body: bytes, headers: Mapping[str, str] = {}, model: str = ""
+    ) -> tuple[bytes, Mapping[str, str]]:
+        """See `Engine.infer`."""
+        named = {"model": model, "version": short(handle.digest)}
+        kind = headers.get("content-type", "")
+        return await self._call("answer", handle, body, type=kind, **named), {}
 
-    def _of(self, handle: ModelHandle) -> _Held:
-        held = self._held.get(handle.number)
-        if held is None:
-            raise NotReady(f"the processes do not hold {handle.name}")
-        return held
+    async def _call(self, do: str, handle: ModelHandle, body: bytes = b"", **head: str) -> bytes:
+        pool = self._pool(handle)
+        able = pool.having(handle.number) if pool and handle.number in self._held else []
+        if not able:
+            raise NotReady(f"no process has model {handle.name} now; repeat later")
+        worker = min(able, key=lambda each: each.waiting)
+        return (await worker.call(do, self._deadline, body, handle.number, **head))[1]

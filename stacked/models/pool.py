@@ -8,19 +8,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
-from typing import Any
+from collections import defaultdict
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 from stacked import metrics
-from stacked.errors import (
-    CanaryFailed,
-    EngineDead,
-    EngineError,
-    EngineLoadFailed,
-    ModelTooSlow,
-    NotReady,
-    StackedError,
-)
+from stacked.errors import EngineDead, EngineLoadFailed, ModelTooSlow, StackedError
 from stacked.models.workers import LOAD_SECONDS, Kind, Worker
 
 _MOST_ENDS = 3
@@ -30,49 +23,58 @@ _LONG_SECONDS = 60.0
 # After so long without an end, those before count no more.
 _FORGOTTEN_SECONDS = 3600.0
 
+T = TypeVar("T")
+
 
 class Pool:
     """The processes of one kind of models. Make it within the event loop, and close it."""
 
     def __init__(self, kind: Kind, size: int, give_up: Callable[[int, str], None]) -> None:
         """`give_up` is called with a model that is served no more, and why."""
-        self._kind, self._size, self._give_up = kind, size, give_up
-        self._paths: dict[int, str] = {}
-        self._ends: dict[int, float] = {}
-        self._workers: list[Worker | None] = [None] * size
-        self._started = [asyncio.Event() for _ in range(size)]
-        self._failure: EngineError = NotReady("the process of this model has not started")
-        self._tasks = {asyncio.create_task(self._run(at)) for at in range(size)}
-        self.users = 0
-        """Models that are here or on their way; see `ModelsEngine`."""
+        self.kind = kind
+        self.models: dict[int, str] = {}
+        """What each process is to hold: the models' places on the disk, by number."""
+        self._size, self._give_up = size, give_up
+        self._coming: set[tuple[int, int]] = set()
+        self._ends: dict[int, float] = defaultdict(float)
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._starts = [self._spawn(self._start(0.0)) for _ in range(size)]
+        for at in range(size):
+            self._spawn(self._run(at))
 
     @property
     def workers(self) -> list[Worker]:
         """The processes that run now."""
-        return [each for each in self._workers if each is not None and not each.ending]
+        return [worker for worker in self._started() if not worker.ending]
+
+    def having(self, number: int) -> list[Worker]:
+        """The processes that can answer for this model now."""
+        return [worker for worker in self.workers if number in worker.loaded]
 
     async def load(self, number: int, path: str) -> dict[str, Any]:
-        """Load a model everywhere; returns what the processes report of it.
+        """Load a model everywhere, or nowhere; returns what a process reports of it.
 
-        Follow with `unload`, after an error with `forget`.
-
-        Raises EngineLoadFailed, EngineStartFailed.
+        Raises EngineLoadFailed, EngineStartFailed, EngineNotInstalled.
         """
-        loads = (self._load_at(at, number, path) for at in range(self._size))
-        reports = await asyncio.gather(*loads, return_exceptions=True)
-        for failure in reports:  # after all have ended, so that none loads it later
-            if isinstance(failure, BaseException):
-                raise failure
-        self._paths[number] = path
-        for worker in self.workers:  # those that were started meanwhile did not know it
-            with contextlib.suppress(EngineDead):
-                await self._put(worker, number, path)
-        return next(each for each in reports if not isinstance(each, BaseException))
+        self.models[number] = path
+        places = {(at, number) for at in range(self._size)}
+        self._coming |= places
+        loads = [self._spawn(self._load_at(*place)) for place in places]
+        try:
+            # Until all have ended, so that none loads it later.
+            await asyncio.gather(*loads, return_exceptions=True)
+            reports = [each.result() for each in loads]
+        except BaseException:
+            self._forget(number)
+            raise
+        finally:
+            self._coming -= places
+        return reports[0]
 
     async def unload(self, *numbers: int) -> None:
         """Free these models, and the memory that they had. Idempotent."""
         for number in numbers:
-            self._paths.pop(number, None)
+            self.models.pop(number, None)
             self._ends.pop(number, None)
         for worker in self.workers:
             async with worker.loading:  # nothing is loaded that was just removed
@@ -81,124 +83,98 @@ class Pool:
                 with contextlib.suppress(EngineDead, ModelTooSlow):
                     await worker.call("unload", LOAD_SECONDS, numbers=numbers)
 
-    def forget(self, number: int) -> None:
-        """`unload` in the background: a load that hangs may be in its way."""
-        task = asyncio.create_task(self.unload(number))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    def has(self, number: int) -> list[Worker]:
-        """The processes that can answer for this model now."""
-        return [worker for worker in self.workers if number in worker.loaded]
-
-    async def answer(self, number: int, seconds: float, body: bytes, **head: Any) -> bytes:
-        """The answer of a model. Raises NotReady while its process is started again."""
-        return (await self._call("answer", number, seconds, body, **head))[1]
-
-    async def try_out(self, number: int, seconds: float, path: str) -> None:
-        """Raises CanaryFailed if it does not answer its example or zeros."""
-        try:
-            await self._call("try", number, seconds, b"", path=path, model="", version="", type="")
-        except EngineDead as error:
-            raise CanaryFailed(f"its process ended when it was tried: {error}") from error
-        except NotReady:
-            raise
-        except StackedError as error:
-            raise CanaryFailed(f"it does not answer its canary: {error}") from error
-
     async def close(self) -> None:
         """End the processes."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(worker.end() for worker in self._started()))
 
-    async def _call(
-        self, do: str, number: int, seconds: float, body: bytes, **head: Any
-    ) -> tuple[dict[str, Any], bytes]:
-        able = self.has(number)
-        if not able:
-            raise NotReady("this model is being loaded again, as its process ended; repeat later")
-        worker = min(able, key=lambda each: each.waiting)
-        return await worker.call(do, seconds, body, number, **head)
+    def _started(self) -> list[Worker]:
+        done = [each for each in self._starts if each.done() and not each.cancelled()]
+        return [each.result() for each in done if each.exception() is None]
 
-    async def _load_at(self, at: int, number: int, path: str) -> dict[str, Any]:
+    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _forget(self, number: int) -> None:
+        """`unload` in the background: other loads may be in its way."""
+        self.models.pop(number, None)
+        self._spawn(self.unload(number))
+
+    async def _load_at(self, at: int, number: int) -> dict[str, Any]:
         for last in (False, True):
-            await self._started[at].wait()
-            worker = self._workers[at]
-            if worker is None:
-                raise self._failure
+            worker = await asyncio.shield(self._starts[at])
             try:
-                return await self._put(worker, number, path)
+                report = await self._put(worker, number)
+                self._coming.discard((at, number))
+                return report
             except ModelTooSlow as error:
                 raise EngineLoadFailed(f"it is not loaded: {error}") from error
             except EngineDead as error:
-                self._gone(at, worker)
                 if last or worker.suspects == (number,):
                     reason = f"its process ended while it was loaded: {worker.reason}"
                     raise EngineLoadFailed(reason) from error
+                await worker.replaced.wait()
         raise AssertionError
 
-    async def _put(self, worker: Worker, number: int, path: str) -> dict[str, Any]:
+    async def _put(self, worker: Worker, number: int) -> dict[str, Any]:
         async with worker.loading:
+            if number not in self.models:
+                raise EngineLoadFailed("it was given up meanwhile")
             if number not in worker.loaded:
+                path = self.models[number]
                 report, _ = await worker.call("load", LOAD_SECONDS, number=number, path=path)
                 worker.loaded[number] = report
             return worker.loaded[number]
+
+    async def _start(self, pause: float) -> Worker:
+        await asyncio.sleep(pause)
+        return await Worker.start(self.kind, self._size)
 
     async def _run(self, at: int) -> None:
         """Have a process at this place, always."""
         pause = _PAUSES[0]
         while True:
-            began = time.monotonic()
-            try:
-                worker = await Worker.start(self._kind, self._size)
-            except EngineError as error:
-                self._failure = error
-                self._started[at].set()
-            else:
-                self._workers[at] = worker
-                self._started[at].set()
-                try:
-                    await self._reload(worker)
-                    await asyncio.wait([worker.ended])
-                finally:
-                    self._gone(at, worker)
-                    await worker.end()
-                metrics.model_process_ended(self._kind.runtime)
-                lived = time.monotonic() - began
-                pause = _PAUSES[0] if lived > _LONG_SECONDS else pause
-                if lived > _FORGOTTEN_SECONDS:
-                    self._ends.clear()
-                self._count_end(worker)
-            await asyncio.sleep(pause)
+            start, began = self._starts[at], time.monotonic()
+            await asyncio.wait([start])
+            worker = None if start.exception() else start.result()
+            if worker is not None:
+                await self._reload(at, worker)
+                await asyncio.wait([worker.ended])
+                metrics.model_process_ended(self.kind.runtime)
+                self._count_end(worker, time.monotonic() - began)
+                pause = _PAUSES[0] if time.monotonic() - began > _LONG_SECONDS else pause
+            self._starts[at] = self._spawn(self._start(pause))
             pause = min(2 * pause, _PAUSES[1])
+            if worker is not None:
+                worker.replaced.set()
 
-    def _gone(self, at: int, worker: Worker) -> None:
-        if self._workers[at] is worker:
-            self._workers[at] = None
-            self._started[at].clear()
-
-    async def _reload(self, worker: Worker) -> None:
+    async def _reload(self, at: int, worker: Worker) -> None:
         """Load all models into a new process, those last that were there when one ended."""
-        for number, path in sorted(
-            self._paths.items(), key=lambda item: self._ends.get(item[0], 0.0)
-        ):
-            if number in self._paths:
-                try:
-                    await self._put(worker, number, path)
-                except (EngineDead, ModelTooSlow):
-                    return
-                except StackedError as error:
+        there = [number for number in self.models if (at, number) not in self._coming]
+        for number in sorted(there, key=lambda number: self._ends.get(number, 0.0)):
+            try:
+                await self._put(worker, number)
+            except EngineDead:
+                return
+            except StackedError as error:
+                if number in self.models:
                     self._abandon(number, f"it cannot be loaded again: {error}")
 
-    def _count_end(self, worker: Worker) -> None:
+    def _count_end(self, worker: Worker, lived: float) -> None:
         """Several that were there share in an end: it is one of them that is at fault."""
-        there = [number for number in worker.suspects if number in self._paths]
+        if lived > _FORGOTTEN_SECONDS:
+            self._ends.clear()
+        there = [number for number in worker.suspects if number in self.models]
         for number in there:
-            self._ends[number] = self._ends.get(number, 0.0) + 1 / len(there)
+            self._ends[number] += 1 / len(there)
             if self._ends[number] > _MOST_ENDS - 0.01:
                 self._abandon(number, f"its process ended {_MOST_ENDS} times: {worker.reason}")
 
     def _abandon(self, number: int, reason: str) -> None:
-        self.forget(number)
+        self._forget(number)
         self._give_up(number, reason)

@@ -11,40 +11,33 @@ import os
 import sys
 import threading
 from functools import lru_cache
-from glob import escape, glob
-from typing import Any, Callable, Iterable  # noqa: UP035 - Python 3.8
+from typing import Any, Callable  # noqa: UP035 - Python 3.8
 
 from stacked.models.tensors import Fault, Spec, answer, dump, parse, read, zeros
 
-EXAMPLE = "example.json"
-"""The file of a model that is a request body: what its canary sends."""
 _ONNX_TYPES = {"float": "FP32", "double": "FP64", "float16": "FP16", "string": "BYTES"}
 _OPENVINO_TYPES = {"boolean": "BOOL", "f16": "FP16", "f32": "FP32", "f64": "FP64"}
 
 
 class Call:
-    """One request. `cancel` is called from another thread, at any moment."""
+    """One call. `cancel` is called from another thread, at any moment."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._stop: Callable[[], object] | None = None
-        self.cancelled = False
+    def __init__(self, *, loads: bool = False) -> None:
+        self.loads, self.cancelled = loads, False
         self.work: Any = None
         """The future of the thread that is to do it."""
+        self._stop: Callable[[], object] = lambda: None
 
     def stop_with(self, stop: Callable[[], object]) -> None:
         """What ends it early, if that is possible."""
-        with self._lock:
-            self._stop = stop
-            if self.cancelled:
-                stop()
+        self._stop = stop  # first, so that a `cancel` finds it, or is found here
+        if self.cancelled:
+            stop()
 
     def cancel(self) -> bool:
         """Whether it had not begun, and never will."""
-        with self._lock:
-            self.cancelled = True
-            if self._stop:
-                self._stop()
+        self.cancelled = True
+        self._stop()
         return bool(self.work.cancel())
 
 
@@ -70,7 +63,7 @@ class Tensors:
         found = {name: found[name] for name in wanted or found}
         return answer(head["model"], head["version"], request.id, found)
 
-    def try_zeros(self, head: dict[str, Any], call: Call) -> None:
+    def try_zeros(self, call: Call) -> None:
         arrays = zeros(self.inputs)
         if arrays is not None:
             found = self._run(arrays, [spec.name for spec in self.outputs], call)
@@ -83,8 +76,7 @@ def onnx(path: str, threads: int) -> Tensors:
     ort = _onnxruntime(threads)
     options = ort.SessionOptions()
     options.log_severity_level, options.use_per_session_threads = 3, False
-    file = only(path, ("onnx",))
-    session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def run(arrays: dict[str, Any], wanted: list[str], call: Call) -> dict[str, Any]:
         if not wanted:
@@ -118,7 +110,7 @@ def _onnx_spec(node: Any) -> Spec:
 
 def saved_model(path: str, threads: int) -> Tensors:
     core = _openvino()
-    model = core.read_model(os.path.dirname(only(path, ("pb",), "saved_model")))
+    model = core.read_model(os.path.dirname(path))
     settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
     request = core.compile_model(model, "CPU", settings).create_infer_request()
     turn = threading.Lock()
@@ -156,12 +148,11 @@ def torch(path: str, threads: int) -> Tensors:
     import torch as library
 
     library.set_num_threads(threads)
-    file = only(path, ("pt", "ts", "pth", "pt2"))
-    if file.endswith(".pt2"):
-        program = library.export.load(file)
+    if path.endswith(".pt2"):
+        program = library.export.load(path)
         module, inputs = program.module(), _exported(program)
     else:
-        module = library.jit.load(file, map_location="cpu").eval()
+        module = library.jit.load(path, map_location="cpu").eval()
         inputs = [Spec(each.name) for each in module.forward.schema.arguments[1:]]
 
     def run(arrays: dict[str, Any], wanted: list[str], call: Call) -> dict[str, Any]:
@@ -216,7 +207,7 @@ class Score:
         data = parse(body) if is_json else body
         return dump(self._code.predict(data, **self._named))
 
-    def try_zeros(self, head: dict[str, Any], call: Call) -> None:
+    def try_zeros(self, call: Call) -> None:
         """Nothing is known of what it takes."""
 
     def unload(self) -> None:
@@ -249,32 +240,8 @@ def _takes_folder(load: Any) -> bool:
     return first.default is first.empty or "folder" in first.name or "dir" in first.name
 
 
-def only(path: str, suffixes: Iterable[str], name: str = "model") -> str:
-    """The file of the model in a folder: one called `name`, otherwise the only one."""
-    if os.path.isfile(path):
-        return path
-    pattern = os.path.join(escape(path), "**", "*.")
-    found = sorted(file for each in suffixes for file in glob(pattern + each, recursive=True))
-    named = [file for file in found if os.path.basename(file).startswith(name + ".")] or found
-    if len(named) != 1:
-        files = ", ".join(os.path.relpath(file, path) for file in named[:3]) or "none"
-        kinds = ", ".join(f".{each}" for each in suffixes)
-        raise Fault("EngineLoadFailed", f"expected one file {name} ({kinds}); found {files}")
-    return named[0]
-
-
 def load(runtime: str, path: str, code: str, threads: int) -> Tensors | Score:
     """Load a model. Raises Fault, and whatever its library or its code does."""
     if runtime in ("score", "data"):
         return score(path, code)
     return {"onnx": onnx, "savedmodel": saved_model, "torch": torch}[runtime](path, threads)
-
-
-def try_out(model: Tensors | Score, path: str, head: dict[str, Any], call: Call) -> None:
-    """The canary: it answers its example, otherwise zeros of its shapes if these are known."""
-    example = os.path.join(path, EXAMPLE)
-    if not os.path.isfile(example):
-        return model.try_zeros(head, call)
-    with open(example, "rb") as file:
-        model.answer(file.read(), head, call)
-    return None

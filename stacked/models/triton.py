@@ -8,19 +8,18 @@ models ready that do not answer.
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
-import itertools
 import json
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import httpx
 
 from stacked import errors
-from stacked.core import Content, Digest, ModelFiles, short
+from stacked.core import ModelFiles
 from stacked.errors import (
     EngineDead,
     EngineError,
@@ -28,11 +27,11 @@ from stacked.errors import (
     EngineSilent,
     EngineStartFailed,
 )
-from stacked.models.engine import ModelHandle
-from stacked.models.runtimes import EXAMPLE
+from stacked.models.engine import Engine, ModelHandle
 from stacked.models.tensors import Fault, parse
 from stacked.models.triton_files import BACKENDS, LENGTH, PYTHON, pushed, runs_code, zeros
 from stacked.models.workers import reported
+from stacked.store.disk import usable, write_whole
 
 # Each load holds up one of Triton's 8 threads for HTTP, and all connections of that thread.
 _LOADS_AT_ONCE = 2
@@ -41,26 +40,14 @@ _UNLOAD_SECONDS = 20.0
 # How long requests are held back while a load begins.
 _PAUSE_SECONDS = 0.1
 _MOST_TEXT = 500
-_CALL = (
-    b'{"inputs":[{"name":"call","datatype":"BYTES","shape":[2],'
-    b'"parameters":{"binary_data_size":%d}}],"parameters":{"binary_data_output":true}}'
-)
 
 
-@dataclass(frozen=True, slots=True)
-class _Held:
-    handle: ModelHandle
-    name: str
-    described: dict[str, Any]
-
-
-class TritonEngine:
-    """Triton's `stacked.loader.GroupEngine`. Every call ends within a deadline."""
+class TritonEngine(Engine):
+    """The models that this process has in one Triton. Every call ends within a deadline."""
 
     takes_binary = True
-    memory_bytes = 0  # of processes on this machine: there are none
-    # How names of this process's engines begin: there are two while one replaces the other.
-    _open: ClassVar[set[str]] = set()
+    # Of all engines of this process: there are two while one replaces the other.
+    _names: ClassVar[set[str]] = set()
 
     def __init__(
         self,
@@ -69,17 +56,15 @@ class TritonEngine:
         owner: str,
         deadline_seconds: float,
     ) -> None:
-        """`give_up`: see `ModelsEngine`. `owner`: this server's at each start, and no other's."""
-        self._give_up, self._url, self._deadline = give_up, url.rstrip("/"), deadline_seconds
+        """`give_up`: see `Engine`. `owner`: this server's at each start, and no other's."""
         self._owner = f"stacked-{owner}-"
-        self._stem = f"{self._owner}{secrets.token_hex(4)}-"
-        self._numbers, self._loads = itertools.count(1), asyncio.Semaphore(_LOADS_AT_ONCE)
-        self._held: dict[int, _Held] = {}
-        self._coming: set[str] = set()
+        super().__init__(give_up, deadline_seconds, f"{self._owner}{secrets.token_hex(4)}-")
+        self._url = url.rstrip("/")
+        self._loads = asyncio.Semaphore(_LOADS_AT_ONCE)
         self._reloads: dict[int, asyncio.Task[None]] = {}
-        self._passing, self._idle, self._under_way = asyncio.Event(), asyncio.Event(), 0
+        self._passing = asyncio.Event()
         self._passing.set()
-        self._idle.set()
+        self._under_way: set[asyncio.Task[httpx.Response]] = set()
         self._held_up = 0
         """Threads of Triton's that load or unload for this engine, or hang in it."""
         self._pooled, self._fresh = _client(64), _client(0)
@@ -95,62 +80,48 @@ class TritonEngine:
             if allowed.status_code != 200:
                 hint = "start it with --model-control-mode=explicit"
                 raise EngineStartFailed(f"{_said(allowed)}; {hint}")
-            self._open.add(self._stem)
             await self._sweep()
         except (EngineDead, EngineSilent) as error:
             raise EngineStartFailed(str(error)) from error
 
     async def close(self) -> None:
-        """Unload what can be unloaded. Closing twice is allowed."""
+        """Unload what can be unloaded. Idempotent."""
         for task in self._reloads.values():
             task.cancel()
-        if self._stem in self._open:
+        if not self._pooled.is_closed:
+            self._names.difference_update(held.name for held in self._held.values())
             self._held.clear()
             with contextlib.suppress(EngineError):
                 await self._sweep()
-            self._open.discard(self._stem)
         await self._pooled.aclose()
         await self._fresh.aclose()
 
     # -- a change of the group ---------------------------------------------------------------
 
-    def check(self, content: Content) -> None:
-        """Triton itself says what it cannot load."""
+    async def _load(self, content: ModelFiles, name: str, number: int) -> ModelHandle:
+        """A load that is given up may succeed later; the next change unloads it then."""
+        self._names.add(name)
+        try:
+            described = await self._push(content, name)
+        except BaseException:
+            self._names.discard(name)
+            raise
+        return ModelHandle(content.digest, name, number, content, described)
 
-    def fits(self, contents: Iterable[Content]) -> None:
-        """The memory is another machine's."""
-
-    async def stage(self, content: Content) -> ModelHandle:
-        """Push a model and have it loaded. Raises EngineLoadFailed, EngineDead.
-
-        A load that is given up may succeed later; the next change of the group unloads it then.
-        """
-        assert isinstance(content, ModelFiles), "the members of these groups are models"
-        number = next(self._numbers)
-        handle = ModelHandle(content.digest, f"{content.digest}.{number}", number, content)
-        self._held[number] = await self._load(handle)
-        return handle
-
-    async def _load(self, handle: ModelHandle) -> _Held:
-        content, refused = handle.content, []
+    async def _push(self, content: ModelFiles, name: str) -> dict[str, Any]:
+        """Have Triton load a model; what it then says of it."""
+        refused = []
         for backend in [PYTHON] if runs_code(content) else BACKENDS[content.runtime]:
-            name = f"{self._stem}{short(content.digest)}-{next(self._numbers)}"
             body = pushed(content, backend, self._pause)
-            self._coming.add(name)
             try:
                 async with self._loads:
                     loaded = await self._control("load", name, self._deadline, content=body)
                 if loaded.status_code == 200:
-                    described = await self._call(f"/models/{name}", "GET")
-                    return _Held(handle, name, _json(described.content))
+                    return _json((await self._call(f"/models/{name}", "GET")).content)
             except EngineSilent as error:
                 raise EngineLoadFailed(str(error), content.digest) from error
-            except Fault as error:
-                raise reported(error.code, str(error)) from error
             except OSError as error:
                 raise errors.StoreDamaged(f"{content.path} cannot be read: {error}") from error
-            finally:
-                self._coming.discard(name)
             refused.append(_said(loaded))
         raise EngineLoadFailed("; ".join(refused), content.digest)
 
@@ -158,55 +129,27 @@ class TritonEngine:
         """Let a load begin between requests: its thread is often the one that serves them."""
         self._passing.clear()
         asyncio.get_running_loop().call_later(_PAUSE_SECONDS, self._passing.set)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._idle.wait(), _PAUSE_SECONDS)
+        if self._under_way:
+            await asyncio.wait(self._under_way, timeout=_PAUSE_SECONDS)
 
-    async def adopt(self, handle: ModelHandle) -> None:
-        """A staged model can answer."""
-
-    async def activate(self, handle: ModelHandle) -> bool:
-        """A staged model is where it computes."""
-        return True
-
-    async def verify(
-        self, staged: Mapping[Digest, ModelHandle], done: Callable[[int], None]
-    ) -> Mapping[Digest, errors.StackedError]:
-        """Which of these do not answer their example, or zeros of their shapes; and why."""
-        failed: dict[Digest, errors.StackedError] = {}
-        for at, (digest, handle) in enumerate(staged.items(), start=1):
-            try:
-                await self._try(handle)
-            except errors.StackedError as error:
-                failed[digest] = errors.CanaryFailed(str(error))
-            done(at)
-        return failed
-
-    async def _try(self, handle: ModelHandle) -> None:
-        path, held = handle.content.path, self._held[handle.number]
-        if (await self._call(f"/models/{held.name}/ready", "GET")).status_code != 200:
+    async def _try_zeros(self, handle: ModelHandle) -> None:
+        if (await self._call(f"/models/{handle.name}/ready", "GET")).status_code != 200:
             raise errors.CanaryFailed("Triton has loaded it, and does not have it ready")
-        example = (path if path.is_dir() else path.parent) / EXAMPLE
-        if example.is_file():
-            await self.infer(handle, example.read_bytes(), "application/json")
-        elif not runs_code(handle.content):
-            await self.exchange(handle, *zeros(held.described))
+        if not runs_code(handle.content):
+            await self.infer(handle, *zeros(handle.report))
 
     async def discard(self, *handles: ModelHandle) -> None:
         """Unload these. Idempotent. Raises EngineError if Triton still has one of them."""
-        held = [self._held[each.number] for each in handles if each.number in self._held]
+        held = [each for each in handles if each.number in self._held]
         for each in held:
-            if reload := self._reloads.pop(each.handle.number, None):
+            if reload := self._reloads.pop(each.number, None):
                 reload.cancel()
         left = await self._unload(each.name for each in held)
         for each in held:
             if each.name not in left:
-                self._held.pop(each.handle.number, None)
+                self._held.pop(each.number, None)
         if left:
             raise EngineError(f"Triton has not unloaded {', '.join(sorted(left))}")
-
-    async def remove(self, *handles: ModelHandle) -> None:
-        """Unload these, as `discard` does."""
-        await self.discard(*handles)
 
     @contextlib.asynccontextmanager
     async def undisturbed(self) -> AsyncIterator[None]:
@@ -216,12 +159,9 @@ class TritonEngine:
 
     async def _sweep(self) -> None:
         """Unload what nobody has: an earlier process's models, and loads that took too long."""
-        others = tuple(self._open - {self._stem})
         stats = await self._call("/models/stats", "GET")  # of all that are loaded, pushed or not
         names = {str(row["name"]) for row in _json(stats.content).get("model_stats", ())}
-        names -= self._coming | {held.name for held in self._held.values()}
-        ours = (name for name in names if name.startswith(self._owner))
-        await self._unload(name for name in ours if not name.startswith(others))
+        await self._unload(each for each in names - self._names if each.startswith(self._owner))
 
     async def _unload(self, names: Iterable[str]) -> set[str]:
         """Those that Triton still has after a while; one that hangs holds up no other."""
@@ -229,6 +169,7 @@ class TritonEngine:
         async def unload(name: str) -> set[str]:
             with contextlib.suppress(EngineError):
                 if (await self._control("unload", name, _UNLOAD_SECONDS)).status_code == 200:
+                    self._names.discard(name)
                     return set()
             return {name}
 
@@ -238,7 +179,7 @@ class TritonEngine:
         """After Triton was started again. What fails otherwise is tried at the next request."""
         with contextlib.suppress(EngineDead):
             try:
-                self._held[handle.number] = await self._load(handle)
+                await self._push(handle.content, handle.name)
             except EngineLoadFailed as error:
                 self._give_up(handle, str(error))
 
@@ -249,28 +190,12 @@ class TritonEngine:
         reload = self._reloads.get(handle.number)
         return handle.number in self._held and (reload is None or reload.done())
 
-    def resident(self, handle: ModelHandle) -> int:
-        """Its memory is another machine's."""
-        return 0
-
-    def metadata(self, handle: ModelHandle, model: str = "") -> bytes:
-        """See `ModelsEngine.metadata`."""
-        named = {"name": model, "versions": [short(handle.digest)]}
-        return json.dumps({**self._held[handle.number].described, **named}).encode()
-
     async def infer(
-        self, handle: ModelHandle, body: bytes, content_type: str, model: str = ""
-    ) -> bytes:
-        """See `ModelsEngine.infer`; an answer has the name that the model has in Triton."""
-        return (await self.exchange(handle, body, {"content-type": content_type}))[0]
-
-    async def exchange(
-        self, handle: ModelHandle, body: bytes, headers: Mapping[str, str], model: str = ""
+        self, handle: ModelHandle, body: bytes, headers: Mapping[str, str] = {}, model: str = ""
     ) -> tuple[bytes, Mapping[str, str]]:
-        """`infer` with the headers of the binary tensor extension, both ways."""
+        """See `Engine.infer`; an answer has the name that the model has in Triton."""
         if runs_code(handle.content):
-            kind = headers.get("content-type", "").encode()
-            return await self._predict(handle, _text(kind) + _text(body)), {}
+            return await self._predict(handle, body, headers.get("content-type", "")), {}
         answer = await self._infer(handle, body, _passed(headers))
         head = answer.content[: int(answer.headers.get(LENGTH, len(answer.content)))]
         if b"NaN" in head or b"Infinity" in head:  # which is not JSON, unless it is in a text
@@ -280,33 +205,30 @@ class TritonEngine:
                 raise errors.ModelAnswerInvalid("it answers with NaN or infinity") from error
         return answer.content, _passed(answer.headers)
 
-    async def _predict(self, handle: ModelHandle, call: bytes) -> bytes:
-        """`call`: what the body is, and the body."""
-        head = _CALL % len(call)
-        answer = await self._infer(handle, head + call, {LENGTH: str(len(head))})
-        texts = answer.content[int(answer.headers[LENGTH]) :]
-        end = 4 + int.from_bytes(texts[:4], "little")
-        if fault := texts[4:end]:
-            raise reported(fault.decode(), texts[end + 4 :].decode())
-        return texts[end + 4 :]
+    async def _predict(self, handle: ModelHandle, body: bytes, kind: str) -> bytes:
+        """See `triton_score`."""
+        call = {"name": "call", "datatype": "BYTES", "shape": [2]}
+        call["data"] = [kind, base64.b64encode(body).decode()]
+        answer = await self._infer(handle, json.dumps({"inputs": [call]}).encode(), {})
+        fault, text = json.loads(answer.content)["outputs"][0]["data"]
+        if fault:
+            raise reported(fault, text)
+        return bytes(text, "utf-8")
 
     async def _infer(
         self, handle: ModelHandle, body: bytes, headers: Mapping[str, str]
     ) -> httpx.Response:
         if not self.ready(handle):
             raise errors.NotReady("this model is being loaded into Triton again")
-        path = f"/models/{self._held[handle.number].name}/infer"
         await self._passing.wait()
-        self._under_way += 1
-        self._idle.clear()
+        path = f"/models/{handle.name}/infer"
+        request = asyncio.create_task(self._call(path, content=body, headers=headers))
+        self._under_way.add(request)
+        request.add_done_callback(self._under_way.discard)
         try:
-            answer = await self._call(path, content=body, headers=headers)
+            answer = await request
         except EngineSilent as error:
             raise errors.ModelTooSlow(str(error)) from error
-        finally:
-            self._under_way -= 1
-            if not self._under_way:
-                self._idle.set()
         if (status := answer.status_code) == 200:
             return answer
         if status == 404:
@@ -353,14 +275,10 @@ class TritonEngine:
 def owner_in(directory: Path) -> str:
     """What the server of this directory is called in Triton: made once. Raises StoreUnusable."""
     file = directory / "triton-owner"
-    try:
+    with usable(directory, "its name in Triton"):
         if not file.exists():
-            made = file.with_suffix(".new")
-            made.write_text(secrets.token_hex(6), encoding="ascii")
-            made.rename(file)
+            write_whole(file, secrets.token_hex(6).encode())
         return file.read_text(encoding="ascii")
-    except OSError as error:
-        raise errors.StoreUnusable(f"{file} cannot be made or read: {error}") from error
 
 
 def _client(keepalive: int) -> httpx.AsyncClient:
@@ -383,7 +301,3 @@ def _said(answer: httpx.Response) -> str:
 
 def _passed(headers: Mapping[str, str]) -> dict[str, str]:
     return {name: headers[name] for name in ("content-type", LENGTH) if name in headers}
-
-
-def _text(text: bytes) -> bytes:
-    return len(text).to_bytes(4, "little") + text

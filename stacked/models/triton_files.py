@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stacked.core import ModelFiles, Runtime
-from stacked.models.runtimes import only
+from stacked.models.engine import PLATFORMS
 
 LENGTH = "inference-header-content-length"
 """The header of the binary tensor extension."""
@@ -28,14 +28,10 @@ PYTHON = {
     "output": [{"name": "answer", **_TEXTS}],
 }
 # Configurations to try, in this order.
-BACKENDS: Mapping[Runtime, list[dict[str, Any]]] = {
-    Runtime.ONNX: [{"platform": "onnxruntime_onnx"}],
-    Runtime.TORCH: [{"platform": "pytorch_libtorch"}],
-    Runtime.SAVED_MODEL: [
-        {"platform": "tensorflow_savedmodel"},
-        {"backend": "openvino"},
-    ],
+BACKENDS: dict[Runtime, list[dict[str, Any]]] = {
+    runtime: [{"platform": platform}] for runtime, platform in PLATFORMS.items()
 }
+BACKENDS[Runtime.SAVED_MODEL].append({"backend": "openvino"})
 
 
 def runs_code(content: ModelFiles) -> bool:
@@ -70,11 +66,11 @@ def _files(content: ModelFiles) -> tuple[str, dict[str, Path]]:
         if code is not None and code.path != path:
             files |= _tree("code/", code.path)
         return "model.py", files | {f"stacked/models/{each}": _HERE / each for each in _IN_TRITON}
+    assert content.main is not None, "what no code loads is one file"
+    folder = content.main.parent
     if content.runtime is Runtime.SAVED_MODEL:
-        folder = Path(only(str(path), ("pb",), "saved_model")).parent
         return "model.savedmodel", _tree("model.savedmodel/", folder)
-    file = Path(only(str(path), ("onnx", "pt", "ts", "pth", "pt2")))
-    return file.name, _tree("", file.parent)  # its weights may be in files beside it
+    return content.main.name, _tree("", folder)  # its weights may be in files beside it
 
 
 def _tree(prefix: str, folder: Path) -> dict[str, Path]:

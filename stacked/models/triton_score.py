@@ -1,10 +1,12 @@
 """`model.py` of Triton's python backend for a model with a score.py; it runs in Triton alone.
 
-A failure is an answer with a code, so that an error of Triton's means that this process has ended.
+A call is two texts, the type of the body and the body in base64; an answer is two as well, the code
+of a failure and the body or the message. An error of Triton's so means that this process has ended.
 """
 
 from __future__ import annotations
 
+import base64
 import os
 import sys
 import types
@@ -27,7 +29,6 @@ class TritonPythonModel:
         folder, code = os.path.join(HERE, "model"), os.path.join(HERE, "code")
         code = code if os.path.isdir(code) else folder
         self.model = runtimes.load("score", folder, code, 1)
-        runtimes.try_out(self.model, folder, {"type": ""}, runtimes.Call())
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return [self._answer(each) for each in requests]
@@ -37,7 +38,7 @@ class TritonPythonModel:
         kind, body = triton.get_input_tensor_by_name(request, "call").as_numpy()
         fault, answer = b"", b""
         try:
-            answer = self.model.answer(body, {"type": kind.decode()}, call)
+            answer = self.model.answer(base64.b64decode(body), {"type": kind.decode()}, call)
         except BaseException as error:  # noqa: BLE001 - code of others, which may also call exit()
             said = worker.refusal(error, "answer", call)
             fault, answer = said["error"].encode(), said["message"].encode()

@@ -28,12 +28,15 @@ from stacked.models.tensors import Fault
 FRAME = struct.Struct("!II")
 MOST_ANSWER = 64 * 1024**2
 """Bytes of one answer."""
+ONE_BY_ONE = ("score", "data")
+"""Runtimes whose models answer one request at a time in each process."""
+_EXTRAS = {"onnxruntime": "models", "openvino": "savedmodel"}
 _MOST_REASON = 500
 _PR_SET_PDEATHSIG = 1
 
 
 class Worker:
-    """Models by number, and the threads that answer."""
+    """Models by number, and the threads that load and answer."""
 
     def __init__(self, connection: socket.socket, runtime: str, code: str, threads: int) -> None:
         self._socket, self._runtime, self._code = connection, runtime, code
@@ -43,51 +46,66 @@ class Worker:
         self._sending = threading.Lock()
         self._loads = ThreadPoolExecutor(1)
         # A score.py need not be safe for threads; more processes answer more at once.
-        alone = runtime in ("score", "data")
-        self._answers = ThreadPoolExecutor(1 if alone else threads)
+        self._answers = ThreadPoolExecutor(1 if runtime in ONE_BY_ONE else threads)
 
     def serve(self) -> None:
         """Return when the other end is closed."""
+        reader = self._socket.makefile("rb")
         while True:
-            lengths = self._receive(FRAME.size)
-            if lengths is None:
+            lengths = reader.read(FRAME.size)
+            if len(lengths) < FRAME.size:
                 return
-            head, body = (self._receive(length) for length in FRAME.unpack(lengths))
-            if head is None or body is None:
-                return
+            head, body = (reader.read(length) for length in FRAME.unpack(lengths))
             self._begin(json.loads(head), body)
 
     def _begin(self, head: dict[str, Any], body: bytes) -> None:
         number, do = head["call"], head["do"]
-        begun = self._calls.get(number)
-        if do != "cancel":
-            call = self._calls[number] = Call()
-            pool = self._loads if do in ("load", "unload") else self._answers
-            call.work = pool.submit(self._run, head, body, call)
-        elif begun and begun.cancel():  # no thread had taken it
-            late = Fault("ModelTooSlow", "others before it took all of its time")
-            self._end(number, refusal(late, "", Call()), b"")
+        if do == "cancel":
+            self._cancel(number)
+            return
+        call = self._calls[number] = Call(loads=do == "load")
+        pool = self._loads if do in ("load", "unload") else self._answers
+        call.work = pool.submit(self._run, head, body, call)
 
-    def _end(self, number: int, head: dict[str, Any], body: bytes) -> None:
-        del self._calls[number]
-        self._send({"call": number, **head}, body)
+    def _cancel(self, number: int) -> None:
+        call = self._calls.get(number)
+        if call is None:
+            return
+        if call.cancel():  # no thread had taken it
+            self._end(number, _late("others before it took all of its time"), b"")
+        elif call.loads:
+            self._end(number, _late("no answer in its time"), b"")
+            # What hangs cannot be ended; what is loaded next has another thread.
+            self._loads = ThreadPoolExecutor(1)
+
+    def _end(self, number: int, head: dict[str, Any], body: bytes) -> bool:
+        """Answer a call, unless another thread has."""
+        if self._calls.pop(number, None) is None:
+            return False
+        text = json.dumps({"call": number, **head}).encode()
+        with self._sending:
+            self._socket.sendall(FRAME.pack(len(text), len(body)) + text + body)
+        return True
 
     def _run(self, head: dict[str, Any], body: bytes, call: Call) -> None:
+        do, number = head["do"], head["number"]
         try:
-            answer = self._done(head, body, call)
-            if len(answer[1]) > MOST_ANSWER:
-                sentence = f"an answer of {len(answer[1]):,} bytes; at most {MOST_ANSWER:,}"
+            report, answer = self._done(do, number, head, body, call)
+            if len(answer) > MOST_ANSWER:
+                sentence = f"an answer of {len(answer):,} bytes; at most {MOST_ANSWER:,}"
                 raise Fault("ModelAnswerInvalid", sentence)
         except BaseException as error:  # noqa: BLE001 - code of others, which may also call exit()
-            answer = refusal(error, head["do"], call), b""
-        self._end(head["call"], *answer)
+            report, answer = refusal(error, do, call), b""
+        if not self._end(head["call"], report, answer) and do == "load":
+            self._unload([number])
 
-    def _done(self, head: dict[str, Any], body: bytes, call: Call) -> tuple[dict[str, Any], bytes]:
-        do, number = head["do"], head["number"]
+    def _done(
+        self, do: str, number: int, head: dict[str, Any], body: bytes, call: Call
+    ) -> tuple[dict[str, Any], bytes]:
         if do == "answer":
             return {}, self._models[number].answer(body, head, call)
         if do == "try":
-            runtimes.try_out(self._models[number], head["path"], head, call)
+            self._models[number].try_zeros(call)
         elif do == "load":
             return self._load(number, head["path"]), b""
         elif do == "unload":
@@ -98,8 +116,9 @@ class Worker:
         before = _resident()
         model = runtimes.load(self._runtime, path, self._code or path, self._threads)
         self._models[number] = model
-        inputs, outputs = ([spec.described() for spec in s] for s in (model.inputs, model.outputs))
-        return {"bytes": max(0, _resident() - before), "inputs": inputs, "outputs": outputs}
+        sides = {"inputs": model.inputs, "outputs": model.outputs}
+        described = {side: [spec.described() for spec in specs] for side, specs in sides.items()}
+        return {"bytes": max(0, _resident() - before), "described": described}
 
     def _unload(self, numbers: list[int]) -> None:
         for number in numbers:
@@ -111,25 +130,17 @@ class Worker:
                 traceback.print_exc()
             del model
         gc.collect()
-        _trim()
-
-    def _receive(self, count: int) -> bytes | None:
-        data = bytearray(count)
-        view, got = memoryview(data), 0
-        while got < count:
-            some = self._socket.recv_into(view[got:])
-            if not some:
-                return None
-            got += some
-        return bytes(data)
-
-    def _send(self, head: dict[str, Any], body: bytes) -> None:
-        text = json.dumps(head).encode()
-        with self._sending:
-            self._socket.sendall(FRAME.pack(len(text), len(body)) + text + body)
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim:  # gives freed memory back to the system
+            trim(0)
 
 
-def refusal(error: BaseException, doing: str, call: Call) -> dict[str, str]:
+def _late(reason: str) -> dict[str, Any]:
+    return {"error": "ModelTooSlow", "message": reason}
+
+
+def refusal(error: BaseException, doing: str, call: Call) -> dict[str, Any]:
+    """Why a call fails, as an answer to it."""
     code = {"load": "EngineLoadFailed", "ping": "EngineStartFailed"}.get(doing, "ModelFailed")
     # TorchScript's errors are tracebacks, whose reason is the last line.
     lines = [line for line in str(error).splitlines() if line] or [""]
@@ -139,13 +150,14 @@ def refusal(error: BaseException, doing: str, call: Call) -> dict[str, str]:
     elif isinstance(error, Fault):
         code = error.code
     else:
-        if isinstance(error, ModuleNotFoundError) and error.name in ("onnxruntime", "openvino"):
+        extra = _EXTRAS.get(getattr(error, "name", "") or "")
+        if extra and isinstance(error, ModuleNotFoundError):
             code = "EngineNotInstalled"
-            extra = {"onnxruntime": "models", "openvino": "savedmodel"}[error.name]
             reason = f"{reason}; install it: pip install 'stacked[{extra}]'"
-        frames = traceback.extract_tb(error.__traceback__)
-        last = frames[-1] if frames else None
-        place = f" ({os.path.basename(last.filename)}, line {last.lineno})" if last else ""
+        place = "".join(
+            f" ({os.path.basename(frame.filename)}, line {frame.lineno})"
+            for frame in traceback.extract_tb(error.__traceback__)[-1:]
+        )
         reason = f"{type(error).__name__}: {reason}{place}"
     return {"error": code, "message": reason}
 
@@ -159,14 +171,7 @@ def _resident() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _trim() -> None:
-    """Give freed memory back to the system, where the C library can."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim:
-        trim(0)
-
-
-def confine(parent: int, memory: int) -> None:
+def _confine(parent: int, memory: int) -> None:
     """End with the parent, be the first to go when memory is short, dump no core."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl:
@@ -185,7 +190,7 @@ def confine(parent: int, memory: int) -> None:
 def main() -> None:
     """Arguments: socket, parent's process, memory in bytes, runtime, folder of code, threads."""
     fd, parent, memory = (int(each) for each in sys.argv[2:5])
-    confine(parent, memory)
+    _confine(parent, memory)
     os.set_inheritable(fd, False)
     runtime, code, threads = sys.argv[5], sys.argv[6], int(sys.argv[7])
     try:

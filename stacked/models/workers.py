@@ -9,23 +9,27 @@ import asyncio
 import contextlib
 import itertools
 import json
-import operator
 import os
 import pwd
 import signal
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from stacked import errors
 from stacked.core import ModelFiles, Runtime
 from stacked.engine.machine import CORES, memory
-from stacked.errors import EngineDead, EngineStartFailed, ModelTooSlow, NotReady, StackedError
-from stacked.models.worker import FRAME, MOST_ANSWER
+from stacked.errors import (
+    EngineDead,
+    EngineStartFailed,
+    ModelFailed,
+    ModelTooSlow,
+    StackedError,
+)
+from stacked.models.worker import FRAME, MOST_ANSWER, ONE_BY_ONE
 
 # The worker's modules without the package around them, which the interpreter need not be able to
 # import. Its directory is not a place to import from: code has modules of such names too.
@@ -45,8 +49,6 @@ _START_SECONDS = 60.0
 LOAD_SECONDS = 120.0
 # After its deadline a call may end by itself, as those of ONNX do; otherwise its process is ended.
 _GRACE_SECONDS = 2.0
-# Requests that a process has at once, and the bytes of their bodies.
-_MOST_WAITING = 1000, 256 * 1024**2
 _MOST_HEAD = 1024**2
 
 
@@ -70,12 +72,11 @@ class Kind:
         return cls(runtime, str(files.path) if runtime is Runtime.SCORE else "", user=user)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Pending:
     do: str
     number: int
-    answer: asyncio.Future[tuple[dict[str, Any], bytes]] = field(repr=False)
-    bytes: int
+    answer: asyncio.Future[tuple[dict[str, Any], bytes]]
 
 
 class Worker:
@@ -93,6 +94,8 @@ class Worker:
         self.reason = ""
         self.ending = False
         self.ended: asyncio.Task[None]
+        self.replaced = asyncio.Event()
+        """Set when the next one is being started in its place."""
         self._process, self._writer, self._threads = process, writer, threads
         self._pending: dict[int, _Pending] = {}
         self._calls = itertools.count(1)
@@ -102,14 +105,19 @@ class Worker:
         """Start a process, one of so many. Raises EngineStartFailed."""
         threads = max(1, len(CORES) // processes)
         python = kind.python or sys.executable
+        ours, theirs = socket.socketpair()
         try:
-            process, ours = await _started(kind, python, threads)
-        except OSError as error:
-            raise EngineStartFailed(f"{python} does not start: {error}") from error
-        reader, writer = await asyncio.open_unix_connection(sock=ours)
-        one_by_one = kind.runtime in (Runtime.SCORE, Runtime.DATA)
-        worker = cls(process, writer, 1 if one_by_one else threads)
-        worker.ended = asyncio.create_task(worker._read(reader))
+            process = await _process(kind, python, theirs, threads)
+            reader, writer = await asyncio.open_unix_connection(sock=ours)
+        except BaseException as error:
+            ours.close()  # at which a process that has begun ends
+            if isinstance(error, OSError):
+                raise EngineStartFailed(f"{python} does not start: {error}") from error
+            raise
+        finally:
+            theirs.close()
+        worker = cls(process, writer, 1 if kind.runtime in ONE_BY_ONE else threads)
+        worker.ended = asyncio.create_task(worker._run(reader))
         try:
             await worker.call("ping", _START_SECONDS)
         except BaseException as error:
@@ -129,12 +137,8 @@ class Worker:
         self, do: str, seconds: float, body: bytes = b"", number: int = 0, **head: Any
     ) -> tuple[dict[str, Any], bytes]:
         """One call and its answer. Raises what the worker reports, EngineDead, ModelTooSlow."""
-        there = len(self._pending), sum(each.bytes for each in self._pending.values())
-        if do == "answer" and any(map(operator.ge, there, _MOST_WAITING)):
-            raise NotReady(f"{there[0]} requests wait for this model's process; repeat later")
-        call = next(self._calls)
-        answer = asyncio.get_running_loop().create_future()
-        self._pending[call] = _Pending(do, number, answer, len(body))
+        call, answer = next(self._calls), asyncio.get_running_loop().create_future()
+        self._pending[call] = _Pending(do, number, answer)
         try:
             self._send({"call": call, "do": do, "number": number, **head}, body)
             done, _ = await asyncio.wait([answer], timeout=seconds)
@@ -178,14 +182,12 @@ class Worker:
         text = json.dumps(head).encode()
         self._writer.writelines([FRAME.pack(len(text), len(body)), text, body])
 
-    async def _read(self, reader: asyncio.StreamReader) -> None:
+    async def _run(self, reader: asyncio.StreamReader) -> None:
         exited = asyncio.ensure_future(self._process.wait())
         reading = asyncio.ensure_future(self._answers(reader))
         # Its children may have the socket open when it is gone.
         await asyncio.wait([exited, reading], return_when=asyncio.FIRST_COMPLETED)
-        if not self.suspects:
-            self.suspects = tuple({each.number for each in self._running()})
-        self.kill("")
+        self.kill("", *{each.number for each in self._begun()})
         reading.cancel()
         await asyncio.wait([exited, reading])
         code = self._process.returncode or 0
@@ -207,8 +209,8 @@ class Worker:
                 if pending is not None and not pending.answer.done():
                     pending.answer.set_result((head, body))
 
-    def _running(self) -> list[_Pending]:
-        """Those that the process had begun: threads take calls in the order of their arrival."""
+    def _begun(self) -> list[_Pending]:
+        """Those that the process works on: threads take calls in the order of their arrival."""
         loads = [each for each in self._pending.values() if each.do == "load"]
         others = [each for each in self._pending.values() if each.do != "load"]
         return [*loads[:1], *others[: self._threads]]
@@ -219,36 +221,28 @@ class Worker:
         )
 
 
-async def _started(
-    kind: Kind, python: str, threads: int
-) -> tuple[asyncio.subprocess.Process, socket.socket]:
-    """A process, and this side of its socket. Raises OSError."""
+async def _process(
+    kind: Kind, python: str, theirs: socket.socket, threads: int
+) -> asyncio.subprocess.Process:
+    """Raises OSError, EngineStartFailed."""
     alone = await asyncio.to_thread(_without_network)
-    if kind.user:
-        alone = (*_as_user(kind.user), *alone)
-    ours, theirs = socket.socketpair()
-    try:
-        most = memory()[0] + _ADDRESSES
-        given = (theirs.fileno(), os.getpid(), most, kind.runtime.value, kind.code, threads)
-        process = await asyncio.create_subprocess_exec(
-            *(*alone, python, "-I", "-B", "-u", "-c", _MAIN, str(Path(__file__).parents[1])),
-            *map(str, given),
-            stdin=subprocess.DEVNULL,
-            pass_fds=[theirs.fileno()],
-            env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ} | _SET,
-            cwd="/",
-            start_new_session=True,
-        )
-    except BaseException:
-        ours.close()  # at which a process that has begun ends
-        raise
-    finally:
-        theirs.close()
-    return process, ours
+    given = (theirs.fileno(), os.getpid(), memory()[0] + _ADDRESSES)
+    more = (kind.runtime.value, kind.code, threads)
+    return await asyncio.create_subprocess_exec(
+        *(*_as_user(kind.user), *alone, python, "-I", "-B", "-u", "-c", _MAIN),
+        *map(str, (Path(__file__).parents[1], *given, *more)),
+        stdin=subprocess.DEVNULL,
+        pass_fds=[theirs.fileno()],
+        env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ} | _SET,
+        cwd="/",
+        start_new_session=True,
+    )
 
 
 def _as_user(name: str) -> tuple[str, ...]:
     """A prefix of a command that runs as a user, with nothing that the server may do besides."""
+    if not name:
+        return ()
     try:
         user = pwd.getpwnam(name)
     except KeyError as error:
@@ -268,17 +262,6 @@ def _without_network() -> tuple[str, ...]:
 
 
 def reported(code: str, message: str) -> StackedError:
-    kind = getattr(errors, code, None)
-    if not (isinstance(kind, type) and issubclass(kind, StackedError)):
-        kind = errors.ModelFailed
-    return kind(message)
-
-
-def resident_bytes(pid: int) -> int:
-    """Bytes of a process that are in memory; 0 if it is gone."""
-    import psutil
-
-    try:
-        return int(psutil.Process(pid).memory_info().rss)
-    except psutil.Error:
-        return 0
+    """What a worker reports, as the error of that code."""
+    kinds = {each.code: each for each in StackedError.tree()}
+    return kinds.get(code, ModelFailed)(message)

@@ -90,13 +90,16 @@ class Admission(NamedTuple):
 
 
 class Serving(Protocol):
-    """A running engine and its live group. `await close()` ends it."""
+    """A running engine and its live group. `await close()` ends it.
+
+    What is defined here is that of an engine which heals itself.
+    """
 
     live: Live[Any]
     settings: ServingSettings
-    in_flight: frozenset[Digest | None] | None
+    in_flight: frozenset[Digest | None] | None = None
     """What had requests when the engine died; None if no request has met its death."""
-    suspects: frozenset[Digest]
+    suspects: frozenset[Digest] = frozenset()
     """What a start in its place has died with: the next one loads it last, one by one."""
 
     @property
@@ -106,6 +109,7 @@ class Serving(Protocol):
     @property
     def dead(self) -> bool:
         """Whether the engine is gone."""
+        return False
 
     def check_alive(self) -> None:
         """Raises EngineDead."""
@@ -121,6 +125,8 @@ class Serving(Protocol):
 
     async def bury(self) -> Ended:
         """End what is left of a dead engine, and say how it ended."""
+        await self.close()
+        return Ended()
 
     def admit(
         self, target: Target, scope: Scope, body: bytes, end: Callable[..., object]

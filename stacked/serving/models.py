@@ -1,22 +1,20 @@
-"""The serving of models that are no adapters: worker processes, their live group, and requests.
+"""The serving of models that are no adapters: their engine, their live group, and requests.
 
-It never looks into a request's body; the processes do.
+It never looks into a request's body; what runs the models does.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
 
 from stacked.callers import caller_of
 from stacked.config import ModelsConfig
 from stacked.core import Digest
 from stacked.engine.loaded import Resident
-from stacked.engine.processes import Ended
 from stacked.errors import (
     EncodingUnsupported,
     ExternalServerIncorrectState,
@@ -26,7 +24,7 @@ from stacked.errors import (
 from stacked.groups.routing import Route, Routing
 from stacked.live import Live
 from stacked.loader import Loader
-from stacked.models.engine import ModelHandle, ModelsEngine
+from stacked.models.engine import Engine, ModelHandle, ModelsEngine
 from stacked.serving import (
     NO_VLLM,
     Admission,
@@ -36,49 +34,38 @@ from stacked.serving import (
     Report,
     Scope,
     Send,
+    Serving,
     raise_first,
 )
 from stacked.serving.names import names_of
 from stacked.serving.targets import Target
 from stacked.steps import Counted, Progress, Start
 
-if TYPE_CHECKING:
-    from stacked.models.triton import TritonEngine
-
 logger = logging.getLogger("stacked.serving")
 
-# What a body cannot be: binary tensors of the Open Inference Protocol, and forms.
-_BINARY = b"inference-header-content-length"
-_FORM = "multipart/"
+_TYPE, _BINARY = "content-type", "inference-header-content-length"
 
 
-class ModelsServing:
-    """Models in worker processes; see `stacked.serving.Serving`. Its engine heals itself."""
-
-    dead = False
-    in_flight: frozenset[Digest | None] | None = None
-    suspects: frozenset[Digest] = frozenset()
+class ModelsServing(Serving):
+    """Models without vLLM; see `stacked.serving.Serving`. Their engine heals itself."""
 
     def __init__(
-        self,
-        prepared: Prepared,
-        config: ModelsConfig,
-        drain_seconds: float,
-        triton: tuple[str, str] | None,
+        self, prepared: Prepared, config: ModelsConfig, drain_seconds: float, directory: Path
     ) -> None:
-        self.settings = prepared.settings
-        self.engine: ModelsEngine | TritonEngine
-        if triton is not None:
+        self.settings, deadline = prepared.settings, config.deadline_seconds
+        self.engine: Engine
+        if config.triton:
             # Here, as its client takes a third of a second to import.
-            from stacked.models.triton import TritonEngine
+            from stacked.models.triton import TritonEngine, owner_in
 
-            self.engine = TritonEngine(self._given_up, *triton, config.deadline_seconds)
+            owner = owner_in(directory)
+            self.engine = TritonEngine(self._given_up, config.triton, owner, deadline)
         else:
             self.engine = ModelsEngine(
                 self._given_up,
                 processes=prepared.settings.processes,
                 user=config.user,
-                deadline_seconds=config.deadline_seconds,
+                deadline_seconds=deadline,
             )
         nobody = Routing[ModelHandle].of(None, (), {}, 0)
         self.live = Live(self.engine, nobody, drain_seconds=drain_seconds)
@@ -92,16 +79,15 @@ class ModelsServing:
         config: ModelsConfig,
         *,
         drain_seconds: float,
-        triton: tuple[str, str] | None = None,
+        directory: Path,
     ) -> ModelsServing:
-        """Start processes and load the group, all or nothing. `commit` is called last.
+        """Start the engine and load the group, all or nothing. `commit` is called last.
 
-        `triton`: the address of a server that is used in place of processes, and this server's
-        name in it.
+        `directory`: the store's, which has this server's name in Triton.
 
         Raises what that raises, GroupImpossible, EngineStartFailed, EngineLoadFailed, CanaryFailed.
         """
-        serving = cls(prepared, config, drain_seconds, triton)
+        serving = await asyncio.to_thread(cls, prepared, config, drain_seconds, directory)
         try:
             await serving.engine.start()
             handles = await serving._load(prepared, tell)
@@ -142,32 +128,32 @@ class ModelsServing:
             raise ExternalServerIncorrectState(
                 "the models of this deployment answer whole; send the request to /predict"
             )
-        headers = {name.lower(): value for name, value in scope["headers"]}
-        kind = headers.get(b"content-type", b"").decode("latin-1").lower()
-        binary = headers.get(_BINARY, b"").decode("latin-1")
-        if (binary and not self.engine.takes_binary) or kind.startswith(_FORM):
+        named = ((name.decode("latin-1").lower(), value) for name, value in scope["headers"])
+        passed = {
+            name: value.decode("latin-1") for name, value in named if name in (_TYPE, _BINARY)
+        }
+        is_form = passed.get(_TYPE, "").lower().startswith("multipart/")
+        if is_form or (_BINARY in passed and not self.engine.takes_binary):
             raise EncodingUnsupported(
                 "a body of binary tensors or a form is not taken; send JSON (binary_data=False in "
                 "tritonclient), or for a score.py bytes as application/octet-stream"
             )
         names = names_of(target.model, scope["headers"], {})
         route, lease = self.live.admit(names, end, caller_of(scope).keys)
-        return Admission(route, lease, partial(self._answer, route, body, kind, binary), 1)
+        return Admission(route, lease, partial(self._answer, route, body, passed), 1)
 
     async def _answer(
         self,
         route: Route[ModelHandle],
         body: bytes,
-        kind: str,
-        binary: str,
+        passed: Mapping[str, str],
         receive: Receive,
         send: Send,
         report: Report,
     ) -> None:
         """Answer, unless the client leaves before, or the request is ended."""
         assert route.handle is not None, "there is no base"
-        passed = {"content-type": kind} | ({_BINARY.decode(): binary} if binary else {})
-        work = self.engine.exchange(route.handle, body, passed, route.label)
+        work = self.engine.infer(route.handle, body, passed, route.label)
         answering, leaving = asyncio.ensure_future(work), asyncio.ensure_future(receive())
         try:
             await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -178,17 +164,10 @@ class ModelsServing:
             answering.cancel()
             leaving.cancel()
             await asyncio.gather(answering, leaving, return_exceptions=True)
-        length = str(len(answer)).encode()
-        named = {"content-type": "application/json", **given}
+        named = {_TYPE: "application/json", **given, "content-length": str(len(answer))}
         headers = [(name.encode(), value.encode()) for name, value in named.items()]
-        headers.append((b"content-length", length))
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": answer})
-
-    def metadata(self, route: Route[ModelHandle]) -> Any:
-        """What the Open Inference Protocol says of a model."""
-        assert route.handle is not None, "there is no base"
-        return json.loads(self.engine.metadata(route.handle, route.label))
 
     def check_ready(self, route: Route[ModelHandle]) -> None:
         """See `Serving.check_ready`."""
@@ -199,30 +178,13 @@ class ModelsServing:
         """See `Serving.app`: there is nothing but models."""
         raise NotAuthorizedOrNotFound(f"there is no {scope['path']}: {NO_VLLM}")
 
-    # -- the engine -------------------------------------------------------------------------
-
-    def check_alive(self) -> None:
-        """Processes that end are started again by the engine itself."""
-
-    async def step(self) -> None:
-        """See `Serving.step`: calls are bounded one by one."""
-
-    def kill(self) -> None:
-        """There is no one process to end."""
-
-    async def bury(self) -> Ended:
-        """See `Serving.bury`."""
-        await self.close()
-        return Ended()
-
     async def resident(self) -> Resident:
         """See `Serving.resident`."""
         ready = [h for h in self.live.routing.handles.values() if self.engine.ready(h)]
         there = frozenset(handle.number for handle in ready)
-        sizes = {h.number: self.engine.resident(h) for h in ready}
-        return Resident(frozenset(), there, (), sizes)
+        return Resident(frozenset(), there, (), {handle.number: handle.bytes for handle in ready})
 
     async def close(self) -> None:
-        """End the processes. Closing twice is allowed."""
+        """End the engine. Closing twice is allowed."""
         self.live.close()
         await self.engine.close()

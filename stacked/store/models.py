@@ -49,7 +49,7 @@ class ModelStore(FolderStore):
         super().__init__(root, "model", "models", MODEL_LIMITS)
         self._code = code
         self._pythons = pythons or {}
-        self._known: dict[Digest, tuple[Runtime, int]] = {}
+        self._known: dict[Digest, tuple[Runtime, Path | None, int]] = {}
 
     def add(
         self, source: Path, name: str, roots: Sequence[Path] | None = None
@@ -103,18 +103,18 @@ class ModelStore(FolderStore):
         """
         folder = self.path(digest)
         if digest not in self._known:
-            self._known[digest] = _runtime(folder), _size(folder)
-        runtime, total = self._known[digest]
+            self._known[digest] = *runtime_of(folder), _size(folder)
+        runtime, main, total = self._known[digest]
         if code is not None:
             return ModelFiles(digest, folder, total, Runtime.DATA).loaded_by(code)
         if runtime not in _WITHOUT_CODE:
             self._check_allowed(f"model content {digest} is {runtime.value}")
         own = Code(digest, folder, self._python(folder)) if runtime is Runtime.SCORE else None
-        return ModelFiles(digest, folder, total, runtime, own)
+        return ModelFiles(digest, folder, total, runtime, main, own)
 
     def _check(self, made: Path, name: str) -> None:
         """Refuse what nothing here can load, and what runs code where that is off."""
-        runtime = _runtime(made)
+        runtime, _ = runtime_of(made)
         suffixes = {path.suffix.lower() for path in made.rglob("*")}
         if runtime is Runtime.DATA and suffixes & _KERAS:
             raise ArchiveInvalid(
@@ -186,11 +186,11 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _runtime(folder: Path) -> Runtime:
-    """What loads the files of a folder."""
+def runtime_of(folder: Path) -> tuple[Runtime, Path | None]:
+    """What loads the files of a folder, and the one that it loads."""
     if (folder / _SCORE).is_file():
-        return Runtime.SCORE
-    files = [path for path in folder.rglob("*") if path.is_file()]
+        return Runtime.SCORE, None
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
     for runtime, found in (
         (Runtime.SAVED_MODEL, [path for path in files if path.name == _SAVED_MODEL]),
         (Runtime.ONNX, [path for path in files if path.suffix.lower() == ".onnx"]),
@@ -198,8 +198,8 @@ def _runtime(folder: Path) -> Runtime:
     ):
         one = [path for path in found if path.stem == "model"] or found
         if found:  # only a score.py can know which of several is meant
-            return runtime if len(one) == 1 else Runtime.DATA
-    return Runtime.DATA
+            return (runtime, one[0]) if len(one) == 1 else (Runtime.DATA, None)
+    return Runtime.DATA, None
 
 
 def _is_torch(path: Path) -> bool:

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+import psutil
 from onnx import TensorProto, helper, numpy_helper
 
 from stacked.core import Code, Digest, ModelFiles, Runtime
-from stacked.models.engine import ModelHandle, ModelsEngine
+from stacked.models.engine import Engine, ModelHandle, ModelsEngine
+from stacked.store.models import runtime_of
 from tests.processes import Process, descendants
 
 
@@ -24,7 +26,8 @@ def files(path: Path, runtime: Runtime = Runtime.ONNX, code: Code | None = None)
     found = sorted(each for each in path.rglob("*") if each.is_file())
     digest = hashlib.sha256(b"".join(each.read_bytes() for each in found)).hexdigest()
     size = sum(each.stat().st_size for each in found)
-    plain = ModelFiles(Digest(f"sha256:{digest}"), path, size, runtime)
+    main = runtime_of(path)[1]
+    plain = ModelFiles(Digest(f"sha256:{digest}"), path, size, runtime, main)
     return plain.loaded_by(code) if code else plain
 
 
@@ -127,11 +130,23 @@ def request(data: Any, shape: Sequence[int], datatype: str = "FP32", **more: Any
     return json.dumps({"inputs": [one], **more}).encode()
 
 
+async def infer(
+    engine: Engine, handle: ModelHandle, body: bytes, kind: str, model: str = ""
+) -> bytes:
+    """The answer to a body of a content type."""
+    return (await engine.infer(handle, body, {"content-type": kind}, model))[0]
+
+
+def resident(engine: ModelsEngine) -> int:
+    """Bytes of memory that its processes have now."""
+    return sum(psutil.Process(pid).memory_info().rss for pid in engine.pids)
+
+
 async def ask(engine: ModelsEngine, handle: ModelHandle, data: Any, datatype: str = "FP32") -> Any:
     """The values of the only output, for rows of `x` (or for a flat list)."""
     shape = np.shape(np.array(data, object))
     body = request(data, shape, datatype)
-    answer = json.loads(await engine.infer(handle, body, "application/json", "key"))
+    answer = json.loads(await infer(engine, handle, body, "application/json", "key"))
     return answer["outputs"][0]["data"]
 
 

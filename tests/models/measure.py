@@ -27,7 +27,7 @@ from stacked.live import Live
 from stacked.loader import Loader
 from stacked.models.engine import ModelHandle, ModelsEngine
 from stacked.steps import Phase
-from tests.models.making import folder, running, score, times
+from tests.models.making import folder, infer, resident, running, score, times
 from tests.waiting import until_async
 
 _SCORE = """
@@ -79,7 +79,7 @@ class Clients:
                 handle = admitted.route.handle
                 assert handle is not None
                 try:
-                    answer = await self.engine.infer(handle, _BODY, "application/json")
+                    answer = await infer(self.engine, handle, _BODY, "application/json")
                 except (EngineDead, NotReady) as error:
                     self.failed.append(error.code)
                     await asyncio.sleep(0.01)
@@ -124,7 +124,7 @@ async def measure(
         staged: dict[Digest, ModelHandle] = {}
         assert not await Loader(engine).stage([*contents.values()], staged, lambda _: None)
         found: dict[str, Any] = {"load_s": time.perf_counter() - began}
-        found["loaded_mb"] = engine.memory_bytes / 1e6
+        found["loaded_mb"] = resident(engine) / 1e6
         live = Live(engine, Routing.of(None, tuple(old), staged), drain_seconds=60)
         traffic = Clients(engine, live, answers)
         running_clients = asyncio.create_task(traffic.run(clients))
@@ -138,7 +138,7 @@ async def measure(
         found["answers_meanwhile"] = len(traffic.seconds) - before
         found["failed_by_the_update"] = len(traffic.failed) + report.ended
         found["peak_mb"] = await _stopped(peak)
-        found["after_mb"] = engine.memory_bytes / 1e6
+        found["after_mb"] = resident(engine) / 1e6
         if kill:
             began = time.perf_counter()
             killed = engine.pids[0]
@@ -160,7 +160,7 @@ async def measure(
 async def _peak(engine: ModelsEngine) -> float:
     most = 0.0
     while True:
-        most = max(most, engine.memory_bytes / 1e6)
+        most = max(most, resident(engine) / 1e6)
         try:
             await asyncio.sleep(0.05)
         except asyncio.CancelledError:
@@ -177,7 +177,7 @@ async def _alone(engine: ModelsEngine, handles: list[ModelHandle]) -> dict[str, 
     seconds = []
     for at in range(200):
         began = time.perf_counter()
-        await engine.infer(handles[at % len(handles)], _BODY, "application/json")
+        await infer(engine, handles[at % len(handles)], _BODY, "application/json")
         seconds.append(time.perf_counter() - began)
     threads = [psutil.Process(pid).num_threads() for pid in engine.pids]
     return {"infer_p50_ms": statistics.median(seconds) * 1e3, "threads": max(threads)}

@@ -13,6 +13,7 @@ import json
 import statistics
 import tempfile
 import time
+from base64 import b64encode
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,6 @@ from urllib.parse import urlsplit
 
 from stacked.bench.check import Version, judge
 from stacked.client import Client, entries_of
-from stacked.models import triton as engine
 from tests.models import tritons
 from tests.models.making import times
 from tests.models.measure_triton import private_mb
@@ -196,11 +196,10 @@ def beside(directory: Path, count: int, clients: int) -> dict[str, Any]:
             found[name]["private_mb_of_the_models"] = round(private_mb(pids))
             doors[name] = door(server, sorted(data))
             updates[name] = (server, remote, first.keys, (second.id, second.keys), clients)
-        call = engine._text(b"application/json") + engine._text(BODIES[0])
-        head = engine._CALL % len(call)
+        call = {"name": "call", "datatype": "BYTES", "shape": [2]}
+        body = json.dumps({"inputs": [call | {"data": ["", b64encode(BODIES[0]).decode()]}]})
         paths = [f"/v2/models/{name}/infer" for name in other.loaded if name.startswith("stacked-")]
-        length = {"Inference-Header-Content-Length": str(len(head))}
-        doors["Triton alone"] = Door(other.url, [(each, length) for each in paths], head + call)
+        doors["Triton alone"] = Door(other.url, [(each, {}) for each in paths], body.encode())
         for _ in range(_ROUNDS):
             for each in doors.values():
                 each.round()

@@ -86,7 +86,9 @@ class Measured:
         async def requests(count: int, seconds: list[float]) -> None:
             for at in range(count):
                 began = time.perf_counter()
-                await self.engine.infer(handles[at % len(handles)], _BODY, "application/json")
+                await making.infer(
+                    self.engine, handles[at % len(handles)], _BODY, "application/json"
+                )
                 seconds.append(time.perf_counter() - began)
 
         await requests(_REQUESTS, self.seconds)

@@ -71,14 +71,13 @@ def check(world: World, server: Rig) -> None:
     until(lambda: not live.leases.things())
     assert engine._held.keys() == numbers
     assert engine._promised == 0
-    there = [number for each in engine._pools.values() for number in each._paths]
+    there = [number for each in engine._pools.values() for number in each.models]
     assert sorted(there) == sorted(numbers)
     # In each process what its pool has, and one process for ONNX and one for the score.py.
     until(lambda: len(engine.pids) == 2)
     for each in engine._pools.values():
         (worker,) = each.workers
-        until(lambda worker=worker, each=each: worker.loaded.keys() == each._paths.keys())
-        assert each.users == len(each._paths)
+        until(lambda worker=worker, each=each: worker.loaded.keys() == each.models.keys())
     until(lambda: sorted(pid for pid, _ in alive(list(processes()))) == sorted(engine.pids))
     stored = {digest for member in live.routing.members for digest in member.content.stored}
     assert server.service._slot.in_use == stored

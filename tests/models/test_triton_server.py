@@ -35,7 +35,7 @@ from stacked.models.engine import ModelHandle
 from stacked.models.triton import TritonEngine
 from stacked.models.triton_files import BACKENDS, zeros
 from stacked.steps import Phase
-from tests.models.making import files, folder, request, score
+from tests.models.making import files, folder, infer, request, score
 from tests.models.tritons import Triton, running
 from tests.waiting import until_async
 
@@ -100,9 +100,9 @@ async def test_members_of_a_score_py_answer_and_are_gone_when_removed(
             for each in (2, 3)
         ]
         assert not await engine.verify({two.digest: two, three.digest: three}, quiet)
-        assert json.loads(await engine.infer(two, b"[1, 2]", JSON)) == [2, 4]
-        assert json.loads(await engine.infer(three, b"[1, 2]", JSON)) == [3, 6]
-        assert await engine.infer(two, b"\x00\xff\x01", "application/octet-stream") == b"3"
+        assert json.loads(await infer(engine, two, b"[1, 2]", JSON)) == [2, 4]
+        assert json.loads(await infer(engine, three, b"[1, 2]", JSON)) == [3, 6]
+        assert await infer(engine, two, b"\x00\xff\x01", "application/octet-stream") == b"3"
         for body, error in (
             (b"{", BodyInvalid),
             (b'"nan"', ModelAnswerInvalid),
@@ -110,7 +110,7 @@ async def test_members_of_a_score_py_answer_and_are_gone_when_removed(
             (b'"exit"', ModelFailed),
         ):
             with pytest.raises(error):
-                await engine.infer(two, body, JSON)
+                await infer(engine, two, body, JSON)
         assert len(triton.loaded) == 2
         await engine.remove(two)
         await engine.remove(two)
@@ -130,7 +130,7 @@ async def test_models_that_do_not_load_or_take_too_long_leave_nothing(
         with pytest.raises(EngineLoadFailed, match="no answer from Triton in 2 s"):
             await engine.stage(folder(tmp_path / "slow", code, factor="10000"))
         engine._deadline = 60
-        assert json.loads(await engine.infer(good, b"[1]", JSON)) == [2]
+        assert json.loads(await infer(engine, good, b"[1]", JSON)) == [2]
         assert triton.loaded == names(engine)
         await until_async(lambda: len(triton.loaded) == 2, 120)
         async with engine.undisturbed():  # as the next change of the group begins
@@ -169,7 +169,7 @@ def tensors(path: Path, factor: str) -> ModelFiles:
     """A file that Triton's python backend loads by itself, as others load an ONNX file."""
     path.mkdir()
     (path / "model.py").write_text(TENSORS.replace("FACTOR", factor), encoding="utf-8")
-    return replace(files(path, Runtime.TORCH), path=path / "model.py")
+    return replace(files(path, Runtime.TORCH), main=path / "model.py")
 
 
 async def test_requests_of_tensors_are_passed_on_both_ways(
@@ -186,17 +186,17 @@ async def test_requests_of_tensors_are_passed_on_both_ways(
         assert {digest: type(error) for digest, error in failed.items()} == {
             nan.digest: CanaryFailed
         }
-        assert json.loads(engine.metadata(two, "key"))["inputs"] == [
+        assert two.described("key")["inputs"] == [
             {"name": "x", "datatype": "FP32", "shape": [-1, 2]}
         ]
         only_y = [{"name": "y"}]
         body = request([1, 2], [1, 2], outputs=only_y)
-        answer = json.loads(await engine.infer(two, body, JSON))
+        answer = json.loads(await infer(engine, two, body, JSON))
         assert answer["outputs"] == [
             {"name": "y", "datatype": "FP32", "shape": [1, 2], "data": [2, 4]}
         ]
         with pytest.raises(ModelAnswerInvalid):
-            await engine.infer(nan, body, JSON)
+            await infer(engine, nan, body, JSON)
         for wrong, error in (
             (b"{", BodyInvalid),
             (b"{}", BodyInvalid),
@@ -204,9 +204,9 @@ async def test_requests_of_tensors_are_passed_on_both_ways(
             (request([1, 2], [1, 2], "INT64", outputs=only_y), ParameterInvalid),
         ):
             with pytest.raises(error, match="Triton: "):
-                await engine.infer(two, wrong, JSON)
-        binary, headers = zeros(json.loads(engine.metadata(two)))
-        content, given = await engine.exchange(two, binary, headers)
+                await infer(engine, two, wrong, JSON)
+        binary, headers = zeros(two.described(""))
+        content, given = await engine.infer(two, binary, headers)
         length = int(given["inference-header-content-length"])
         assert len(content) - length == 4  # two numbers of 16 bits
         assert [each["name"] for each in json.loads(content[:length])["outputs"]] == ["y", "half"]
@@ -221,9 +221,9 @@ async def test_model_whose_process_has_ended_is_given_up_and_the_others_answer(
             await engine.stage(folder(tmp_path / each, code, factor=each)) for each in "23"
         ]
         with pytest.raises(ModelFailed):
-            await engine.infer(gone, b'"gone"', JSON)
+            await infer(engine, gone, b'"gone"', JSON)
         assert given_up
-        assert json.loads(await engine.infer(good, b"[1]", JSON)) == [3]
+        assert json.loads(await infer(engine, good, b"[1]", JSON)) == [3]
 
 
 async def test_request_ends_at_its_deadline(triton: Triton, tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ async def test_request_ends_at_its_deadline(triton: Triton, tmp_path: Path) -> N
         slow = await engine.stage(folder(tmp_path / "m", code, factor="2"))
         engine._deadline = 0.5
         with pytest.raises(ModelTooSlow):
-            await engine.infer(slow, b'"loop"', JSON)
+            await infer(engine, slow, b'"loop"', JSON)
         engine._deadline = 60
 
 
@@ -269,7 +269,7 @@ async def test_what_an_earlier_process_left_is_unloaded_and_nothing_else(
             assert triton.loaded == names(other)
             old = await engine.stage(folder(tmp_path / "3", code, factor="3"))
             async with engine_of(triton):  # the next one, while this one still answers
-                assert json.loads(await engine.infer(old, b"[1]", JSON)) == [3]
+                assert json.loads(await infer(engine, old, b"[1]", JSON)) == [3]
 
 
 async def test_models_are_there_again_after_the_server_was(tmp_path: Path) -> None:
@@ -281,18 +281,18 @@ async def test_models_are_there_again_after_the_server_was(tmp_path: Path) -> No
             ]
             triton.kill()
             with pytest.raises(EngineDead, match="does not answer"):
-                await engine.infer(models[0], b"[1]", JSON)
+                await infer(engine, models[0], b"[1]", JSON)
             with pytest.raises(EngineStartFailed, match="does not answer"):
                 await engine.start()
             triton.start()
             for model in models:
                 with pytest.raises(EngineDead, match="loads it again"):
-                    await engine.infer(model, b"[1]", JSON)
+                    await infer(engine, model, b"[1]", JSON)
                 assert not engine.ready(model)
                 with pytest.raises(NotReady):
-                    await engine.infer(model, b"[1]", JSON)
+                    await infer(engine, model, b"[1]", JSON)
             await until_async(lambda: all(map(engine.ready, models)))
-            answers = [json.loads(await engine.infer(each, b"[1]", JSON)) for each in models]
+            answers = [json.loads(await infer(engine, each, b"[1]", JSON)) for each in models]
             assert answers == [[2], [3]]
             assert not given_up
 
@@ -344,7 +344,7 @@ async def test_group_is_updated_live_under_requests(triton: Triton, tmp_path: Pa
                 route, lease = live.admit({"model-key": f"key{key}"})
                 try:
                     assert route.handle is not None
-                    (answer,) = json.loads(await engine.infer(route.handle, b"[1]", JSON))
+                    (answer,) = json.loads(await infer(engine, route.handle, b"[1]", JSON))
                 finally:
                     lease.release()
                 seen.add((key, answer))
