@@ -322,6 +322,10 @@ class RecordConflict(RegistryError):
     """An id or name that is taken, or something still needs the record."""
 
 
+class RecordInvalid(RegistryError):
+    """A value that the database cannot have, such as text with a zero byte in PostgreSQL."""
+
+
 class RecordStale(RegistryError):
     """The record has changed since it was read."""
 
@@ -335,11 +339,11 @@ class PageInvalid(RegistryError):
 
 
 class RegistryUnusable(RegistryError):
-    """Disk full, locked, read-only, damaged, or of a newer version."""
+    """Disk full, locked, read-only, damaged, of a newer version, or out of reach."""
 
 
 class DataDirInUse(RegistryError):
-    """Another process serves from this data directory."""
+    """Another process serves from this data directory, or these records."""
 
 
 class UpdateError(StackedError):

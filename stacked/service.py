@@ -178,7 +178,12 @@ class Service:
         """Open the records, and what works on them."""
         config = self.config
         ledger = await asyncio.to_thread(
-            Ledger, self.data_dir, config.group.name, self._store, self._models
+            Ledger,
+            self.data_dir,
+            config.group.name,
+            self._store,
+            self._models,
+            config.storage,
         )
         self._ledger = ledger
         self.usage.begin(ledger.registry.usage, config.retention.usage)

@@ -21,6 +21,7 @@ from stacked import config
 from stacked.bases import default_data_dir, resolve
 from tests.conftest import TinyModels
 from tests.engine.releases import RELEASE
+from tests.postgres import Postgres, running_postgres
 from tests.serving import Server, free_port, serving
 
 if TYPE_CHECKING:
@@ -30,6 +31,15 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 MAX_BODY_BYTES = 100_000
+
+
+# -- a database that several processes share -------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    with running_postgres() as server:
+        yield server
 
 
 # -- a control plane that asks for signatures -----------------------------------------------

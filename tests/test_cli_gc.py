@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ from typer.testing import CliRunner, Result
 
 from stacked.cli import app
 from stacked.cli.view import _disk
-from stacked.errors import DataDirInUse
-from stacked.registry import lock_data_dir
+from stacked.errors import DataDirInUse, RegistryUnusable
+from stacked.registry import Shared, lock_data_dir
+from tests.postgres import Postgres
 from tests.retention.ground import Ground
 
 
@@ -72,3 +74,27 @@ def test_status_says_what_is_stored_and_when_the_disk_fills_up() -> None:
     assert _disk(disk) == "3.0 GB free, 2.0 MB stored"
     assert _disk({**disk, "low": True}).endswith("filling up, see: stacked gc --dry-run")
     assert _disk(None) == ""
+
+
+def test_records_in_a_database_are_collected_where_it_is_named(
+    tmp_path: Path, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Shared(postgres.url(), f"stacked_{tmp_path.name}")
+    ground = Ground(tmp_path, tmp_path.name, place)
+    ground.stock()
+    ground.register(1)
+    ground.catalogue.delete(ground.register(2).id)
+    ground.registry.close()
+    refused = run(ground)
+    assert isinstance(refused.exception, RegistryUnusable)
+    assert "set storage.database or STACKED_DATABASE" in str(refused.exception)
+    other = Ground(tmp_path, "other")  # a server of the same directory that knows no database
+    (note,) = other.collect().notes
+    assert "no content is removed" in note
+    other.registry.close()
+    shutil.rmtree(other.path.parent)
+    assert len(ground.digests()) == 2
+    monkeypatch.setenv("STACKED_DATABASE", postgres.url())
+    done = run(ground, "--json")
+    assert done.exit_code == 0, done.output
+    assert len(ground.digests()) == 1

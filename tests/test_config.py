@@ -47,6 +47,33 @@ def test_a_base_alone_is_enough(tmp_path: Path) -> None:
     assert (config.server.host, config.server.port) == ("127.0.0.1", 8080)
 
 
+@pytest.mark.parametrize("made", ["secret@", "[secret]", "{url: secret}"])
+def test_the_address_of_a_database_is_never_shown(tmp_path: Path, made: str) -> None:
+    text = f"base: {{model: m}}\nstorage: {{database: {made}}}"
+    said = refusal(tmp_path, text) if made[0] in "[{" else repr(load(write(tmp_path, text)))
+    assert "secret" not in said
+    assert "database" in said
+
+
+def test_an_address_that_is_refused_is_shown_without_its_secrets(tmp_path: Path) -> None:
+    said = refusal(tmp_path, "server: {port: 'http://me:secret@host/x?token=secret'}")
+    assert "http://host/x" in said
+    assert "secret" not in said
+
+
+def test_the_environment_names_a_database_where_the_file_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STACKED_DATABASE", "postgresql://environment/x")
+    url = "postgresql://me:pw@file/x"
+    config = load(write(tmp_path, f"base: {{model: m}}\nstorage: {{database: '{url}'}}"))
+    assert config.storage.database_url == url
+    alone = load(write(tmp_path, "base: {model: m}"))
+    assert alone.storage.database_url == "postgresql://environment/x"
+    monkeypatch.setenv("STACKED_DATABASE", "")
+    assert alone.storage.database_url is None
+
+
 def test_the_tree_cannot_be_changed(tmp_path: Path) -> None:
     config = load(write(tmp_path, "base: {model: m}"))
     with pytest.raises(ValidationError):

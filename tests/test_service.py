@@ -338,7 +338,7 @@ async def test_damaged_registry_is_no_concern_of_requests(
     monkeypatch.setattr(supervisor, "TICK_SECONDS", 0.01)
     service = await place.start(place.config("a"))
 
-    @event.listens_for(service.registry._database._engine, "begin")
+    @event.listens_for(service.registry._database._store._engine, "begin")
     def begin(connection: Connection) -> None:
         raise sqlite3.DatabaseError("database disk image is malformed")
 

@@ -201,7 +201,7 @@ def test_every_package_that_pyproject_names_is_pinned() -> None:
         wanted = [*project["dependencies"], *extras[build]]
         named = ("prepare", "models", "savedmodel", "train", "dev")
         wanted += [each for name in named for each in extras[name]]
-        names = {re.split(r"[<>=; ]", each)[0].lower() for each in wanted}
+        names = {re.split(r"[<>=; \[]", each)[0].lower() for each in wanted}
         assert names - pinned == set(), build
 
 

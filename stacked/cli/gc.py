@@ -10,14 +10,14 @@ import typer
 from stacked.cli.shared import AsJson, DataDir, data_dir_of, optional, server
 
 if TYPE_CHECKING:
-    from stacked.config import RetentionConfig
+    from stacked.config import ControlConfig
 
 
 def gc(
     config: Annotated[
         Path | None,
         typer.Argument(
-            help="A YAML file whose `retention` counts; a server takes its own.",
+            help="A YAML file whose `retention` and `storage` count; a server takes its own.",
             show_default=False,
         ),
     ] = None,
@@ -50,13 +50,13 @@ def gc(
         _show(report)
 
 
-def _settings(config: Path | None) -> RetentionConfig:
-    from stacked.config import RetentionConfig, load_server
+def _settings(config: Path | None) -> ControlConfig:
+    from stacked.config import ControlConfig, load_server
 
-    return load_server(config).retention if config else RetentionConfig()
+    return load_server(config) if config else ControlConfig()
 
 
-def _collect(directory: Path, settings: RetentionConfig, dry_run: bool) -> dict[str, Any]:
+def _collect(directory: Path, settings: ControlConfig, dry_run: bool) -> dict[str, Any]:
     import sys
 
     from stacked.errors import DataDirInUse
@@ -64,8 +64,9 @@ def _collect(directory: Path, settings: RetentionConfig, dry_run: bool) -> dict[
     from stacked.store import AdapterStore
 
     try:
-        with locked_records(directory) as records:
-            collector = Collector(settings, directory, AdapterStore(directory / "store"), records)
+        with locked_records(directory, settings.storage) as records:
+            store = AdapterStore(directory / "store")
+            collector = Collector(settings.retention, directory, store, records)
             report = collector.run(dry_run=dry_run, most=sys.maxsize, seconds=float("inf"))
     except DataDirInUse as error:
         raise DataDirInUse(

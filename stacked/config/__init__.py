@@ -18,6 +18,7 @@ from stacked.config.server import (
     TlsConfig,
     UnknownParameters,
 )
+from stacked.config.storage import StorageConfig
 from stacked.config.supervision import SupervisionConfig
 from stacked.config.tree import Config, ControlConfig
 
@@ -46,6 +47,7 @@ __all__ = [
     "RetentionConfig",
     "ServerConfig",
     "ShadowConfig",
+    "StorageConfig",
     "SupervisionConfig",
     "TlsConfig",
     "UnknownParameters",

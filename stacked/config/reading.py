@@ -15,6 +15,7 @@ from stacked.config.auth import AuthConfig
 from stacked.config.fields import Frozen
 from stacked.config.tree import Config, ControlConfig
 from stacked.errors import ConfigInvalid
+from stacked.logs import shown_url
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://")
@@ -144,8 +145,8 @@ def _sentences(where: str, error: ValidationError) -> str:
             said = f"unknown key; expected one of: {', '.join(_siblings(issue['loc']))}"
         else:
             said = said_of(issue)
-            if not isinstance(issue["input"], dict):
-                said += f" (got {str(issue['input'])[:80]!r})"
+            if not (isinstance(issue["input"], dict) or "database" in issue["loc"]):
+                said += f" (got {shown_url(str(issue['input']))[:80]!r})"
         lines.append(f"{where}: {place or 'file'}: {said}")
     return "\n".join(lines)
 

@@ -11,6 +11,7 @@ from stacked.config.group import BaseConfig, GroupConfig
 from stacked.config.models import ModelsConfig
 from stacked.config.retention import RetentionConfig
 from stacked.config.server import ServerConfig
+from stacked.config.storage import StorageConfig
 from stacked.config.supervision import SupervisionConfig
 
 
@@ -24,6 +25,7 @@ class ControlConfig(Frozen):
     engine: dict[str, Any] = Field(default_factory=dict)
     server: ServerConfig = ServerConfig()
     models: ModelsConfig = ModelsConfig()
+    storage: StorageConfig = StorageConfig()
     retention: RetentionConfig = RetentionConfig()
     supervision: SupervisionConfig = SupervisionConfig()
 

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from stacked.config import MemberConfig
+from stacked.config import MemberConfig, StorageConfig
 from stacked.core import (
     VERSIONED,
     Adapter,
@@ -55,6 +55,7 @@ from stacked.registry import (
     lock_data_dir,
     new_id,
 )
+from stacked.registry.places import FILE, note_database, place_of
 from stacked.store import AdapterStore, ModelStore
 
 ENTITY = "data-science-model-deployment"
@@ -68,19 +69,27 @@ T = TypeVar("T")
 
 
 class Ledger:
-    """The registry of one group name, locked for the life of this process.
+    """The registry of one group name, locked for the life of this process: a file in the data
+    directory, or a schema of a database that is shared.
 
-    Raises DataDirInUse if another process serves the same name from the same data directory.
+    Raises DataDirInUse if another process serves the same name from the same place.
     """
 
-    def __init__(self, data_dir: Path, name: str, store: AdapterStore, models: ModelStore) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        name: str,
+        store: AdapterStore,
+        models: ModelStore,
+        storage: StorageConfig,
+    ) -> None:
         self.directory = data_dir / "deployments" / _slug(name)
         """The directory of the records and what belongs to them, used only by this process."""
         self.artifacts = self.directory / "artifacts"
         self._lock = lock_data_dir(self.directory)
-        self.path = self.directory / "registry.sqlite"
+        self.path = self.directory / FILE
         try:
-            self.registry = self._open()
+            self.registry = self._open(storage)
         except BaseException:
             self._lock.close()
             raise
@@ -89,15 +98,22 @@ class Ledger:
         # One thread, so that writes stay in order and no disk blocks the loop.
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="ledger")
 
-    def _open(self) -> Registry:
+    def _open(self, storage: StorageConfig) -> Registry:
         """Raises RegistryUnusable, also for a file that has lost what was in it."""
+        place = place_of(self.directory, storage.database_url, storage.connections)
         if self.artifacts.exists() and self.path.exists() and not self.path.stat().st_size:
             raise RegistryUnusable(
                 f"the registry {self.path} is empty, and was not; restore it from a copy, or "
                 "remove it to begin anew"
             )
-        registry = Registry(self.path)
-        registry.recover()
+        registry = Registry(place)
+        try:
+            registry.claim()
+            note_database(self.directory, place)
+            registry.recover()
+        except BaseException:
+            registry.close()
+            raise
         return registry
 
     def close(self) -> None:

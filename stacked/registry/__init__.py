@@ -1,9 +1,10 @@
-"""What survives the process: models, groups, histories, deployments and work requests in SQLite.
+"""What survives the process: models, groups, histories, deployments and work requests.
 
 It must not know the engine, HTTP or wire formats.
 """
 
 from stacked.registry.lock import lock_data_dir
+from stacked.registry.postgresql import Shared
 from stacked.registry.records import (
     DEPLOYMENT,
     GROUP,

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from typing import Any, TypedDict
 
 from sqlalchemy import Connection, delete
-from sqlalchemy.dialects.sqlite import insert
 
 from stacked.errors import RecordConflict
 from stacked.registry.groups import GROUPS
 from stacked.registry.paging import FIRST, Listing, builder, filter_columns
 from stacked.registry.records import DeployedMember, Deployment, JsonObject, Page, Query
 from stacked.registry.repository import DESCRIBED, Editable, Rows, check_fresh, differing, values
-from stacked.registry.schema import deployed_members, deployments, models
+from stacked.registry.schema import deployed_members, deployments, models, upsert
 from stacked.registry.states import DeploymentState, GroupState, WorkStatus
 from stacked.registry.work_requests import WORK, log
 
@@ -158,13 +157,14 @@ class DeploymentRepository(Editable[Deployment, Deployment]):
         ]
         mine = (deployed_members.c.deployment_id == id) & (deployed_members.c.group_id == group_id)
         gone = delete(deployed_members).where(mine, deployed_members.c.position >= len(members))
-        # Rows that are listed now stay, with their times: a reader may be between two pages.
-        put = insert(deployed_members)
-        put = put.on_conflict_do_update(
-            index_elements=("deployment_id", "group_id", "position"),
-            set_={name: put.excluded[name] for name in ("model_id", "key", "state", "reason")},
-        )
         with self._database.write() as connection:
+            # Rows that are listed now stay, with their times: a reader may be between two pages.
+            put = upsert(
+                connection,
+                deployed_members,
+                ("deployment_id", "group_id", "position"),
+                put=("model_id", "key", "state", "reason"),
+            )
             DEPLOYMENTS.row(connection, id)  # raises RecordAbsent, as the next one
             GROUPS.row(connection, group_id)
             connection.execute(gone)

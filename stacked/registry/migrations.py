@@ -1,94 +1,64 @@
-"""Making a registry file, and bringing one of an earlier version to the one this program reads.
+"""Making a registry, and bringing one of an earlier version to the one this program reads.
 
-The version is SQLite's own `user_version`, which changes in the same transaction as the tables:
-a kill leaves the old version or the new one.
+The version is stored with the tables and changes in the same transaction: a kill leaves the old
+version or the new one.
 """
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-from sqlalchemy.dialects import sqlite
-from sqlalchemy.schema import CreateIndex, CreateTable
+from sqlalchemy import Connection, MetaData
 
 from stacked.errors import RegistryUnusable
+from stacked.registry.postgresql import Postgresql
 from stacked.registry.schema import metadata
+from stacked.registry.sqlite import Sqlite
 
-Step = Callable[[sqlite3.Connection], None]
+Step = Callable[[Connection], None]
 
 # The version of 0.1; those before it were never released.
 FIRST = 7
-# Step n brings version FIRST + n to the next one, in SQL of its own: `schema.py` moves on. A step
-# that was released is never edited; append another.
+# Step n brings version FIRST + n to the next one, in SQL of its own that both SQLite and PostgreSQL
+# read: `schema.py` moves on. A step that was released is never edited; append another.
 STEPS: tuple[Step, ...] = ()
 
 
-def migrate(path: Path, *, busy_seconds: float, steps: Sequence[Step] = STEPS) -> None:
-    """Make the tables in an absent or empty file, or run the steps that the file lacks.
+def migrate(store: Sqlite | Postgresql, steps: Sequence[Step] = STEPS) -> None:
+    """Make the tables where there are none, or run the steps that they lack.
 
-    Raises RegistryUnusable for a file of a newer version, of one that was never released, or of
-    something else, and sqlite3.Error.
+    Raises RegistryUnusable for a registry of a newer version, of one that was never released, or
+    for something else, and the errors of the driver.
     """
     newest = FIRST + len(steps)
-    connection = sqlite3.connect(path, timeout=busy_seconds, isolation_level=None)
-    try:
-        # Steps may rebuild tables; what they leave is checked as a whole below.
-        connection.execute("PRAGMA foreign_keys = OFF")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("BEGIN IMMEDIATE")
-        version = _version(connection, path, newest)
+    with store.migrating() as connection:
+        version = store.version(connection)
         if version is None:
             _create(connection)
         else:
+            _check_version(version, newest, store.name)
             for step in steps[version - FIRST :]:
                 step(connection)
         if version != newest:
-            _check(connection, path)
-            connection.execute(f"PRAGMA user_version = {newest}")
-        connection.execute("COMMIT")
-        connection.execute("PRAGMA journal_mode = WAL")  # stored in the file; not before it is ours
-    finally:
-        connection.close()  # an open transaction is rolled back
+            store.set_version(connection, newest)
 
 
-def _version(connection: sqlite3.Connection, path: Path, newest: int) -> int | None:
-    """None for an empty file."""
-    version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+def _create(connection: Connection) -> None:
+    # A copy: where tables that name each other are altered, SQLAlchemy marks their constraints.
+    tables = MetaData()
+    for table in metadata.tables.values():
+        table.to_metadata(tables)
+    tables.create_all(connection, checkfirst=False)
+
+
+def _check_version(version: int, newest: int, name: str) -> None:
     if version > newest:
         raise RegistryUnusable(
-            f"the registry {path} is of version {version} and this program reads up to version "
-            f"{newest}; use the newer program that wrote it, or another data directory"
+            f"{name} is of version {version} and this program reads up to version {newest}; use "
+            "the newer program that wrote it, or another place"
         )
-    if version >= FIRST:
-        return version
-    if version > 0:
+    if version < FIRST:
         raise RegistryUnusable(
-            f"the registry {path} is of version {version}, which was never released, and this "
-            f"program reads versions from {FIRST} on; move the file away to begin anew, or use the "
-            "program that wrote it"
-        )
-    if connection.execute("SELECT 1 FROM sqlite_master").fetchone():
-        raise RegistryUnusable(
-            f"{path} is a database, but not a registry; move it away, or choose another data "
-            "directory"
-        )
-    return None
-
-
-def _create(connection: sqlite3.Connection) -> None:
-    dialect = sqlite.dialect()
-    for table in metadata.tables.values():
-        connection.execute(str(CreateTable(table).compile(dialect=dialect)))
-        for index in table.indexes:
-            connection.execute(str(CreateIndex(index).compile(dialect=dialect)))
-
-
-def _check(connection: sqlite3.Connection, path: Path) -> None:
-    broken = connection.execute("PRAGMA foreign_key_check").fetchone()
-    if broken:
-        raise RegistryUnusable(
-            f"the registry {path} could not be brought to this version: a row of table "
-            f"{broken[0]} names one of {broken[2]} that is not there; nothing was changed"
+            f"{name} is of version {version}, which was never released, and this program reads "
+            f"versions from {FIRST} on; move it away to begin anew, or use the program of then"
         )

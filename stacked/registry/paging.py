@@ -10,12 +10,14 @@ from dataclasses import dataclass, fields
 from typing import Any, Generic, TypeVar
 
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
     Connection,
     FromClause,
     RowMapping,
     Table,
     Text,
+    literal,
     select,
     tuple_,
     type_coerce,
@@ -89,7 +91,8 @@ class Listing(Generic[T]):
             .limit(query.limit + 1)
         )
         if query.page is not None:
-            after = tuple_(*_read_token(query.page, mark))
+            value, seq = _read_token(query.page, mark)
+            after = tuple_(literal(value, Text), literal(seq, BigInteger))
             statement = statement.where(place < after if falls else place > after)
         rows = connection.execute(statement).mappings().all()
         items = tuple(self.record(row) for row in rows[: query.limit])

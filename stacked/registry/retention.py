@@ -202,6 +202,12 @@ class Retention:
             if dry_run and transaction is not None:
                 transaction.rollback()
 
+    def named_by_others(self) -> frozenset[Digest]:
+        """What the other registries of the same database name."""
+        with self._database.read() as connection:
+            others = self._database.others(connection)
+            return frozenset().union(*(_named(connection, schema) for schema in others))
+
 
 def named_in(path: Path) -> frozenset[Digest]:
     """What a registry that another process may have open names. Raises RegistryUnusable."""
@@ -220,9 +226,11 @@ def is_versioned(tags: Mapping[str, Any]) -> bool:
     return VERSIONED.items() <= (tags.get("freeform") or {}).items()
 
 
-def _named(connection: Connection) -> frozenset[Digest]:
+def _named(connection: Connection, schema: str | None = None) -> frozenset[Digest]:
     needed = or_(models.c.state != ModelState.DELETED, models.c.id.in_(_members_of(_kept_group())))
-    return frozenset(connection.execute(select(models.c.digest).where(needed).distinct()).scalars())
+    wanted = select(models.c.digest).where(needed).distinct()
+    place = {"schema_translate_map": {None: schema}} if schema else {}
+    return frozenset(connection.execute(wanted, execution_options=place).scalars())
 
 
 def _kept_group() -> ColumnElement[bool]:
@@ -238,7 +246,7 @@ def _members_of(*which: ColumnElement[bool]) -> CompoundSelect[Any]:
 
 
 def _references(table: Table) -> list[ColumnElement[str]]:
-    """The columns that keep a row; SQLite deletes or empties the others with it."""
+    """The columns that keep a row; the database deletes or empties the others with it."""
     return [
         key.parent
         for other in metadata.tables.values()

@@ -2,13 +2,17 @@
 
 Deleting a row deletes what is only about it (`ON DELETE CASCADE`); a reference without that
 protects what it names.
+
+The same tables stand in SQLite and in PostgreSQL: columns are of the types named here (`TEXT`,
+`INTEGER`, `Float`, `LargeBinary`, `Stored`), queries are SQLAlchemy's own, an insert that may meet
+its row is `upsert`, and the sum of integers is `total`.
 """
 
 from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from functools import partial
@@ -16,10 +20,14 @@ from types import NoneType, UnionType
 from typing import Any, get_args, get_type_hints
 
 from sqlalchemy import (
+    BigInteger,
     Column,
+    ColumnElement,
+    Connection,
     Float,
     ForeignKey,
     Index,
+    Insert,
     Integer,
     LargeBinary,
     MetaData,
@@ -27,8 +35,11 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    cast,
+    func,
     text,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 
 from stacked.errors import RegistryUnusable
 from stacked.registry.records import (
@@ -47,11 +58,16 @@ from stacked.registry.records import (
     WorkRequest,
 )
 
+# Sorted by bytes, whatever the order of the database: pages begin after a value.
+TEXT = Text().with_variant(Text(collation="C"), "postgresql")
+# 64 bits; SQLite numbers rows by itself in a column of this one type.
+INTEGER = BigInteger().with_variant(Integer, "sqlite")
+
 
 class Stored(TypeDecorator[Any]):
     """Text written by `encode` and read by `decode`; None is NULL."""
 
-    impl = Text
+    impl = TEXT
     cache_ok = True
 
     def __init__(
@@ -111,22 +127,22 @@ AFFECTED = Stored(
 
 def _key() -> Column[int]:
     """The row's number: rows with equal sort values stay in order of insertion."""
-    return Column("seq", Integer, primary_key=True, autoincrement=True)
+    return Column("seq", INTEGER, primary_key=True, autoincrement=True)
 
 
 def _text(name: str) -> Column[str]:
-    return Column(name, Text, nullable=False)
+    return Column(name, TEXT, nullable=False)
 
 
 def _part_of(name: str, owner: str) -> Column[str]:
     """The id of what the row is about, with which it is deleted."""
-    return Column(name, Text, ForeignKey(owner, ondelete="CASCADE"), nullable=False)
+    return Column(name, TEXT, ForeignKey(owner, ondelete="CASCADE"), nullable=False)
 
 
 # The stored form of a field, by its type.
 _FORMS: Mapping[Any, Any] = {
-    str: Text,
-    int: Integer,
+    str: TEXT,
+    int: INTEGER,
     float: Float,
     datetime: MOMENT,
     JsonObject: OBJECT,
@@ -162,14 +178,24 @@ def _listed(name: str, record: type, *more: Any, **keys: str | ForeignKey) -> Ta
     return _table(name, record, *more, *indexes, **keys)
 
 
+_INSERT = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+_THERE = text("state <> 'DELETED'")
+
+
 def _versions(name: str, record: type, **keys: str) -> Table:
     """A table of names under which rows of another table are numbered."""
     return _listed(
         name,
         record,
         # The highest number assigned: numbers of deleted versions are not reused.
-        Column("last_version", Integer, nullable=False, default=0),
-        Index(f"{name}_name", "display_name", unique=True, sqlite_where=text("state <> 'DELETED'")),
+        Column("last_version", INTEGER, nullable=False, default=0),
+        Index(
+            f"{name}_name",
+            "display_name",
+            unique=True,
+            sqlite_where=_THERE,
+            postgresql_where=_THERE,
+        ),
         **keys,
     )
 
@@ -205,7 +231,7 @@ group_members = _table(
     "group_members",
     GroupMember,
     _part_of("group_id", "model_groups.id"),
-    Column("position", Integer, nullable=False),
+    Column("position", INTEGER, nullable=False),
     UniqueConstraint("group_id", "position"),
     UniqueConstraint("group_id", "key"),
     Index("group_members_by_model", "model_id"),
@@ -232,7 +258,7 @@ deployed_members = _table(
     DeployedMember,
     _part_of("deployment_id", "deployments.id"),
     _part_of("group_id", "model_groups.id"),
-    Column("position", Integer, nullable=False),
+    Column("position", INTEGER, nullable=False),
     UniqueConstraint("deployment_id", "group_id", "position"),
     model_id="models.id",
 )
@@ -263,10 +289,10 @@ retry_tokens = Table(
     metadata,
     _key(),
     *(
-        Column(name, Text, nullable=False)
+        Column(name, TEXT, nullable=False)
         for name in ("principal", "operation", "token", "payload")
     ),
-    Column("status", Integer),
+    Column("status", INTEGER),
     Column("headers", OBJECT, nullable=False),
     Column("body", LargeBinary, nullable=False),
     Column("time_created", MOMENT, nullable=False),
@@ -281,9 +307,30 @@ usage = Table(
     Column("hour", MOMENT, nullable=False),
     _text("credential"),
     _text("key"),
-    Column("requests", Integer, nullable=False),
-    Column("errors", Integer, nullable=False),
-    Column("prompt_tokens", Integer, nullable=False),
-    Column("generated_tokens", Integer, nullable=False),
+    Column("requests", INTEGER, nullable=False),
+    Column("errors", INTEGER, nullable=False),
+    Column("prompt_tokens", INTEGER, nullable=False),
+    Column("generated_tokens", INTEGER, nullable=False),
     UniqueConstraint("hour", "credential", "key"),
 )
+
+
+def upsert(
+    connection: Connection,
+    table: Table,
+    keys: Sequence[str],
+    *,
+    put: Collection[str] = (),
+    add: Collection[str] = (),
+) -> Insert:
+    """An insert. Of a row of the same keys that is there, columns are put anew or added to."""
+    new: Any = _INSERT[connection.dialect.name](table)
+    changed = {name: new.excluded[name] for name in put}
+    changed |= {name: table.c[name] + new.excluded[name] for name in add}
+    insert: Insert = new.on_conflict_do_update(index_elements=keys, set_=changed)
+    return insert
+
+
+def total(column: ColumnElement[int]) -> ColumnElement[int]:
+    """The sum; PostgreSQL's is a decimal."""
+    return cast(func.sum(column), INTEGER)

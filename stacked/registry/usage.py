@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal, NamedTuple
 
-from sqlalchemy import Connection, delete, func, select
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy import Connection, delete, select
 
 from stacked.registry.database import Database
-from stacked.registry.schema import usage
+from stacked.registry.schema import total, upsert, usage
 
 # About 100 MB; the oldest hours beyond these are deleted.
 MAX_ROWS = 500_000
@@ -60,12 +59,9 @@ class UsageRepository:
         ]
         if not rows:
             return
-        new = insert(usage)
-        added = {name: usage.c[name] + new.excluded[name] for name in Counts._fields}
         with self._database.write() as connection:
-            connection.execute(
-                new.on_conflict_do_update(("hour", "credential", "key"), set_=added), rows
-            )
+            keys = ("hour", "credential", "key")
+            connection.execute(upsert(connection, usage, keys, add=Counts._fields), rows)
 
     def forget(self, before: datetime) -> None:
         """Delete what is older, and the oldest hours beyond `MAX_ROWS`."""
@@ -82,12 +78,12 @@ class UsageRepository:
         """
         names = (by,) if by else ("credential", "key")
         columns = [usage.c[name] for name in names]
-        sums = [func.sum(usage.c[name]).label(name) for name in Counts._fields]
+        sums = [total(usage.c[name]).label(name) for name in Counts._fields]
         query = (
             select(*columns, *sums)
             .where(usage.c.hour >= since)
             .group_by(*columns)
-            .order_by(func.sum(usage.c.requests).desc(), *columns)
+            .order_by(total(usage.c.requests).desc(), *columns)
         )
         with self._database.read() as connection:
             rows = connection.execute(query).mappings().all()

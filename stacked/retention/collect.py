@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from stacked.bases import bases_dir, clear_unfinished
-from stacked.config import RetentionConfig
+from stacked.config import RetentionConfig, StorageConfig
 from stacked.core import Digest
 from stacked.errors import RegistryUnusable
 from stacked.log_files import CATEGORIES, logs_dir, older
 from stacked.registry import Registry, lock_data_dir
+from stacked.registry.places import FILE, database_of, place_of
 from stacked.registry.retention import Sweep, named_in
 from stacked.registry.retry_tokens import LIFETIME
 from stacked.retention.plan import (
@@ -215,10 +216,22 @@ class Collector:
             report.unfinished |= count >= most
 
     def _named_elsewhere(self) -> frozenset[Digest]:
-        """Content named by other registries of this data directory. Raises RegistryUnusable."""
-        own = {each.path for each in self._records}
-        others = (self._data_dir / "deployments").glob("*/registry.sqlite")
-        return frozenset().union(*(named_in(path) for path in others if path not in own))
+        """Content named by other registries of this data directory, or of the same databases.
+
+        Raises RegistryUnusable.
+        """
+        own = {each.path.parent for each in self._records}
+        databases = {database_of(directory) for directory in own}
+        named = [each.registry.retention.named_by_others() for each in self._records]
+        for directory in sorted((self._data_dir / "deployments").glob("*/")):
+            database = database_of(directory)
+            if database not in {None, *databases}:
+                raise RegistryUnusable(
+                    f"the records of {directory} are in {database}, which is not looked at here"
+                )
+            if directory not in own and (directory / FILE).exists():
+                named.append(named_in(directory / FILE))
+        return frozenset().union(*named)
 
     # -- content ------------------------------------------------------------------------------
 
@@ -279,19 +292,20 @@ class Collector:
 
 
 @contextlib.contextmanager
-def locked_records(data_dir: Path) -> Iterator[list[Records]]:
+def locked_records(data_dir: Path, storage: StorageConfig) -> Iterator[list[Records]]:
     """Every registry of a data directory, for a process that serves none.
 
     Raises DataDirInUse where a server has one.
     """
     with contextlib.ExitStack() as opened:
         found = []
-        for path in sorted((data_dir / "deployments").glob("*/registry.sqlite")):
-            opened.enter_context(lock_data_dir(path.parent))
-            registry = opened.enter_context(Registry(path))
-            files = ArtifactFiles(path.parent / "artifacts", registry.artifacts.files())
-            tidy = partial(_tidy, files, registry)
-            found.append(Records(path, registry, tidy))
+        for directory in sorted((data_dir / "deployments").glob("*/")):
+            opened.enter_context(lock_data_dir(directory))
+            url = storage.database_url if database_of(directory) else None
+            registry = opened.enter_context(Registry(place_of(directory, url)))
+            registry.claim()
+            files = ArtifactFiles(directory / "artifacts", registry.artifacts.files())
+            found.append(Records(directory / FILE, registry, partial(_tidy, files, registry)))
         yield found
 
 

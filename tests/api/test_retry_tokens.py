@@ -180,7 +180,7 @@ async def test_a_client_that_gave_up_leaves_its_token_free(double: Double) -> No
 async def test_it_is_replayed_after_a_restart(double: Double) -> None:
     async with double.client() as http:
         first = await create(http)
-    path = double.registry._database.path
+    path = Path(double.registry._database._store._path)
     double.registry.close()
     with Registry(path) as registry:
         later = Double(registry)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from stacked.config import ServerConfig
+from stacked.config import ServerConfig, StorageConfig
 from stacked.core import Adapter, Base, Content, Digest, ModelGroup
 from stacked.deployment.activation import Activation, Slot
 from stacked.deployment.deployments import Deployments
@@ -156,8 +156,9 @@ class _Store:
 class Machine:
     """One server's records and deployments. `again()` is what a restart after a kill finds."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, storage: StorageConfig = StorageConfig()) -> None:  # noqa: B008
         self.directory = directory
+        self.storage = storage
         self._open()
         registry = self.ledger.registry
         registry.models.put(Model(id=BASE, kind="base", digest="sha256:b"))
@@ -168,7 +169,8 @@ class Machine:
 
     def _open(self) -> None:
         store = cast(AdapterStore, _Store())
-        self.ledger = Ledger(self.directory, "tests", store, ModelStore(self.directory / "store"))
+        models = ModelStore(self.directory / "store")
+        self.ledger = Ledger(self.directory, "tests", store, models, self.storage)
         self.registry = self.ledger.registry
         self.starts = FakeStarts(self.ledger)
         self.slot = Slot()

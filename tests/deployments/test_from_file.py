@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from stacked.config import Config, parse
+from stacked.config import Config, StorageConfig, parse
 from stacked.core import ModelGroup
 from stacked.deployment.from_file import read_base, read_group
 from stacked.deployment.ledger import Ledger
@@ -59,7 +59,8 @@ def test_a_file_is_recorded_in_an_empty_registry_and_once(
     tree["server"] = {"foreign_tokens": True}
     group = read(parse(tree, where="x", directory=tmp_path), tmp_path)
     assert group.base is not None
-    ledger = Ledger(tmp_path / "data", "g", AdapterStore(tmp_path), ModelStore(tmp_path / "models"))
+    stores = AdapterStore(tmp_path), ModelStore(tmp_path / "models")
+    ledger = Ledger(tmp_path / "data", "g", *stores, StorageConfig())
     configuration = {"declared": "it"}
     first = ledger.begin(None, group, configuration, group)
     assert (first.state, first.generation) == (DeploymentState.ACTIVE, 1)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from stacked.config import StorageConfig
 from stacked.core import Base, Member, ModelFiles, ModelId
 from stacked.deployment.ledger import Ledger
 from stacked.deployment.model_groups import members_of
@@ -150,9 +151,8 @@ def test_files_that_are_gone_from_the_store_are_named(plane: Plane) -> None:
 
 
 def test_a_ledger_gives_such_a_group_whole(plane: Plane, tmp_path: Path) -> None:
-    ledger = Ledger(
-        tmp_path / "other", "tests", AdapterStore(tmp_path / "store"), plane.catalogue.models
-    )
+    stores = AdapterStore(tmp_path / "store"), plane.catalogue.models
+    ledger = Ledger(tmp_path / "other", "tests", *stores, StorageConfig())
     own, ledger.registry, ledger.artifacts = ledger.registry, plane.registry, plane.files
     try:
         made = group(plane, "HETEROGENEOUS", ONNX, ONNX)

@@ -31,7 +31,7 @@ class Disk:
         self.refused = 0
 
     def watch(self, machine: Machine) -> None:
-        @event.listens_for(machine.registry._database._engine, "begin")
+        @event.listens_for(machine.registry._database._store._engine, "begin")
         def begin(connection: Connection) -> None:
             writes = connection.get_execution_options().get("stacked_begin") == "IMMEDIATE"
             if self.full and writes:

@@ -1,4 +1,4 @@
-"""A registry in a fresh directory."""
+"""A registry in a fresh directory, and in a fresh schema of a PostgreSQL server."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stacked.registry import Registry
+from stacked.registry import Registry, Shared
 
 
 @pytest.fixture
@@ -15,7 +15,15 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "data" / "registry.db"
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def where(request: pytest.FixtureRequest) -> Path | Shared:
+    """A place of a registry that is not there yet, of each kind."""
+    if request.param == "sqlite":
+        return request.getfixturevalue("path")
+    return request.getfixturevalue("postgres").shared()
+
+
 @pytest.fixture
-def registry(path: Path) -> Iterator[Registry]:
-    with Registry(path) as opened:
+def registry(where: Path | Shared) -> Iterator[Registry]:
+    with Registry(where) as opened:
         yield opened

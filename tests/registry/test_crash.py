@@ -16,6 +16,7 @@ from stacked.registry import (
     Query,
     Recovered,
     Registry,
+    Shared,
     WorkStatus,
 )
 from tests.registry.samples import adapter, deployed, stocked
@@ -27,8 +28,9 @@ ROOT = Path(__file__).parents[2]
 class Writers:
     """The program that forks a writer at a time."""
 
-    def __init__(self, path: Path, deployment: str) -> None:
-        command = [sys.executable, "-m", "tests.registry.writers", str(path), deployment]
+    def __init__(self, where: Path | Shared, deployment: str) -> None:
+        place = [str(where)] if isinstance(where, Path) else [where.url, where.schema]
+        command = [sys.executable, "-m", "tests.registry.writers", deployment, *place]
         self.program = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
         )
@@ -61,17 +63,17 @@ class Writers:
         self.program.communicate()
 
 
-def test_killed_writer_leaves_consistent_records_and_loses_no_commit(path: Path) -> None:
-    with Registry(path) as registry:
+def test_killed_writer_leaves_consistent_records_and_loses_no_commit(where: Path | Shared) -> None:
+    with Registry(where) as registry:
         stocked(registry, 8)
         deployment = deployed(registry).id
-    writers = Writers(path, deployment)
+    writers = Writers(where, deployment)
     chance = random.Random(7)
     committed, interrupted, past_commit = 0, 0, 0
     try:
         for at in range(ROUNDS):
             reported = writers.run_and_kill(at % 4, chance.uniform(0.0, 0.04))
-            with Registry(path) as registry:
+            with Registry(where) as registry:
                 committed = check_served(registry, deployment, max(committed, reported))
                 recovered = registry.recover()
                 check_settled(registry, deployment, committed)

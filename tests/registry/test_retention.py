@@ -22,6 +22,7 @@ from stacked.registry import (
     new_id,
 )
 from stacked.registry.retention import named_in
+from tests.postgres import Postgres
 from tests.registry.samples import adapter, base, deployed, group, started, stocked
 
 TAGS = {"freeform": VERSIONED}
@@ -198,13 +199,27 @@ def test_a_deleted_model_stays_while_its_content_must_go_first(registry: Registr
     assert forget(registry) == ["models"]
 
 
-def test_another_process_reads_what_is_named_without_writing(
-    registry: Registry, path: Path, tmp_path: Path
-) -> None:
-    stocked(registry, 2)
+def test_another_process_reads_what_is_named_without_writing(path: Path, tmp_path: Path) -> None:
+    with Registry(path) as registry:
+        stocked(registry, 2)
     assert named_in(path) == {base().digest, adapter(0).digest, adapter(1).digest}
     (tmp_path / "other").write_text("no database")
     for other in ("other", "absent"):
         with pytest.raises(RegistryUnusable):
             named_in(tmp_path / other)
     assert not (tmp_path / "absent").exists()
+
+
+def test_registries_of_one_database_read_what_the_others_name(postgres: Postgres) -> None:
+    with Registry(postgres.shared()) as one, Registry(postgres.shared()) as other:
+        one.models.put(base())
+        rare = adapter(0xF00D)
+        other.models.put_all([base(), rare])
+        assert rare.digest in one.retention.named_by_others()
+        assert rare.digest not in other.retention.named_by_others()
+
+
+def test_registry_in_a_file_is_alone(path: Path) -> None:
+    with Registry(path) as registry:
+        stocked(registry)
+        assert registry.retention.named_by_others() == frozenset()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stacked.registry import Registry, retry_tokens
+from stacked.registry import Registry, Shared, retry_tokens
 from stacked.registry.retry_tokens import FirstCall, RetryToken, StoredAnswer
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
@@ -36,12 +36,12 @@ def test_principal_operation_and_token_make_a_call(registry: Registry, other: Re
     assert registry.retry_tokens.begin(other, "p", NOW) is None
 
 
-def test_it_is_there_after_a_restart(path: Path) -> None:
-    with Registry(path) as registry:
+def test_it_is_there_after_a_restart(where: Path | Shared) -> None:
+    with Registry(where) as registry:
         registry.retry_tokens.begin(TOKEN, "p", NOW)
         registry.retry_tokens.finish(TOKEN, "q", ANSWER)
         registry.retry_tokens.begin(RetryToken("alice", "POST /x", "cut off"), "p", NOW)
-    with Registry(path) as registry:
+    with Registry(where) as registry:
         assert registry.retry_tokens.begin(TOKEN, "p", NOW) == FirstCall("q", ANSWER)
         cut = registry.retry_tokens.begin(RetryToken("alice", "POST /x", "cut off"), "p", NOW)
         assert cut == FirstCall("p", None)

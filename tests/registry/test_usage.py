@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stacked.registry import Registry
+from stacked.registry import Registry, Shared
 from stacked.registry import usage as module
 from stacked.registry.usage import Counts, Used, hour_of
 
@@ -17,10 +17,10 @@ ONE = Counts(1, 0, 10, 5)
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 
 
-def test_counts_of_an_hour_are_added_up_and_survive_a_restart(path: Path) -> None:
-    with Registry(path) as registry:
+def test_counts_of_an_hour_are_added_up_and_survive_a_restart(where: Path | Shared) -> None:
+    with Registry(where) as registry:
         registry.usage.add({("alice", "sql"): ONE}, NOW)
-    with Registry(path) as registry:
+    with Registry(where) as registry:
         registry.usage.add({("alice", "sql"): Counts(2, 1), ("bob", "sql"): ONE}, NOW)
         assert registry.usage.totals(LONG_AGO) == [
             Used("alice", "sql", Counts(3, 1, 10, 5)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from sqlalchemy import delete
 
 from stacked.errors import RecordAbsent, RecordConflict
 from stacked.registry import (
@@ -20,6 +21,7 @@ from stacked.registry import (
     VersionHistory,
     new_id,
 )
+from stacked.registry.schema import groups
 from tests.registry.samples import (
     adapter,
     group,
@@ -117,7 +119,7 @@ def test_version_of_a_group_that_is_gone_is_not_given_again(registry: Registry) 
         registry.groups.set_state(two.id, state)
     assert registry.histories.get(line.id).latest_group_id == one.id
     with registry._database.write() as connection:
-        connection.exec_driver_sql("DELETE FROM model_groups WHERE id = ?", (two.id,))
+        connection.execute(delete(groups).where(groups.c.id == two.id))
     assert registry.groups.create(group(1, version_history_id=line.id)).version == 3
 
 

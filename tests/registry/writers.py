@@ -9,16 +9,16 @@ import os
 import sys
 from pathlib import Path
 
-from stacked.registry import DeployedMember, DeploymentState, MemberState, Registry
+from stacked.registry import DeployedMember, DeploymentState, MemberState, Registry, Shared
 from tests.registry.samples import group, started
 
 
-def main(path: Path, deployment_id: str) -> None:
+def main(deployment_id: str, where: Path | Shared) -> None:
     """Answers each line by `pid <n>`, the child's generations, and `dead` when it was reaped."""
     for _ in sys.stdin:
         pid = os.fork()
         if pid == 0:
-            update_forever(path, deployment_id)
+            update_forever(where, deployment_id)
         say(f"pid {pid}")
         os.waitpid(pid, 0)
         say("dead")
@@ -28,12 +28,12 @@ def say(line: str) -> None:
     os.write(1, f"{line}\n".encode())
 
 
-def update_forever(path: Path, deployment_id: str) -> None:
+def update_forever(where: Path | Shared, deployment_id: str) -> None:
     """LIVE updates without end, telling each committed generation.
 
     Generation n serves a group named `n` of adapters n % 7 and n % 7 + 1.
     """
-    with Registry(path) as registry:
+    with Registry(where) as registry:
         registry.recover()
         while True:
             generation = registry.deployments.get(deployment_id).generation + 1
@@ -57,4 +57,4 @@ def update_forever(path: Path, deployment_id: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(sys.argv[1], Shared(*sys.argv[2:]) if sys.argv[3:] else Path(sys.argv[2]))

@@ -22,8 +22,10 @@ from stacked.registry import (
     GroupRecord,
     Model,
     Registry,
+    Shared,
     new_id,
 )
+from stacked.registry.places import note_database
 from stacked.retention.collect import Collector, Records, Report
 from stacked.store import AdapterStore, BaseModules
 from tests.api.control.plane import BASE, DEPLOYMENT, stock
@@ -36,16 +38,20 @@ SETTINGS = RetentionConfig(group_versions=3, deleted_records=timedelta(0))
 class Ground:
     """`in_use` is what an engine would need now."""
 
-    def __init__(self, data_dir: Path, name: str = "demo") -> None:
+    def __init__(
+        self, data_dir: Path, name: str = "demo", place: Path | Shared | None = None
+    ) -> None:
         self.data_dir = data_dir
         self.sources = data_dir / "sources"
         directory = data_dir / "deployments" / name
         self.path = directory / "registry.sqlite"
-        self.registry = Registry(self.path)
+        self.registry = Registry(place or self.path)
         self.store = AdapterStore(data_dir / "store")
         self.catalogue = Catalogue(
             self.registry, self.store, directory / "artifacts", roots=[str(self.sources)]
         )
+        if place is not None:
+            note_database(directory, place)
         self.in_use: frozenset[str] = frozenset()
 
     def stock(self) -> None:

