@@ -9,16 +9,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from stacked import metrics, tracing
-from stacked.config import Design
+from stacked.config import Design, UnitKind
 from stacked.core import Base, Content, Digest, Handle, Member, short
 from stacked.errors import KeyInUse, StackedError, UpdateFailed, UpdateInProgress
 from stacked.groups.leases import Lease, Leases
-from stacked.groups.routing import NO_DESIGN, Route, Routing
+from stacked.groups.routing import NO_DESIGN, Route, Routing, UnitOf
 from stacked.groups.swap import SwapPlan, plan_swap
 from stacked.loader import Count, GroupEngine, Loader, is_the_engines
 from stacked.steps import Phase
@@ -69,6 +69,9 @@ class SwapReport:
             f"generation {self.generation}: {len(self.loaded)} loaded, {len(self.dropped)} "
             f"dropped, {self.ended} requests ended at the deadline"
         )
+
+
+def _no_unit(kind: UnitKind) -> None: ...
 
 
 class Live(Generic[H]):
@@ -143,13 +146,18 @@ class Live(Generic[H]):
         names: Mapping[str, str],
         end: Callable[..., object] | None = None,
         keys: frozenset[str] | None = None,
+        unit: UnitOf = _no_unit,
     ) -> Admitted[H]:
         """Resolve the names of a request (place -> key or model id) and lease what they mean.
 
         `end` is called when the drain deadline has passed and the request still runs; `keys` is
-        what its caller may use, None: all. Raises KeyUnknown, KeyConflict.
+        what its caller may use, None: all; `unit` is called if the name is an experiment's. Raises
+        KeyUnknown, KeyConflict.
         """
-        route = self.routing.seen_by(keys).resolve_all(names)
+        routing = self.routing.seen_by(keys)
+        route = routing.resolve_all(names)
+        if route.exposure is not None:
+            route = routing.arms[route.exposure.experiment].draw(unit)
         # A route's adapter is what must outlive the request; the base always does.
         return Admitted(route, self.leases.take(route.handle, end))
 
@@ -285,7 +293,7 @@ class Live(Generic[H]):
         await self._loader.let_go(self._loader.stuck)
         staged: dict[Digest, H] = {}
         try:
-            async with self._engine.undisturbed():
+            async with self._engine.undisturbed() if plan.load else nullcontext():
                 await self._bring(plan.load, staged, clock)
             after = _table(base, members, design, before, staged)
             clock.enter(Phase.COMMIT, f"generation {after.generation}")
@@ -362,7 +370,7 @@ def _table(
 ) -> Routing[H]:
     wanted = {member.content.digest for member in members}
     handles = {digest: h for digest, h in before.handles.items() if digest in wanted} | {**staged}
-    draining = before.draining | _names(before.members)
+    draining = before.draining | _names(before.members) | before.design.keys
     if before.base is not None:
         draining |= {before.base.key}
     return Routing.of(base, members, handles, before.generation + 1, draining, design=design)

@@ -337,7 +337,9 @@ class Service:
         active, there = self._slot.active, await self.resident()
         if active is not None and there is not None:
             routing = active.serving.live.routing
-            routes = {route.labels: route.handle for route in routing if route.handle}
+            arms = (route for each in routing.arms.values() for route in each.routes.values())
+            served = (*(route for route in routing if route.exposure is None), *arms)
+            routes = {route.labels: route.handle for route in served if route.handle}
             numbers = {labels: handle.number for labels, handle in routes.items()}
             metrics.resident(
                 {each: (n in there.host, n in there.slots) for each, n in numbers.items()}

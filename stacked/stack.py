@@ -71,17 +71,20 @@ class Stack:
         self,
         key: str | None,
         prompts: str | Sequence[str | Sequence[int]],
+        *,
+        unit: str | None = None,
         **sampling: Any,
     ) -> list[Answer]:
         """Complete each prompt (text or token ids) on the model of `key` (None: the base).
 
-        `sampling` are vLLM's SamplingParams: `max_tokens`, `temperature`, `stop` and so on. Raises
-        KeyUnknown, ParameterInvalid, EngineDead.
+        `unit` is what gets an arm if the key is an experiment's. `sampling` are vLLM's
+        SamplingParams: `max_tokens`, `temperature`, `stop` and so on. Raises KeyUnknown,
+        ParameterInvalid, EngineDead.
         """
         given = [prompts] if isinstance(prompts, str) else list(prompts)
         with _ended():
             serving = self.service.vllm
-        route, lease = serving.live.admit(_named(key))
+        route, lease = serving.live.admit(_named(key), unit=lambda kind: unit)
         with lease, _ended():
             outputs = await serving.engine.generate(
                 given,
@@ -102,12 +105,17 @@ class Stack:
         ]
 
     async def stream(
-        self, key: str | None, prompt: str | Sequence[int], **sampling: Any
+        self,
+        key: str | None,
+        prompt: str | Sequence[int],
+        *,
+        unit: str | None = None,
+        **sampling: Any,
     ) -> AsyncIterator[str]:
         """Like `generate` for one prompt, yielding each new piece of text."""
         with _ended():
             serving = self.service.vllm
-        route, lease = serving.live.admit(_named(key))
+        route, lease = serving.live.admit(_named(key), unit=lambda kind: unit)
         with lease, _ended():
             sent = 0
             async for output in serving.engine.stream(
@@ -124,7 +132,7 @@ class Stack:
     def chat_prompt(self, messages: Sequence[dict[str, Any]], key: str | None = None) -> str:
         """The prompt text that the chat template of `key` (None: the base) makes of messages.
 
-        Raises KeyUnknown, ChatTemplateInvalid.
+        Of an experiment's key, it is that of its first arm. Raises KeyUnknown, ChatTemplateInvalid.
         """
         serving = self.service.vllm
         route = serving.live.routing.resolve_all(_named(key))

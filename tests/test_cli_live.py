@@ -253,6 +253,31 @@ def test_update_registers_shows_the_difference_and_follows(plane: Plane, tmp_pat
     assert change["modelGroupConfigurationDetails"] == {"modelGroupId": made["id"]}
 
 
+def test_an_update_shows_what_becomes_of_experiments(plane: Plane, tmp_path: Path) -> None:
+    def tried(a: int, b: int) -> dict[str, Any]:
+        return {"key": "x", "arms": [{"key": "a", "weight": a}, {"key": "b", "weight": b}]}
+
+    plane.serve({"one": "a", "two": "b"})
+    text = json.dumps([tried(50, 50), {**tried(1, 1), "key": "gone"}])
+    details = plane.groups[0]["modelGroupDetails"]
+    details["customMetadataList"] = [{"key": "stacked.experiments", "value": text}]
+    path = Path(config(tmp_path, [member("one", "a"), member("other", "b")]))
+    tree = yaml.safe_load(path.read_text())
+    tree["group"]["experiments"] = [tried(60, 40), {**tried(1, 1), "key": "new"}]
+    path.write_text(yaml.safe_dump(tree))
+    done = run("update", "--live", str(path), "--url", plane.url)
+    assert done.returncode == 0, done.stderr
+    assert [" ".join(line.split()) for line in done.stdout.splitlines()] == [
+        "~ x weights 50/50 → 60/40",
+        "~ x phase a new one: arm b has other content",
+        "+ new added experiment of a 1, b 1",
+        "- gone removed experiment of a 1, b 1",
+        "~ b changed two → other",
+    ]
+    (item,) = plane.groups[-1]["modelGroupDetails"]["customMetadataList"]
+    assert json.loads(item["value"])[0]["arms"][1] == {"key": "b", "weight": 40.0}
+
+
 def test_update_to_what_is_served_changes_nothing(plane: Plane, tmp_path: Path) -> None:
     plane.serve({"sql1": "sql"})
     done = run("update", "--live", config(tmp_path, [member("sql1", "sql")]), "--url", plane.url)
@@ -514,6 +539,13 @@ def test_an_engine_that_does_not_serve_is_shown_and_not_updated(
     assert refused.returncode == 1
     assert "NotReady" in refused.stderr
     assert "it died" in refused.stderr
+
+
+def test_status_shows_experiments(plane: Plane) -> None:
+    arms = [{"key": "a", "share": 0.6, "digest": "d"}, {"key": "b", "share": 0.4, "digest": None}]
+    plane.serve({}, experiments=[{"key": "sql", "unit": "user", "phase": "1f", "arms": arms}])
+    lines = [line.split() for line in run("status", "--url", plane.url).stdout.splitlines()]
+    assert ["sql", "user", "1f", "a", "60%,", "b", "40%"] in lines
 
 
 def test_status_as_json_is_what_the_server_said(plane: Plane) -> None:

@@ -32,6 +32,8 @@ def test_the_demo_file_is_valid_and_its_paths_are_absolute() -> None:
     shared = load(root / "configs" / "shared.yaml").server
     assert shared.auth.bearer
     assert isinstance(shared.metrics, Listener)
+    (experiment,) = load(root / "configs" / "experiment.yaml").group.experiments
+    assert (experiment.key, str(experiment)) == ("sql", "50/50")
     config = load(root / "configs" / "demo.yaml")
     sources = {member.key: member.source for member in config.group.members}
     assert config.base.model == "smollm2-135m-instruct"

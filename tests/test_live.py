@@ -15,6 +15,7 @@ import pytest
 
 from stacked import live as live_module
 from stacked import loader
+from stacked.config import ArmConfig, Design, ExperimentConfig
 from stacked.core import Content, Digest, Member
 from stacked.engine.loaded import Loaded, Resident
 from stacked.errors import (
@@ -182,6 +183,32 @@ async def test_renamed_key_loads_nothing_and_keeps_its_handle(engine: FakeEngine
     await live.update(BASE, (member("new", 1),), Notes())
     assert "stage" not in engine.calls
     assert live.routing.resolve("new").handle is handle
+
+
+async def test_another_split_of_an_experiment_asks_the_engine_nothing(engine: FakeEngine) -> None:
+    members = (member("a", 1), member("b", 2))
+    live = await serving(engine, *members)
+    for weights in ((50, 50), (60, 40)):
+        arms = tuple(ArmConfig(key=key, weight=w) for key, w in zip("ab", weights, strict=True))
+        design = Design(experiments=(ExperimentConfig(key="sql", arms=arms),))
+        engine.calls.clear()
+        notes = Notes()
+        report = await live.update(BASE, members, notes, design)
+        assert set(engine.calls) <= {"verify"}
+        assert (report.loaded, report.dropped) == ((), ())
+        assert live.routing.arms["sql"].split.shares == {
+            "a": weights[0] / 100,
+            "b": weights[1] / 100,
+        }
+    lease = live.admit({"body": "sql"}, unit=lambda kind: "u").lease
+    ended = asyncio.create_task(live.update(BASE, (), Notes()))
+    await until_async(lambda: live.routing.generation == 4)
+    with pytest.raises(KeyRemoved):
+        live.admit({"body": "sql"})
+    lease.release()
+    await ended
+    with pytest.raises(KeyUnknown):
+        live.admit({"body": "sql"})
 
 
 async def test_renamed_base_loads_nothing_and_its_old_key_drains(engine: FakeEngine) -> None:

@@ -20,7 +20,7 @@ import pytest
 from stacked.api.gateway import Gateway
 from stacked.api.routes import create_routes
 from stacked.callers import Caller
-from stacked.config import ControlConfig, ModelsConfig, ServerConfig
+from stacked.config import ControlConfig, Design, ModelsConfig, ServerConfig
 from stacked.core import Member, ModelFiles, ModelGroup, model_id_of
 from stacked.deployment.activation import Active
 from stacked.errors import CanaryFailed, EngineLoadFailed
@@ -223,6 +223,45 @@ async def test_group_is_replaced_live_under_requests(
         [7.0, 14.0, 21.0],
     ]
     assert values(await two.predict(None, "new", **ROW)) == [3.0, 6.0, 9.0]
+
+
+async def test_an_experiments_key_answers_by_the_units_arm_everywhere(two: Served) -> None:
+    live, text = two.serving.live, [{"key": "größe", "arms": [{"key": "two/x"}, {"key": "three"}]}]
+    design = Design.of({"stacked.experiments": json.dumps(text)})
+    await live.update(None, live.routing.members, Notes(), design)
+    arms = live.routing.arms["größe"]
+    for unit in map(str, range(8)):
+        named = {"model-key": "gr%C3%B6%C3%9Fe", "experiment-unit": unit}
+        arm = arms.split.arm(unit)
+        for path in ("/predict", "/models/größe/predict", "/v2/models/größe/infer"):
+            answer = await two.http.post(path, headers=named, **ROW)
+            assert values(answer)[0] == {"two/x": 2.0, "three": 3.0}[arm]
+            assert answer.headers["model-arm"] == arm
+            assert answer.headers["model-experiment"] == "gr%C3%B6%C3%9Fe"
+            assert answer.headers["model-key"] == "gr%C3%B6%C3%9Fe"
+            assert answer.headers["model-digest"] == live.routing.resolve(arm).digest
+    alone = await two.predict(None, "three", **ROW)
+    assert "model-arm" not in alone.headers
+    listed = (await two.http.get("/v2/models")).json()["models"]
+    assert listed == ["two/x", "three", "größe"]
+    assert (await two.http.get("/models/größe/health")).json()["model"] == "größe"
+    both = {"model-key": "gr%C3%B6%C3%9Fe", "model-ocid": live.routing.members[0].model_id}
+    conflict = await two.http.post("/predict", headers=both, **ROW)
+    assert conflict.json()["code"] == "KeyConflict"
+    taken = await two.http.delete("/models/größe")
+    assert (taken.status_code, taken.json()["code"]) == (409, "KeyInUse")
+    await two.http.delete("/models/three")
+    for unit in map(str, range(8)):
+        headers = {"model-key": "gr%C3%B6%C3%9Fe", "experiment-unit": unit}
+        answer = await two.http.post("/predict", headers=headers, **ROW)
+        assert answer.headers["model-arm"] == "two/x"
+    held = ByName({"me": Caller("me", keys=frozenset({"größe"}))})
+    async with client_of(two.service, held) as http:
+        http.headers["who"] = "me"
+        assert (await http.get("/v2/models")).json() == {"models": ["größe"]}
+        assert values(await http.post("/v2/models/größe/infer", **ROW))[0] == 2.0
+        hidden = await http.post("/v2/models/two%2Fx/infer", **ROW)
+        assert (hidden.status_code, "GET /v2/models" in hidden.text) == (404, True)
 
 
 async def test_model_is_removed_and_served_again_by_its_key(two: Served) -> None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from stacked.config import ServerConfig
+from stacked.config import Design, ServerConfig
 from stacked.core import Adapter, Base, Digest, Member, ModelGroup, ModelId, model_id_of
 from stacked.engine.adaptable import Asking
 from stacked.engine.calls import Calls
@@ -339,6 +340,26 @@ async def test_what_an_earlier_version_stored_is_checked_before_an_engine_reads_
     with pytest.raises(UpdateFailed, match="magnitude"):
         await made.live.update(BASE, (large,), Journal())
     await made.close()
+
+
+async def test_a_start_in_its_place_has_the_experiments_of_the_last_update(
+    tmp_path: Path, known: Known, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def design(*weights: float) -> Design:
+        arms = [{"key": key, "weight": w} for key, w in zip(("one", "base"), weights, strict=True)]
+        return Design.of({"stacked.experiments": json.dumps([{"key": "sql", "arms": arms}])})
+
+    group = group_of(tmp_path, "one")
+    group = replace(group, metadata={"mine": "x", **design(1, 1).as_metadata()})
+    made = await started(group, Warm(), known, monkeypatch)
+    assert made.live.routing.design == design(1, 1)
+    await made.live.update(BASE, group.members, Journal(), design(3, 1))
+    prepared, stands = made.again({})
+    again = await VllmServing.start(prepared, stands, ServerConfig(), Silent())
+    assert again.live.routing.design == design(3, 1)
+    assert [row.name for row in again._rows()] == ["base", "one", "sql"]
+    for each in (made, again):
+        await each.close()
 
 
 class Journal:

@@ -17,6 +17,7 @@ _PIECES = {
         "tests/api/test_bearer_server.py",
         "tests/api/test_chat_templates.py",
         "tests/api/test_errors.py",
+        "tests/api/test_experiments.py",
         "tests/api/test_fairness.py",
         "tests/api/test_formats.py",
         "tests/api/test_live_update.py",

@@ -142,6 +142,8 @@ class Access:
                 "prompt_tokens": self.prompt_tokens,
                 "generated_tokens": self.generated_tokens,
             }
+            if route.exposure is not None:
+                fields |= {"arm": route.exposure.arm, "phase": route.exposure.phase}
         return {name: value for name, value in fields.items() if value is not None}
 
 

@@ -231,7 +231,12 @@ def _route_headers(route: Route[Any]) -> dict[str, str]:
         "model-digest": route.digest or "base",
         "model-generation": str(route.generation),
     }
-    return headers | ({"model-key": header_form(route.key)} if route.key else {})
+    if route.key:
+        headers["model-key"] = header_form(route.key)
+    if route.exposure is not None:
+        headers["model-experiment"] = header_form(route.exposure.experiment)
+        headers["model-arm"] = header_form(route.exposure.arm)
+    return headers
 
 
 def _without(headers: list[tuple[bytes, bytes]], *names: bytes) -> list[tuple[bytes, bytes]]:

@@ -207,6 +207,7 @@ REQUEST_ID = _header("opc-request-id", "Echoed in the answer and in every log li
 _ROUTING = (
     _header("model-key", "The inference key of the model; or in the body's `model`"),
     _header("model-ocid", "The id of the model, instead of a key"),
+    _header("experiment-unit", "Who gets an arm, where the key is an experiment's on this header"),
 )
 _STREAMING = _header("enable-streaming", "`true` asks for a stream")
 _ROUTE = _header("route", "The endpoint that `/predict` means, such as `/v1/chat/completions`")

@@ -16,7 +16,7 @@ from stacked.core import VERSIONED
 
 if TYPE_CHECKING:
     from stacked.client import Client, Entry
-    from stacked.config import Config, ControlConfig
+    from stacked.config import Config, ControlConfig, Design
     from stacked.terminal import Terminal
 
 
@@ -60,7 +60,7 @@ def rollback(url: Url = None) -> None:
             fail("NoPreviousGroup", "no group was served before this one; see: stacked groups")
         _check_idle(status)
         served, previous = client.group(status["groupId"]), client.group(status["previousGroupId"])
-        _show_changes(entries_of(served), entries_of(previous))
+        _show_changes(entries_of(served), entries_of(previous), _design(served), _design(previous))
         done = _go_live(client, progress, status, previous, entries_of(previous))
     raise typer.Exit(0 if done else 1)
 
@@ -112,7 +112,7 @@ def _update(client: Client, tree: ControlConfig, progress: Terminal) -> bool:
     if same and coming == bases and metadata_of(details) == tree.group.recorded_metadata:
         progress.finish(f"Nothing to change: group {served['displayName']!r} is served")
         return True
-    _show_changes([*bases, *live], [*coming, *wanted])
+    _show_changes([*bases, *live], [*coming, *wanted], _design(served), tree.group)
     group = _create_group(client, tree, [*coming, *wanted], served)
     return _go_live(client, progress, status, group, wanted)
 
@@ -182,23 +182,34 @@ def _create_group(
     )
 
 
-def _show_changes(before: Sequence[Entry], after: Sequence[Entry]) -> None:
+def _design(group: dict[str, Any]) -> Design:
+    """What a recorded group declares."""
+    from stacked.client import metadata_of
+    from stacked.config import Design
+
+    return Design.of(metadata_of(group["modelGroupDetails"]))
+
+
+def _show_changes(
+    before: Sequence[Entry], after: Sequence[Entry], was: Design, now: Design
+) -> None:
     """What callers will notice of each key, a line each, on standard output."""
+    from stacked.experiments.changes import changes
     from stacked.groups.swap import diff
     from stacked.terminal import out, table
 
-    changes = diff(_members(before), _members(after))
-    if not changes:
-        out.print("every key keeps its adapter; ids, shares or metadata differ")
-        return
-    marks = {"added": "[green]+[/]", "removed": "[red]-[/]", "changed": "[yellow]~[/]"}
-    rows = []
-    for each in changes:
-        was = f"was {each.before_label}" if each.before_label else ""
+    old, new = ({each.label: each.content for each in group} for group in (before, after))
+    rows = [list(each) for each in changes(was, now, old, new)]
+    marks = {"added": "[green]+[/]", "removed": "[red]-[/]", "renamed": "[cyan]→[/]"}
+    for each in diff(_members(before), _members(after)):
+        detail = f"was {each.before_label}" if each.before_label else ""
         if each.kind == "changed":
-            was = f"{brief(each.before)} → {brief(each.after)}"
-        rows.append([each.label, each.kind, was or brief(each.after or each.before)])
-    out.print(table(None, rows, [marks.get(each.kind, "[cyan]→[/]") for each in changes]))
+            detail = f"{brief(each.before)} → {brief(each.after)}"
+        rows.append([each.label, each.kind, detail or brief(each.after or each.before)])
+    if rows:
+        out.print(table(None, rows, [marks.get(row[1], "[yellow]~[/]") for row in rows]))
+    else:
+        out.print("every key keeps its adapter; ids, shares or metadata differ")
 
 
 def _members(entries: Sequence[Entry]) -> list[Any]:

@@ -124,4 +124,16 @@ def _picture(status: dict[str, Any]) -> Group:
         for each in status["models"]
     ]
     lines = table(None, [[name, value] for name, value in facts.items() if value])
-    return Group(lines, "", table(header, [[each.get(name) for name in fields] for each in models]))
+    parts: list[Any] = [
+        lines,
+        "",
+        table(header, [[each.get(name) for name in fields] for each in models]),
+    ]
+    if tried := status.get("experiments"):
+        rows = [[each["key"], each["unit"], each["phase"], _shares(each)] for each in tried]
+        parts += ["", table(["experiment", "unit", "phase", "arms"], rows)]
+    return Group(*parts)
+
+
+def _shares(experiment: dict[str, Any]) -> str:
+    return ", ".join(f"{arm['key']} {arm['share']:.0%}" for arm in experiment["arms"])

@@ -1,7 +1,13 @@
 """One YAML file as one frozen, validated tree; unknown keys are refused with their location."""
 
 from stacked.config.auth import AuthConfig, OciAuth, is_loopback
-from stacked.config.experiments import ArmConfig, Design, ExperimentConfig, ShadowConfig
+from stacked.config.experiments import (
+    ArmConfig,
+    Design,
+    ExperimentConfig,
+    ShadowConfig,
+    UnitKind,
+)
 from stacked.config.fairness import FairnessConfig
 from stacked.config.fields import Duration, Key, Ocid
 from stacked.config.group import BaseConfig, GroupConfig, MemberConfig
@@ -50,6 +56,7 @@ __all__ = [
     "StorageConfig",
     "SupervisionConfig",
     "TlsConfig",
+    "UnitKind",
     "UnknownParameters",
     "is_loopback",
     "load",

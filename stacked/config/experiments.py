@@ -7,15 +7,19 @@ each as JSON in its metadata, where OCI's clients can write them too.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from stacked.config.fields import Frozen, Key
 from stacked.errors import GroupInvalid
 
 MAX_ARMS = 20
+# Each is made anew between two requests whenever the routing table changes.
+MAX_EXPERIMENTS = 50
+
+UnitKind = Literal["header", "user", "credential"]
 
 # Before the name of the field, in the metadata of a group's record.
 _PREFIX = "stacked."
@@ -33,10 +37,23 @@ class ExperimentConfig(Frozen):
 
     key: Key
     arms: tuple[ArmConfig, ...] = Field(min_length=1, max_length=MAX_ARMS)
-    unit: Literal["header", "user", "credential"] = "header"
+    unit: UnitKind = "header"
     """What gets an arm: the header `experiment-unit`, the body's `user`, or the caller."""
     salt: str = Field(default="", max_length=255)
     """Another salt assigns the units anew. Empty: the experiment's key."""
+
+    @model_validator(mode="after")
+    def _arms_differ(self) -> Self:
+        keys = [arm.key for arm in self.arms]
+        if twice := {key for key in keys if keys.count(key) > 1}:
+            raise ValueError(f"arm {min(twice)!r} is there twice")
+        if not any(arm.weight for arm in self.arms):
+            raise ValueError("every arm has weight 0; give one of them more")
+        return self
+
+    def __str__(self) -> str:
+        """The weights as people write them: `50/50`."""
+        return "/".join(f"{arm.weight:g}" for arm in self.arms)
 
 
 class ShadowConfig(Frozen):
@@ -50,8 +67,17 @@ class ShadowConfig(Frozen):
 class Design(Frozen):
     """All that a group declares of this kind."""
 
-    experiments: tuple[ExperimentConfig, ...] = ()
+    experiments: tuple[ExperimentConfig, ...] = Field(default=(), max_length=MAX_EXPERIMENTS)
     shadow: tuple[ShadowConfig, ...] = ()
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """The keys of its experiments."""
+        return frozenset(one.key for one in self.experiments)
+
+    def seen_by(self, keys: Collection[str]) -> Design:
+        """What it is for a caller who may use these keys: an experiment's own is enough."""
+        return Design(experiments=tuple(one for one in self.experiments if one.key in keys))
 
     @classmethod
     def of(cls, metadata: Mapping[str, str]) -> Self:
@@ -69,6 +95,33 @@ class Design(Frozen):
             first = error.errors(include_url=False)[0]
             place = ".".join(str(part) for part in first["loc"])
             raise GroupInvalid(f"metadata {_PREFIX}{place}: {first['msg']}") from error
+
+    def check(
+        self, keys: Collection[str | None], kind: str, place: str = f"metadata {_PREFIX}"
+    ) -> Self:
+        """Itself if it fits a group of a kind with these keys, the base's included.
+
+        `place` is where it stands, before the name of a field. Raises GroupInvalid.
+        """
+        known = set(keys)
+        for at, one in enumerate(self.experiments):
+            where = f"{place}experiments.{at}"
+            if one.unit == "user" and kind != "STACKED":
+                raise GroupInvalid(
+                    f"{where}.unit: user stands in a body, which a {kind} group's models alone "
+                    "read; use header or credential"
+                )
+            if one.key in known:
+                raise GroupInvalid(
+                    f"{where}.key: {one.key!r} is another model's key; use a new one"
+                )
+            for number, arm in enumerate(one.arms):
+                if arm.key not in keys:
+                    raise GroupInvalid(
+                        f"{where}.arms.{number}.key: no model of the group has key {arm.key!r}"
+                    )
+            known.add(one.key)
+        return self
 
     def as_metadata(self) -> dict[str, str]:
         """The entries of a group's metadata that `of` reads: JSON by name."""

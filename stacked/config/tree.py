@@ -13,6 +13,7 @@ from stacked.config.retention import RetentionConfig
 from stacked.config.server import ServerConfig
 from stacked.config.storage import StorageConfig
 from stacked.config.supervision import SupervisionConfig
+from stacked.errors import GroupInvalid
 
 
 class ControlConfig(Frozen):
@@ -30,7 +31,7 @@ class ControlConfig(Frozen):
     supervision: SupervisionConfig = SupervisionConfig()
 
     @model_validator(mode="after")
-    def _members_have_a_base(self) -> ControlConfig:
+    def _group_is_whole(self) -> ControlConfig:
         alone, has_base = self.group.kind != "STACKED", isinstance(self, Config)
         if alone and has_base:
             raise ValueError(f"a {self.group.kind} group has no base; leave base or group.kind out")
@@ -39,6 +40,12 @@ class ControlConfig(Frozen):
                 "group.members needs a base; set base.model, leave the members out, or set "
                 "group.kind: HETEROGENEOUS for models that need none"
             )
+        keys = [member.key for member in self.group.members]
+        try:
+            base = [self.base.key] if isinstance(self, Config) else []
+            self.group.check([*keys, *base], self.group.kind, "group.")
+        except GroupInvalid as error:
+            raise ValueError(str(error)) from error
         return self
 
 

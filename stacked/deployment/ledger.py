@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from stacked.config import MemberConfig, StorageConfig
+from stacked.config import Design, MemberConfig, StorageConfig
 from stacked.core import (
     VERSIONED,
     Adapter,
@@ -296,8 +296,8 @@ class Ledger:
     def wanted(self, group_id: str, base: Base | None) -> ModelGroup:
         """A recorded group with what its members are; it may call its base by another key.
 
-        Raises RecordAbsent, AdapterAbsent, UpdateNotLive where its base is another; for a group
-        without one see `model_groups.members_of`.
+        Raises RecordAbsent, AdapterAbsent, GroupInvalid, UpdateNotLive where its base is another;
+        for a group without one see `model_groups.members_of`.
         """
         record = self.registry.groups.get(group_id)
         served = base.model_id if base else None
@@ -306,10 +306,14 @@ class Ledger:
                 f"group {group_id} is of base {record.base_model_id}, and {served} is "
                 "served; another base needs a restart"
             )
-        metadata = {str(item.get("key")): str(item.get("value")) for item in record.custom_metadata}
+        own = (base.key, base.model_id) if base else ("", "")
+        keys = {
+            each.key or (own[0] if each.model_id == own[1] else None) for each in record.members
+        }
+        Design.of(record.metadata).check(keys, record.kind)
         if base is None:
             models = members_of(record, self.registry, self._models, self.artifacts)
-            return ModelGroup(record.display_name, None, models, metadata, record.kind)
+            return ModelGroup(record.display_name, None, models, record.metadata, record.kind)
         members = []
         for entry in record.members:
             if entry.model_id == base.model_id:
@@ -318,7 +322,7 @@ class Ledger:
             model = self.registry.models.get(entry.model_id)
             adapter = self._store.get(check_digest(model.digest))
             members.append(Member(ModelId(entry.model_id), adapter, entry.key, entry.weight))
-        return ModelGroup(record.display_name, base, tuple(members), metadata)
+        return ModelGroup(record.display_name, base, tuple(members), record.metadata)
 
     # -- deployments ------------------------------------------------------------------------
 

@@ -65,6 +65,8 @@ class CheckedEngine:
         self, staged: Mapping[Digest, Loaded], done: Callable[[int], None]
     ) -> Mapping[Digest, StackedError]:
         """Canaries of adapters during requests, one by one. Raises CanaryFailed for the base."""
+        if not staged:  # other keys or weights: the engine is as it was
+            return {}
         base, noise = await self._base_canary()
         failed: dict[Digest, StackedError] = {}
         for at, (digest, loaded) in enumerate(staged.items(), start=1):

@@ -5,12 +5,12 @@ A request resolves its names once, in one snapshot, and keeps the route it got.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Generic, NamedTuple, TypeVar
 
-from stacked.config import Design
+from stacked.config import Design, ExperimentConfig, UnitKind
 from stacked.core import MAX_KEY_LENGTH, Base, Digest, Member, ModelFiles, ModelId, check_key, short
 from stacked.errors import (
     KeyConflict,
@@ -20,11 +20,14 @@ from stacked.errors import (
     KeyUnknown,
     ModelQuarantined,
 )
-from stacked.experiments.assignment import Exposure
+from stacked.experiments.assignment import Exposure, Split
 
 H = TypeVar("H")
 
 NO_DESIGN = Design()
+
+UnitOf = Callable[[UnitKind], str | None]
+"""The unit of a request for experiments on units of this kind, if it has one."""
 
 
 class Route(NamedTuple, Generic[H]):
@@ -51,6 +54,45 @@ class Route(NamedTuple, Generic[H]):
         return self.label, short(self.digest) if self.digest else "base"
 
 
+class Arms(NamedTuple, Generic[H]):
+    """One experiment on what is served: the route of each arm, by the arm's key."""
+
+    split: Split
+    routes: Mapping[str, Route[H]]
+
+    @classmethod
+    def of(
+        cls, experiment: ExperimentConfig, names: Mapping[str, Route[H]], base: Base | None
+    ) -> Arms[H] | None:
+        """The arms that are served; None if there are none."""
+        served = {arm.key: names[arm.key] for arm in experiment.arms if arm.key in names}
+        if not served:
+            return None
+        # An adapter on another base is another model.
+        of_base = base.digest if base is not None else ""
+        digests = {key: f"{of_base} {route.digest}" for key, route in served.items()}
+        split, name = Split(experiment, digests), experiment.key
+        exposed = {key: Exposure(name, split.phase, key, None) for key in served}
+        routes = {
+            key: route._replace(label=name, key=name, exposure=exposed[key])
+            for key, route in served.items()
+        }
+        return cls(split, routes)
+
+    @property
+    def first(self) -> Route[H]:
+        """Of the first arm that is served: stands for all until an arm is drawn."""
+        return next(iter(self.routes.values()))
+
+    def draw(self, unit: UnitOf) -> Route[H]:
+        """The route of a unit's arm, or of one by chance."""
+        value = unit(self.split.experiment.unit)
+        route = self.routes[self.split.arm(value)]
+        if value is None or route.exposure is None:
+            return route
+        return route._replace(exposure=route.exposure._replace(unit=self.split.pseudonym(value)))
+
+
 @dataclass(frozen=True, slots=True)
 class Routing(Generic[H]):
     """One generation of the routing table. Build with `of`; change by `with_…`, which copy."""
@@ -65,6 +107,8 @@ class Routing(Generic[H]):
     """Names of quarantined members, and why each is not served."""
     design: Design = NO_DESIGN
     """The experiments and shadow traffic of the group."""
+    arms: Mapping[str, Arms[H]] = field(default_factory=dict, repr=False)
+    """The experiments of which an arm is served, by their keys."""
     _names: Mapping[str, Route[H]] = field(default_factory=dict, repr=False)
     _seen: dict[frozenset[str], Routing[H]] = field(default_factory=dict, repr=False, compare=False)
     """What callers held to some keys see: one for each set of keys, made when it is needed."""
@@ -79,7 +123,9 @@ class Routing(Generic[H]):
         draining: frozenset[str] = frozenset(),
         withheld: Mapping[str, str] = MappingProxyType({}),
         design: Design = NO_DESIGN,
+        arms: Mapping[str, Arms[H]] | None = None,
     ) -> Routing[H]:
+        """`arms`: of these members where they are not the whole group."""
         names: dict[str, Route[H]] = {}
         for member in members:
             digest = member.content.digest
@@ -99,14 +145,25 @@ class Routing(Generic[H]):
         if base is not None:
             to_base: Route[H] = Route(base.key, base.key, base.model_id, None, None, generation)
             names[base.key] = names[base.model_id] = to_base
+        if arms is None:
+            made = ((one.key, Arms.of(one, names, base)) for one in design.experiments)
+            arms = {key: each for key, each in made if each is not None}
+        names |= {key: each.first for key, each in arms.items()}
+        whys = {
+            one.key: withheld[arm.key]
+            for one in design.experiments
+            for arm in one.arms
+            if arm.key in withheld
+        }
         return cls(
             base=base,
             members=members,
             handles=MappingProxyType(dict(handles)),
             generation=generation,
             draining=draining - names.keys(),
-            withheld={name: why for name, why in withheld.items() if name not in names},
+            withheld={n: why for n, why in {**whys, **withheld}.items() if n not in names},
             design=design,
+            arms=arms,
             _names=MappingProxyType(names),
         )
 
@@ -130,13 +187,16 @@ class Routing(Generic[H]):
             raise ModelQuarantined(f"model {name!r} is not served: {self.withheld[name]}")
         if name in self.draining:
             raise KeyRemoved(f"model {name!r} was removed; {self._listed}")
+        if name in self.design.keys:
+            raise KeyRemoved(f"no arm of experiment {name!r} is served; {self._listed}")
         if not name.startswith("ocid1.") and len(name) > MAX_KEY_LENGTH:
             check_key(name)
         raise KeyUnknown(f"no model is served under {name[:255]!r}; {self._listed}")
 
     @property
     def _listed(self) -> str:
-        tensors = any(isinstance(member.content, ModelFiles) for member in self.members[:1])
+        member = next((route.member for route in self if route.member is not None), None)
+        tensors = member is not None and isinstance(member.content, ModelFiles)
         return f"GET /{'v2' if tensors else 'v1'}/models lists the inference keys"
 
     def resolve_all(self, names: Mapping[str, str]) -> Route[H]:
@@ -145,7 +205,7 @@ class Routing(Generic[H]):
         Raises KeyConflict when two places name different models, and what `resolve` raises.
         """
         routes = {place: self.resolve(name) for place, name in names.items()}
-        models = {route.model_id for route in routes.values()}
+        models = {route.exposure or route.model_id for route in routes.values()}
         if len(models) > 1:
             named = " and ".join(f"{place} {names[place]!r}" for place in routes)
             raise KeyConflict(f"{named} name different models; send one of them")
@@ -166,23 +226,33 @@ class Routing(Generic[H]):
             members = tuple(m for m in self.members if m.key in keys or m.model_id in keys)
             gone = self.draining & keys
             withheld = {name: why for name, why in self.withheld.items() if name in keys}
+            arms = {key: each for key, each in self.arms.items() if key in keys}
             seen = Routing.of(
-                base, members, self.handles, self.generation, gone, withheld, self.design
+                base,
+                members,
+                self.handles,
+                self.generation,
+                gone,
+                withheld,
+                self.design.seen_by(keys),
+                arms,
             )
             self._seen[keys] = seen
         return seen
 
     def __iter__(self) -> Iterator[Route[H]]:
-        """Every served model, once per name: the base, then members."""
+        """Every served model, once per name: the base, members, and experiments by one arm."""
         if self.base is not None:
             yield self._names[self.base.key]
         for member in self.members:
             yield self._names[member.label]
+        for key in self.arms:
+            yield self._names[key]
 
     def with_member(self, member: Member, handle: H) -> Routing[H]:
         """The next generation, with one more member. Raises KeyInUse when its name is taken."""
         for name in (member.key, None if member.key else member.model_id):
-            if name is not None and name in self._names:
+            if name in self._names or name in self.design.keys:
                 raise KeyInUse(f"{name!r} is already served; remove it first or use another key")
         handles = {**self.handles, member.content.digest: handle}
         return Routing.of(
@@ -202,6 +272,8 @@ class Routing(Generic[H]):
         removed names answer KeyRemoved until `settled`. Raises KeyUnknown.
         """
         route = self.resolve(name)
+        if route.exposure is not None:
+            raise KeyInUse(f"{name!r} is an experiment; remove its arms, or update the group")
         if route.handle is None:
             raise KeyInUse(f"{name!r} is the base; it cannot be removed")
         gone = tuple(m for m in self.members if name in (m.key, m.model_id))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from stacked.config import BaseConfig, Design
 from stacked.core import MAX_MEMBERS, check_key
 from stacked.errors import GroupInvalid, RecordConflict
 from stacked.registry.records import GroupMember, GroupRecord, Model
@@ -17,9 +18,13 @@ def check_composition(group: GroupRecord, models: Mapping[str, Model]) -> None:
 
     A STACKED group is one base, which is a member, and at most 500 adapters that were checked
     against it; the other kinds are at most 500 models that need no base. Keys are unique in every
-    kind of group.
+    kind of group, and its experiments are on these keys.
     """
     _check_members(group)
+    keys = {member.key for member in group.members}
+    if any(each == GroupMember(str(group.base_model_id)) for each in group.members):
+        keys.add(BaseConfig.model_fields["key"].default)  # unless its deployment names it
+    Design.of(group.metadata).check(keys, group.kind)
     for member in group.members:
         model = models[member.model_id]
         if model.state is not ModelState.ACTIVE:

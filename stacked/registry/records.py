@@ -169,6 +169,11 @@ class GroupSummary(Record):
     source_group_id: str | None = None
     state: GroupState = GroupState.ACTIVE
 
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The values of its custom metadata, by name."""
+        return {str(item.get("key")): str(item.get("value")) for item in self.custom_metadata}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupRecord(GroupSummary):

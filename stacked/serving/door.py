@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from stacked.callers import caller_of
-from stacked.config import PredictEndpoint, UnknownParameters
+from stacked.config import PredictEndpoint, UnitKind, UnknownParameters
 from stacked.engine import turns
 from stacked.engine.loaded import Loaded
 from stacked.engine.openai import Selection, selected
@@ -24,7 +24,7 @@ from stacked.fairness import Share
 from stacked.groups.routing import Route
 from stacked.serving import Receive, Report, Scope, Send
 from stacked.serving.bodies import parse_object, replay, with_fields
-from stacked.serving.names import MODEL_HEADERS, names_of
+from stacked.serving.names import MODEL_HEADERS, names_of, unit_of
 from stacked.serving.targets import Target, model_target
 
 logger = logging.getLogger("stacked.serving")
@@ -61,6 +61,10 @@ class Call:
     def names(self) -> dict[str, str]:
         """Every place that names the model, and the name. Raises ParameterInvalid."""
         return names_of(self.target.model, self.scope["headers"], self.tree)
+
+    def unit(self, kind: UnitKind) -> str | None:
+        """The unit of an experiment that it is of."""
+        return unit_of(kind, self.scope, self.tree)
 
     def header(self, name: bytes) -> list[str]:
         """The values of a header of OCI's; none on other paths."""

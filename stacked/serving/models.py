@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from stacked.callers import caller_of
-from stacked.config import ModelsConfig
+from stacked.config import Design, ModelsConfig
 from stacked.core import Digest
 from stacked.engine.loaded import Resident
 from stacked.errors import (
@@ -37,7 +37,7 @@ from stacked.serving import (
     Serving,
     raise_first,
 )
-from stacked.serving.names import names_of
+from stacked.serving.names import names_of, unit_of
 from stacked.serving.targets import Target
 from stacked.steps import Counted, Progress, Start
 
@@ -96,7 +96,8 @@ class ModelsServing(Serving):
             await serving.close()
             raise
         members, out = prepared.loaded.members, prepared.quarantined
-        routing = Routing.of(None, members, handles, generation, withheld=out)
+        design = Design.of(prepared.group.metadata)
+        routing = Routing.of(None, members, handles, generation, withheld=out, design=design)
         serving.live.begin(routing, prepared.group.members)
         return serving
 
@@ -139,7 +140,8 @@ class ModelsServing(Serving):
                 "tritonclient), or for a score.py bytes as application/octet-stream"
             )
         names = names_of(target.model, scope["headers"], {})
-        route, lease = self.live.admit(names, end, caller_of(scope).keys)
+        unit = partial(unit_of, scope=scope, tree={})
+        route, lease = self.live.admit(names, end, caller_of(scope).keys, unit)
         return Admission(route, lease, partial(self._answer, route, body, passed), 1)
 
     async def _answer(

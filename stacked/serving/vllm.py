@@ -162,7 +162,8 @@ class VllmServing:
     def again(self, quarantined: Mapping[Digest, str]) -> tuple[VllmPrepared, Commit]:
         """What a start in place of this engine needs, for what is served now.
 
-        Models that were loaded or removed one by one stay so. `quarantined`: adapters that are not
+        Models that were loaded or removed one by one stay so, and experiments as they were changed
+        last. `quarantined`: adapters that are not
         to be loaded, and why.
         """
         routing = self.live.routing
@@ -174,7 +175,12 @@ class VllmServing:
             if names.isdisjoint({member.key, member.model_id} - {None})
         }
         assert routing.base is not None, "vLLM serves adapters of a base"
-        group = replace(self._prepared.group, base=routing.base, members=(*now, *gone))
+        group = replace(
+            self._prepared.group,
+            base=routing.base,
+            members=(*now, *gone),
+            metadata=routing.design.as_metadata(),
+        )
         new = {member: why for member, why in now.items() if why is not None}
         generation = routing.generation + (1 if new else 0)
 
@@ -237,7 +243,7 @@ class VllmServing:
         sequences = check_bounds(call.tree, self._server.limits)
         if not self._server.trust_request_grammars:
             check_grammars(call.tree)
-        route, lease = self.live.admit(call.names, end, caller_of(scope).keys)
+        route, lease = self.live.admit(call.names, end, caller_of(scope).keys, call.unit)
         answer = partial(self.door.answer, call, route, died=partial(self.died, end))
         return Admission(route, lease, answer, sequences)
 
@@ -249,7 +255,7 @@ class VllmServing:
         end(_DIED)
 
     def _rows(self) -> list[Served]:
-        """The base, then the members, as `/v1/models` lists them."""
+        """The base, the members, then experiments, as `/v1/models` lists them."""
         routing = self.live.routing
         base = routing.base
         assert base is not None, "vLLM serves adapters of a base"
@@ -259,6 +265,7 @@ class VllmServing:
             adapter = Adapter.of(member.content)
             more = {"model_id": member.model_id, "digest": adapter.digest, "rank": adapter.rank}
             rows.append(Served(member.label, adapter.digest, base.key, more))
+        rows += (Served(key, key, base.key, {}) for key in routing.arms)
         return rows
 
     async def resident(self) -> Resident:

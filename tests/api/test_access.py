@@ -16,7 +16,8 @@ from starlette.types import Message
 from stacked.api.access import Access
 from stacked.api.gateway import Gateway
 from stacked.api.replies import Tagged
-from stacked.core import ModelId
+from stacked.core import Digest, ModelId
+from stacked.experiments.assignment import Exposure
 from stacked.groups.routing import Route
 from stacked.registry import Registry
 from stacked.registry.usage import Counts, Used
@@ -128,6 +129,21 @@ def test_tokens_that_come_after_the_end_are_counted() -> None:
     access.end(Tagged(nowhere, {}))
     access.count(3, 2)
     assert usage.pending == {("anyone", "sql"): Counts(1, 1, 3, 2)}
+
+
+def test_a_line_of_an_experiment_has_arm_and_phase() -> None:
+    access = Access("1", "POST", "/predict")
+    route = Route("sql", "sql", ModelId("ocid1.x.y.z"), Digest("sha256:1"), None, 1)
+    access.admitted(route)
+    assert "arm" not in access._fields(Tagged(nowhere, {}))
+    access.admitted(route._replace(exposure=Exposure("sql", "phase", "sql-v2", "pseudonym")))
+    fields = access._fields(Tagged(nowhere, {}))
+    assert {name: fields[name] for name in ("key", "digest", "arm", "phase")} == {
+        "key": "sql",
+        "digest": "sha256:1",
+        "arm": "sql-v2",
+        "phase": "phase",
+    }
 
 
 async def test_a_long_path_is_cut(lines: list[dict[str, Any]]) -> None:

@@ -8,7 +8,7 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,7 +61,9 @@ def register(client: httpx.Client, source: Path) -> str:
     return str(ok(client.post(f"{API}/models", json=body))["id"])
 
 
-def create_group(client: httpx.Client, members: dict[str, str]) -> str:
+def create_group(
+    client: httpx.Client, members: dict[str, str], metadata: Mapping[str, str] | None = None
+) -> str:
     """A group of the served base and these members: key -> model id."""
     served = ok(client.get("/v1/models"))["data"][0]
     body = {
@@ -69,7 +71,13 @@ def create_group(client: httpx.Client, members: dict[str, str]) -> str:
         "compartmentId": "c",
         "projectId": "p",
         "displayName": "next",
-        "modelGroupDetails": {"type": "STACKED", "baseModelId": served["model_id"]},
+        "modelGroupDetails": {
+            "type": "STACKED",
+            "baseModelId": served["model_id"],
+            "customMetadataList": [
+                {"key": key, "value": value} for key, value in (metadata or {}).items()
+            ],
+        },
         "memberModelEntries": {
             "memberModelDetails": [
                 {"modelId": served["model_id"], "inferenceKey": "base"},
@@ -114,8 +122,10 @@ def follow(client: httpx.Client, work_id: str) -> dict[str, Any]:
     raise AssertionError(f"the update did not end: {work}")
 
 
-def swap(client: httpx.Client, members: dict[str, str]) -> dict[str, Any]:
-    return follow(client, update(client, create_group(client, members)))
+def swap(
+    client: httpx.Client, members: dict[str, str], metadata: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    return follow(client, update(client, create_group(client, members, metadata)))
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ The files are of the same shape as those of Oracle's model group notebooks.
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 import zipfile
@@ -250,6 +251,62 @@ def _deployment(group: str) -> sdk.CreateModelDeploymentDetails:
         model_deployment_configuration_details=details,
         category_log_details=sdk.CategoryLogDetails(access=log, predict=log),
     )
+
+
+def test_an_experiment_is_custom_metadata_and_its_weights_change_live(
+    cloud: Cloud, tmp_path: Path
+) -> None:
+    contents = {key: times(tmp_path / key, by).path for key, by in (("double", 2), ("triple", 3))}
+    members = {
+        key: cloud.model((path / "model.onnx").read_bytes(), f"{key}.onnx")
+        for key, path in contents.items()
+    }
+
+    def group(*weights: int, key: str = "number") -> str:
+        arms = [{"key": k, "weight": w} for k, w in zip(members, weights, strict=True)]
+        item = sdk.CustomMetadata(
+            key="stacked.experiments", value=json.dumps([{"key": key, "arms": arms}])
+        )
+        details = sdk.HeterogeneousModelGroupDetails(custom_metadata_list=[item])
+        return cloud.group(details, **members)
+
+    sentence = refused(400, "InvalidParameter", group, 1, 1, key="double")
+    assert "stacked.experiments.0.key" in sentence
+    first = group(50, 50)
+    deployment = cloud.deploy(first)
+
+    def arms() -> list[str]:
+        """The arm of each unit; its answer is that arm's."""
+        found = []
+        for unit in range(40):
+            answer = cloud.send(
+                "POST",
+                f"{deployment.model_deployment_url}/predict",
+                headers={"model-key": "number", "experiment-unit": f"user-{unit}"},
+                data=request([[1, 2, 3]], [1, 3]),
+            )
+            by = answer.json()["outputs"][0]["data"][0]
+            assert answer.headers["model-arm"] == {2: "double", 3: "triple"}[by]
+            assert answer.headers["model-experiment"] == "number"
+            found.append(answer.headers["model-arm"])
+        return found
+
+    before = arms()
+    assert before == arms()
+    assert set(before) == {"double", "triple"}
+    assert cloud.update(deployment.id, group(60, 40)).status == "SUCCEEDED"
+    moved = [pair for pair in zip(before, arms(), strict=True) if pair[0] != pair[1]]
+    assert set(moved) <= {("triple", "double")}
+    assert len(moved) < len(before) // 4
+    clone = cloud.client.create_model_group(
+        sdk.CloneModelGroupDetails(
+            compartment_id=C,
+            project_id=P,
+            model_group_clone_source_details=sdk.CloneCreateFromModelGroupDetails(source_id=first),
+        )
+    ).data
+    assert cloud.update(deployment.id, clone.id).status == "SUCCEEDED"
+    assert arms() == before, "a clone has its source's experiments"
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from stacked.errors import GroupInvalid, KeyTooLong, RecordConflict
-from stacked.registry import GroupMember, Model, ModelState
+from stacked.registry import GroupMember, GroupRecord, Model, ModelState
 from stacked.registry.composition import check_composition
 from tests.registry.samples import BASE, adapter, base, group
 
@@ -57,6 +58,21 @@ def test_a_key_is_checked_here_too() -> None:
     members = (GroupMember(BASE, "base"), GroupMember(adapter(0).id, "k" * 33))
     with pytest.raises(KeyTooLong):
         check_composition(group(members=members), models())
+
+
+def test_experiments_are_on_the_groups_own_keys_and_a_base_without_one_is_base() -> None:
+    def declared(arm: str, *members: GroupMember) -> GroupRecord:
+        text = json.dumps([{"key": "sql", "arms": [{"key": arm}]}])
+        metadata = ({"key": "stacked.experiments", "value": text},)
+        return group(members=members, custom_metadata=metadata)
+
+    one, named = GroupMember(adapter(0).id, "k"), GroupMember(BASE, "its")
+    unnamed = GroupMember(BASE)
+    for arm, base_entry in (("k", named), ("its", named), ("base", unnamed)):
+        check_composition(declared(arm, base_entry, one), models())
+    for arm, base_entry in (("x", named), ("base", named)):
+        with pytest.raises(GroupInvalid, match=r"stacked\.experiments\.0\.arms\.0\.key"):
+            check_composition(declared(arm, base_entry, one), models())
 
 
 @pytest.mark.parametrize("state", [ModelState.INACTIVE, ModelState.FAILED, ModelState.DELETED])

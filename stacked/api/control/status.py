@@ -12,10 +12,11 @@ from pydantic import AliasPath, Field, WithJsonSchema
 
 from stacked.api.control.base import Json, Moment, RequestModel, ResponseModel
 from stacked.api.control.calls import CHANGE, Served, bare
-from stacked.config import Duration
+from stacked.config import Duration, UnitKind
 from stacked.core import Adapter, Member
 from stacked.engine.loaded import Resident
 from stacked.errors import UpdateNotLive
+from stacked.groups.routing import Routing
 from stacked.live import Live
 from stacked.log_files import LogFiles
 from stacked.registry.states import DeploymentState, MemberState
@@ -78,6 +79,23 @@ class EngineStatus(ResponseModel):
     next_start: Moment | None
 
 
+class ArmStatus(ResponseModel):
+    """`share`: of the units, 0 where it is not served; `digest`: null for the base."""
+
+    key: str
+    share: float
+    digest: str | None
+
+
+class ExperimentStatus(ResponseModel):
+    """A key with arms; `phase`: null where no arm is served."""
+
+    key: str
+    unit: UnitKind
+    phase: str | None
+    arms: list[ArmStatus]
+
+
 class Status(ResponseModel):
     """Of the deployment that is served, comes back or is starting; null where there is none."""
 
@@ -94,6 +112,7 @@ class Status(ResponseModel):
     disk: DiskStatus | None
     logs: LogPaths | None
     models: list[MemberStatus]
+    experiments: list[ExperimentStatus]
 
 
 # A file's form of a duration, which the document cannot know from the type.
@@ -180,6 +199,7 @@ async def status(service: Served) -> Status:
         else None,
         logs=_log_paths(service.log_files),
         models=_models(live, resident) if live else [],
+        experiments=_experiments(live.routing) if live else [],
     )
 
 
@@ -200,6 +220,25 @@ def _disk(rounds: Rounds) -> DiskStatus:
 def _log_paths(files: LogFiles | None) -> LogPaths | None:
     paths = files.paths if files is not None else {}
     return LogPaths(**{name: str(path) for name, path in paths.items()}) if paths else None
+
+
+def _experiments(routing: Routing[Any]) -> list[ExperimentStatus]:
+    found = []
+    for one in routing.design.experiments:
+        served = routing.arms.get(one.key)
+        shares = served.split.shares if served else {}
+        routes = served.routes if served else {}
+        arms = [
+            ArmStatus(
+                key=arm.key,
+                share=shares.get(arm.key, 0.0),
+                digest=routes[arm.key].digest if arm.key in routes else None,
+            )
+            for arm in one.arms
+        ]
+        phase = served.split.phase if served else None
+        found.append(ExperimentStatus(key=one.key, unit=one.unit, phase=phase, arms=arms))
+    return found
 
 
 def _models(live: Live[Any], resident: Resident | None) -> list[MemberStatus]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,34 @@ def test_a_weight_of_a_member_is_kept_by_groups_and_clones_and_shown_if_it_is_on
     for wrong in (0, -1, 1e9):
         body["memberModelEntries"]["memberModelDetails"][1]["weight"] = wrong
         assert plane.json("POST", "/modelGroups", 400, body)["code"] == "InvalidParameter"
+
+
+def test_experiments_are_metadata_that_clones_keep_and_faults_have_a_place(
+    plane: Plane, adapters: tuple[str, str, str]
+) -> None:
+    def body(text: str) -> dict[str, Any]:
+        items = [{"key": "stacked.experiments", "value": text}]
+        details = {"type": "STACKED", "baseModelId": BASE, "customMetadataList": items}
+        return stacked_body((adapters[0], "a"), (adapters[1], "b"), modelGroupDetails=details)
+
+    arms = [{"key": "a", "weight": 60}, {"key": "b", "weight": 40}]
+    made = plane.json("POST", "/modelGroups", body=body(json.dumps([{"key": "sql", "arms": arms}])))
+    clone = plane.json("POST", "/modelGroups", body=clone_body(made["id"], displayName="c"))
+    assert clone["modelGroupDetails"] == made["modelGroupDetails"]
+    patch = [{"operation": "REMOVE", "values": [{"modelId": adapters[1]}]}]
+    without = clone_body(made["id"], displayName="c")
+    without["modelGroupCloneSourceDetails"]["patchModelGroupMemberModelDetails"] = {"items": patch}
+    place = "metadata stacked.experiments"
+    for wrong, words in (
+        (body("[{"), f"{place} is no JSON"),
+        (body("7"), f"{place}: "),
+        (body(json.dumps([{"key": "sql", "arms": [{"key": "c"}]}])), f"{place}.0.arms.0.key: "),
+        (body(json.dumps([{"key": "a", "arms": [{"key": "b"}]}])), f"{place}.0.key: "),
+        (without, f"{place}.0.arms.1.key: no model of the group has key 'b'"),
+    ):
+        refused = plane.json("POST", "/modelGroups", 400, wrong)
+        assert refused["code"] == "InvalidParameter"
+        assert words in refused["message"], refused
 
 
 def test_a_name_is_made_and_metadata_is_an_empty_list(plane: Plane) -> None:

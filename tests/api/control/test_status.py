@@ -33,6 +33,7 @@ def test_the_status_names_what_is_served_and_by_which_group(tmp_path: Path) -> N
         "update": None,
         "draining": [],
         "logs": None,
+        "experiments": [],
     }
     assert disk["storedBytes"] < disk["freeBytes"] < disk["totalBytes"]
     assert not disk["low"]

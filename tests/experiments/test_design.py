@@ -1,0 +1,94 @@
+"""What a group may declare of experiments, as metadata and in its file; where a fault stands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stacked.config import Design, parse
+from stacked.errors import ConfigInvalid, GroupInvalid
+
+SQL = {"key": "sql", "arms": [{"key": "a", "weight": 60}, {"key": "b", "weight": 40}]}
+
+
+def design(*experiments: dict[str, Any]) -> Design:
+    return Design.of({"stacked.experiments": json.dumps(experiments), "other": "{"})
+
+
+def arms(*keys: str, **more: Any) -> dict[str, Any]:
+    return {"key": "sql", "arms": [{"key": key} for key in keys], **more}
+
+
+def test_metadata_and_design_are_the_same() -> None:
+    found = design({**SQL, "unit": "user", "salt": "s"})
+    assert str(found.experiments[0]) == "60/40"
+    assert Design.of(found.as_metadata()) == found
+    assert Design().as_metadata() == {}
+    assert found.check({"a", "b", None}, "STACKED") is found
+
+
+@pytest.mark.parametrize(
+    ("experiments", "words"),
+    [
+        ("[", "metadata stacked.experiments is no JSON"),
+        ("{}", "metadata stacked.experiments: "),
+        ('[{"key": "sql"}]', "metadata stacked.experiments.0.arms: Field required"),
+        ([arms()], "stacked.experiments.0.arms: "),
+        ([arms("a", unit="cookie")], "stacked.experiments.0.unit: "),
+        ([arms("a", "a")], "stacked.experiments.0: .*arm 'a' is there twice"),
+        ([{"key": "sql", "arms": [{"key": "a", "weight": 0}]}], "0: .*every arm has weight 0"),
+        ([{"key": "sql", "arms": [{"key": "a", "weight": -1}]}], "0.arms.0.weight: "),
+        ([{"key": "sql", "arms": [{"key": "a", "weight": "nan"}]}], "0.arms.0.weight: "),
+        ([{**arms("a"), "typo": 1}], "stacked.experiments.0.typo: "),
+        ([arms("a")] * 51, "stacked.experiments: .*50 items"),
+        ([arms(*(f"k{at}" for at in range(21)))], "stacked.experiments.0.arms: .*20 items"),
+    ],
+)
+def test_what_is_wrong_is_refused_with_its_place(experiments: Any, words: str) -> None:
+    text = experiments if isinstance(experiments, str) else json.dumps(experiments)
+    with pytest.raises(GroupInvalid, match=words):
+        Design.of({"stacked.experiments": text})
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (design(arms("a", "c")), r"experiments\.0\.arms\.1\.key: no model of the group .* 'c'"),
+        (design(arms("a"), arms("b")), r"experiments\.1\.key: 'sql' is another model's key"),
+        (design({**arms("b"), "key": "a"}), r"experiments\.0\.key: 'a' is another model's key"),
+        (
+            design(arms("a"), {**arms("sql"), "key": "more"}),
+            r"experiments\.1\.arms\.0\.key: no model of the group has key 'sql'",
+        ),
+    ],
+)
+def test_a_key_means_one_thing(found: Design, words: str) -> None:
+    with pytest.raises(GroupInvalid, match=f"metadata stacked.{words}"):
+        found.check({"a", "b"}, "STACKED")
+
+
+def test_models_that_read_their_bodies_themselves_have_no_unit_there() -> None:
+    found = design(arms("a", unit="user"))
+    assert found.check({"a"}, "STACKED") is found
+    with pytest.raises(GroupInvalid, match=r"experiments\.0\.unit: .*HETEROGENEOUS"):
+        found.check({"a"}, "HETEROGENEOUS")
+
+
+def test_a_file_is_checked_where_it_is_read() -> None:
+    def read(*experiments: dict[str, Any]) -> Any:
+        members = [{"key": key, "source": f"/{key}"} for key in "ab"]
+        group = {"members": members, "experiments": [*experiments]}
+        tree = {"base": {"model": "/base"}, "group": group}
+        return parse(tree, where="f.yaml", directory=Path("/"))
+
+    assert read(arms("a", "base")).group.experiments[0].arms[1].key == "base"
+    for wrong, words in (
+        (arms("c"), r"group\.experiments\.0\.arms\.0\.key: no model of the group has key 'c'"),
+        ({**arms("a"), "key": "base"}, r"group\.experiments\.0\.key: 'base' is another"),
+        (arms("a", "a"), "arm 'a' is there twice"),
+    ):
+        with pytest.raises(ConfigInvalid, match=words):
+            read(wrong)
