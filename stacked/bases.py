@@ -7,14 +7,15 @@ import hashlib
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stacked.core import Digest
-from stacked.errors import BaseNotFound, PrepareFailed
+from stacked.errors import AdapterError, BaseNotFound, PrepareFailed
 from stacked.logs import shown_url
 from stacked.packages import download_package
 from stacked.steps import Prepare, Progress
@@ -25,6 +26,8 @@ Fraction = Callable[[float], None]
 HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "tokenizer*", "LICENSE*", "README.md")
 """What a base needs of a Hub repository: never a pickle, never the same weights twice."""
 
+_FETCH_SECONDS = 24 * 3600.0
+"""A base of 1 TB at 12 MB/s."""
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 _HUB_ID = re.compile(rf"{_NAME.pattern}/[\w.-]+")
 
@@ -91,10 +94,10 @@ def base_digest(directory: Path) -> Digest:
 
 
 def resolve(model: str, data_dir: Path) -> Path:
-    """The local directory of a base: a directory, a prepared known name, or a Hub id.
+    """The local directory of a base: a directory, a prepared known name, a Hub id, or an address.
 
-    A Hub id is looked up in the local cache first, and fetched if it is not there. Raises
-    BaseNotFound.
+    What is remote is looked for on this machine first, and fetched if it is not there. Raises
+    BaseNotFound, StoreUnusable.
     """
     directory = Path(model).expanduser()
     if directory.is_dir() and (is_base(directory) or directory.is_absolute()):
@@ -106,6 +109,8 @@ def resolve(model: str, data_dir: Path) -> Path:
         return prepared
     if _HUB_ID.fullmatch(model):
         return _from_hub(model)
+    if _is_object(model):
+        return _from_objects(model, data_dir)
     raise BaseNotFound(_not_found(model, data_dir))
 
 
@@ -120,6 +125,9 @@ def prepare(name: str, data_dir: Path, progress: Progress) -> Path:
         if _HUB_ID.fullmatch(name):
             progress.step(Prepare.FETCH, detail=f"{name} from the Hugging Face Hub")
             return _from_hub(name)
+        if _is_object(name):
+            progress.step(Prepare.FETCH, detail=shown_url(name))
+            return _from_objects(name, data_dir)
         raise BaseNotFound(_not_found(name, data_dir))
     target = bases_dir(data_dir) / name
     if is_base(target):
@@ -269,6 +277,38 @@ def _from_hub(model: str) -> Path:
         ) from error
     except OSError as error:
         raise BaseNotFound(f"base {model!r} could not be fetched from the Hub: {error}") from error
+
+
+def _is_object(model: str) -> bool:
+    from stacked.store.objects import scheme_of
+
+    return scheme_of(model) is not None
+
+
+def _from_objects(model: str, data_dir: Path) -> Path:
+    """A copy of a base in an object store, fetched once; another version needs another address."""
+    from stacked.store.limits import DEFAULT
+    from stacked.store.objects import download
+
+    words = re.sub(r"[^\w.-]+", "-", model.rstrip("/"), flags=re.ASCII)[:60]
+    target = bases_dir(data_dir) / f"{words}-{hashlib.sha256(model.encode()).hexdigest()[:8]}"
+    if is_base(target):
+        return target
+    limits = replace(DEFAULT, max_bytes=sys.maxsize, download_seconds=_FETCH_SECONDS)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        _only_one(target.parent / f".{target.name}.lock"),
+        tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch,
+    ):
+        if is_base(target):
+            return target
+        made = Path(scratch) / "model"
+        try:
+            download(model, made, limits, HUB_FILES, least=("config.json", "*.safetensors"))
+        except AdapterError as error:
+            raise BaseNotFound(f"base {error}") from error
+        made.rename(target)
+    return target
 
 
 def _checked(directory: Path) -> Path:

@@ -214,7 +214,7 @@ class Service:
             self._store,
             ledger.artifacts,
             roots=server.adapter_roots,
-            remote=server.remote_adapters,
+            remote=server.remote_sources,
             engine=self.config.engine,
             foreign_tokens=server.foreign_tokens,
             models=self._models,

@@ -64,7 +64,7 @@ class Catalogue:
         directory: Path,
         *,
         roots: Sequence[str] = (),
-        remote: bool = False,
+        remote: Sequence[str] = (),
         engine: Mapping[str, Any] | None = None,
         foreign_tokens: bool = False,
         models: ModelStore | None = None,

@@ -23,7 +23,7 @@ _UPLOAD = "the artifact"
 
 
 class Contents:
-    """Reads content from under `roots` and, where `remote`, from other machines; and from zips."""
+    """Reads content from under `roots` and, on other machines, `remote`; and from zips."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class Contents:
         models: ModelStore,
         roots: Sequence[Path],
         *,
-        remote: bool,
+        remote: Sequence[str],
         foreign_tokens: bool,
     ) -> None:
         self._store = store

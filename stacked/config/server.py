@@ -14,6 +14,7 @@ from stacked.config.limits import LimitsConfig
 PredictEndpoint = Literal["/v1/completions", "/v1/chat/completions"]
 UnknownParameters = Literal["refuse", "ignore"]
 LogForm = Literal["text", "json"]
+Address = Annotated[str, Field(pattern=r"^[a-z][a-z0-9]*://.+")]
 
 
 def _without_last_slash(path: str) -> str:
@@ -81,8 +82,12 @@ class ServerConfig(Frozen):
     requests are signed."""
     adapter_roots: tuple[str, ...] = ()
     """Local directories from which HTTP callers may load adapters."""
-    remote_adapters: bool = False
-    """Whether HTTP callers may load adapters from the Hub and from http(s) addresses."""
+    remote_adapters: bool | tuple[Annotated[str, Field(pattern=r"^[a-z][a-z0-9]*://.+")], ...] = (
+        False
+    )
+    """Whether HTTP callers may load adapters from the Hub and from http(s) addresses; or the
+    addresses below which they may, such as `s3://bucket/adapters`. Object stores are read with this
+    server's credentials, so each has to be listed."""
     foreign_tokens: bool = False
     """The same as a member's, for every adapter, however it is loaded."""
     trust_request_grammars: bool = False
@@ -99,6 +104,13 @@ class ServerConfig(Frozen):
     cors: CorsConfig = CorsConfig()
     limits: LimitsConfig = LimitsConfig()
     fairness: FairnessConfig = FairnessConfig()
+
+    @property
+    def remote_sources(self) -> tuple[str, ...]:
+        """The addresses below which callers may load adapters."""
+        if isinstance(self.remote_adapters, bool):
+            return ("hf://", "http://", "https://") if self.remote_adapters else ()
+        return self.remote_adapters
 
     @model_validator(mode="after")
     def _ports_differ(self) -> ServerConfig:

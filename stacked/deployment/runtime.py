@@ -105,6 +105,6 @@ class RuntimeUpdates:
             base=serving.modules,
             max_rank=serving.plan.max_rank,
             allowed_roots=[Path(root) for root in server.adapter_roots],
-            remote=server.remote_adapters,
+            remote=server.remote_sources,
             foreign_tokens=server.foreign_tokens,
         )

@@ -1,4 +1,4 @@
-"""Where an adapter can come from: a directory, an archive, the Hugging Face Hub, http(s)."""
+"""Where an adapter can come from: a directory, an archive, the Hub, http(s), an object store."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from urllib.parse import unquote, urlsplit
 
 from stacked.errors import SourceNotFound, SourceRefused, SourceUnreachable
 from stacked.logs import shown_url
-from stacked.store import http
+from stacked.store import http, objects
 from stacked.store.archives import unpack
 from stacked.store.files import PATTERNS, WANTED, copy_adapter, real_path
 from stacked.store.limits import Limits
 from stacked.store.text import quoted
 
-SCHEMES = "a directory, a zip or tar of one, file://, http://, https://, hf://org/name or org/name"
+SCHEMES = (
+    "a directory, a zip or tar of one, file://, http://, https://, hf://org/name or org/name, "
+    "s3://, gs://, oci://, az://"
+)
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./%-]+)?")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -43,23 +46,20 @@ def fetch(
     limits: Limits,
     *,
     roots: Sequence[Path] | None = None,
-    remote: bool = True,
+    remote: Sequence[str] | None = None,
     download: Download | None = None,
 ) -> None:
     """Put private copies of the adapter's files into `target`.
 
     `scratch` is an empty directory for our use only. `roots`: resolved directories outside of which
-    no local path is read; `remote`: whether other machines may be read from. An existing local path
-    wins over a Hub id; what looks like a path is never a Hub id. Raises an AdapterError about the
-    source, the archive or the files.
+    no local path is read; `remote`: addresses below which other machines may be read from, all of
+    them if None. An existing local path wins over a Hub id; what looks like a path is never a Hub
+    id. Raises an AdapterError about the source, the archive or the files.
     """
     if not source or "\0" in source:
         raise SourceRefused(f"{quoted(source)} is no source; use {SCHEMES}")
-    if is_remote(source) and not remote:
-        raise SourceRefused(
-            f"{shown_url(source)}: no such path here, and adapters from other machines are off; "
-            "set server.remote_adapters: true to allow them"
-        )
+    if remote is not None and is_remote(source):
+        _check_allowed(source, remote)
     scheme = _SCHEME.match(source)
     match scheme[1].lower() if scheme else "":
         case "http" | "https":
@@ -76,6 +76,12 @@ def fetch(
                 _local(path, target, scratch, limits, roots)
             else:
                 _hub(parse_hub(source), target, limits, download or hub_download)
+        case store if store in objects.LIBRARIES:
+            found = objects.download(source, scratch / "objects", limits, PATTERNS)
+            if found.is_dir():
+                copy_adapter(found, target, limits)
+            else:
+                unpack(found, target, scratch, limits, shown_url(source))
         case other:
             raise SourceRefused(f"{other}:// is not a source that works; use {SCHEMES}")
 
@@ -86,6 +92,23 @@ def is_remote(source: str) -> bool:
     if scheme:
         return scheme[1].lower() != "file"
     return bool(source) and not (_is_path(source) or os.path.lexists(os.path.expanduser(source)))
+
+
+def _check_allowed(source: str, allowed: Sequence[str]) -> None:
+    """Raises SourceRefused for a source of another machine that is below none of these."""
+    scheme, there, rest = source.partition("://")
+    address = f"{scheme.lower()}://{rest}" if there else f"hf://{source}"
+    if any(f"{address}/".startswith(f"{place.rstrip('/')}/") for place in allowed):
+        return
+    if objects.scheme_of(source) is None:
+        raise SourceRefused(
+            f"{shown_url(source)}: no such path here, and adapters from other machines are off; "
+            "set server.remote_adapters: true to allow them"
+        )
+    raise SourceRefused(
+        f"{shown_url(source)} may not be read for callers; list it, or what it is below, in "
+        "server.remote_adapters"
+    )
 
 
 def parse_hub(source: str) -> HubRef:

@@ -81,15 +81,15 @@ class AdapterStore:
         base: BaseModules,
         max_rank: int | None = None,
         allowed_roots: Sequence[Path] | None = None,
-        remote: bool = True,
+        remote: Sequence[str] | None = None,
         foreign_tokens: bool = False,
     ) -> Adapter:
         """Fetch, check and store the adapter at `source`; the same content is stored once.
 
         `max_rank` is the engine's max_lora_rank. With `allowed_roots`, local paths outside of these
-        directories are refused; without `remote`, so are other machines. `foreign_tokens` accepts a
-        tokenizer with tokens that the base's lacks, without these tokens. Raises an AdapterError,
-        or StoreUnusable.
+        directories are refused; with `remote`, so are addresses below none of these.
+        `foreign_tokens` accepts a tokenizer with tokens that the base's lacks, without these
+        tokens. Raises an AdapterError, or StoreUnusable.
         """
         with self._working() as (copy, scratch):
             self._fetch(source, copy, scratch, allowed_roots, remote)
@@ -234,7 +234,7 @@ class AdapterStore:
         copy: Path,
         scratch: Path,
         allowed: Sequence[Path] | None,
-        remote: bool = True,
+        remote: Sequence[str] | None = None,
     ) -> None:
         """A private copy of the source, for the checks."""
         roots = None if allowed is None else [Path(root).resolve() for root in allowed]

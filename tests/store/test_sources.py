@@ -146,7 +146,7 @@ def test_what_looks_like_a_path_is_never_asked_of_the_hub(source: str, tmp_path:
     [
         ("", SourceRefused, "http"),
         ("a\0b", SourceRefused, "http"),
-        ("s3://bucket/key", SourceRefused, "s3://"),
+        ("memory://host/key", SourceRefused, "memory://"),
         ("ftp://host/x", SourceRefused, "hf://org/name"),
         ("file://host/x", SourceRefused, "file:///absolute/path"),
         ("file:relative", SourceNotFound, "neither an existing path nor a Hub id"),
