@@ -189,7 +189,10 @@ class ModelFiles(Content):
     def loaded_by(self, code: Code) -> ModelFiles:
         """The same files loaded by this code: another content with every other code."""
         both = hashlib.sha256(f"{self.digest} {code.digest}".encode()).hexdigest()
-        return replace(self, digest=Digest(f"sha256:{both}"), code=code, files=self.digest)
+        digest, runtime = Digest(f"sha256:{both}"), Runtime.DATA
+        return replace(
+            self, digest=digest, runtime=runtime, main=None, code=code, files=self.digest
+        )
 
 
 class Handle(Protocol):

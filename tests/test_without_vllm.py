@@ -30,7 +30,7 @@ async def main(data, files):
     service = Service(ControlConfig(), data, durable=True)
     await service.start()
     try:
-        digest, _ = service.catalogue.models.add(files, "m")
+        digest = service.catalogue.models.add(files, "m").digest
         id = "ocid1.datasciencemodel.oc1..m"
         service.registry.models.put(Model(id=id, kind="model", digest=digest))
         group = GroupRecord(

@@ -148,7 +148,7 @@ class Catalogue:
 
     def holds(self, digest: Digest) -> bool:
         """Whether an adapter or another model is present and whole, so that it need not be sent."""
-        return self.store.holds(digest) or self.models.holds(digest)
+        return self.store.holds(digest) or self.models.find(digest) is not None
 
     def upload(self, digest: Digest, incoming: Incoming) -> None:
         """Store a received adapter or other model, to be registered by its digest before it counts
@@ -242,7 +242,7 @@ class Catalogue:
         Raises NotAllowed too.
         """
         digest = self._loadable(id, "model")
-        return self.models.get(digest, code) if digest else None
+        return self.models.get(digest, code, f"model {id}") if digest else None
 
     def _loadable(self, id: str, kind: str) -> Digest | None:
         model = self.registry.models.get_many([id]).get(id)

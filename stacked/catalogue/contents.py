@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path, PurePath
+from zipfile import is_zipfile
 
 from stacked.bases import base_digest, is_base
 from stacked.catalogue.bases import CatalogueBases
-from stacked.core import Adapter, Digest, is_digest
+from stacked.core import Adapter, Digest, ModelFiles, is_digest
 from stacked.errors import AdapterAbsent
 from stacked.registry import Content, Model
-from stacked.store import AdapterStore, Kind, ModelStore, is_model, is_remote, kind_of
+from stacked.store import AdapterStore, BaseModules, Kind, ModelStore, is_model, is_remote, kind_of
 from stacked.store.files import CONFIG_FILE, real_path
 from stacked.store.models import SINGLE
 from stacked.store.uploads import LISTED_LIMITS
@@ -57,10 +58,11 @@ class Contents:
             return Content(kind="base", digest=base_digest(place), bytes=weights), str(place)
         if place is not None and not adapter_is_there and is_model(place):
             roots = [root.resolve() for root in self._roots]
-            digest, size = self._models.add(place, source, roots)
-            return Content(kind="model", digest=digest, bytes=size), source
-        base = self._bases.base_for(model)
-        modules = self._bases.modules(base)
+            return _of_model(self._models.add(place, source, roots)), source
+        if place is not None and is_zipfile(place):
+            content = self.of_archive(model, place, source)
+            return content, "" if content.kind == "base" else source
+        base, modules = self._base(model)
         adapter = self._store.add(
             source,
             base=modules,
@@ -77,12 +79,12 @@ class Contents:
         """
         alone = PurePath(name).suffix.lower() in SINGLE
         kind = Kind.MODEL if alone else kind_of(archive, LISTED_LIMITS, _UPLOAD)
-        if kind is not Kind.ADAPTER:
-            store = self._bases.store if kind is Kind.BASE else self._models
-            digest, size = store.add(archive, name if alone else _UPLOAD)
-            return Content(kind=kind.value, digest=digest, bytes=size)
-        base = self._bases.base_for(model)
-        modules = self._bases.modules(base)
+        if kind is Kind.MODEL:
+            return _of_model(self._models.add(archive, name if alone else _UPLOAD))
+        if kind is Kind.BASE:
+            digest, size = self._bases.store.add(archive, _UPLOAD)
+            return Content(kind="base", digest=digest, bytes=size)
+        base, modules = self._base(model)
         adapter = self._store.add_archive(
             archive, _UPLOAD, base=modules, foreign_tokens=self._foreign
         )
@@ -95,20 +97,23 @@ class Contents:
         digest.
         """
         if kind_of(archive, LISTED_LIMITS, "the upload") is Kind.MODEL:
-            self._models.add_upload(archive, digest)
+            self._models.add(archive, "the upload", announced=digest)
             return
-        modules = self._bases.modules(self._bases.base_for(Model(id="")))
+        _, modules = self._base(Model(id=""))
         self._store.add_upload(archive, digest, base=modules, foreign_tokens=self._foreign)
 
     def _of_digest(self, model: Model, digest: Digest) -> Content:
-        if self._models.holds(digest):
-            return Content(kind="model", digest=digest, bytes=self._models.get(digest).bytes)
-        base = self._bases.base_for(model)
-        modules = self._bases.modules(base)
+        if found := self._models.find(digest):
+            return _of_model(found)
+        base, modules = self._base(model)
         try:
             return _content(self._store.claim(digest, base=modules), base)
         except AdapterAbsent as error:
             raise AdapterAbsent(f"adapter {digest} is not here; send it first") from error
+
+    def _base(self, model: Model) -> tuple[Model, BaseModules]:
+        base = self._bases.base_for(model)
+        return base, self._bases.modules(base)
 
     def _place(self, source: str) -> Path | None:
         """Where a source is, if it is on this machine and may be read."""
@@ -118,6 +123,10 @@ class Contents:
         # Otherwise the store of adapters refuses it, with its own message.
         allowed = any(place.is_relative_to(root.resolve()) for root in self._roots)
         return place if allowed else None
+
+
+def _of_model(files: ModelFiles) -> Content:
+    return Content(kind="model", digest=files.digest, bytes=files.bytes)
 
 
 def _content(adapter: Adapter, base: Model) -> Content:

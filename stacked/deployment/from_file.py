@@ -19,8 +19,7 @@ from stacked.catalogue import Catalogue
 from stacked.config import Config, ControlConfig, MemberConfig
 from stacked.core import Base, Content, Member, ModelGroup, ModelId, model_id_of
 from stacked.deployment.activation import Active, Starter
-from stacked.deployment.ledger import Ledger, declared_member, group_id_of
-from stacked.deployment.model_groups import check_alone
+from stacked.deployment.ledger import Ledger, group_id_of
 from stacked.engine.adaptable import Asking
 from stacked.errors import StackedError
 from stacked.logs import shown_url
@@ -185,9 +184,8 @@ async def _read_models(config: ControlConfig, store: ModelStore, tell: Progress)
     """The same for the models of a file without a base."""
 
     def read(entry: MemberConfig) -> Content:
-        content = store.get(store.add(real_path(Path(entry.source)), entry.source)[0])
-        check_alone(entry.source, content)
-        return content
+        source = entry.source
+        return store.get(store.add(real_path(Path(source)), source).digest, name=source)
 
     members, group = await _read_all(config, read, tell), config.group
     return ModelGroup(group.name, None, members, group.recorded_metadata, group.kind)
@@ -208,7 +206,8 @@ async def _read_all(
             # The same class, so that its code and status stay; the sentence gains the place.
             name = entry.key or entry.id or shown_url(entry.source)
             raise type(error)(f"group.members[{at - 1}] ({name}): {error}") from error
-        members.append(declared_member(entry, content))
+        model_id = ModelId(entry.id) if entry.id else model_id_of(content.digest)
+        members.append(Member(model_id, content, entry.key, entry.weight))
     return tuple(members)
 
 

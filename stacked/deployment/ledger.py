@@ -18,19 +18,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from stacked.config import Design, MemberConfig, StorageConfig
+from stacked.config import Design, StorageConfig
 from stacked.core import (
     VERSIONED,
     Adapter,
     Base,
-    Content,
+    Code,
     Member,
     ModelGroup,
     ModelId,
+    Runtime,
     check_digest,
-    model_id_of,
 )
-from stacked.deployment.model_groups import members_of
 from stacked.errors import (
     RecordConflict,
     RegistryUnusable,
@@ -55,6 +54,7 @@ from stacked.registry import (
     lock_data_dir,
     new_id,
 )
+from stacked.registry.composition import HOMOGENEOUS
 from stacked.registry.places import FILE, note_database, place_of
 from stacked.store import AdapterStore, ModelStore
 
@@ -297,7 +297,7 @@ class Ledger:
         """A recorded group with what its members are; it may call its base by another key.
 
         Raises RecordAbsent, AdapterAbsent, GroupInvalid, UpdateNotLive where its base is another;
-        for a group without one see `model_groups.members_of`.
+        NotAllowed, ParameterInvalid and RecordConflict for models without a base.
         """
         record = self.registry.groups.get(group_id)
         served = base.model_id if base else None
@@ -312,7 +312,7 @@ class Ledger:
         }
         Design.of(record.metadata).check(keys, record.kind)
         if base is None:
-            models = members_of(record, self.registry, self._models, self.artifacts)
+            models = tuple(self._models_of(record))
             return ModelGroup(record.display_name, None, models, record.metadata, record.kind)
         members = []
         for entry in record.members:
@@ -323,6 +323,26 @@ class Ledger:
             adapter = self._store.get(check_digest(model.digest))
             members.append(Member(ModelId(entry.model_id), adapter, entry.key, entry.weight))
         return ModelGroup(record.display_name, base, tuple(members), record.metadata)
+
+    def _models_of(self, group: GroupRecord) -> Iterator[Member]:
+        """The members of a group without a base, loaded by the code in its artifact if any."""
+        code: Code | None = None
+        for artifact in self.registry.artifacts.of(group.id):
+            file = self.artifacts / artifact.sha256
+            code = self._models.add_code(file, "the artifact of the group")
+        alone = group.kind == HOMOGENEOUS and code is None
+        models = self.registry.models.get_many([entry.model_id for entry in group.members])
+        for entry in group.members:
+            model = models[entry.model_id]
+            digest = check_digest(model.digest)
+            if alone and self._models.read(digest).runtime in (Runtime.SCORE, Runtime.DATA):
+                raise RecordConflict(
+                    f"model {model.id} is loaded by a score.py, and group {group.id} has no "
+                    "artifact; upload one with score.py and runtime.yaml: POST "
+                    f"…/modelGroups/{group.id}/artifact"
+                )
+            content = self._models.get(digest, code, f"model {model.id}")
+            yield Member(ModelId(entry.model_id), content, entry.key, entry.weight)
 
     # -- deployments ------------------------------------------------------------------------
 
@@ -380,12 +400,6 @@ class Ledger:
     def write(self, call: Callable[[], T]) -> Future[T]:
         """Call this in the writing thread, after earlier calls."""
         return self._writer.submit(call)
-
-
-def declared_member(entry: MemberConfig, content: Content) -> Member:
-    """A member of a configuration file with this content."""
-    model_id = ModelId(entry.id) if entry.id else model_id_of(content.digest)
-    return Member(model_id, content, entry.key, entry.weight)
 
 
 def group_id_of(group: ModelGroup) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 from stacked.catalogue import Catalogue
 from stacked.config import ServerConfig
 from stacked.core import Adapter, Content, Member, ModelFiles, ModelId, model_id_of
-from stacked.deployment.model_groups import check_alone
 from stacked.errors import NotAllowed
 from stacked.groups.routing import Route
 from stacked.serving import Serving
@@ -72,11 +71,7 @@ class RuntimeUpdates:
             return catalogue.adapter(id, serving.modules, max_rank=serving.plan.max_rank)
         contents = [member.content for member in serving.live.routing.members]
         of_group = (each for each in contents if isinstance(each, ModelFiles) and each.files)
-        code = next((each.code for each in of_group), None)
-        files = catalogue.model_files(id, code)
-        if files is not None and code is None:
-            check_alone(f"model {id}", files)
-        return files
+        return catalogue.model_files(id, next((each.code for each in of_group), None))
 
     async def _serve(self, member: Member) -> Route[Any]:
         live = self._serving.live

@@ -1,14 +1,12 @@
-"""The engines of groups whose models are no adapters: the same interface as vLLM's for a change.
+"""The engine of groups whose models are no adapters: the same interface as vLLM's for a change.
 
-`Engine` is what all of them share; `ModelsEngine` has worker processes, `triton.TritonEngine` a
-server that runs elsewhere.
+Its models are in worker processes; those of `triton.TritonEngine` are in a server elsewhere.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -18,7 +16,7 @@ from stacked.core import Content, Digest, ModelFiles, Runtime, short
 from stacked.engine.machine import memory
 from stacked.errors import CanaryFailed, GroupImpossible, NotReady, StackedError
 from stacked.models.pool import Pool
-from stacked.models.workers import Kind
+from stacked.models.workers import Kind, Worker
 
 # A model in memory, by the size of its files, before it is measured: weights, a copy of them in
 # the layout of the library, and its buffers.
@@ -57,29 +55,47 @@ class ModelHandle:
         return {**self.report, "name": model, "versions": [short(self.digest)]}
 
 
-class Engine(ABC):
+class ModelsEngine:
     """What holds models and has them answer; a `GroupEngine`. Close it at the end."""
 
     takes_binary = False
     """Whether tensors may be in binary, as a header then says."""
 
     def __init__(
-        self, give_up: Callable[[ModelHandle, str], None], deadline_seconds: float, stem: str = ""
+        self,
+        give_up: Callable[[ModelHandle, str], None],
+        *,
+        processes: int = 1,
+        user: str = "",
+        deadline_seconds: float = 60.0,
+        reserve_bytes: int = RESERVE_BYTES,
     ) -> None:
         """`give_up` is called with a model that is served no more, and why.
 
-        `stem`: how the names of models begin.
+        `processes`: of each kind of models; `user`: whom they run as, if not this one's user.
         """
-        self._give_up, self._deadline, self._stem = give_up, deadline_seconds, stem
+        self._give_up, self._processes, self._user = give_up, processes, user
+        self._deadline, self._reserve = deadline_seconds, reserve_bytes
         self._numbers = itertools.count(1)
         self._held: dict[int, ModelHandle] = {}
+        self._pools: dict[Kind, Pool] = {}
+        self._promised = 0
+        self._stem = ""
+        """How the names of models begin."""
 
-    async def start(self) -> None:  # noqa: B027  processes start with their first model
-        """Be ready for the first model. Raises EngineStartFailed."""
+    @property
+    def pids(self) -> list[int]:
+        """The processes that run now."""
+        return [worker.pid for pool in self._pools.values() for worker in pool.workers]
 
-    @abstractmethod
+    async def start(self) -> None:
+        """Be ready for the first model: processes start with it. Raises EngineStartFailed."""
+
     async def close(self) -> None:
-        """Free all models. Idempotent."""
+        """Free all models and end all processes. Idempotent."""
+        self._held.clear()
+        pools, self._pools = [*self._pools.values()], {}
+        await asyncio.gather(*(pool.close() for pool in pools))
 
     # -- a change of the group ---------------------------------------------------------------
 
@@ -87,8 +103,17 @@ class Engine(ABC):
         """See `fits`."""
         self.fits([content])
 
-    def fits(self, contents: Iterable[Content]) -> None:  # noqa: B027  memory may be another's
-        """Refuse what does not fit in memory together. Raises GroupImpossible."""
+    def fits(self, contents: Iterable[Content]) -> None:
+        """Refuse what, by its size on disk, does not fit in memory. Raises GroupImpossible."""
+        size = sum(content.bytes for content in contents)
+        need = size * _TIMES * self._processes + self._promised
+        free = max(0, memory()[1] - self._reserve)
+        if need > free:
+            raise GroupImpossible(
+                f"models of {size / 1e6:,.0f} MB need some {need / 1e6:,.0f} MB ({_TIMES} times "
+                f"their size in each of {self._processes} processes, and what is being loaded); "
+                f"{free / 1e6:,.0f} MB are free beyond {self._reserve / 1e6:,.0f} MB in reserve"
+            )
 
     async def stage(self, content: Content) -> ModelHandle:
         """Load a model.
@@ -100,110 +125,6 @@ class Engine(ABC):
         name = f"{self._stem}{short(content.digest)}-{number}"
         handle = self._held[number] = await self._load(content, name, number)
         return handle
-
-    @abstractmethod
-    async def _load(self, content: ModelFiles, name: str, number: int) -> ModelHandle: ...
-
-    async def adopt(self, handle: ModelHandle) -> None:  # noqa: B027  it is one step here
-        """A staged model can answer."""
-
-    async def activate(self, handle: ModelHandle) -> bool:
-        """A staged model is where it computes."""
-        return True
-
-    async def verify(
-        self, staged: Mapping[Digest, ModelHandle], done: Callable[[int], None]
-    ) -> Mapping[Digest, StackedError]:
-        """Which of these do not answer their example, or zeros of their shapes; and why."""
-        failed: dict[Digest, StackedError] = {}
-        for at, (digest, handle) in enumerate(staged.items(), start=1):
-            path = handle.content.path
-            example = (path if path.is_dir() else path.parent) / EXAMPLE
-            try:
-                if example.is_file():
-                    await self.infer(handle, example.read_bytes())
-                else:
-                    await self._try_zeros(handle)
-            except StackedError as error:
-                failed[digest] = CanaryFailed(f"it does not answer its canary: {error}")
-            done(at)
-        return failed
-
-    @abstractmethod
-    async def _try_zeros(self, handle: ModelHandle) -> None: ...
-
-    @abstractmethod
-    async def discard(self, *handles: ModelHandle) -> None:
-        """Free these. Idempotent. Raises EngineError if one is still held."""
-
-    async def remove(self, *handles: ModelHandle) -> None:
-        """Free these, as `discard` does."""
-        await self.discard(*handles)
-
-    @asynccontextmanager
-    async def undisturbed(self) -> AsyncIterator[None]:
-        """Loading has threads of its own."""
-        yield
-
-    # -- requests ------------------------------------------------------------------------------
-
-    @abstractmethod
-    def ready(self, handle: ModelHandle) -> bool:
-        """Whether this model can answer now, as far as is known."""
-
-    @abstractmethod
-    async def infer(
-        self, handle: ModelHandle, body: bytes, headers: Mapping[str, str] = {}, model: str = ""
-    ) -> tuple[bytes, Mapping[str, str]]:
-        """The answer to a request's body, which is JSON, and its headers.
-
-        `headers`: the request's content type, and the length that binary tensors have. `model`: how
-        the answer names the model.
-
-        Raises ParameterInvalid, BodyInvalid, ModelError, EngineDead, NotReady.
-        """
-
-
-class ModelsEngine(Engine):
-    """Worker processes, which start with their first model, and what they hold."""
-
-    def __init__(
-        self,
-        give_up: Callable[[ModelHandle, str], None],
-        *,
-        processes: int = 1,
-        user: str = "",
-        deadline_seconds: float = 60.0,
-        reserve_bytes: int = RESERVE_BYTES,
-    ) -> None:
-        """`processes`: of each kind of models; `user`: whom they run as, if not this one's user."""
-        super().__init__(give_up, deadline_seconds)
-        self._processes, self._user, self._reserve = processes, user, reserve_bytes
-        self._pools: dict[Kind, Pool] = {}
-        self._promised = 0
-
-    @property
-    def pids(self) -> list[int]:
-        """The processes that run now."""
-        return [worker.pid for pool in self._pools.values() for worker in pool.workers]
-
-    async def close(self) -> None:
-        """End all processes. Idempotent."""
-        self._held.clear()
-        pools, self._pools = [*self._pools.values()], {}
-        await asyncio.gather(*(pool.close() for pool in pools))
-
-    def fits(self, contents: Iterable[Content]) -> None:
-        """Raises GroupImpossible if these, by their size on disk, do not fit in memory."""
-        size = sum(content.bytes for content in contents)
-        need = size * _TIMES * self._processes + self._promised
-        free = max(0, memory()[1] - self._reserve)
-        if need > free:
-            raise GroupImpossible(
-                f"models of {size / 1e6:,.0f} MB need some {need / 1e6:,.0f} MB ({_TIMES} times "
-                f"their size in each of {self._processes} processes, and what is being loaded); "
-                f"{free / 1e6:,.0f} MB are free beyond {self._reserve / 1e6:,.0f} MB in reserve"
-            )
 
     async def _load(self, content: ModelFiles, name: str, number: int) -> ModelHandle:
         self.fits([content])
@@ -224,12 +145,48 @@ class ModelsEngine(Engine):
         described = {"platform": platform, **report["described"]}
         return ModelHandle(content.digest, name, number, content, described, report["bytes"])
 
+    async def adopt(self, handle: ModelHandle) -> None:
+        """A staged model can answer."""
+
+    async def activate(self, handle: ModelHandle) -> bool:
+        """A staged model is where it computes."""
+        return True
+
+    async def verify(
+        self, staged: Mapping[Digest, ModelHandle], done: Callable[[int], None]
+    ) -> Mapping[Digest, StackedError]:
+        """Which of these do not answer their example, or zeros of their shapes; and why."""
+        failed: dict[Digest, StackedError] = {}
+        for at, (digest, handle) in enumerate(staged.items(), start=1):
+            example = handle.content.path / EXAMPLE
+            try:
+                if example.is_file():
+                    await self.infer(handle, example.read_bytes())
+                else:
+                    await self._try_zeros(handle)
+            except StackedError as error:
+                failed[digest] = CanaryFailed(f"it does not answer its canary: {error}")
+            done(at)
+        return failed
+
+    async def _try_zeros(self, handle: ModelHandle) -> None:
+        await self._call("try", handle)
+
     async def discard(self, *handles: ModelHandle) -> None:
-        """Free these. Idempotent."""
+        """Free these. Idempotent. Raises EngineError if one is still held."""
         gone = [held for each in handles if (held := self._held.pop(each.number, None))]
         for pool in {pool for each in gone if (pool := self._pool(each))}:
             await pool.unload(*(each.number for each in gone if self._pool(each) is pool))
             await self._close_unused(pool)
+
+    async def remove(self, *handles: ModelHandle) -> None:
+        """Free these, as `discard` does."""
+        await self.discard(*handles)
+
+    @asynccontextmanager
+    async def undisturbed(self) -> AsyncIterator[None]:
+        """Loading has threads of its own."""
+        yield
 
     async def _close_unused(self, pool: Pool) -> None:
         if not pool.models and self._pools.get(pool.kind) is pool:
@@ -243,26 +200,35 @@ class ModelsEngine(Engine):
         if held := self._held.get(number):
             self._give_up(held, reason)
 
-    async def _try_zeros(self, handle: ModelHandle) -> None:
-        await self._call("try", handle)
+    # -- requests ------------------------------------------------------------------------------
 
     def ready(self, handle: ModelHandle) -> bool:
-        """Whether a process can answer for this model now."""
-        pool = self._pool(handle)
-        return pool is not None and bool(pool.having(handle.number))
+        """Whether this model can answer now, as far as is known."""
+        return bool(self._able(handle))
 
     async def infer(
         self, handle: ModelHandle, body: bytes, headers: Mapping[str, str] = {}, model: str = ""
     ) -> tuple[bytes, Mapping[str, str]]:
-        """See `Engine.infer`."""
+        """The answer to a request's body, which is JSON, and its headers.
+
+        `headers`: the request's content type, and the length that binary tensors have. `model`: how
+        the answer names the model.
+
+        Raises ParameterInvalid, BodyInvalid, ModelError, EngineDead, NotReady.
+        """
         named = {"model": model, "version": short(handle.digest)}
         kind = headers.get("content-type", "")
         return await self._call("answer", handle, body, type=kind, **named), {}
 
     async def _call(self, do: str, handle: ModelHandle, body: bytes = b"", **head: str) -> bytes:
-        pool = self._pool(handle)
-        able = pool.having(handle.number) if pool and handle.number in self._held else []
+        able = self._able(handle)
         if not able:
             raise NotReady(f"no process has model {handle.name} now; repeat later")
         worker = min(able, key=lambda each: each.waiting)
         return (await worker.call(do, self._deadline, body, handle.number, **head))[1]
+
+    def _able(self, handle: ModelHandle) -> list[Worker]:
+        """The processes that can answer for a model now."""
+        pool = self._pool(handle)
+        workers = pool.workers if pool else []
+        return [worker for worker in workers if handle.number in worker.loaded]

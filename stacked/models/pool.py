@@ -47,10 +47,6 @@ class Pool:
         """The processes that run now."""
         return [worker for worker in self._started() if not worker.ending]
 
-    def having(self, number: int) -> list[Worker]:
-        """The processes that can answer for this model now."""
-        return [worker for worker in self.workers if number in worker.loaded]
-
     async def load(self, number: int, path: str) -> dict[str, Any]:
         """Load a model everywhere, or nowhere; returns what a process reports of it.
 

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import httpx
 
 from stacked import errors
-from stacked.core import ModelFiles
+from stacked.core import Content, ModelFiles
 from stacked.errors import (
     EngineDead,
     EngineError,
@@ -27,7 +27,7 @@ from stacked.errors import (
     EngineSilent,
     EngineStartFailed,
 )
-from stacked.models.engine import Engine, ModelHandle
+from stacked.models.engine import ModelHandle, ModelsEngine
 from stacked.models.tensors import Fault, parse
 from stacked.models.triton_files import BACKENDS, LENGTH, PYTHON, pushed, runs_code, zeros
 from stacked.models.workers import reported
@@ -42,8 +42,8 @@ _PAUSE_SECONDS = 0.1
 _MOST_TEXT = 500
 
 
-class TritonEngine(Engine):
-    """The models that this process has in one Triton. Every call ends within a deadline."""
+class TritonEngine(ModelsEngine):
+    """The same for models in a Triton. Every call ends within a deadline."""
 
     takes_binary = True
     # Of all engines of this process: there are two while one replaces the other.
@@ -56,10 +56,10 @@ class TritonEngine(Engine):
         owner: str,
         deadline_seconds: float,
     ) -> None:
-        """`give_up`: see `Engine`. `owner`: this server's at each start, and no other's."""
-        self._owner = f"stacked-{owner}-"
-        super().__init__(give_up, deadline_seconds, f"{self._owner}{secrets.token_hex(4)}-")
-        self._url = url.rstrip("/")
+        """`owner`: this server's at each start, and no other's."""
+        super().__init__(give_up, deadline_seconds=deadline_seconds)
+        self._url, self._owner = url.rstrip("/"), f"stacked-{owner}-"
+        self._stem = f"{self._owner}{secrets.token_hex(4)}-"
         self._loads = asyncio.Semaphore(_LOADS_AT_ONCE)
         self._reloads: dict[int, asyncio.Task[None]] = {}
         self._passing = asyncio.Event()
@@ -72,7 +72,7 @@ class TritonEngine(Engine):
     async def start(self) -> None:
         """Unload what an earlier process has left. Raises EngineStartFailed."""
         try:
-            about = await self._call("", "GET")
+            about = await self._http("", "GET")
             if "model_repository" not in _json(about.content).get("extensions", ()):
                 raise EngineStartFailed(f"{self._url} is not a Triton that loads models")
             # Unloading what is not there succeeds, where models may be unloaded at all.
@@ -98,6 +98,9 @@ class TritonEngine(Engine):
 
     # -- a change of the group ---------------------------------------------------------------
 
+    def fits(self, contents: Iterable[Content]) -> None:
+        """The memory is another machine's."""
+
     async def _load(self, content: ModelFiles, name: str, number: int) -> ModelHandle:
         """A load that is given up may succeed later; the next change unloads it then."""
         self._names.add(name)
@@ -117,7 +120,7 @@ class TritonEngine(Engine):
                 async with self._loads:
                     loaded = await self._control("load", name, self._deadline, content=body)
                 if loaded.status_code == 200:
-                    return _json((await self._call(f"/models/{name}", "GET")).content)
+                    return _json((await self._http(f"/models/{name}", "GET")).content)
             except EngineSilent as error:
                 raise EngineLoadFailed(str(error), content.digest) from error
             except OSError as error:
@@ -133,7 +136,7 @@ class TritonEngine(Engine):
             await asyncio.wait(self._under_way, timeout=_PAUSE_SECONDS)
 
     async def _try_zeros(self, handle: ModelHandle) -> None:
-        if (await self._call(f"/models/{handle.name}/ready", "GET")).status_code != 200:
+        if (await self._http(f"/models/{handle.name}/ready", "GET")).status_code != 200:
             raise errors.CanaryFailed("Triton has loaded it, and does not have it ready")
         if not runs_code(handle.content):
             await self.infer(handle, *zeros(handle.report))
@@ -159,7 +162,7 @@ class TritonEngine(Engine):
 
     async def _sweep(self) -> None:
         """Unload what nobody has: an earlier process's models, and loads that took too long."""
-        stats = await self._call("/models/stats", "GET")  # of all that are loaded, pushed or not
+        stats = await self._http("/models/stats", "GET")  # of all that are loaded, pushed or not
         names = {str(row["name"]) for row in _json(stats.content).get("model_stats", ())}
         await self._unload(each for each in names - self._names if each.startswith(self._owner))
 
@@ -193,7 +196,7 @@ class TritonEngine(Engine):
     async def infer(
         self, handle: ModelHandle, body: bytes, headers: Mapping[str, str] = {}, model: str = ""
     ) -> tuple[bytes, Mapping[str, str]]:
-        """See `Engine.infer`; an answer has the name that the model has in Triton."""
+        """See `ModelsEngine.infer`; an answer has the name that the model has in Triton."""
         if runs_code(handle.content):
             return await self._predict(handle, body, headers.get("content-type", "")), {}
         answer = await self._infer(handle, body, _passed(headers))
@@ -222,7 +225,7 @@ class TritonEngine(Engine):
             raise errors.NotReady("this model is being loaded into Triton again")
         await self._passing.wait()
         path = f"/models/{handle.name}/infer"
-        request = asyncio.create_task(self._call(path, content=body, headers=headers))
+        request = asyncio.create_task(self._http(path, content=body, headers=headers))
         self._under_way.add(request)
         request.add_done_callback(self._under_way.discard)
         try:
@@ -252,11 +255,11 @@ class TritonEngine(Engine):
     ) -> httpx.Response:
         self._held_up += 1
         path = f"/repository/models/{name}/{what}"
-        answer = await self._call(path, seconds=seconds, **request)
+        answer = await self._http(path, seconds=seconds, **request)
         self._held_up -= 1  # without an answer, the thread may hang for ever
         return answer
 
-    async def _call(
+    async def _http(
         self, path: str, method: str = "POST", seconds: float | None = None, **request: Any
     ) -> httpx.Response:
         """Raises EngineSilent, EngineDead."""

@@ -15,10 +15,9 @@ import signal
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from stacked.core import ModelFiles, Runtime
 from stacked.engine.machine import CORES, memory
@@ -52,28 +51,25 @@ _GRACE_SECONDS = 2.0
 _MOST_HEAD = 1024**2
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
+class Kind(NamedTuple):
     """What the models of one process have in common."""
 
     runtime: Runtime
+    user: str
+    """Whom the process runs as, "" for the server's user."""
     code: str = ""
     python: str = ""
-    digest: str = ""
-    user: str = ""
-    """Whom the process runs as, if not as the server's user."""
 
     @classmethod
-    def of(cls, files: ModelFiles, user: str = "") -> Kind:
+    def of(cls, files: ModelFiles, user: str) -> Kind:
         """A model with a score.py of its own is code of its own."""
         runtime, code = files.runtime, files.code
         if code is not None:
-            return cls(runtime, str(code.path), code.python, code.digest, user)
-        return cls(runtime, str(files.path) if runtime is Runtime.SCORE else "", user=user)
+            return cls(runtime, user, str(code.path), code.python)
+        return cls(runtime, user, str(files.path) if runtime is Runtime.SCORE else "")
 
 
-@dataclass(frozen=True, slots=True)
-class _Pending:
+class _Pending(NamedTuple):
     do: str
     number: int
     answer: asyncio.Future[tuple[dict[str, Any], bytes]]

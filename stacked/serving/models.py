@@ -24,7 +24,7 @@ from stacked.errors import (
 from stacked.groups.routing import Route, Routing
 from stacked.live import Live
 from stacked.loader import Loader
-from stacked.models.engine import Engine, ModelHandle, ModelsEngine
+from stacked.models.engine import ModelHandle, ModelsEngine
 from stacked.serving import (
     NO_VLLM,
     Admission,
@@ -53,7 +53,7 @@ class ModelsServing(Serving):
         self, prepared: Prepared, config: ModelsConfig, drain_seconds: float, directory: Path
     ) -> None:
         self.settings, deadline = prepared.settings, config.deadline_seconds
-        self.engine: Engine
+        self.engine: ModelsEngine
         if config.triton:
             # Here, as its client takes a third of a second to import.
             from stacked.models.triton import TritonEngine, owner_in

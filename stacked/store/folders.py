@@ -22,27 +22,30 @@ class FolderStore:
     """A directory of folders. Every method blocks, and may be called from any thread.
 
         root/<shelf>/<64 hex digits>/     one folder
-        root/unpacking/<id>/              one being checked
+        root/unpacking/<id>/              one being checked, of adapters root/staging/<id>/
+        root/unpacking/<id>.lock          held while somebody works on it
 
-    A folder appears in one rename, after all checks and after its bytes are on the disk.
+    A folder appears in one rename, after all checks and after its bytes are on the disk: a crash at
+    any instant leaves the whole of it or nothing.
     """
 
-    def __init__(self, root: Path, kind: str, shelf: str, limits: Limits) -> None:
+    def __init__(
+        self, root: Path, kind: str, shelf: str, limits: Limits, staging: str = "unpacking"
+    ) -> None:
         """`kind`: what the folders are, in messages and reports. Raises StoreUnusable."""
+        # Absolute, because vLLM takes a missing relative path for a Hub id.
         self.root = Path(root).absolute()
         self.limits = limits
         self._kind = kind
         with self._usable():
-            self._shelf = Shelf(self.root, shelf, self.root / "unpacking")
-            self.tidy()
+            self._shelf = Shelf(self.root, shelf, self.root / staging)
+            clear_workplaces(self._shelf.staging)
 
     def path(self, digest: str) -> Path:
         """The directory of a content. Raises AdapterAbsent."""
         path = self._shelf.path(digest)
         if not path.is_dir():
-            raise AdapterAbsent(
-                f"the store at {self.root} has no {self._kind} {digest}; upload it again"
-            )
+            raise self._absent(digest)
         return path
 
     def contents(self) -> Iterator[Stored]:
@@ -77,6 +80,11 @@ class FolderStore:
             path = self._shelf.place(made, digest)
             self._shelf.use(digest)
         return path
+
+    def _absent(self, digest: str) -> AdapterAbsent:
+        return AdapterAbsent(
+            f"the store at {self.root} has no {self._kind} {digest}; upload it again"
+        )
 
     def _usable(self) -> contextlib.AbstractContextManager[None]:
         return usable(self.root, f"the store of {self._kind}s")

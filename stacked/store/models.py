@@ -7,14 +7,21 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePath, PurePosixPath
+from dataclasses import replace
+from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
 
 from stacked.core import Code, Digest, ModelFiles, Runtime
-from stacked.errors import AdapterError, ArchiveInvalid, NotAllowed, ParameterInvalid
-from stacked.store.archives import unpack_zip, zip_files
+from stacked.errors import (
+    AdapterError,
+    ArchiveInvalid,
+    NotAllowed,
+    ParameterInvalid,
+    RecordConflict,
+)
+from stacked.store.archives import zip_files
 from stacked.store.files import copy_tree, real_path
 from stacked.store.folders import FolderStore, content_digest
 from stacked.store.limits import GIB, MIB, Limits
@@ -49,36 +56,34 @@ class ModelStore(FolderStore):
         super().__init__(root, "model", "models", MODEL_LIMITS)
         self._code = code
         self._pythons = pythons or {}
-        self._known: dict[Digest, tuple[Runtime, Path | None, int]] = {}
+        self._known: dict[Digest, ModelFiles] = {}
 
     def add(
-        self, source: Path, name: str, roots: Sequence[Path] | None = None
-    ) -> tuple[Digest, int]:
-        """Store a directory, a zip of one, or a file that is a model by its suffix; its size.
+        self,
+        source: Path,
+        name: str,
+        roots: Sequence[Path] | None = None,
+        announced: Digest | None = None,
+    ) -> ModelFiles:
+        """Store a directory, a zip of one, or a file that is a model by its suffix.
 
         `name`: the source's, or the name that a client gave it. Nothing outside of `roots` is
-        read. Raises AdapterError, and NotAllowed for what runs code where that is off.
+        read. Raises AdapterError, NotAllowed for what runs code where that is off, DigestMismatch
+        for another model than the one that was `announced`.
         """
         with self._making() as made:
-            _read(source, name, made, roots)
-            self._check(made, name)
-            digest, total = content_digest(made, _FORMAT), _size(made)
-            self._keep(made, digest)
-        return digest, total
+            top = _read(source, name, made, roots)
+            self._check(top, name)
+            digest = content_digest(top, _FORMAT)
+            check_announced(digest, announced or digest, "model")
+            self._keep(top, digest)
+        return self.read(digest)
 
-    def add_upload(self, archive: Path, announced: Digest) -> None:
-        """Store the model in a zip that `outgoing_model` packed. Raises DigestMismatch too."""
-        with self._making() as made:
-            names = zip_files(archive, self.limits, "the upload")
-            unpack_zip(archive, made, self.limits, "the upload", names, PurePosixPath())
-            self._check(made, "the upload")
-            check_announced(content_digest(made, _FORMAT), announced, "model")
-            self._keep(made, announced)
-
-    def holds(self, digest: Digest) -> bool:
-        """Whether a model is present; it then waits to be registered, as an upload does."""
+    def find(self, digest: Digest) -> ModelFiles | None:
+        """A model that is present; it then waits to be registered, as an upload does."""
         with self._usable(), self._shelf.changing():
-            return self._shelf.use(digest)
+            there = self._shelf.use(digest)
+        return self.read(digest) if there else None
 
     def add_code(self, archive: Path, name: str) -> Code:
         """Store the code in a zip: a score.py, its modules, and its runtime.yaml.
@@ -88,29 +93,42 @@ class ModelStore(FolderStore):
         self._check_allowed(f"{name} has a {_SCORE}")
         with self._making() as made:
             unpack_folder(archive, made, _CODE_LIMITS, name)
-            if not (made / _SCORE).is_file():
+            top = _top(made)
+            if not (top / _SCORE).is_file():
                 raise ArchiveInvalid(
                     f"{name} has no {_SCORE}; pack it and {_ENVIRONMENT}, at the top or in one "
                     "folder"
                 )
-            python, digest = self._python(made), content_digest(made, _FORMAT)
-            return Code(digest, self._keep(made, digest), python)
+            python, digest = self._python(top), content_digest(top, _FORMAT)
+            return Code(digest, self._keep(top, digest), python)
 
-    def get(self, digest: Digest, code: Code | None = None) -> ModelFiles:
+    def get(self, digest: Digest, code: Code | None = None, name: str = "it") -> ModelFiles:
         """A stored model, loaded by its group's code, by its own, or by the runtime of its files.
 
-        Raises AdapterAbsent, NotAllowed, ParameterInvalid.
+        `name`: its name in messages. Raises AdapterAbsent, NotAllowed, ParameterInvalid, and
+        RecordConflict for files that nothing loads.
         """
+        files = self.read(digest)
+        if code is not None:
+            return files.loaded_by(code)
+        if files.runtime not in _WITHOUT_CODE:
+            self._check_allowed(f"model content {digest} is {files.runtime.value}")
+        if files.runtime is Runtime.DATA:
+            raise RecordConflict(
+                f"{name} has no {_SCORE}, and no single file that a runtime loads (.onnx, "
+                f"{_SAVED_MODEL}, TorchScript or .pt2); use another one that has"
+            )
+        if files.runtime is Runtime.SCORE:
+            return replace(files, code=Code(digest, files.path, self._python(files.path)))
+        return files
+
+    def read(self, digest: Digest) -> ModelFiles:
+        """A stored model, whatever loads it. Raises AdapterAbsent."""
         folder = self.path(digest)
         if digest not in self._known:
-            self._known[digest] = *runtime_of(folder), _size(folder)
-        runtime, main, total = self._known[digest]
-        if code is not None:
-            return ModelFiles(digest, folder, total, Runtime.DATA).loaded_by(code)
-        if runtime not in _WITHOUT_CODE:
-            self._check_allowed(f"model content {digest} is {runtime.value}")
-        own = Code(digest, folder, self._python(folder)) if runtime is Runtime.SCORE else None
-        return ModelFiles(digest, folder, total, runtime, main, own)
+            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            self._known[digest] = ModelFiles(digest, folder, size, *runtime_of(folder))
+        return self._known[digest]
 
     def _check(self, made: Path, name: str) -> None:
         """Refuse what nothing here can load, and what runs code where that is off."""
@@ -158,32 +176,36 @@ def outgoing_model(source: str) -> contextlib.AbstractContextManager[Outgoing]:
     """The same as `outgoing` for a model. Raises AdapterError, StoreUnusable."""
 
     def read(copy: Path, scratch: Path) -> Digest:
-        _read(real_path(Path(source).expanduser()), source, copy)
-        return content_digest(copy, _FORMAT)
+        top = _read(real_path(Path(source).expanduser()), source, copy)
+        return content_digest(top, _FORMAT)
 
     return copied(source, read)
 
 
-def _read(source: Path, name: str, into: Path, roots: Sequence[Path] | None = None) -> None:
+def _read(source: Path, name: str, into: Path, roots: Sequence[Path] | None = None) -> Path:
+    """Copy or unpack a source; the folder that has its files."""
     suffix = PurePath(name).suffix.lower()
     if source.is_dir() or suffix in SINGLE:
         copy_tree(source, into, MODEL_LIMITS, roots, f"model{suffix}")
     else:
         unpack_folder(source, into, MODEL_LIMITS, name)
+    return _top(into)
+
+
+def _top(folder: Path) -> Path:
+    """The one folder that all files of this one may be in, otherwise this one."""
+    found = [*folder.iterdir()]
+    return found[0] if len(found) == 1 and found[0].is_dir() else folder
 
 
 def is_model(place: Path) -> bool:
-    """Whether a file or directory is a model by its names."""
-    marks = (_SCORE, _SAVED_MODEL)
+    """Whether a file, or a directory by the names in it, is a model."""
     try:
-        names = list(place.iterdir())
-    except OSError:  # no directory, or none that may be read
-        names = [] if place.is_dir() else [place]
+        names = [*place.iterdir()] if place.is_dir() else [place]
+    except OSError:  # it may not be read
+        return False
+    marks = (_SCORE, _SAVED_MODEL)
     return any(each.name in marks or each.suffix.lower() in SINGLE for each in names)
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def runtime_of(folder: Path) -> tuple[Runtime, Path | None]:

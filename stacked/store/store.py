@@ -29,48 +29,40 @@ from stacked.store.checks import (
     report_of,
 )
 from stacked.store.digest import digest_of, sent_digest
-from stacked.store.disk import clear_workplaces, seal, usable, workplace
+from stacked.store.disk import seal, workplace
 from stacked.store.extras import settle
 from stacked.store.files import CONFIG_FILE, WEIGHTS_FILE
+from stacked.store.folders import FolderStore
 from stacked.store.limits import DEFAULT, Limits
 from stacked.store.notes import Notes
 from stacked.store.pairs import pair_up
 from stacked.store.peft_config import PeftConfig
 from stacked.store.plain import make_plain
-from stacked.store.shelf import Shelf, Stored, pinned, pins
+from stacked.store.shelf import Stored, pinned, pins
 from stacked.store.sources import Download, fetch
 from stacked.store.tensors import read_header
 from stacked.store.uploads import check_announced
 
 logger = logging.getLogger(__name__)
 
-_Adapters = list[Adapter]
-_Digests = list[Digest]  # within the class, `list` is the method
+_Adapters = list[Adapter]  # within the class, `list` is the method
 
 
-class AdapterStore:
-    """A directory of adapters. Every method blocks, and may be called from any thread.
+class AdapterStore(FolderStore):
+    """A directory of adapters.
 
-        root/adapters/<64 hex digits>/    one adapter: config, weights, its own chat templates
-        root/staging/<id>/                a copy being checked
-        root/staging/<id>.lock            held while somebody works on it
-        root/unclaimed/<64 hex digits>    a client knows that it is here, and may register it
-
-    An adapter appears in one rename, after all checks and after its bytes are on the disk: a crash
-    at any instant leaves the whole of it or nothing.
+    root/adapters/<64 hex digits>/    one adapter: config, weights, its own chat templates
+    root/unclaimed/<64 hex digits>    a client knows that it is here, and may register it
     """
 
     def __init__(
         self, root: Path, limits: Limits = DEFAULT, *, download: Download | None = None
     ) -> None:
         """`download` replaces `huggingface_hub`. Raises StoreUnusable."""
-        # Absolute, because vLLM takes a missing relative path for a Hub id.
-        self.root = Path(root).absolute()
-        self.limits = limits
+        super().__init__(root, "adapter", "adapters", limits, "staging")
         self._download = download
         self._known: dict[Digest, Report] = {}
         with self._usable():
-            self._shelf = Shelf(self.root, "adapters", self.root / "staging")
             self._unclaimed = Notes(self.root / "unclaimed")
             self._plain = Notes(self.root / "plain")
 
@@ -151,32 +143,27 @@ class AdapterStore:
 
     def contents(self) -> Iterator[Stored]:
         """Every adapter on the disk."""
-        for each in self._shelf.contents("adapter"):
+        for each in super().contents():
             yield replace(each, awaited=self._unclaimed.get(each.digest) is not None)
-
-    def used_ns(self, digest: Digest) -> int | None:
-        """When an adapter was last added, claimed or requested; None if it is absent."""
-        return self._shelf.used_ns(digest)
 
     def remove(self, stored: Stored) -> bool:
         """Remove an adapter; False if it was used since it was listed, or is in use.
 
         Nothing that an engine may still read is removed: callers see to that.
         """
-        with self._usable():
-            if not self._shelf.remove(stored):
-                return False
-            self._known.pop(stored.digest, None)
-            with self._shelf.changing():
-                # Otherwise it was added again meanwhile.
-                if not self._shelf.path(stored.digest).exists():
-                    self._unclaimed.drop(stored.digest)
+        if not super().remove(stored):
+            return False
+        self._known.pop(stored.digest, None)
+        with self._usable(), self._shelf.changing():
+            # Otherwise it was added again meanwhile.
+            if not self._shelf.path(stored.digest).exists():
+                self._unclaimed.drop(stored.digest)
         return True
 
     def tidy(self) -> None:
         """Remove what crashed processes left, and notes about removed adapters."""
         with self._usable():
-            clear_workplaces(self._shelf.staging)
+            super().tidy()
             with self._shelf.changing():
                 there = {*self._shelf.digests()}
                 self._unclaimed.keep(lambda digest, _: digest in there)
@@ -204,9 +191,7 @@ class AdapterStore:
         report = self._known.get(digest)
         if report is not None and (path / WEIGHTS_FILE).is_file():
             return report.adapter(path)
-        if not path.is_dir():
-            raise self._absent(digest)
-        return self._read(digest, path).adapter(path)
+        return self._read(digest, self.path(digest)).adapter(path)
 
     def check(self, digest: Digest, base: BaseModules, *, max_rank: int | None = None) -> None:
         """Whether a stored adapter fits another base. Raises what `add` raises, AdapterAbsent."""
@@ -321,9 +306,6 @@ class AdapterStore:
         """The digest that an upload's is stored under: another, or itself."""
         return Digest(self._plain.get(digest) or digest)
 
-    def _absent(self, digest: Digest) -> AdapterAbsent:
-        return AdapterAbsent(f"the store at {self.root} has no adapter {digest}; add it first")
-
     @contextlib.contextmanager
     def _working(self) -> Iterator[tuple[Path, Path]]:
         """Private directories, for a copy and for what archives unpack; removed afterwards."""
@@ -332,6 +314,3 @@ class AdapterStore:
             copy.mkdir()
             scratch.mkdir()
             yield copy, scratch
-
-    def _usable(self) -> AbstractContextManager[None]:
-        return usable(self.root, "the adapter store")

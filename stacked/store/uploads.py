@@ -65,7 +65,7 @@ def unpack_base(archive: Path, target: Path, limits: Limits, name: str) -> None:
 
 
 def unpack_folder(archive: Path, target: Path, limits: Limits, name: str) -> None:
-    """Unpack all of a zip into `target`, without the one folder that all of it may be in.
+    """Unpack all of a zip into `target`.
 
     Raises ArchiveInvalid, PathUnsafe, AdapterTooLarge.
     """
@@ -74,10 +74,8 @@ def unpack_folder(archive: Path, target: Path, limits: Limits, name: str) -> Non
     names = {path: listed[path] for path in listed if path.parts and path.parts[0] != "__MACOSX"}
     if any(parent in names for path in names for parent in path.parents):
         raise ArchiveInvalid(f"{name} has a file where it also has a folder; pack it again")
-    tops = {path.parents[-2] if len(path.parts) > 1 else PurePosixPath() for path in names}
-    folder = tops.pop() if len(tops) == 1 else PurePosixPath()
     check_room(target, sum(names.values()), f"{name}, unpacked")
-    unpack_zip(archive, target, limits, name, names, folder)
+    unpack_zip(archive, target, limits, name, names, PurePosixPath())
 
 
 def _base_folder(names: Collection[PurePosixPath]) -> PurePosixPath | None:

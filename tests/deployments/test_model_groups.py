@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from stacked.config import StorageConfig
 from stacked.core import Base, Member, ModelFiles, ModelId
 from stacked.deployment.ledger import Ledger
-from stacked.deployment.model_groups import members_of
 from stacked.errors import (
     AdapterAbsent,
     NotAllowed,
@@ -50,7 +51,9 @@ def group(plane: Plane, kind: str, *contents: dict[str, bytes]) -> GroupRecord:
 
 
 def members(plane: Plane, of: GroupRecord, store: ModelStore | None = None) -> tuple[Member, ...]:
-    return members_of(of, plane.registry, store or plane.catalogue.models, plane.files)
+    models = store or plane.catalogue.models
+    ledger = SimpleNamespace(registry=plane.registry, _models=models, artifacts=plane.files)
+    return tuple(Ledger._models_of(cast(Ledger, ledger), of))
 
 
 def contents(plane: Plane, of: GroupRecord) -> list[ModelFiles]:

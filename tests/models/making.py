@@ -16,7 +16,7 @@ import psutil
 from onnx import TensorProto, helper, numpy_helper
 
 from stacked.core import Code, Digest, ModelFiles, Runtime
-from stacked.models.engine import Engine, ModelHandle, ModelsEngine
+from stacked.models.engine import ModelHandle, ModelsEngine
 from stacked.store.models import runtime_of
 from tests.processes import Process, descendants
 
@@ -131,7 +131,7 @@ def request(data: Any, shape: Sequence[int], datatype: str = "FP32", **more: Any
 
 
 async def infer(
-    engine: Engine, handle: ModelHandle, body: bytes, kind: str, model: str = ""
+    engine: ModelsEngine, handle: ModelHandle, body: bytes, kind: str, model: str = ""
 ) -> bytes:
     """The answer to a body of a content type."""
     return (await engine.infer(handle, body, {"content-type": kind}, model))[0]

@@ -31,8 +31,6 @@ from tests.waiting import until_async
 # What measures in turn measures the same minute of a machine that does other work too.
 _ROUNDS, _REQUESTS, _AT_ONCE = 4, 400, 8
 
-Engine = ModelsEngine | TritonEngine
-
 
 @asynccontextmanager
 async def in_triton(place: Path, threads: int) -> AsyncIterator[tuple[TritonEngine, list[int]]]:
@@ -62,7 +60,7 @@ def private_mb(pids: list[int]) -> float:
 class Measured:
     """One engine with its group, and its figures."""
 
-    def __init__(self, engine: Engine, pids: list[int]) -> None:
+    def __init__(self, engine: ModelsEngine, pids: list[int]) -> None:
         self.engine, self.pids = engine, pids
         self.figures: dict[str, Any] = {}
         self.seconds: list[float] = []
@@ -74,7 +72,7 @@ class Measured:
         contents = [each.content for each in members]
         assert not await Loader(self.engine).stage(contents, staged, lambda _: None)
         self.figures["load_s"] = time.perf_counter() - began
-        pids = self.engine.pids if isinstance(self.engine, ModelsEngine) else self.pids
+        pids = self.pids if isinstance(self.engine, TritonEngine) else self.engine.pids
         self.figures["private_mb"] = private_mb(pids)
         self.live = Live(self.engine, Routing.of(None, tuple(members), staged), drain_seconds=60)
         self.answers = answers

@@ -62,7 +62,7 @@ def safe(tmp_path: Path) -> ModelStore:
 
 
 def added(store: ModelStore, place: Path, **files: bytes) -> Digest:
-    return store.add(zip_of(place / "a.zip", **files), "it")[0]
+    return store.add(zip_of(place / "a.zip", **files), "it").digest
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_the_files_of_a_model_show_what_loads_it(
     store: ModelStore, tmp_path: Path, files: dict[str, bytes], runtime: Runtime
 ) -> None:
     digest = added(store, tmp_path, **files)
-    found = store.get(digest)
+    found = store.read(digest)
     assert (found.runtime, found.digest) == (runtime, digest)
     assert found.path == store.path(digest)
     wanted = sum(len(data) for name, data in files.items() if not name.startswith("__"))
@@ -105,9 +105,7 @@ def test_torchs_own_files_are_told_apart(store: ModelStore, tmp_path: Path) -> N
 
     torch.jit.script(Twice()).save(str(tmp_path / "script.pt"))  # type: ignore[no-untyped-call]
     torch.save({"weight": torch.ones(2)}, tmp_path / "state.pt")
-    runtimes = [
-        store.get(store.add(tmp_path / name, name)[0]).runtime for name in ("script.pt", "state.pt")
-    ]
+    runtimes = [store.add(tmp_path / name, name).runtime for name in ("script.pt", "state.pt")]
     assert runtimes == [Runtime.TORCH, Runtime.DATA]
 
 
@@ -118,8 +116,9 @@ def test_the_same_files_are_one_content_however_they_come(
     (place / "variables").mkdir(parents=True)
     (place / "saved_model.pb").write_bytes(b"graph")
     (place / "variables" / "v").write_bytes(b"values")
-    digest, size = store.add(place, "m")
-    assert size == len(b"graphvalues")
+    made = store.add(place, "m")
+    digest = made.digest
+    assert made.bytes == len(b"graphvalues")
     files = {"saved_model.pb": b"graph", "variables/v": b"values"}
     assert added(store, tmp_path, **files) == digest
     assert added(store, tmp_path, **{f"top/{name}": data for name, data in files.items()}) == digest
@@ -128,7 +127,7 @@ def test_the_same_files_are_one_content_however_they_come(
     stored = store.path(digest)
     assert all(path.stat().st_mode & 0o222 == 0 for path in (stored, *stored.rglob("*")))
     (tmp_path / "any.onnx").write_bytes(b"1")
-    alone = store.add(tmp_path / "any.onnx", "named by a client.ONNX")[0]
+    alone = store.add(tmp_path / "any.onnx", "named by a client.ONNX").digest
     assert alone == added(store, tmp_path, **{"model.onnx": b"1"})
 
 
@@ -337,7 +336,7 @@ def test_links_in_a_directory_stay_in_it(safe: ModelStore, tmp_path: Path) -> No
     (outside / "secret").write_bytes(b"secret")
     (place / "m.onnx").write_bytes(b"1")
     (place / "again").symlink_to("m.onnx")
-    digest = safe.add(place, "m")[0]
+    digest = safe.add(place, "m").digest
     copy = safe.path(digest) / "again"
     assert (copy.is_symlink(), copy.read_bytes()) == (False, b"1")
     for target in (outside / "secret", outside, Path("/nothing")):

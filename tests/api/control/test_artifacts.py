@@ -393,6 +393,8 @@ def test_a_model_from_a_directory_or_a_file_has_an_id_of_its_content(plane: Plan
     again = plane.model()
     upload(plane, again, first.content)
     assert meta(plane.json("GET", f"/models/{again}"))["digest"] == meta(made)["digest"]
+    (plane.roots / "net.zip").write_bytes(first.content)
+    assert from_source(plane, plane.roots / "net.zip")["id"] == made["id"]
     (plane.roots / "net.onnx").write_bytes(b"1")
     assert meta(from_source(plane, plane.roots / "net.onnx"))["kind"] == "model"
 
