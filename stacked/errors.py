@@ -366,6 +366,22 @@ class CanaryFailed(UpdateError):
     """An adapter that changes nothing or answers with NaN."""
 
 
+class GateFailed(UpdateFailed):
+    """Adapters that an evaluation set of their group refuses, each with its scores."""
+
+
+class EvaluationError(StackedError):
+    """Judging models by examples."""
+
+
+class EvaluationInvalid(EvaluationError):
+    """A set that cannot be scored: an unknown metric, or nothing that an answer can be."""
+
+
+class EvaluationFailed(EvaluationError):
+    """An example that got no answer or no score, or a budget that was used up."""
+
+
 class EngineError(StackedError):
     """The engine itself."""
 

@@ -8,7 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
@@ -262,10 +270,12 @@ class Live(Generic[H]):
         members: tuple[Member, ...],
         journal: Journal,
         design: Design = NO_DESIGN,
+        judge: Callable[[Routing[H]], Awaitable[None]] | None = None,
     ) -> SwapReport:
         """Replace the members by these, under traffic, all or nothing.
 
-        `base` is the one that is served, perhaps under another key: a name loads nothing.
+        `base` is the one that is served, perhaps under another key: a name loads nothing. `judge`
+        gets the coming table when all of it is verified, and raises what the update fails with.
         Until the switch the old group serves, and every failure leaves it serving with nothing
         staged. Raises UpdateInProgress, or what went wrong.
         """
@@ -273,7 +283,7 @@ class Live(Generic[H]):
         async with self._change(member.content for member in members):
             clock = _Clock(journal)
             try:
-                report = await self._update(base, members, design, clock)
+                report = await self._update(base, members, design, clock, judge)
             except BaseException as error:
                 metrics.swap_ended("failed", {})
                 clock.stop(error.code if isinstance(error, StackedError) else type(error).__name__)
@@ -284,7 +294,12 @@ class Live(Generic[H]):
             return report
 
     async def _update(
-        self, base: Base | None, members: tuple[Member, ...], design: Design, clock: _Clock
+        self,
+        base: Base | None,
+        members: tuple[Member, ...],
+        design: Design,
+        clock: _Clock,
+        judge: Callable[[Routing[H]], Awaitable[None]] | None,
     ) -> SwapReport:
         before = self.routing
         plan = plan_swap(_contents(before.members), _contents(members))
@@ -296,6 +311,8 @@ class Live(Generic[H]):
             async with self._engine.undisturbed() if plan.load else nullcontext():
                 await self._bring(plan.load, staged, clock)
             after = _table(base, members, design, before, staged)
+            if judge is not None:
+                await judge(after)
             clock.enter(Phase.COMMIT, f"generation {after.generation}")
             # Once begun it is not cancelled: a commit that may have happened counts as done.
             await asyncio.shield(asyncio.ensure_future(clock.journal.commit(after.generation)))

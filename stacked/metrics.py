@@ -57,6 +57,17 @@ _phases = Histogram(
     ("phase",),
     buckets=_SECONDS,
 )
+_gate_score = Gauge(
+    "stacked_gate_score", "The last mean score of a key on an evaluation set", ("gate", "key")
+)
+_gate_verdicts = Counter(
+    "stacked_gate_verdicts", "Adapters that gates have judged, by outcome", ("gate", "outcome")
+)
+_gates_took = Histogram(
+    "stacked_gate_seconds",
+    "What the gates of a LIVE update took",
+    buckets=(1, 5, 10, 30, 60, 120, 300, 600, 1800, 3600),
+)
 _generation = Gauge("stacked_generation", "The generation of the group that is served")
 _adapters = Gauge("stacked_adapters", "Distinct adapters of the group that is served")
 _quarantined = Gauge("stacked_quarantined_adapters", "Adapters that the engine died with")
@@ -139,6 +150,17 @@ def swap_ended(outcome: str, seconds: Mapping[str, float]) -> None:
     _swaps.labels(outcome).inc()
     for phase, took in seconds.items():
         _phases.labels(phase).observe(took)
+
+
+def judged(gate: str, key: str, score: float, passed: bool) -> None:
+    """A gate has judged what comes to a key."""
+    _gate_score.labels(gate, key).set(score)
+    _gate_verdicts.labels(gate, "passed" if passed else "refused").inc()
+
+
+def gates_took(seconds: float) -> None:
+    """All gates of one update."""
+    _gates_took.observe(seconds)
 
 
 def serving(generation: int, adapters: int, quarantined: int = 0) -> None:

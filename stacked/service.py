@@ -22,6 +22,7 @@ from stacked.deployment.activation import NOTHING, Activation, Active, Slot, Sta
 from stacked.deployment.changes import Change
 from stacked.deployment.deployments import Deployments
 from stacked.deployment.from_file import FileDeployment, read_base, read_group
+from stacked.deployment.gates import Judged
 from stacked.deployment.ledger import Ledger
 from stacked.deployment.runtime import RuntimeUpdates
 from stacked.engine.creating import prepare
@@ -190,7 +191,8 @@ class Service:
         self._catalogue = await asyncio.to_thread(self._open_catalogue, ledger)
         starter = Starter(ledger, self._catalogue, config)
         activation = Activation(ledger, starter, self._slot, tell)
-        self._deployments = Deployments(ledger, activation, self._slot, config.engine)
+        gates = config.experiments.gates
+        self._deployments = Deployments(ledger, activation, self._slot, config.engine, gates)
         self._rounds = await self._prepare_rounds(ledger, self._catalogue)
         self._supervisor = Supervisor(
             self._slot, self._deployments, ledger, config.supervision, tell, self._give_up
@@ -294,6 +296,11 @@ class Service:
     def change(self) -> Change | None:
         """The change of a deployment that is under way."""
         return self._deployments.running if self._deployments is not None else None
+
+    @property
+    def gates(self) -> tuple[Judged, ...]:
+        """What gates said at the last LIVE update that had some."""
+        return self._deployments.gates.last if self._deployments is not None else ()
 
     @property
     def deployment_id(self) -> str:

@@ -278,6 +278,31 @@ def test_an_update_shows_what_becomes_of_experiments(plane: Plane, tmp_path: Pat
     assert json.loads(item["value"])[0]["arms"][1] == {"key": "b", "weight": 40.0}
 
 
+def test_gates_travel_with_the_group_and_its_verdicts_are_shown(
+    plane: Plane, tmp_path: Path
+) -> None:
+    plane.serve({"sql1": "sql"})
+    told = {"gate": "sql", "inferenceKey": "sql", "digest": "sha256:sql2", "examples": 2}
+    told |= {"score": 0.5, "served": 0.75, "reasons": ["its mean score is below 0.8"]}
+    plane.status["gates"] = [told]
+    plane.work = [work("FAILED", 40.0)]
+    plane.errors = [{"code": "GateFailed", "message": "0.5", "modelId": model_id("sql2")}]
+    (tmp_path / "two.jsonl").write_text('{"prompt": "a", "expected": "b"}\n' * 2, encoding="utf-8")
+    gate = tmp_path / "gate.yaml"
+    gate.write_text("{name: sql, keys: [sql], threshold: 0.8, examples: two.jsonl}")
+    path = config(tmp_path, [member("sql2", "sql")])
+    done = run("update", "--live", path, "--gate", str(gate), "--url", plane.url)
+    assert done.returncode == 1
+    assert "error [GateFailed]: sql: 0.5\n" in done.stderr
+    (item,) = plane.groups[-1]["modelGroupDetails"]["customMetadataList"]
+    assert item["key"] == "stacked.gates"
+    (sent,) = json.loads(item["value"])
+    examples = [{"prompt": "a", "expected": "b"}] * 2
+    assert sent == {"name": "sql", "keys": ["sql"], "threshold": 0.8, "examples": examples}
+    shown = run("status", "--url", plane.url)
+    assert "sql: sql refused, 0.500, 0.750 before" in shown.stdout
+
+
 def test_update_to_what_is_served_changes_nothing(plane: Plane, tmp_path: Path) -> None:
     plane.serve({"sql1": "sql"})
     done = run("update", "--live", config(tmp_path, [member("sql1", "sql")]), "--url", plane.url)

@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from stacked.config import Config, Listener, TlsConfig, load, load_server, resolve_path
+from stacked.config import (
+    Config,
+    Design,
+    Listener,
+    TlsConfig,
+    load,
+    load_server,
+    load_set,
+    resolve_path,
+)
 from stacked.errors import ConfigInvalid
 
 OCID = "ocid1.datasciencemodel.oc1..a"
@@ -297,3 +306,56 @@ def test_an_interpreter_of_models_is_the_link_that_is_named(tmp_path: Path) -> N
         path.write_text(f"models: {models}")
         with pytest.raises(ConfigInvalid, match=said):
             load_server(path)
+
+
+# -- evaluation sets ------------------------------------------------------------------------
+
+
+def test_a_gates_file_and_its_lines_are_read_with_the_group(tmp_path: Path) -> None:
+    root = Path(__file__).parent.parent
+    shipped = load_set(root / "evals" / "sql.yaml")
+    assert len(shipped.examples) == 100
+    write(tmp_path, "")
+    (tmp_path / "conf" / "lines.jsonl").write_text(
+        '{"prompt": "a\u2028", "expected": "b", "max_tokens": 3}\n\n', encoding="utf-8"
+    )
+    (tmp_path / "conf" / "set.yaml").write_text(
+        "{name: s, keys: [x], margin: 0.1, examples: lines.jsonl}"
+    )
+    text = "{base: {model: m}, group: {members: [{source: ./x, key: x}], gates: [set.yaml]}}"
+    (gate,) = load(write(tmp_path, text)).group.gates
+    assert gate.examples[0].model_extra == {"max_tokens": 3}
+    metadata = Design(gates=(gate, shipped)).as_metadata()
+    assert Design.of(metadata).gates == (gate, shipped)
+
+
+@pytest.mark.parametrize(
+    ("gates", "fault"),
+    [
+        ("[{name: s, keys: [x], examples: [{prompt: a}]}]", "set threshold, .* or margin"),
+        ("[{name: s, margin: 0, examples: [{prompt: a}]}]", "keys is empty"),
+        ("[{name: s, metrc: exact, examples: []}]", "expected one of: name, keys, metric"),
+        ("[{name: s, examples: []}]", "at least 1 item"),
+        ("[{name: s, examples: [{expected: b}]}]", "give messages, or a prompt"),
+        ("[{name: s, examples: [{prompt: a, model: b}]}]", "model is not a parameter"),
+        ("[{name: s, parameters: {n: 2}, examples: [{prompt: a}]}]", "n is not a parameter"),
+        ("[{name: s, keys: [y], margin: 0, examples: [{prompt: a}]}]", "gates.0.keys: .* key 'y'"),
+        ("[nowhere.yaml]", r"nowhere\.yaml: cannot be read"),
+        ("[lines.yaml]", r"bad\.jsonl: line 2 is no JSON"),
+        (
+            f"[{{name: s, keys: [x], margin: 0, examples: [{{prompt: {'a' * 300_000}}}]}}]",
+            "at most",
+        ),
+    ],
+)
+def test_gates_that_judge_nothing_are_refused(tmp_path: Path, gates: str, fault: str) -> None:
+    write(tmp_path, "")
+    (tmp_path / "conf" / "bad.jsonl").write_text('{"prompt": "a"}\nprompt', encoding="utf-8")
+    (tmp_path / "conf" / "lines.yaml").write_text("{name: s, examples: bad.jsonl}")
+    with pytest.raises(ConfigInvalid, match=fault):
+        load(write(tmp_path, f"{{base: {{model: m}}, group: {{gates: {gates}}}}}"))
+
+
+def test_an_unknown_key_of_a_set_is_refused_with_those_that_a_set_has(tmp_path: Path) -> None:
+    with pytest.raises(ConfigInvalid, match="metrc: unknown key; expected one of: name, keys"):
+        load_set(write(tmp_path, "{name: s, metrc: exact, examples: [{prompt: a}]}"))

@@ -40,6 +40,7 @@ _PIECES = {
     "engines": (
         "tests/clients/test_clients.py",
         "tests/demo/",
+        "tests/deployments/test_gates.py",
         "tests/engine/test_base_untouched.py",
         "tests/engine/test_speculation.py",
         "tests/engine/test_staging.py",

@@ -62,6 +62,7 @@ STATUS: dict[type[errors.StackedError], int] = {
     errors.IllegalMove: 409,
     errors.PageInvalid: 400,
     errors.UpdateError: 400,
+    errors.EvaluationError: 400,
     errors.UpdateInProgress: 409,
     errors.EngineError: 500,
     errors.EngineDead: 503,

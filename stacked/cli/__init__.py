@@ -16,6 +16,7 @@ import typer
 
 from stacked import __version__
 from stacked.cli.bench import bench
+from stacked.cli.evaluate import evaluate
 from stacked.cli.gc import gc
 from stacked.cli.keys import keys
 from stacked.cli.live import rollback, update
@@ -304,5 +305,6 @@ def doctor(
 
 for command in (update, rollback, status, groups, usage, gc):
     app.command()(command)
+app.command("eval")(evaluate)
 app.add_typer(bench)
 app.add_typer(keys)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stacked.cli.sending import sent
-from stacked.cli.shared import Url, brief, fail, server
+from stacked.cli.shared import Url, brief, fail, optional, server
 from stacked.core import VERSIONED
 
 if TYPE_CHECKING:
@@ -25,13 +25,17 @@ def update(
     live: Annotated[
         bool, typer.Option("--live", help="Under traffic, without a restart; required.")
     ] = False,
+    gate: Annotated[
+        list[Path] | None,
+        optional(help="An evaluation set that the new adapters must pass; repeatable."),
+    ] = None,
     url: Url = None,
 ) -> None:
     """Replace the served group by that of a file: all of it, or nothing.
 
     Local members are uploaded, except those that the server already has.
 
-    Example:  stacked update --live configs/demo.yaml
+    Example:  stacked update --live configs/demo.yaml --gate evals/sql.yaml
     """
     from stacked.config import load_server
     from stacked.terminal import Terminal
@@ -40,10 +44,18 @@ def update(
         raise typer.BadParameter(
             "add --live; any other change is a restart of `stacked serve`", param_hint="--live"
         )
-    tree = load_server(config)
+    tree = _gated(load_server(config), gate or ())
     with server(url) as client, Terminal() as progress:
         done = _update(client, tree, progress)
     raise typer.Exit(0 if done else 1)
+
+
+def _gated(tree: ControlConfig, files: Sequence[Path]) -> ControlConfig:
+    """The file's tree with these gates too. Raises ConfigInvalid."""
+    from stacked.config import load_set
+
+    gates = (*tree.group.gates, *map(load_set, files))
+    return tree.model_copy(update={"group": tree.group.model_copy(update={"gates": gates})})
 
 
 def rollback(url: Url = None) -> None:

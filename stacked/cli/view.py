@@ -98,6 +98,13 @@ def _engine(engine: dict[str, Any] | None) -> str:
     return f"{engine['state']}: {engine['reason']}{then}"
 
 
+def _gate(gate: dict[str, Any]) -> str:
+    """What a gate has said of the adapter that came to a key."""
+    served = "" if gate["served"] is None else f", {gate['served']:.3f} before"
+    verdict = "refused" if gate["reasons"] else "passed"
+    return f"{gate['gate']}: {gate['inferenceKey']} {verdict}, {gate['score']:.3f}{served}"
+
+
 def _picture(status: dict[str, Any]) -> Group:
     """The status as lines, with the models in a table."""
     from rich.console import Group
@@ -114,6 +121,7 @@ def _picture(status: dict[str, Any]) -> Group:
         "previous": status.get("previousGroupId"),
         "update": status.get("update"),
         "draining": ", ".join(status.get("draining") or ()),
+        "gates": "\n".join(map(_gate, status.get("gates") or ())),
         "disk": _disk(status.get("disk")),
         "logs": "\n".join(path for path in (status.get("logs") or {}).values() if path),
     }

@@ -1,6 +1,7 @@
 """One YAML file as one frozen, validated tree; unknown keys are refused with their location."""
 
 from stacked.config.auth import AuthConfig, OciAuth, is_loopback
+from stacked.config.evaluations import EvaluationConfig, Example, GatesConfig
 from stacked.config.experiments import (
     ArmConfig,
     Design,
@@ -13,7 +14,7 @@ from stacked.config.fields import Duration, Key, Ocid
 from stacked.config.group import BaseConfig, GroupConfig, MemberConfig
 from stacked.config.limits import LimitsConfig
 from stacked.config.models import ModelsConfig
-from stacked.config.reading import load, load_server, parse, resolve_path, said_of
+from stacked.config.reading import load, load_server, load_set, parse, resolve_path, said_of
 from stacked.config.retention import LOW_DISK_BYTES, RetentionConfig
 from stacked.config.server import (
     CorsConfig,
@@ -38,8 +39,11 @@ __all__ = [
     "CorsConfig",
     "Design",
     "Duration",
+    "EvaluationConfig",
+    "Example",
     "ExperimentConfig",
     "FairnessConfig",
+    "GatesConfig",
     "GroupConfig",
     "Key",
     "LimitsConfig",
@@ -61,6 +65,7 @@ __all__ = [
     "is_loopback",
     "load",
     "load_server",
+    "load_set",
     "parse",
     "resolve_path",
     "said_of",

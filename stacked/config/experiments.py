@@ -1,4 +1,4 @@
-"""What a group tries beside serving its members: experiments behind one key, and shadow traffic.
+"""What a group tries beside serving its members: experiments, shadow traffic, and its gates.
 
 A file declares them next to the members. They are part of the immutable group: its record carries
 each as JSON in its metadata, where OCI's clients can write them too.
@@ -10,8 +10,9 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from stacked.config.evaluations import EvaluationConfig
 from stacked.config.fields import Frozen, Key
 from stacked.errors import GroupInvalid
 
@@ -20,6 +21,8 @@ MAX_ARMS = 20
 MAX_EXPERIMENTS = 50
 
 UnitKind = Literal["header", "user", "credential"]
+MAX_GATES_BYTES = 256 * 1024
+"""Of all evaluation sets of a group, which every reader of its record gets."""
 
 # Before the name of the field, in the metadata of a group's record.
 _PREFIX = "stacked."
@@ -69,6 +72,23 @@ class Design(Frozen):
 
     experiments: tuple[ExperimentConfig, ...] = Field(default=(), max_length=MAX_EXPERIMENTS)
     shadow: tuple[ShadowConfig, ...] = ()
+    gates: tuple[EvaluationConfig, ...] = ()
+    """What adapters must pass before a LIVE update switches to them."""
+
+    @field_validator("gates")
+    @classmethod
+    def _gates_judge(cls, gates: tuple[EvaluationConfig, ...]) -> tuple[EvaluationConfig, ...]:
+        names = [gate.name for gate in gates]
+        for gate in gates:
+            gate.check_gate()
+            if names.count(gate.name) > 1:
+                raise ValueError(f"two gates are called {gate.name}")
+        if (size := sum(len(gate.model_dump_json()) for gate in gates)) > MAX_GATES_BYTES:
+            raise ValueError(
+                f"the evaluation sets have {size} bytes; at most {MAX_GATES_BYTES} travel with a "
+                "group: leave examples out"
+            )
+        return gates
 
     @property
     def keys(self) -> frozenset[str]:
@@ -121,6 +141,16 @@ class Design(Frozen):
                         f"{where}.arms.{number}.key: no model of the group has key {arm.key!r}"
                     )
             known.add(one.key)
+        for at, gate in enumerate(self.gates):
+            if kind != "STACKED":
+                raise GroupInvalid(
+                    f"{place}gates.{at}: a gate judges adapters, and a {kind} group has none"
+                )
+            if missing := set(gate.keys).difference(keys):
+                raise GroupInvalid(
+                    f"{place}gates.{at}.keys: no model of the group has key {min(missing)!r}; a "
+                    "gate judges members, such as an experiment's arms"
+                )
         return self
 
     def as_metadata(self) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Hashable, Mapping
@@ -12,6 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from stacked.config.auth import AuthConfig
+from stacked.config.evaluations import EvaluationConfig
 from stacked.config.fields import Frozen
 from stacked.config.tree import Config, ControlConfig
 from stacked.errors import ConfigInvalid
@@ -20,7 +22,8 @@ from stacked.logs import shown_url
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://")
 
-C = TypeVar("C", bound=ControlConfig)
+C = TypeVar("C", bound=Frozen)
+G = TypeVar("G", bound=ControlConfig)
 
 
 def load(path: Path) -> Config:
@@ -36,7 +39,7 @@ def load_server(path: Path) -> ControlConfig:
     tree, directory = _read(path), path.resolve().parent
     if not isinstance(tree, dict) or "base" in tree:
         return parse(tree, where=str(path), directory=directory)
-    return _resolved(_checked(ControlConfig, tree, str(path)), directory)
+    return _resolved(_checked(ControlConfig, _with_sets(tree, directory), str(path)), directory)
 
 
 def _read(path: Path) -> object:
@@ -50,13 +53,51 @@ def _read(path: Path) -> object:
         raise ConfigInvalid(f"{path}: not valid YAML: {error}") from error
 
 
+def load_set(path: Path) -> EvaluationConfig:
+    """Read an evaluation set with its examples. Raises ConfigInvalid with the place."""
+    return _checked(EvaluationConfig, _set(path), str(path))
+
+
+def _set(path: Path) -> dict[str, Any]:
+    """The tree of a set, its examples in it also where they are lines of JSON in a file."""
+    tree = _read(path)
+    if not isinstance(tree, dict):
+        raise ConfigInvalid(f"{path}: expected a mapping with name, keys, metric, examples")
+    if isinstance(named := tree.get("examples"), str):
+        tree["examples"] = _lines(path.resolve().parent / named)
+    return tree
+
+
+def _lines(path: Path) -> list[object]:
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigInvalid(f"{path}: cannot be read ({error})") from error
+    found = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            found += [json.loads(line)] if line.strip() else []
+        except (ValueError, RecursionError) as error:
+            raise ConfigInvalid(f"{path}: line {number} is no JSON: {error}") from error
+    return found
+
+
+def _with_sets(tree: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """The tree with the sets that its group's gates name as files."""
+    group = tree.get("group")
+    if not isinstance(group, dict) or not isinstance(gates := group.get("gates"), list):
+        return tree
+    read = [_set(directory / each) if isinstance(each, str) else each for each in gates]
+    return {**tree, "group": {**group, "gates": read}}
+
+
 def parse(tree: object, *, where: str, directory: Path) -> Config:
     """Check a tree that came from `where`; paths in it are relative to `directory`."""
     if not isinstance(tree, dict):
         raise ConfigInvalid(
             f"{where}: expected a mapping with base, {', '.join(ControlConfig.model_fields)}"
         )
-    config = _resolved(_checked(Config, tree, where), directory)
+    config = _resolved(_checked(Config, _with_sets(tree, directory), where), directory)
     model = resolve_path(config.base.model, directory)
     return config.model_copy(update={"base": config.base.model_copy(update={"model": model})})
 
@@ -65,10 +106,10 @@ def _checked(kind: type[C], tree: dict[str, Any], where: str) -> C:
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        raise ConfigInvalid(_sentences(where, error)) from error
+        raise ConfigInvalid(_sentences(kind, where, error)) from error
 
 
-def _resolved(config: C, directory: Path) -> C:
+def _resolved(config: G, directory: Path) -> G:
     members = tuple(
         member.model_copy(update={"source": resolve_path(member.source, directory)})
         for member in config.group.members
@@ -135,14 +176,14 @@ def said_of(issue: Mapping[str, Any]) -> str:
     return str(issue["ctx"]["error"] if issue["type"] == "value_error" else issue["msg"])
 
 
-def _sentences(where: str, error: ValidationError) -> str:
+def _sentences(kind: type[Frozen], where: str, error: ValidationError) -> str:
     lines = []
     for issue in error.errors(include_url=False):
         place = "".join(
             f"[{part}]" if isinstance(part, int) else f".{part}" for part in issue["loc"]
         ).lstrip(".")
         if issue["type"] == "extra_forbidden":
-            said = f"unknown key; expected one of: {', '.join(_siblings(issue['loc']))}"
+            said = f"unknown key; expected one of: {', '.join(_siblings(kind, issue['loc']))}"
         else:
             said = said_of(issue)
             if not (isinstance(issue["input"], dict) or "database" in issue["loc"]):
@@ -151,15 +192,17 @@ def _sentences(where: str, error: ValidationError) -> str:
     return "\n".join(lines)
 
 
-def _siblings(location: tuple[int | str, ...]) -> list[str]:
+def _siblings(kind: type[Frozen], location: tuple[int | str, ...]) -> list[str]:
     """The keys that are allowed where an unknown one was found."""
-    model: type[Frozen] = Config
+    model = root = Config if issubclass(kind, ControlConfig) else kind
     for part in location[:-1]:
         inner = _model_of(model.model_fields[part].annotation) if isinstance(part, str) else model
         if inner is None:
             break
         model = inner
-    return ["base", *ControlConfig.model_fields] if model is Config else list(model.model_fields)
+    if model is root is Config:
+        return ["base", *ControlConfig.model_fields]
+    return list(model.model_fields)
 
 
 def _model_of(annotation: Any) -> type[Frozen] | None:

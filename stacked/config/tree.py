@@ -13,6 +13,7 @@ from stacked.config.retention import RetentionConfig
 from stacked.config.server import ServerConfig
 from stacked.config.storage import StorageConfig
 from stacked.config.supervision import SupervisionConfig
+from stacked.config.trials import ExperimentsConfig
 from stacked.errors import GroupInvalid
 
 
@@ -29,6 +30,7 @@ class ControlConfig(Frozen):
     storage: StorageConfig = StorageConfig()
     retention: RetentionConfig = RetentionConfig()
     supervision: SupervisionConfig = SupervisionConfig()
+    experiments: ExperimentsConfig = ExperimentsConfig()
 
     @model_validator(mode="after")
     def _group_is_whole(self) -> ControlConfig:

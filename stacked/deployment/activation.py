@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from stacked.catalogue import Catalogue
-from stacked.config import ControlConfig
+from stacked.config import ControlConfig, Design
 from stacked.core import Digest
 from stacked.deployment.changes import Change
 from stacked.deployment.journal import WorkProgress
@@ -233,6 +233,8 @@ class Activation:
         prepared = await self._starts.prepare(group_id, configuration)
         for note in prepared.settings.notes:
             tell.note(note)
+        if Design.of(prepared.group.metadata).gates:
+            tell.note("the group's gates are not run: they judge what a LIVE update brings")
         return prepared
 
     async def _start(self, id: str, prepared: Prepared, commit: Commit, tell: Progress) -> str:

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from stacked.config import Design
+from stacked.config import Design, GatesConfig
 from stacked.core import Digest
 from stacked.deployment.activation import Activation, Active, Slot, wanted_group
 from stacked.deployment.changes import Change, Changes
+from stacked.deployment.gates import Gates
 from stacked.deployment.journal import UpdateJournal
 from stacked.deployment.ledger import Ledger
 from stacked.errors import NotReady, RecordAbsent, RecordConflict, UpdateNotLive
@@ -34,6 +35,7 @@ _ACTIVE, _INACTIVE, _FAILED = (
     DeploymentState.INACTIVE,
     DeploymentState.FAILED,
 )
+NO_GATES = GatesConfig()
 _SERVES = (_ACTIVE, DeploymentState.NEEDS_ATTENTION)
 
 
@@ -57,13 +59,21 @@ class Deployments:
     `defaults` are engine options that a deployment's environment does not set.
     """
 
-    def __init__(self, ledger: Ledger, activation: Activation, slot: Slot, defaults: Json) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        activation: Activation,
+        slot: Slot,
+        defaults: Json,
+        gates: GatesConfig = NO_GATES,
+    ) -> None:
         self._ledger = ledger
         self._registry = ledger.registry
         self._activation = activation
         self._slot = slot
         self._defaults = defaults
         self._changes = Changes(ledger)
+        self.gates = Gates(gates)
 
     @property
     def running(self) -> Change | None:
@@ -309,6 +319,9 @@ class Deployments:
             base = replace(base, key=base_key(base.model_id, None, settings))
         wanted = await self._ledger.do(self._ledger.wanted, group_id, base)
         design = Design.of(wanted.metadata)
+        # What was served before was judged when it came, and a way back is needed at once.
+        known = group_id in (record.group_id, record.previous_group_id)
+        gates = None if known else self.gates.of(active.serving, design)
         await self._described(record, revision, expect)
         await self._enter(record, DeploymentState.UPDATING, f"to {group_id}", None)
         work = await self._open(_UPDATE, "UPDATED", record, group_id)
@@ -316,8 +329,14 @@ class Deployments:
         settle = partial(change.settle, "the new group serves already")
         journal = UpdateJournal(self._ledger, work.id, record, group_id, wanted, settle)
 
+        judge = partial(gates, journal) if gates is not None else None
+        if known and design.gates:
+            journal.note("the group's gates are not run: it was served before")
+
         async def act() -> str:
-            report = await active.serving.live.update(wanted.base, wanted.members, journal, design)
+            report = await active.serving.live.update(
+                wanted.base, wanted.members, journal, design, judge
+            )
             self._slot.rename(active, wanted.name)
             await journal.tell_members()
             return str(report)

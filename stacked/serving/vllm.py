@@ -35,6 +35,7 @@ from stacked.errors import (
     NotAuthorizedOrNotFound,
     StackedError,
 )
+from stacked.experiments.evaluation import Scored
 from stacked.groups.routing import Route, Routing
 from stacked.live import Live
 from stacked.serving import NO_TENSORS, Admission, Commit, Prepared, Scope, raise_first
@@ -105,6 +106,8 @@ class VllmServing:
         self.app: Any = None
         self.in_flight: frozenset[Digest | None] | None = None
         self.suspects: frozenset[Digest] = frozenset()
+        self.scored: dict[tuple[str, Digest | None], list[Scored]] = {}
+        """By evaluation set and content: what was answered here, and its scores."""
         self._prepared = prepared
         self._server = server
         self._open = contextlib.AsyncExitStack()

@@ -14,6 +14,7 @@ from stacked.api.control.base import Json, Moment, RequestModel, ResponseModel
 from stacked.api.control.calls import CHANGE, Served, bare
 from stacked.config import Duration, UnitKind
 from stacked.core import Adapter, Member
+from stacked.deployment.gates import Judged
 from stacked.engine.loaded import Resident
 from stacked.errors import UpdateNotLive
 from stacked.groups.routing import Routing
@@ -96,6 +97,22 @@ class ExperimentStatus(ResponseModel):
     arms: list[ArmStatus]
 
 
+class GateStatus(ResponseModel):
+    """What a gate of the last LIVE update with gates says of the adapter that came to a key.
+
+    `score`, `served`: the mean scores of the adapter, and of what it was compared with. `reasons`:
+    why it was refused; empty if it passed.
+    """
+
+    gate: str
+    inference_key: str
+    digest: str
+    examples: int
+    score: float
+    served: float | None
+    reasons: list[str]
+
+
 class Status(ResponseModel):
     """Of the deployment that is served, comes back or is starting; null where there is none."""
 
@@ -113,6 +130,7 @@ class Status(ResponseModel):
     logs: LogPaths | None
     models: list[MemberStatus]
     experiments: list[ExperimentStatus]
+    gates: list[GateStatus]
 
 
 # A file's form of a duration, which the document cannot know from the type.
@@ -200,6 +218,20 @@ async def status(service: Served) -> Status:
         logs=_log_paths(service.log_files),
         models=_models(live, resident) if live else [],
         experiments=_experiments(live.routing) if live else [],
+        gates=[_gate(each) for each in service.gates],
+    )
+
+
+def _gate(judged: Judged) -> GateStatus:
+    verdict = judged.verdict
+    return GateStatus(
+        gate=judged.gate,
+        inference_key=judged.key,
+        digest=judged.digest,
+        examples=judged.examples,
+        score=verdict.score.mean,
+        served=verdict.served.mean if verdict.served else None,
+        reasons=list(verdict.reasons),
     )
 
 

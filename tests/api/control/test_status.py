@@ -34,6 +34,7 @@ def test_the_status_names_what_is_served_and_by_which_group(tmp_path: Path) -> N
         "draining": [],
         "logs": None,
         "experiments": [],
+        "gates": [],
     }
     assert disk["storedBytes"] < disk["freeBytes"] < disk["totalBytes"]
     assert not disk["low"]
