@@ -17,8 +17,10 @@ from typing import Any
 import httpx
 import pytest
 
+from stacked.bench.updates import Update, Updater, phase_table
+from stacked.client import Client
 from stacked.config import ArmConfig, Design, ExperimentConfig
-from tests.api.test_live_update import follow, ok, register, status, swap, update
+from tests.api.test_live_update import create_group, follow, ok, register, status, swap, update
 from tests.conftest import PROMPT, TinyModels, complete
 from tests.serving import Server
 from tests.waiting import until
@@ -128,6 +130,8 @@ class Asked:
         """What was served in a generation."""
         self.answers: list[tuple[int, str, str, str]] = []
         self.wrong: list[str] = []
+        self.updates: list[Update] = []
+        """Those that changed weights alone."""
 
     def ask(self, client: httpx.Client, number: int) -> None:
         unit, stream = f"user-{number % UNITS}", number % 3 == 0
@@ -178,22 +182,26 @@ def clients(live: Server, asked: Asked, count: int = 16) -> Iterator[None]:
 def storm(live: Server, ids: dict[str, str], texts: dict[str, str], updates: int) -> Asked:
     """Weights change round robin under 16 clients, and now and then what is behind an arm."""
     weights: list[Weights] = [(50, 50, 0), (60, 40, 0), (0, 1, 1), (1, 1, 1), (1, 0, 0)]
-    asked = Asked(texts)
+    asked, behind = Asked(texts), ""
 
-    def change(client: httpx.Client, number: int) -> None:
+    def change(client: httpx.Client, updater: Updater, number: int) -> None:
+        nonlocal behind
         members = {"x": ids["a" if number % 7 < 4 else "c"], "y": ids["b"]}
         group = weights[number % len(weights)]
-        asked.groups[status(client)["generation"] + 1] = (group, members["x"])
-        assert swap(client, members, metadata(group))["status"] == "SUCCEEDED"
+        asked.groups[updater.generation + 1] = (group, members["x"])
+        done = updater.go(create_group(client, members, metadata(group)))
+        asked.updates += [done] if behind == members["x"] else []
+        behind = members["x"]
 
     def answered(count: int) -> bool:
         return len(asked.answers) >= count or bool(asked.wrong)
 
-    with live.client() as client:
-        change(client, 0)
+    with live.client() as client, Client(live.url) as control:
+        updater = Updater(control)
+        change(client, updater, 0)
         with clients(live, asked):
             for number in range(1, updates):
-                change(client, number)
+                change(client, updater, number)
                 until(partial(answered, len(asked.answers) + 40))
     asked.check()
     return asked
@@ -213,3 +221,5 @@ def test_nor_in_a_long_storm(live: Server, ids: dict[str, str], texts: dict[str,
     asked = storm(live, ids, texts, 250)
     assert len(asked.answers) > 5_000
     print(f"{len(asked.answers)} answers in {len(asked.groups)} generations")
+    for phase, seconds in phase_table(asked.updates).items():
+        print(f"{phase}: {seconds}")

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from stacked.config import Design
 from stacked.core import Adapter, Base, Digest, Member, ModelGroup, ModelId, model_id_of
 from stacked.engine.adaptable import Asking
 from stacked.engine.checked import CheckedEngine
@@ -23,7 +24,7 @@ from stacked.engine.machine import look
 from stacked.engine.plan import make_plan
 from stacked.engine.support import require_build
 from stacked.errors import StackedError
-from stacked.groups.routing import Routing
+from stacked.groups.routing import NO_DESIGN, Routing
 from stacked.live import Live, SwapReport
 from stacked.steps import Phase, sentence
 from stacked.store import AdapterStore, BaseModules
@@ -152,25 +153,30 @@ class Lab:
 
     # -- updates ----------------------------------------------------------------------------
 
-    def update(self, members: Members, refusal: StackedError | None = None) -> Outcome:
+    def update(
+        self,
+        members: Members,
+        refusal: StackedError | None = None,
+        design: Design = NO_DESIGN,
+    ) -> Outcome:
         """Make these the group, LIVE; a key may be None. With a refusal the commit fails."""
         pairs = list(members.items()) if isinstance(members, Mapping) else members
         made = tuple(Member(model_id_of(adapter.digest), adapter, key) for key, adapter in pairs)
         wanted = ModelGroup("next", self.base, made)  # a group that cannot be is refused here
-        return self.run(self._updated(wanted, Outcome(self.hooks, refusal)))
+        return self.run(self._updated(wanted, design, Outcome(self.hooks, refusal)))
 
-    async def _updated(self, wanted: ModelGroup, outcome: Outcome) -> Outcome:
+    async def _updated(self, wanted: ModelGroup, design: Design, outcome: Outcome) -> Outcome:
         try:
-            outcome.report = await self.live.update(self.base, wanted.members, outcome)
+            outcome.report = await self.live.update(self.base, wanted.members, outcome, design)
         except StackedError as error:
             outcome.error = error
         return outcome
 
     # -- what is served ---------------------------------------------------------------------
 
-    async def answer(self, name: str | None) -> Answer:
+    async def answer(self, name: str | None, unit: str | None = None) -> Answer:
         """What a request that names this key or model id gets, through its lease."""
-        admission = self.live.admit({"model": name} if name else {})
+        admission = self.live.admit({"model": name} if name else {}, unit=lambda kind: unit)
         with admission.lease:
             return await self._asked(admission.route.handle)
 

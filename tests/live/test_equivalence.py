@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from stacked.config import ArmConfig, Design, ExperimentConfig
 from stacked.core import Adapter, model_id_of
 from tests import tiny
 from tests.live.conftest import Known
@@ -42,7 +43,8 @@ def close(one: Answer, other: Answer) -> bool:
 def check_sequence(lab: Lab, known: Known, sequence: Sequence[Sequence[Entry]]) -> None:
     generation = lab.live.routing.generation
     for group in sequence:
-        outcome = lab.update([(key, known.adapters[number]) for key, number in group])
+        members = [(key, known.adapters[number]) for key, number in group]
+        outcome = lab.update(members, design=tried(group))
         assert outcome.report is not None, outcome
     assert lab.live.routing.generation == generation + len(sequence)
     check_answers(lab, known, [(key, known.adapters[number]) for key, number in sequence[-1]])
@@ -54,15 +56,24 @@ def check_sequence(lab: Lab, known: Known, sequence: Sequence[Sequence[Entry]]) 
     assert len(lab.handles()) == len(held)
 
 
+def tried(group: Sequence[Entry]) -> Design:
+    """An experiment on all keys of a group, the base's included."""
+    arms = tuple(ArmConfig(key=key) for key in ("base", *(key for key, _ in group if key)))
+    return Design(experiments=(ExperimentConfig(key="tried", arms=arms),))
+
+
 def check_answers(lab: Lab, known: Known, group: Sequence[tuple[str | None, Adapter]]) -> None:
-    """Every key and every model id answers as its adapter does, and nothing else is served."""
+    """Every key, model id and arm answers as its adapter does, and nothing else is served."""
     assert close(lab.run(lab.answer(None)), known.answers["base"])
     for key, adapter in group:
         names = {key, str(model_id_of(adapter.digest))} - {None}
         for name in names:
             assert close(lab.run(lab.answer(name)), known.answers[str(adapter.digest)]), name
+    for unit in ("one", "two", "three"):
+        arm = lab.live.routing.arms["tried"].draw(lambda kind, unit=unit: unit).digest
+        assert close(lab.run(lab.answer("tried", unit)), known.answers[str(arm or "base")]), unit
     served = {route.key for route in lab.live.routing} - {None}
-    assert served == {"base", *(key for key, _ in group if key)}
+    assert served == {"base", "tried", *(key for key, _ in group if key)}
 
 
 def test_reference_answers_are_those_of_transformers_and_peft(lab: Lab, known: Known) -> None:
