@@ -232,6 +232,10 @@ class Client:
         query = {"since": since} | ({"by": by} if by else {})
         return self._one("GET", "/stacked/usage", params=query)
 
+    def shadow(self, samples: int = 0) -> dict[str, Any]:
+        """What shadow traffic has shown, and so many comparisons with their texts."""
+        return self._one("GET", f"/stacked/shadow?samples={samples}")
+
     def update_live(self, deployment_id: str, group_id: str) -> str:
         """Begin a LIVE update and return the id of its work request."""
         change = {

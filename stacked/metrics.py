@@ -78,12 +78,25 @@ _restarts = Counter("stacked_engine_restarts", "Starts after a death, by outcome
 _model_restarts = Counter(
     "stacked_model_process_restarts", "Processes of models that ended by themselves", ("runtime",)
 )
+_shadowed = Counter(
+    "stacked_shadow_requests", "Copies of requests, by outcome", ("key", "to", "outcome")
+)
+_shadow_scored = Counter(
+    "stacked_shadow_scored", "Copies whose served answers both models scored", ("key", "to")
+)
+_shadow_nats = Counter(
+    "stacked_shadow_nats",
+    "Minus the mean logprob of served answers, under the model that gave it and under the other",
+    ("key", "to", "model"),
+)
 _stored = Gauge("stacked_store_bytes", "Content in the stores, as of the last round", ("kind",))
 _disk = Gauge("stacked_disk_bytes", "The disk of the data directory", ("kind",))
 
 # How many requests are in flight under each, the most recently used last.
 _used: OrderedDict[tuple[str, str], int] = OrderedDict()
 _TOKEN_KINDS = ("prompt", "generated")
+_DROPS = ("load", "queue", "change", "unfinished", "unsuitable")
+_OUTCOMES = ("same", "different", "sampled", "failed", *(f"dropped_{why}" for why in _DROPS))
 _STATUSES = ("2xx", "4xx", "5xx", "gone")
 
 
@@ -183,6 +196,26 @@ def engine_died(cause: str) -> None:
 def engine_restarted(outcome: str) -> None:
     """`outcome` is `succeeded` or `failed`."""
     _restarts.labels(outcome).inc()
+
+
+def shadowed(key: str, to: str, outcome: str) -> None:
+    """A copy of a request to `key` for `to` has ended, or was not made."""
+    _shadowed.labels(key, to, outcome).inc()
+
+
+def shadow_scored(key: str, to: str, served: float, shadow: float) -> None:
+    """The mean logprobs, by token, of an answer under two models."""
+    _shadow_scored.labels(key, to).inc()
+    _shadow_nats.labels(key, to, "served").inc(-served)
+    _shadow_nats.labels(key, to, "shadow").inc(-shadow)
+
+
+def forget_shadow(key: str, to: str) -> None:
+    for outcome in _OUTCOMES:
+        _remove(_shadowed, (key, to, outcome))
+    _remove(_shadow_scored, (key, to))
+    for model in ("served", "shadow"):
+        _remove(_shadow_nats, (key, to, model))
 
 
 def disk(free: int, total: int, stored: Mapping[str, int]) -> None:

@@ -37,6 +37,7 @@ from stacked.retention.collect import Collector, Records
 from stacked.retention.rounds import Rounds
 from stacked.serving import NO_TENSORS, NO_VLLM, Admission, Scope
 from stacked.serving.settings import settings_of
+from stacked.serving.shadow import Shadow
 from stacked.serving.targets import Target
 from stacked.serving.vllm import VllmPrepared, VllmServing
 from stacked.steps import Heard, Progress, Silent
@@ -93,6 +94,7 @@ class Service:
         self._deployments: Deployments | None = None
         self._slot = Slot()
         self.usage = Usage()
+        self.shadow = Shadow(config.experiments.shadow)
         self.log_files: LogFiles | None = None
         """Where this process's lines go, if it tends files."""
         self._rounds: Rounds | None = None
@@ -164,6 +166,7 @@ class Service:
             await self._supervisor.close()
         if self._deployments is not None:
             await self._deployments.close()
+        await self.shadow.close()
         await self._slot.close()
         self._needed.close()
         await self.usage.close()
@@ -285,7 +288,11 @@ class Service:
         self, target: Target, scope: Scope, body: bytes, end: Callable[[], None]
     ) -> Admission:
         """See `Serving.admit`. Raises NotReady and EngineDead too."""
-        return self.active.serving.admit(target, scope, body, end)
+        serving = self.active.serving
+        admission = serving.admit(target, scope, body, end)
+        if serving.live.routing.design.shadow and isinstance(serving, VllmServing):
+            return self.shadow.watch(serving, admission, target, scope, body)
+        return admission
 
     @property
     def occupant(self) -> Active | None:

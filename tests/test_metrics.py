@@ -93,3 +93,18 @@ def test_adapters_of_vllms_gauge_are_told_by_key_and_only_those_of_now() -> None
         if getattr(collector, "_name", "").startswith("vllm:"):
             REGISTRY.unregister(collector)
     REGISTRY.unregister(Gauge(metrics.LORA_INFO, "vLLM's", labels))
+
+
+def test_copies_are_counted_until_their_pair_is_forgotten() -> None:
+    for outcome in ("same", "dropped_load", "dropped_load", "failed"):
+        metrics.shadowed("sql", "next", outcome)
+    metrics.shadow_scored("sql", "next", -0.5, -0.75)
+    metrics.shadowed("sql", "other", "same")
+    pair = {"key": "sql", "to": "next"}
+    assert value("stacked_shadow_requests_total", **pair, outcome="dropped_load") == 2
+    assert value("stacked_shadow_nats_total", **pair, model="served") == 0.5
+    assert value("stacked_shadow_nats_total", **pair, model="shadow") == 0.75
+    assert value("stacked_shadow_scored_total", **pair) == 1
+    metrics.forget_shadow("sql", "next")
+    assert b'to="next"' not in generate_latest()
+    assert b'to="other"' in generate_latest()

@@ -46,6 +46,7 @@ _PIECES = {
         "tests/engine/test_staging.py",
         "tests/live/",
         "tests/test_inside.py",
+        "tests/test_shadow_engine.py",
         "tests/test_stack.py",
     ),
 }

@@ -20,6 +20,7 @@ from stacked.cli.evaluate import evaluate
 from stacked.cli.gc import gc
 from stacked.cli.keys import keys
 from stacked.cli.live import rollback, update
+from stacked.cli.shadow import shadow
 from stacked.cli.shared import HELP, AskedAtOnce, DataDir, Url, data_dir_of, fail, optional, server
 from stacked.cli.usage import usage
 from stacked.cli.view import groups, status
@@ -303,7 +304,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-for command in (update, rollback, status, groups, usage, gc):
+for command in (update, rollback, status, groups, usage, shadow, gc):
     app.command()(command)
 app.command("eval")(evaluate)
 app.add_typer(bench)

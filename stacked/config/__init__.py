@@ -28,6 +28,7 @@ from stacked.config.server import (
 from stacked.config.storage import StorageConfig
 from stacked.config.supervision import SupervisionConfig
 from stacked.config.tree import Config, ControlConfig
+from stacked.config.trials import ExperimentsConfig, ShadowLimits
 
 __all__ = [
     "LOW_DISK_BYTES",
@@ -42,6 +43,7 @@ __all__ = [
     "EvaluationConfig",
     "Example",
     "ExperimentConfig",
+    "ExperimentsConfig",
     "FairnessConfig",
     "GatesConfig",
     "GroupConfig",
@@ -57,6 +59,7 @@ __all__ = [
     "RetentionConfig",
     "ServerConfig",
     "ShadowConfig",
+    "ShadowLimits",
     "StorageConfig",
     "SupervisionConfig",
     "TlsConfig",

@@ -19,6 +19,8 @@ from stacked.errors import GroupInvalid
 MAX_ARMS = 20
 # Each is made anew between two requests whenever the routing table changes.
 MAX_EXPERIMENTS = 50
+# Every request goes through them.
+MAX_SHADOWS = 20
 
 UnitKind = Literal["header", "user", "credential"]
 MAX_GATES_BYTES = 256 * 1024
@@ -71,7 +73,7 @@ class Design(Frozen):
     """All that a group declares of this kind."""
 
     experiments: tuple[ExperimentConfig, ...] = Field(default=(), max_length=MAX_EXPERIMENTS)
-    shadow: tuple[ShadowConfig, ...] = ()
+    shadow: tuple[ShadowConfig, ...] = Field(default=(), max_length=MAX_SHADOWS)
     gates: tuple[EvaluationConfig, ...] = ()
     """What adapters must pass before a LIVE update switches to them."""
 
@@ -150,6 +152,20 @@ class Design(Frozen):
                 raise GroupInvalid(
                     f"{place}gates.{at}.keys: no model of the group has key {min(missing)!r}; a "
                     "gate judges members, such as an experiment's arms"
+                )
+        for at, pair in enumerate(self.shadow):
+            where = f"{place}shadow.{at}"
+            if kind != "STACKED":
+                raise GroupInvalid(
+                    f"{where}: the bodies of a {kind} group are its models' own and cannot be "
+                    "compared; leave shadow out"
+                )
+            if pair.key not in known or pair.to not in keys:
+                name, field = (pair.key, "key") if pair.key not in known else (pair.to, "to")
+                raise GroupInvalid(f"{where}.{field}: no model of the group has key {name!r}")
+            if any((pair.key, pair.to) == (each.key, each.to) for each in self.shadow[:at]):
+                raise GroupInvalid(
+                    f"{where}: {pair.key!r} is already copied to {pair.to!r}; keep one of them"
                 )
         return self
 

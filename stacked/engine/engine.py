@@ -357,6 +357,18 @@ class Engine:
         """Whether vLLM's engine process has died."""
         return bool(self.client.errored)
 
+    @property
+    def full(self) -> bool:
+        """Whether vLLM has as many requests as it runs at once."""
+        most: int = self.client.vllm_config.scheduler_config.max_num_seqs
+        return len(self.client.output_processor.request_states) >= most
+
+    @property
+    def reading(self) -> bool:
+        """Whether a request waits for its first token."""
+        states = self.client.output_processor.request_states.values()
+        return any(state.is_prefilling for state in states)
+
     async def step(self) -> None:
         """Return when the engine's loop has come round once more: between two of its steps.
 

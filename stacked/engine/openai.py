@@ -41,11 +41,13 @@ class Report:
     """Who is to know what the engine did for a request, for each prompt of it.
 
     `count` gets the numbers of tokens of the prompt and of its answers once the engine has
-    finished, `waited` how many seconds it was until the engine got the prompt.
+    finished, `waited` how many seconds it was until the engine got the prompt, `output` each of
+    vLLM's outputs.
     """
 
     count: Callable[[int, int], None]
     waited: Callable[[float], None]
+    output: Callable[[Any], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +115,7 @@ async def build_openai_app(
         # CORS is the gateway's; here it would cost a call for each part of each answer.
         others = [each for each in app.user_middleware if each.cls.__name__ != "CORSMiddleware"]
         app.user_middleware = others
-        turns = turns_of(engine.client, fairness)
+        app.state.turns = turns = turns_of(engine.client, fairness)
         client = _in_turn(engine.client, turns)
         own_templates = engine.args.trust_request_chat_template
         render_short_prompts_at_once(client.renderer, chats=not own_templates)
@@ -145,6 +147,7 @@ def _in_turn(client: Any, turns: Turns | None) -> Any:
         # Here, in the request's own context: a generator that is left may be closed in another.
         selection = selected.get()
         report = selection.report if selection is not None else None
+        reported = report.output if report is not None else None
         ticket = ticket_of(prompt, params, more.get("lora_request"))
         computed: int | None = None
         asked = given = 0
@@ -162,6 +165,8 @@ def _in_turn(client: Any, turns: Turns | None) -> Any:
                     given = new if whole else given + new
                 asked = len(output.prompt_token_ids or ())
                 computed = asked - (output.num_cached_tokens or 0)
+                if reported is not None:
+                    reported(output)
                 yield output
         except EngineDeadError:
             if selection is not None and selection.died is not None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -49,6 +49,8 @@ class Turns:
         self._waiters: dict[Ticket, asyncio.Future[None]] = {}
         self._reading: dict[Ticket, str] = {}
         self._processor = processor
+        self.crowded: Callable[[], object] | None = None
+        """Called whenever a request has to wait."""
         process = processor.process_outputs
 
         def processed(*args: Any, **kwargs: Any) -> Any:
@@ -77,6 +79,8 @@ class Turns:
         self._let_in()
         if ticket.waits:
             self._waiters[ticket] = asyncio.get_running_loop().create_future()
+            if self.crowded is not None:
+                self.crowded()
             try:
                 await self._waiters[ticket]
             finally:

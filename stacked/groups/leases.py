@@ -17,14 +17,20 @@ Thing = TypeVar("Thing")
 class Lease:
     """The right to use one thing until released. Releasing twice is allowed."""
 
-    __slots__ = ("_leases", "_thing", "end")
+    __slots__ = ("_leases", "_thing", "end", "yields")
 
     def __init__(
-        self, leases: Leases[Any], thing: Hashable, end: Callable[..., object] | None = None
+        self,
+        leases: Leases[Any],
+        thing: Hashable,
+        end: Callable[..., object] | None = None,
+        *,
+        yields: bool = False,
     ) -> None:
         self._leases: Leases[Any] | None = leases
         self._thing = thing
         self.end = end
+        self.yields = yields
 
     def release(self) -> None:
         leases, self._leases = self._leases, None
@@ -44,10 +50,22 @@ class Leases(Generic[Thing]):
     def __init__(self) -> None:
         self._held: dict[Thing, set[Lease]] = {}
         self._waiting: dict[Thing, list[asyncio.Future[None]]] = {}
+        self._ending = False
 
     def take(self, thing: Thing, end: Callable[..., object] | None = None) -> Lease:
         """A lease on `thing`. `end` is called to end its holder at once; see `end`."""
         lease = Lease(self, thing, end)
+        self._held.setdefault(thing, set()).add(lease)
+        return lease
+
+    def lend(self, thing: Thing, end: Callable[..., object]) -> Lease | None:
+        """A lease for what nobody waits for: who waits for `thing` ends it at once.
+
+        None while anyone does.
+        """
+        if self._ending or self._waiting.get(thing):
+            return None
+        lease = Lease(self, thing, end, yields=True)
         self._held.setdefault(thing, set()).add(lease)
         return lease
 
@@ -66,8 +84,14 @@ class Leases(Generic[Thing]):
             lease.end(*why)
         return len(asked)
 
+    def _recall(self, thing: Thing) -> None:
+        for lease in [each for each in self._held.get(thing, ()) if each.yields]:
+            assert lease.end is not None
+            lease.end()
+
     async def until_free(self, thing: Thing, seconds: float) -> bool:
         """Wait until nothing holds `thing`; False after `seconds`."""
+        self._recall(thing)
         if not self.held(thing):
             return True
         free = asyncio.get_running_loop().create_future()
@@ -83,7 +107,10 @@ class Leases(Generic[Thing]):
         return True
 
     async def until_all_free(self, seconds: float) -> bool:
-        """Wait until nothing is held at all; False after `seconds`."""
+        """Wait until nothing is held at all; False after `seconds`. Nothing is lent any more."""
+        self._ending = True
+        for thing in [*self._held]:
+            self._recall(thing)
         deadline = time.monotonic() + seconds
         while self._held:
             thing = next(iter(self._held))

@@ -136,7 +136,7 @@ class Door:
         self._unknown_parameters = unknown_parameters
 
     @cached_property
-    def _known(self) -> Mapping[str, frozenset[str]]:
+    def known(self) -> Mapping[str, frozenset[str]]:
         """The parameters that the app knows, by path."""
         return known_parameters(self.app)
 
@@ -161,8 +161,8 @@ class Door:
         `share`: whose part of the engine it takes, if not its caller's. Raises ParameterInvalid,
         ParameterUnsupported before anything is sent.
         """
-        path = self._path(call)
-        known = self._known.get(path)
+        path = self.path_of(call)
+        known = self.known.get(path)
         self._check_parameters(path, call, known)
         streams = known is None or "stream" in known
         body = call.body_for(route, streams, self._defaults(call.tree, known or frozenset()))
@@ -181,7 +181,7 @@ class Door:
             return {}
         return dict.fromkeys(names[:1], self._max_tokens)
 
-    def _path(self, call: Call) -> str:
+    def path_of(self, call: Call) -> str:
         """The path of the app: the request's own, the header `route`'s, or the body's.
 
         Raises ParameterInvalid for an unknown `route`, or one that contradicts the path.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -80,6 +80,7 @@ async def ask(
     *,
     share: Share,
     seconds: float = 600.0,
+    output: Callable[[Any], None] | None = None,
 ) -> Answer:
     """Have this route's model answer, which need not be served yet; `path` is one of vLLM's.
 
@@ -94,7 +95,7 @@ async def ask(
     raw = json.dumps(body, ensure_ascii=False).encode()
     call = Call(target, _scope(path), raw, body)
     reply = _Reply()
-    report = Report(reply.count, lambda _: None)
+    report = Report(reply.count, lambda _: None, output)
     with serving.live.leases.take(route.handle, reply.end):
         answering = asyncio.ensure_future(
             serving.door.answer(

@@ -76,9 +76,9 @@ SYMBOLS = (
     Symbols(
         "vllm.outputs",
         "RequestOutput",
-        "num_cached_tokens outputs prompt_logprobs prompt_token_ids",
+        "num_cached_tokens outputs prompt_logprobs prompt_token_ids request_id",
     ),
-    Symbols("vllm.outputs", "CompletionOutput", "logprobs token_ids"),
+    Symbols("vllm.outputs", "CompletionOutput", "finish_reason logprobs text token_ids"),
     Symbols("vllm.logprobs", "Logprob", "logprob"),
     Symbols("vllm.sampling_params", "SamplingParams", "max_tokens n output_kind"),
     Symbols("vllm.v1.engine.async_llm", "", "AsyncLLM"),

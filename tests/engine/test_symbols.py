@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2] / "stacked"
 OURS = {
     "activate", "build", "digest", "first", "free", "guarded", "holds", "left", "number",
     "prepare_scheduler", "read",
-    "register", "request", "resident", "slot", "writing",
+    "register", "request", "resident", "slot", "turns", "writing",
 }
 LIBRARIES = {
     "alias", "annotation", "apply_chat_template", "body_field", "close", "cls", "done",

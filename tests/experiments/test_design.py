@@ -92,3 +92,37 @@ def test_a_file_is_checked_where_it_is_read() -> None:
     ):
         with pytest.raises(ConfigInvalid, match=words):
             read(wrong)
+
+
+def test_shadows_are_of_keys_and_lead_to_models() -> None:
+    pairs = [("sql", "a"), ("a", "b"), ("a", "base"), ("a", "a")]
+    shadow = [{"key": key, "to": to, "percent": 20} for key, to in pairs]
+    found = Design.of({**design(arms("a")).as_metadata(), "stacked.shadow": json.dumps(shadow)})
+    assert Design.of(found.as_metadata()) == found
+    assert found.check({"a", "b", "base"}, "STACKED") is found
+    assert not found.seen_by({"sql", "a"}).shadow
+
+
+@pytest.mark.parametrize(
+    ("pairs", "words"),
+    [
+        ([("c", "a")], r"shadow\.0\.key: no model of the group has key 'c'"),
+        ([("a", "b"), ("a", "c")], r"shadow\.1\.to: no model of the group has key 'c'"),
+        ([("sql", "a"), ("a", "sql")], r"shadow\.1\.to: no model of the group has key 'sql'"),
+        ([("a", "b"), ("a", "b")], r"shadow\.1: 'a' is already copied to 'b'"),
+    ],
+)
+def test_shadows_of_or_to_nothing_are_refused(pairs: list[tuple[str, str]], words: str) -> None:
+    shadow = [{"key": key, "to": to, "percent": 20} for key, to in pairs]
+    found = Design.model_validate({"experiments": [arms("a")], "shadow": shadow})
+    with pytest.raises(GroupInvalid, match=f"metadata stacked.{words}"):
+        found.check({"a", "b"}, "STACKED")
+    with pytest.raises(GroupInvalid, match=r"shadow\.0: the bodies of a HETEROGENEOUS group"):
+        found.check({"a", "b"}, "HETEROGENEOUS")
+
+
+@pytest.mark.parametrize("percent", [0, -1, 100.1, "nan"])
+def test_a_part_is_above_nothing_and_at_most_all(percent: Any) -> None:
+    shadow = [{"key": "a", "to": "b", "percent": percent}]
+    with pytest.raises(GroupInvalid, match=r"stacked\.shadow\.0\.percent"):
+        Design.of({"stacked.shadow": json.dumps(shadow)})

@@ -70,3 +70,39 @@ async def test_all_holders_are_asked_to_end() -> None:
     leases.take("b")
     assert leases.end_all() == 2
     assert sorted(asked) == ["a", "base"]
+
+
+async def test_what_is_lent_is_given_up_once_somebody_waits_for_the_thing() -> None:
+    leases: Leases[str] = Leases()
+    asked: list[str] = []
+    for thing in ("a", "b"):
+        assert leases.lend(thing, lambda thing=thing: asked.append(thing)) is not None
+    waiting = asyncio.create_task(leases.until_free("a", 5))
+    await asyncio.sleep(0)
+    assert asked == ["a"]
+    assert leases.lend("a", asked.clear) is None, "somebody waits for it"
+    assert leases.lend("b", asked.clear) is not None
+    waiting.cancel()
+
+
+async def test_lent_lease_that_is_given_up_frees_the_thing() -> None:
+    leases: Leases[str] = Leases()
+
+    def give_up() -> None:
+        asyncio.get_running_loop().call_soon(lease.release)
+
+    lease = leases.lend("a", give_up)
+    assert lease is not None
+    assert await leases.until_free("a", 5)
+    assert leases.lend("a", give_up) is not None, "nobody waits any more"
+
+
+async def test_nothing_is_lent_once_all_is_to_end() -> None:
+    leases: Leases[str] = Leases()
+    asked: list[str] = []
+    with leases.take("a"):
+        leases.lend("b", lambda: asked.append("b"))
+        assert not await leases.until_all_free(0.01)
+        assert asked[0] == "b"
+        assert leases.lend("b", asked.clear) is None
+    assert leases.lend("a", asked.clear) is None

@@ -14,6 +14,7 @@ from stacked.api.control import (
     groups,
     histories,
     models,
+    shadow,
     status,
     surroundings,
     version_sets,
@@ -32,6 +33,7 @@ _RESOURCES = (
     version_sets,
     surroundings,
     status,
+    shadow,
     adapters,
 )
 
