@@ -18,6 +18,7 @@ _UNSAFE = re.compile(
     "[\x00-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff]"
 )
 _LONGEST_URL = 500
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
 _WORD = re.compile(r"[!#-<>-\[\]-~]+")
 
 
@@ -40,6 +41,11 @@ def shown_url(text: str) -> str:
     host = parts.netloc.rpartition("@")[2]
     shown = one_line(urlunsplit((parts.scheme, host, parts.path, "", "")))
     return shown if len(shown) <= _LONGEST_URL else f"{shown[:_LONGEST_URL]}…"
+
+
+def shown_text(text: str) -> str:
+    """One line, with `shown_url` of the URLs in it."""
+    return one_line(_URL.sub(lambda found: shown_url(found[0]), text))
 
 
 def _word(value: object) -> str:

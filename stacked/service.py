@@ -41,7 +41,7 @@ from stacked.serving.shadow import Shadow
 from stacked.serving.targets import Target
 from stacked.serving.vllm import VllmPrepared, VllmServing
 from stacked.steps import Heard, Progress, Silent
-from stacked.store import AdapterStore, ModelStore
+from stacked.store import AdapterStore, ModelStore, SharedContents
 from stacked.supervision.supervisor import Supervisor
 from stacked.usage import Usage
 
@@ -84,9 +84,14 @@ class Service:
         self.data_dir = data_dir
         self.state = State.STARTING
         self.reason = "not started"
-        self._store = AdapterStore(data_dir / "store")
+        place = config.storage.contents_place
+        shared = SharedContents(place) if place else None
+        self._store = AdapterStore(data_dir / "store", shared=shared)
         self._models = ModelStore(
-            self._store.root, code=config.models.code, pythons=config.models.pythons
+            self._store.root,
+            code=config.models.code,
+            pythons=config.models.pythons,
+            shared=shared,
         )
         self._durable = durable
         self._ledger: Ledger | None = None

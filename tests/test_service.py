@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 import sqlite3
 from dataclasses import replace
 from datetime import timedelta
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 from sqlalchemy import Connection, event
 
 from stacked.config import (
@@ -23,11 +25,13 @@ from stacked.config import (
     GroupConfig,
     MemberConfig,
     ServerConfig,
+    StorageConfig,
     SupervisionConfig,
 )
 from stacked.deployment.deployments import Revision
 from stacked.engine.plan import EnginePlan
 from stacked.errors import (
+    DataDirInUse,
     EngineDead,
     EngineError,
     EngineStartFailed,
@@ -45,6 +49,7 @@ from stacked.serving.vllm import VllmPrepared, VllmServing
 from stacked.steps import Progress
 from stacked.supervision import supervisor
 from tests.deployments.machine import engine_of, served
+from tests.postgres import Postgres
 from tests.store.small import write_adapter, write_base
 from tests.waiting import until_async
 
@@ -153,6 +158,31 @@ async def test_what_a_file_served_is_served_again_without_the_file(place: Place)
     try:
         assert (keys(service), service.active.deployment_id) == (["base", "a"], id)
         assert service.routing.generation == 1
+    finally:
+        await service.close()
+
+
+async def test_another_machine_serves_what_one_served(
+    place: Place, postgres: Postgres, tmp_path: Path
+) -> None:
+    contents = str(tmp_path / "shared")
+    storage = StorageConfig(database=SecretStr(postgres.url()), contents=contents)
+    group = GroupConfig(name=new_id(DEPLOYMENT)[-12:])  # a schema of its own
+    file = place.config("a", "b")
+    named = file.group.model_copy(update={"name": group.name})
+    first = await place.start(file.model_copy(update={"storage": storage, "group": named}))
+    id = first.active.deployment_id
+    with pytest.raises(DataDirInUse):
+        await Service(
+            ControlConfig(storage=storage, group=group), tmp_path / "other", durable=True
+        ).start()
+    await first.close()
+    shutil.rmtree(place.data)  # with the machine
+    place.data = tmp_path / "other"
+    service = await place.start(ControlConfig(storage=storage, group=group))
+    try:
+        assert (keys(service), service.active.deployment_id) == (["base", "a", "b"], id)
+        assert state(service, id) == "ACTIVE"
     finally:
         await service.close()
 

@@ -75,9 +75,11 @@ class Catalogue:
         """
         self.registry = registry
         self.store = store
-        self.bases = CatalogueBases(registry, BaseStore(store.root), engine or {})
-        self.files = ArtifactFiles(directory, registry.artifacts.files())
-        self.models = models or ModelStore(store.root)
+        self.bases = CatalogueBases(
+            registry, BaseStore(store.root, shared=store.shared), engine or {}
+        )
+        self.files = ArtifactFiles(directory, registry.artifacts.files(), store.shared)
+        self.models = models or ModelStore(store.root, shared=store.shared)
         self._contents = Contents(
             store,
             self.bases,
@@ -279,6 +281,7 @@ class Catalogue:
 
     def _named(self, incoming: Incoming, owner_id: str, record: Callable[[], R]) -> R:
         """Name a file and record it; the replaced one is removed, or the file itself if refused."""
+        self.files.share(incoming)
         with self._replacing(owner_id, incoming.sha256):
             self.files.keep(incoming)
             return record()

@@ -128,8 +128,12 @@ def _resolved(config: G, directory: Path) -> G:
         name: os.path.abspath(directory / Path(text).expanduser())
         for name, text in config.models.pythons.items()
     }
+    contents = config.storage.contents
+    if contents is not None and "://" not in contents:
+        contents = _absolute(contents, directory)
     return config.model_copy(
         update={
+            "storage": config.storage.model_copy(update={"contents": contents}),
             "group": config.group.model_copy(update={"members": members}),
             "server": config.server.model_copy(update=server),
             "models": config.models.model_copy(update={"pythons": pythons}),

@@ -1,4 +1,4 @@
-"""Where records are stored that several processes share."""
+"""Where records and contents are stored that several machines share."""
 
 from __future__ import annotations
 
@@ -17,6 +17,15 @@ class StorageConfig(Frozen):
     $STACKED_DATABASE, else a SQLite file in the data directory."""
     connections: int = Field(default=8, ge=2)
     """To the database, at most; one of them says that the records are in use."""
+
+    contents: str | None = None
+    """Where adapters, bases, models and uploaded files are too, by digest: a directory, or
+    `s3://bucket/path` and the like. None: $STACKED_CONTENTS, else in the data directory alone."""
+
+    @property
+    def contents_place(self) -> str | None:
+        """None: the data directory alone."""
+        return self.contents or os.environ.get("STACKED_CONTENTS") or None
 
     @property
     def database_url(self) -> str | None:

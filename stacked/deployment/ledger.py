@@ -329,6 +329,9 @@ class Ledger:
         code: Code | None = None
         for artifact in self.registry.artifacts.of(group.id):
             file = self.artifacts / artifact.sha256
+            if self._models.shared is not None and not file.exists():
+                incoming = self.artifacts / "incoming"
+                self._models.shared.fetch_file(artifact.sha256, file, incoming)
             code = self._models.add_code(file, "the artifact of the group")
         alone = group.kind == HOMOGENEOUS and code is None
         models = self.registry.models.get_many([entry.model_id for entry in group.members])

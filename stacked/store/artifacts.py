@@ -6,17 +6,15 @@ import hashlib
 import os
 import shutil
 import uuid
-import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import IO
 
 from stacked.errors import StoreDamaged
 from stacked.store.disk import check_room, flush, usable
+from stacked.store.packing import packed
+from stacked.store.shared import SharedContents
 
-# Without meaning, but always the same: the earliest time that a zip can have.
-_MOMENT = (1980, 1, 1, 0, 0, 0)
-_CHUNK = 1 << 20
 _WHAT = "the store of artifacts"
 
 
@@ -68,9 +66,12 @@ class ArtifactFiles:
     root/incoming/<id>                one being received
     """
 
-    def __init__(self, root: Path, keep: Collection[str]) -> None:
+    def __init__(
+        self, root: Path, keep: Collection[str], shared: SharedContents | None = None
+    ) -> None:
         """What is not in `keep` was left by a process that is gone. Raises StoreUnusable."""
         self.root = Path(root).absolute()
+        self._shared = shared
         self._incoming = self.root / "incoming"
         with usable(self.root, _WHAT):
             if self._incoming.is_dir():
@@ -84,6 +85,11 @@ class ArtifactFiles:
             check_room(self.root, expected, "the upload")
             return Incoming(self._incoming / uuid.uuid4().hex)
 
+    def share(self, incoming: Incoming) -> None:
+        """Have a finished file where other machines find it."""
+        if self._shared is not None:
+            self._shared.put_file(incoming.path, incoming.sha256)
+
     def keep(self, incoming: Incoming) -> None:
         """Give a finished file its name; the same bytes are stored once."""
         with usable(self.root, _WHAT):
@@ -91,9 +97,12 @@ class ArtifactFiles:
             flush(self.root)
 
     def open(self, sha256: str) -> IO[bytes]:
-        """Raises StoreDamaged if the file is missing."""
+        """Raises StoreDamaged if the file is missing, here and where it is shared."""
+        file = self.root / sha256
+        if self._shared is not None and not file.exists():
+            self._shared.fetch_file(sha256, file, self._incoming)
         try:
-            return (self.root / sha256).open("rb")
+            return file.open("rb")
         except FileNotFoundError as error:
             raise StoreDamaged(
                 f"the artifact {sha256} is gone from {self.root}; upload it again"
@@ -114,42 +123,7 @@ class ArtifactFiles:
             (self.root / sha256).unlink(missing_ok=True)
 
 
-def packed(directory: Path) -> Iterator[bytes]:
-    """A directory's files as a zip, about 1 MB at a time; the bytes are reproducible."""
-    written = _Written()
-    with zipfile.ZipFile(written, "w", zipfile.ZIP_STORED) as archive:
-        for file in sorted(path for path in directory.rglob("*") if path.is_file()):
-            info = zipfile.ZipInfo(file.relative_to(directory).as_posix(), _MOMENT)
-            info.external_attr = 0o100644 << 16
-            info.create_system = 3  # Unix, on every machine
-            info.file_size = file.stat().st_size
-            with file.open("rb") as source, archive.open(info, "w") as member:
-                while chunk := source.read(_CHUNK):
-                    member.write(chunk)
-                    yield written.taken()
-    yield written.taken()
-
-
 def pack(directory: Path, into: Incoming) -> None:
     """Write a directory's files as a zip."""
     for part in packed(directory):
         into.write(part)
-
-
-class _Written:
-    """What zipfile needs to write without seeking; holds the bytes until they are taken."""
-
-    def __init__(self) -> None:
-        self._parts: list[bytes] = []
-
-    def write(self, data: bytes, /) -> int:
-        self._parts.append(bytes(data))
-        return len(data)
-
-    def taken(self) -> bytes:
-        parts, self._parts = self._parts, []
-        return b"".join(parts)
-
-    def flush(self) -> None: ...
-
-    def close(self) -> None: ...

@@ -9,6 +9,7 @@ from stacked.errors import ArchiveInvalid, BaseNotFound
 from stacked.store.base import BaseModules
 from stacked.store.folders import FolderStore, content_digest
 from stacked.store.limits import Limits
+from stacked.store.shared import SharedContents
 from stacked.store.uploads import BASE_LIMITS, unpack_base
 
 _FORMAT = b"stacked base 1\n"
@@ -17,9 +18,11 @@ _FORMAT = b"stacked base 1\n"
 class BaseStore(FolderStore):
     """A directory of bases, each as transformers saves it."""
 
-    def __init__(self, root: Path, limits: Limits = BASE_LIMITS) -> None:
+    def __init__(
+        self, root: Path, limits: Limits = BASE_LIMITS, shared: SharedContents | None = None
+    ) -> None:
         """Raises StoreUnusable."""
-        super().__init__(root, "base", "bases", limits)
+        super().__init__(root, "base", limits, shared)
 
     def add(self, archive: Path, name: str) -> tuple[Digest, int]:
         """Unpack, check and store the base in a zip; its digest, and the bytes of its weights.
@@ -34,6 +37,9 @@ class BaseStore(FolderStore):
                 said = str(error).replace(f"{made}/", "")
                 raise ArchiveInvalid(f"{name} holds no base that can be read: {said}") from error
             weights = sum(file.stat().st_size for file in made.glob("*.safetensors"))
-            digest = content_digest(made, _FORMAT)
+            digest = self._digest(made)
             self._keep(made, digest)
             return digest, weights
+
+    def _digest(self, made: Path) -> Digest:
+        return content_digest(made, _FORMAT)

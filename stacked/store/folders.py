@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from stacked.core import Digest
 from stacked.errors import AdapterAbsent
+from stacked.store.archives import unpack_zip, zip_files
 from stacked.store.digest import add_file
 from stacked.store.disk import clear_workplaces, seal, usable, workplace
 from stacked.store.limits import Limits
+from stacked.store.shared import SharedContents
 from stacked.store.shelf import Shelf, Stored
 
 
-class FolderStore:
+class FolderStore(ABC):
     """A directory of folders. Every method blocks, and may be called from any thread.
 
-        root/<shelf>/<64 hex digits>/     one folder
+        root/<kind>s/<64 hex digits>/     one folder
         root/unpacking/<id>/              one being checked, of adapters root/staging/<id>/
         root/unpacking/<id>.lock          held while somebody works on it
 
@@ -30,20 +33,32 @@ class FolderStore:
     """
 
     def __init__(
-        self, root: Path, kind: str, shelf: str, limits: Limits, staging: str = "unpacking"
+        self,
+        root: Path,
+        kind: str,
+        limits: Limits,
+        shared: SharedContents | None,
+        staging: str = "unpacking",
     ) -> None:
-        """`kind`: what the folders are, in messages and reports. Raises StoreUnusable."""
+        """`kind`: what the folders are, in messages and reports.
+
+        What is added goes to `shared` too, and what is absent comes from there. Raises
+        StoreUnusable.
+        """
         # Absolute, because vLLM takes a missing relative path for a Hub id.
         self.root = Path(root).absolute()
         self.limits = limits
+        self.shared = shared
         self._kind = kind
         with self._usable():
-            self._shelf = Shelf(self.root, shelf, self.root / staging)
+            self._shelf = Shelf(self.root, f"{kind}s", self.root / staging)
             clear_workplaces(self._shelf.staging)
 
     def path(self, digest: str) -> Path:
-        """The directory of a content. Raises AdapterAbsent."""
+        """The directory of a content, fetched if others have added it. Raises AdapterAbsent."""
         path = self._shelf.path(digest)
+        if self.shared is not None and not path.is_dir():
+            self._bring(Digest(digest), self.shared)
         if not path.is_dir():
             raise self._absent(digest)
         return path
@@ -79,7 +94,31 @@ class FolderStore:
         with self._shelf.changing():
             path = self._shelf.place(made, digest)
             self._shelf.use(digest)
+        self._share(digest)
         return path
+
+    def _share(self, digest: Digest) -> None:
+        """Have what was added here where other machines find it."""
+        if self.shared is not None:
+            with workplace(self._shelf.staging) as scratch:
+                self.shared.put(f"{self._kind}s", digest, self._shelf.path(digest), scratch)
+
+    def _bring(self, digest: Digest, shared: SharedContents) -> None:
+        """Add what another machine has added, if one has."""
+        with self._making() as made:
+            archive = shared.fetch(f"{self._kind}s", digest, made.parent)
+            if archive is None:
+                return
+            name = str(archive)
+            names = zip_files(archive, self.limits, name)
+            unpack_zip(archive, made, self.limits, name, names, PurePosixPath())
+            if self._digest(made) != digest:
+                raise shared.damaged(archive.name)
+            self._keep(made, digest)
+
+    @abstractmethod
+    def _digest(self, made: Path) -> Digest:
+        """What a directory is stored under. Raises AdapterError for one that is no such content."""
 
     def _absent(self, digest: str) -> AdapterAbsent:
         return AdapterAbsent(

@@ -25,6 +25,7 @@ from stacked.store.archives import zip_files
 from stacked.store.files import copy_tree, real_path
 from stacked.store.folders import FolderStore, content_digest
 from stacked.store.limits import GIB, MIB, Limits
+from stacked.store.shared import SharedContents
 from stacked.store.text import quoted
 from stacked.store.uploads import Outgoing, check_announced, copied, unpack_folder
 
@@ -50,10 +51,15 @@ class ModelStore(FolderStore):
     """
 
     def __init__(
-        self, root: Path, *, code: bool = False, pythons: Mapping[str, str] | None = None
+        self,
+        root: Path,
+        *,
+        code: bool = False,
+        pythons: Mapping[str, str] | None = None,
+        shared: SharedContents | None = None,
     ) -> None:
         """Raises StoreUnusable."""
-        super().__init__(root, "model", "models", MODEL_LIMITS)
+        super().__init__(root, "model", MODEL_LIMITS, shared)
         self._code = code
         self._pythons = pythons or {}
         self._known: dict[Digest, ModelFiles] = {}
@@ -74,7 +80,7 @@ class ModelStore(FolderStore):
         with self._making() as made:
             top = _read(source, name, made, roots)
             self._check(top, name)
-            digest = content_digest(top, _FORMAT)
+            digest = self._digest(top)
             check_announced(digest, announced or digest, "model")
             self._keep(top, digest)
         return self.read(digest)
@@ -99,7 +105,7 @@ class ModelStore(FolderStore):
                     f"{name} has no {_SCORE}; pack it and {_ENVIRONMENT}, at the top or in one "
                     "folder"
                 )
-            python, digest = self._python(top), content_digest(top, _FORMAT)
+            python, digest = self._python(top), self._digest(top)
             return Code(digest, self._keep(top, digest), python)
 
     def get(self, digest: Digest, code: Code | None = None, name: str = "it") -> ModelFiles:
@@ -129,6 +135,9 @@ class ModelStore(FolderStore):
             size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
             self._known[digest] = ModelFiles(digest, folder, size, *runtime_of(folder))
         return self._known[digest]
+
+    def _digest(self, made: Path) -> Digest:
+        return content_digest(made, _FORMAT)
 
     def _check(self, made: Path, name: str) -> None:
         """Refuse what nothing here can load, and what runs code where that is off."""

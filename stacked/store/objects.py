@@ -5,16 +5,16 @@ themselves, in the environment, their own files, or the machine's role.
 from __future__ import annotations
 
 import contextlib
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from stacked.errors import AdapterTooLarge, SourceNotFound, SourceRefused, SourceUnreachable
-from stacked.logs import one_line, shown_url
+from stacked.logs import shown_text, shown_url
 from stacked.store.disk import check_room
 from stacked.store.limits import MIB, Limits
 from stacked.store.text import size
@@ -24,7 +24,6 @@ LIBRARIES = {"s3": "s3fs", "gs": "gcsfs", "oci": "ocifs", "az": "adlfs", "abfs":
 
 _CHUNK = 8 * MIB  # within the longest silence, even at 300 KB/s
 _AT_ONCE = 4
-_URL = re.compile(r"[a-z0-9+.-]+://\S+", re.IGNORECASE)
 
 T = TypeVar("T")
 
@@ -66,6 +65,21 @@ def download(
             objects.until = 0.0  # the others end at their next part
             raise
     return place
+
+
+def exists(url: str, limits: Limits) -> bool:
+    """Whether there is a file. Raises SourceRefused, SourceUnreachable."""
+    objects = _Objects(url, limits)
+    try:
+        return bool(objects.call(objects.store.info)["type"] == "file")
+    except SourceNotFound:
+        return False
+
+
+def upload(file: Path, url: str, limits: Limits) -> None:
+    """Copy a file to `url`, where it appears whole. Raises SourceRefused, SourceUnreachable."""
+    objects = _Objects(url, limits)
+    objects.call(partial(objects.store.put_file, str(file)), timeout=limits.download_seconds)
 
 
 class _Objects:
@@ -116,8 +130,10 @@ class _Objects:
         if time.monotonic() > self.until:
             seconds = self._limits.download_seconds
             raise SourceUnreachable(f"{self.shown} was not complete after {seconds:.0f} s")
-        if isinstance(self.store, AsyncFileSystem):  # the others have limits of their own
-            more["timeout"] = self._limits.read_seconds
+        if isinstance(self.store, AsyncFileSystem):
+            more.setdefault("timeout", self._limits.read_seconds)
+        else:  # which has limits of its own
+            more.pop("timeout", None)
         with self._reported():
             return method(path or self.path, **more)
 
@@ -146,9 +162,9 @@ class _Objects:
             seconds = self._limits.read_seconds
             raise SourceUnreachable(f"{self.shown} did not answer in {seconds:g} s") from error
         except Exception as error:
-            said = one_line(_URL.sub(lambda found: shown_url(found[0]), str(error)))[:200]
+            said = shown_text(str(error))[:200]
             raise SourceUnreachable(
-                f"{self.shown} could not be read ({type(error).__name__}: {said}); check the "
+                f"{self.shown} could not be used ({type(error).__name__}: {said}); check the "
                 f"credentials and the address that {self._library} is given"
             ) from error
 

@@ -22,6 +22,7 @@ from stacked.store.archives import unpack
 from stacked.store.base import BaseModules
 from stacked.store.checks import (
     Report,
+    check_alone,
     check_content,
     check_directory,
     damaged,
@@ -38,6 +39,7 @@ from stacked.store.notes import Notes
 from stacked.store.pairs import pair_up
 from stacked.store.peft_config import PeftConfig
 from stacked.store.plain import make_plain
+from stacked.store.shared import SharedContents
 from stacked.store.shelf import Stored, pinned, pins
 from stacked.store.sources import Download, fetch
 from stacked.store.tensors import read_header
@@ -56,10 +58,15 @@ class AdapterStore(FolderStore):
     """
 
     def __init__(
-        self, root: Path, limits: Limits = DEFAULT, *, download: Download | None = None
+        self,
+        root: Path,
+        limits: Limits = DEFAULT,
+        *,
+        download: Download | None = None,
+        shared: SharedContents | None = None,
     ) -> None:
         """`download` replaces `huggingface_hub`. Raises StoreUnusable."""
-        super().__init__(root, "adapter", "adapters", limits, "staging")
+        super().__init__(root, "adapter", limits, shared, "staging")
         self._download = download
         self._known: dict[Digest, Report] = {}
         with self._usable():
@@ -130,6 +137,7 @@ class AdapterStore(FolderStore):
         with self._usable():
             if not self._is_there(digest, claim=True):
                 raise self._absent(digest)
+        self._share(digest)
         return report.adapter(path)
 
     def pinned(self) -> AbstractContextManager[None]:
@@ -246,6 +254,7 @@ class AdapterStore(FolderStore):
             path = self._publish(config, digest, copy, claim=claim)
         for warning in (*lost, *report.warnings):
             logger.warning("adapter %s: %s", digest, warning)
+        self._share(digest)
         return report.adapter(path)
 
     def _standing(self, digest: Digest, base: BaseModules, max_rank: int | None) -> Report | None:
@@ -267,9 +276,8 @@ class AdapterStore(FolderStore):
         path = self._shelf.path(digest)
         with self._shelf.changing():
             try:
-                self.verify(digest)
-            except AdapterAbsent:
-                pass
+                if path.is_dir():
+                    self.verify(digest)
             except StoreDamaged:
                 logger.warning("stored adapter %s was damaged; it is replaced", digest)
                 self._known.pop(digest, None)
@@ -301,6 +309,11 @@ class AdapterStore(FolderStore):
             raise damaged(digest, path, f"cannot be read any more ({error})") from error
         self._known[digest] = report
         return report
+
+    def _digest(self, made: Path) -> Digest:
+        """It fitted its base where it was added; an engine checks it before it is served."""
+        check_alone(made, self.limits)
+        return digest_of(read_config(made, self.limits), made)
 
     def _kept_as(self, digest: Digest) -> Digest:
         """The digest that an upload's is stored under: another, or itself."""

@@ -12,11 +12,11 @@ from pathlib import Path, PurePosixPath
 from stacked.core import Digest, short
 from stacked.errors import ArchiveInvalid, DigestMismatch, StoreUnusable
 from stacked.store.archives import unpack_zip, zip_files
-from stacked.store.artifacts import packed
 from stacked.store.checks import check_alone
 from stacked.store.disk import check_room
 from stacked.store.files import CONFIG_FILE
 from stacked.store.limits import DEFAULT, GIB, Limits
+from stacked.store.packing import packed
 from stacked.store.sources import fetch
 
 BASE_LIMITS = Limits(max_bytes=512 * GIB, max_members=10_000, max_ratio=20)

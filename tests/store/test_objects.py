@@ -14,9 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
-from moto.server import ThreadedMotoServer
 
 from stacked.bases import resolve
 from stacked.errors import (
@@ -30,42 +28,10 @@ from stacked.errors import (
 )
 from stacked.store import disk, objects
 from stacked.store.limits import DEFAULT
-from tests.store.small import write_adapter, write_base
+from tests.store.small import write_base
 from tests.store.test_sources import BESIDE, assert_same, fetched, refused
 
 HASTY = replace(DEFAULT, connect_seconds=2.0, read_seconds=0.5)
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def s3(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A bucket, whose place and credentials are in the environment."""
-    for name, value in {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret-of-the-key",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():
-        monkeypatch.setenv(name, value)
-    store = fsspec.filesystem("s3", skip_instance_cache=True, use_listings_cache=False)
-    if not store.exists("bucket"):
-        store.mkdir("bucket")
-    yield store
-    store.rm("bucket/", recursive=True)
-
-
-@pytest.fixture
-def adapter(tmp_path: Path) -> Path:
-    return write_adapter(tmp_path / "adapter")
 
 
 def put(store: Any, directory: Path, place: str) -> str:
@@ -206,7 +172,7 @@ def test_a_store_that_is_not_there_is_reported(
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{closed.getsockname()[1]}")
-        refused(SourceUnreachable, "s3://bucket/a could not be read", "s3://bucket/a", tmp_path)
+        refused(SourceUnreachable, "s3://bucket/a could not be used", "s3://bucket/a", tmp_path)
 
 
 def test_a_download_ends_after_its_time(
