@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from stacked import metrics, tracing
-from stacked.config import Design, UnitKind
+from stacked.config import Design
 from stacked.core import Base, Content, Digest, Handle, Member, short
 from stacked.errors import KeyInUse, StackedError, UpdateFailed, UpdateInProgress
 from stacked.groups.leases import Lease, Leases
@@ -77,9 +77,6 @@ class SwapReport:
             f"generation {self.generation}: {len(self.loaded)} loaded, {len(self.dropped)} "
             f"dropped, {self.ended} requests ended at the deadline"
         )
-
-
-def _no_unit(kind: UnitKind) -> None: ...
 
 
 class Live(Generic[H]):
@@ -154,7 +151,7 @@ class Live(Generic[H]):
         names: Mapping[str, str],
         end: Callable[..., object] | None = None,
         keys: frozenset[str] | None = None,
-        unit: UnitOf = _no_unit,
+        unit: UnitOf = lambda kind: None,
     ) -> Admitted[H]:
         """Resolve the names of a request (place -> key or model id) and lease what they mean.
 

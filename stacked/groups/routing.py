@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from stacked.config import Design, ExperimentConfig, UnitKind
 from stacked.core import MAX_KEY_LENGTH, Base, Digest, Member, ModelFiles, ModelId, check_key, short
@@ -227,15 +227,14 @@ class Routing(Generic[H]):
             gone = self.draining & keys
             withheld = {name: why for name, why in self.withheld.items() if name in keys}
             arms = {key: each for key, each in self.arms.items() if key in keys}
-            seen = Routing.of(
-                base,
-                members,
-                self.handles,
-                self.generation,
-                gone,
-                withheld,
-                self.design.seen_by(keys),
-                arms,
+            design = self.design.seen_by(keys)
+            seen = self._changed(
+                base=base,
+                members=members,
+                draining=gone,
+                withheld=withheld,
+                design=design,
+                arms=arms,
             )
             self._seen[keys] = seen
         return seen
@@ -255,15 +254,8 @@ class Routing(Generic[H]):
             if name in self._names or name in self.design.keys:
                 raise KeyInUse(f"{name!r} is already served; remove it first or use another key")
         handles = {**self.handles, member.content.digest: handle}
-        return Routing.of(
-            self.base,
-            (*self.members, member),
-            handles,
-            self.generation + 1,
-            self.draining,
-            self.withheld,
-            self.design,
-        )
+        members = (*self.members, member)
+        return self._changed(members=members, handles=handles, generation=self.generation + 1)
 
     def without(self, name: str) -> tuple[Routing[H], tuple[Member, ...]]:
         """The next generation without the members that `name` (a key or model id) means.
@@ -281,41 +273,32 @@ class Routing(Generic[H]):
         used = {m.content.digest for m in kept}
         names = {n for m in gone for n in (m.key, m.model_id) if n is not None}
         handles = {digest: handle for digest, handle in self.handles.items() if digest in used}
-        return (
-            Routing.of(
-                self.base,
-                kept,
-                handles,
-                self.generation + 1,
-                self.draining | names,
-                self.withheld,
-                self.design,
-            ),
-            gone,
+        after = self._changed(
+            members=kept,
+            handles=handles,
+            generation=self.generation + 1,
+            draining=self.draining | names,
         )
+        return after, gone
 
     def withholding(self, digest: Digest, why: str) -> Routing[H]:
         """The next generation, the members of this content quarantined."""
         gone = [m for m in self.members if m.content.digest == digest]
-        return Routing.of(
-            self.base,
-            tuple(m for m in self.members if m not in gone),
-            {other: handle for other, handle in self.handles.items() if other != digest},
-            self.generation + 1,
-            self.draining,
-            {**self.withheld, **{n: why for m in gone for n in (m.key, m.model_id) if n}},
-            self.design,
+        return self._changed(
+            members=tuple(m for m in self.members if m not in gone),
+            handles={other: handle for other, handle in self.handles.items() if other != digest},
+            generation=self.generation + 1,
+            withheld={**self.withheld, **{n: why for m in gone for n in (m.key, m.model_id) if n}},
         )
 
     def settled(self, names: frozenset[str]) -> Routing[H]:
         """The same generation, its `names` no longer draining but unknown."""
-        left = self.draining - names
-        return Routing.of(
-            self.base,
-            self.members,
-            self.handles,
-            self.generation,
-            left,
-            self.withheld,
-            self.design,
-        )
+        return self._changed(draining=self.draining - names)
+
+    def _changed(self, **parts: Any) -> Routing[H]:
+        """The same with other parts, as `of` takes them."""
+        mine = {name: getattr(self, name) for name in _PARTS}
+        return Routing.of(**{**mine, **parts})
+
+
+_PARTS = ("base", "members", "handles", "generation", "draining", "withheld", "design")
