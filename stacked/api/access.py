@@ -113,7 +113,7 @@ class Access:
             return
         fields = self._fields(reply)
         if logged:
-            logger.info("request", extra={"fields": fields})
+            logger.handle(_record(fields))
         if self.span is not None:
             failed = reply.status is None or reply.status >= 500
             self.span.end(fields, (self.error or "failed") if failed else "")
@@ -145,6 +145,13 @@ class Access:
             if route.exposure is not None:
                 fields |= {"arm": route.exposure.arm, "phase": route.exposure.phase}
         return {name: value for name, value in fields.items() if value is not None}
+
+
+def _record(fields: dict[str, Any]) -> logging.LogRecord:
+    """Made here: where it was logged, and the id in front of its text, would not be shown."""
+    record = logging.LogRecord(logger.name, logging.INFO, __file__, 0, "request", None, None)
+    record.fields = fields
+    return record
 
 
 def _how(reply: Tagged) -> str:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import zlib
 from collections.abc import Iterator
-from typing import Any
 
 from starlette.types import Message, Receive
 
@@ -93,23 +92,17 @@ class Cut:
     """
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._asked: asyncio.Future[Any] = self._loop.create_future()
-
-    @property
-    def asked(self) -> bool:
-        return self._asked.done()
-
-    @property
-    def error(self) -> StackedError | None:
+        self.asked = False
+        self.error: StackedError | None = None
         """What it was asked with."""
-        error: StackedError | None = self._asked.result()
-        return error
+        self._waiting: set[asyncio.Timeout] = set()
 
     def ask(self, error: StackedError | None = None) -> None:
         """Only the first call counts."""
-        if not self._asked.done():
-            self._asked.set_result(error)
+        if not self.asked:
+            self.asked, self.error = True, error
+            for limit in self._waiting:
+                limit.reschedule(0)
 
     @contextlib.contextmanager
     def within(self, seconds: float | None) -> Iterator[None]:
@@ -118,7 +111,8 @@ class Cut:
             yield
             return
         sentence = f"the request was not answered within {seconds:g} s (total_seconds)"
-        timer = self._loop.call_later(seconds, self.ask, TimeExceeded(sentence, "total_seconds"))
+        error = TimeExceeded(sentence, "total_seconds")
+        timer = asyncio.get_running_loop().call_later(seconds, self.ask, error)
         try:
             yield
         finally:
@@ -126,12 +120,21 @@ class Cut:
 
     async def or_message(self, receive: Receive) -> Message:
         """The client's next message, or its disconnect if the end is requested first."""
-        message = asyncio.ensure_future(receive())
+        limit = asyncio.timeout(0 if self.asked else None)
         try:
-            await asyncio.wait({message, self._asked}, return_when=asyncio.FIRST_COMPLETED)
-            return message.result() if message.done() else {"type": "http.disconnect"}
+            async with limit:
+                self._waiting.add(limit)
+                try:
+                    return await receive()
+                finally:
+                    self._waiting.discard(limit)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            return {"type": "http.disconnect"}
         finally:
-            message.cancel()
+            # It knows this task, which at its cancellation knows this frame: a cycle a request.
+            del limit
 
 
 def _too_large(limit: int) -> BodyTooLarge:

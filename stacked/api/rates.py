@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from math import ceil, floor
+from typing import NamedTuple
 
 from limits.storage import MemoryStorage
 
@@ -19,8 +19,7 @@ from stacked.errors import TooManyRequests
 _MINUTE = 60
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
+class Window(NamedTuple):
     """What a caller has used of one rate: in the minute before, and since `ends - 60` seconds."""
 
     most: int
@@ -74,8 +73,8 @@ class Rates:
             if not window.left:
                 raise _spent(kind, window)
         if requests := windows.get("requests"):
-            self._take(caller, "requests", requests.most, 1)
-            windows["requests"] = replace(requests, now=requests.now + 1)
+            self._storage.count(_key(caller.id, "requests", requests.most), 1)
+            windows["requests"] = requests._replace(now=requests.now + 1)
         return _headers(windows)
 
     def headers(self, caller: Caller) -> dict[str, str]:
@@ -86,13 +85,7 @@ class Rates:
         """Count tokens that a request took."""
         most = caller.allowance.tokens_per_minute
         if most is not None and tokens:
-            self._take(caller, "tokens", most, tokens)
-
-    def _take(self, caller: Caller, kind: str, most: int, count: int) -> None:
-        # Without a bound: there was room for a request, and tokens have been used.
-        key = _key(caller.id, kind, most)
-        _, minute = self._storage.sliding_window_keys(key, _MINUTE, time.time())
-        self._storage.incr(minute, 2 * _MINUTE, count)
+            self._storage.count(_key(caller.id, "tokens", most), tokens)
 
     def _windows(self, caller: Caller) -> dict[str, Window]:
         allowance = caller.allowance
@@ -101,32 +94,36 @@ class Rates:
             "tokens": allowance.tokens_per_minute,
         }
         return {
-            kind: self._window(caller.id, kind, most)
+            kind: Window(most, *self._storage.window(_key(caller.id, kind, most)))
             for kind, most in rates.items()
             if most is not None
         }
 
-    def _window(self, id: str, kind: str, most: int) -> Window:
-        key = _key(id, kind, most)
-        before, _, now, both = self._storage.get_sliding_window(key, _MINUTE)
-        return Window(most, before, now, both - _MINUTE)
-
 
 class _Counters(MemoryStorage):
-    """The library's, which would start a thread for each request to look for what has expired."""
+    """The library's, read and written without its thread that looks for what has expired.
+
+    It would start one for each request.
+    """
 
     _looked = 0.0
 
-    def incr(self, key: str, expiry: float, amount: int = 1) -> int:
+    def window(self, key: str) -> tuple[int, int, float]:
+        """What was counted in the minute before and in this one, and when this one ends."""
+        now = time.time()
+        before, minute = self.sliding_window_keys(key, _MINUTE, now)
+        return self.storage.get(before, 0), self.storage.get(minute, 0), _MINUTE - now % _MINUTE
+
+    def count(self, key: str, amount: int) -> None:
+        """Without a bound: there was room for a request, and tokens have been used."""
         now = time.time()
         if abs(now - self._looked) >= _MINUTE:  # a clock may be set back
             self._looked = now
             for each in [*self.expirations]:
                 self.get(each)  # drops what has expired
-        if not self.get(key):
-            self.expirations[key] = now + expiry
-        self.storage[key] += amount
-        return self.storage[key]
+        _, minute = self.sliding_window_keys(key, _MINUTE, now)
+        self.storage[minute] += amount
+        self.expirations[minute] = now + 2 * _MINUTE
 
 
 def _key(id: str, kind: str, most: int) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -40,6 +41,10 @@ from stacked.steps import Progress
 # What still runs when an engine is given up; a signal leaves more, see `_Server`.
 _LAST_SECONDS = 10
 
+# A request makes some 2,000 objects that live as long as it does, and few are in cycles. With
+# Python's own 700, collections took 0.35 ms of CPU time a request under 64 clients, one in ten.
+_COLLECTED_AT_ONCE = (20_000, 20, 20)
+
 # A group may have 500.
 _KEYS_SHOWN = 20
 
@@ -56,6 +61,7 @@ def run(config: ControlConfig, *, data_dir: Path, progress: Progress) -> int:
     certificate = Certificate(config.server.tls) if config.server.tls else None
     sockets = bind(config.server)
     hand_over_soon()
+    gc.set_threshold(*_COLLECTED_AT_ONCE)
     form = config.server.log
     content = bool(config.engine.get("enable_log_requests"))
     in_log_lines(prefixed=form == "text", content=content)

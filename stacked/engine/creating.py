@@ -131,15 +131,20 @@ def _create(args: Namespace) -> tuple[Any, Causes]:
 
 
 def _create_client(args: Namespace) -> Any:
+    from vllm import envs
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.async_llm import AsyncLLM
 
+    envs.disable_envs_cache()  # of an engine before this one
     engine_args = AsyncEngineArgs.from_cli_args(args)
     config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
-    return AsyncLLM.from_vllm_config(
+    client = AsyncLLM.from_vllm_config(
         vllm_config=config,
         usage_context=UsageContext.OPENAI_API_SERVER,
         enable_log_requests=args.enable_log_requests,
         disable_log_stats=args.disable_log_stats,
     )
+    # As in its own processes: it looks variables up for each token.
+    envs.enable_envs_cache()
+    return client

@@ -4,10 +4,10 @@ vLLM looks adapters up by name in one table for the whole server. Here that tabl
 view of what was selected for the current request: a name is resolved once, before vLLM sees the
 request, and may mean another adapter for the next one.
 
-Relies on the app's `user_middleware`, on `OpenAIServingModels.lora_requests`, `.model_name`,
-`.is_base_model` and `.show_available_models`, and `AsyncLLM.generate(prompt, sampling_params,
-request_id, ...)`, `.encode(prompt, pooling_params, request_id, ...)` and `.renderer`, all of which
-are instance attributes or methods.
+Relies on the app's `user_middleware` and `middleware_stack`, on
+`OpenAIServingModels.lora_requests`, `.model_name`, `.is_base_model` and `.show_available_models`,
+and `AsyncLLM.generate(prompt, sampling_params, request_id, ...)`, `.encode(prompt, pooling_params,
+request_id, ...)` and `.renderer`, all of which are instance attributes or methods.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from stacked import metrics
 from stacked.config import FairnessConfig
 from stacked.engine.chat import AdapterChat
 from stacked.engine.engine import Engine
+from stacked.engine.handlers import run_in_place
 from stacked.engine.loaded import Loaded
 from stacked.engine.rendering import render_by_own_template, render_short_prompts_at_once
 from stacked.engine.support import app_builders
@@ -114,7 +115,8 @@ async def build_openai_app(
         app = build_app(engine.args, tasks, engine.client.model_config)
         # CORS is the gateway's; here it would cost a call for each part of each answer.
         others = [each for each in app.user_middleware if each.cls.__name__ != "CORSMiddleware"]
-        app.user_middleware = others
+        app.user_middleware, app.middleware_stack = others, None  # SageMaker's part has built it
+        run_in_place(app)
         app.state.turns = turns = turns_of(engine.client, fairness)
         client = _in_turn(engine.client, turns)
         own_templates = engine.args.trust_request_chat_template

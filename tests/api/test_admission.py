@@ -81,6 +81,7 @@ def test_answer_headers_name_the_digest_and_the_generation(http: httpx.Client) -
     assert re.fullmatch(r"sha256:[0-9a-f]{64}", headers["model-digest"])
     assert int(headers["model-generation"]) >= 1
     assert predict(http, GREEDY).headers["model-digest"] == "base"
+    assert "vary" not in headers, "vLLM's own CORS layer is there"
 
 
 def test_request_id_is_returned_as_given_and_made_where_missing(http: httpx.Client) -> None:

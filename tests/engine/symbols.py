@@ -58,8 +58,12 @@ SYMBOLS = (
         "_effort",
         since=(0, 33),
     ),
+    Symbols(
+        "vllm.entrypoints.serve.utils.api_utils", "", "listen_for_disconnect with_cancellation"
+    ),
     # The engine.
-    Symbols("vllm", "", "ModelRegistry SamplingParams"),
+    Symbols("vllm", "", "ModelRegistry SamplingParams envs"),
+    Symbols("vllm.envs", "", "disable_envs_cache enable_envs_cache"),
     Symbols("vllm.model_executor.models.registry", "_ModelRegistry", "models"),
     Symbols("vllm.model_executor.models.registry", "_BaseRegisteredModel", "load_model_cls"),
     Symbols("vllm.engine.arg_utils", "", "AsyncEngineArgs EngineArgs"),

@@ -30,10 +30,12 @@ OURS = {
     "register", "request", "resident", "slot", "turns", "writing",
 }
 LIBRARIES = {
-    "alias", "annotation", "apply_chat_template", "body_field", "close", "cls", "done",
-    "field_info", "flags", "get_tensor", "methods", "model_dump", "model_fields", "model_type",
+    "__wrapped__", "alias", "annotation", "apply_chat_template", "background", "body_field",
+    "call", "close", "cls", "dependant", "done",
+    "field_info", "flags", "get_tensor", "methods", "middleware_stack", "model_dump",
+    "model_fields", "model_type",
     "path", "pattern", "readinto", "result", "routes", "run", "safe_open", "seek",
-    "special_tokens_map", "start", "state", "subparser", "user_middleware",
+    "special_tokens_map", "start", "state", "stream_response", "subparser", "user_middleware",
     "validation_alias", "weight",
 }
 # fmt: on
