@@ -60,10 +60,9 @@ def members_of(contents: Mapping[str, ModelFiles]) -> tuple[Member, ...]:
 
 
 async def start(given: Prepared, directory: Path, triton: str = "") -> ModelsServing:
-    config = ModelsConfig(deadline_seconds=20, triton=triton)
-    return await ModelsServing.start(
-        given, first, Silent(), config, drain_seconds=5, directory=directory
-    )
+    models = ModelsConfig(deadline_seconds=20, triton=triton)
+    config = ControlConfig(models=models, server=ServerConfig(drain_seconds=5))
+    return await ModelsServing.start(given, first, config, directory, Silent())
 
 
 @dataclass

@@ -15,7 +15,7 @@ from typing import IO, Any, TypeVar
 
 from stacked.catalogue.bases import CatalogueBases
 from stacked.catalogue.contents import Contents
-from stacked.core import VERSIONED, Adapter, Code, Digest, ModelFiles, check_digest, model_id_of
+from stacked.core import VERSIONED, Digest, check_digest, model_id_of
 from stacked.errors import (
     ParameterInvalid,
     RecordConflict,
@@ -36,7 +36,6 @@ from stacked.registry.retention import is_versioned
 from stacked.store import (
     AdapterStore,
     ArtifactFiles,
-    BaseModules,
     BaseStore,
     Incoming,
     ModelStore,
@@ -230,23 +229,11 @@ class Catalogue:
         self.changed()
         return deleted
 
-    def adapter(self, id: str, base: BaseModules, *, max_rank: int) -> Adapter | None:
-        """The content of an adapter, checked to fit an engine's base; None for an unknown id.
+    def loadable(self, id: str, kind: str) -> Digest | None:
+        """The content of a model of this kind that can be loaded alone; None for an unknown id.
 
-        Raises ParameterInvalid for another kind of model, RecordConflict, AdapterError.
+        Raises ParameterInvalid for another kind of model, RecordConflict.
         """
-        digest = self._loadable(id, "adapter")
-        return self.store.claim(digest, base=base, max_rank=max_rank) if digest else None
-
-    def model_files(self, id: str, code: Code | None) -> ModelFiles | None:
-        """The same for a model that is no adapter, loaded by this code if there is any.
-
-        Raises NotAllowed too.
-        """
-        digest = self._loadable(id, "model")
-        return self.models.get(digest, code, f"model {id}") if digest else None
-
-    def _loadable(self, id: str, kind: str) -> Digest | None:
         model = self.registry.models.get_many([id]).get(id)
         if model is None:
             return None

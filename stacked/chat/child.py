@@ -1,6 +1,6 @@
 """The process in which adapters' chat templates run: a script that imports Jinja and little else.
 
-It reads a line of JSON for each template to examine or render, and writes one. Whatever a template
+It reads JSON for each template to examine or render, and writes JSON. Whatever a template
 does affects only this process: a timer ends one that takes too much processor time, and one that
 needs too much memory does not get it.
 
@@ -18,6 +18,7 @@ import sys
 from collections.abc import Iterable
 from datetime import datetime
 from functools import lru_cache
+from multiprocessing.connection import Connection
 from typing import Any
 
 import jinja2
@@ -190,18 +191,19 @@ def _confine() -> None:
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's, which the server also gets
     _confine()
-    for line in sys.stdin.buffer:
+    pipe = Connection(int(sys.argv[1]))
+    while True:
+        request = pipe.recv_bytes()  # EOFError ends this process: the server is gone
         # Its default action ends the process even inside one long operation, where no handler runs.
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
-            reply = json.dumps(answer(json.loads(line)))
+            reply = json.dumps(answer(json.loads(request)))
         except MemoryError:
             reply = json.dumps({"error": f"the template needs more than {MEMORY >> 20} MiB"})
         except (_OutOfBounds, *_FAULTS) as error:
             reply = json.dumps({"error": _reason(error)})
         signal.setitimer(signal.ITIMER_PROF, 0)
-        sys.stdout.write(reply + "\n")
-        sys.stdout.flush()
+        pipe.send_bytes(reply.encode())
 
 
 if __name__ == "__main__":

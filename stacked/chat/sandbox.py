@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import json
 import os
-import selectors
 import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from stacked.errors import ChatTemplateInvalid
 _SCRIPT = Path(__file__).with_name("child.py")
 # In addition to the limit on processor time, which a busy machine gives out slowly.
 _WAIT_SECONDS = 30.0
-_CHUNK = 1 << 16
 # What Python and Jinja need; a template's process gets nothing else of the environment.
 _ENVIRONMENT = ("LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "SYSTEMROOT")
 
@@ -46,7 +44,7 @@ class Sandbox:
 
     def __init__(self) -> None:
         self._turn = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._running: tuple[subprocess.Popen[bytes], Connection] | None = None
 
     def look(self, template: str) -> Look:
         """Raises ChatTemplateInvalid if it cannot be parsed or exceeds a limit."""
@@ -69,11 +67,13 @@ class Sandbox:
         self.close()
 
     def _ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
-        line = json.dumps(question, default=_plain).encode("ascii") + b"\n"
+        request = json.dumps(question, default=_plain).encode("ascii")
         with self._turn:
-            process = self._running()
+            if self._running is None or self._running[0].poll() is not None:
+                self._end()
+                self._running = _started()
             try:
-                reply = _exchange(process, line)
+                reply = _exchange(*self._running, request)
             except BaseException:
                 self._end()
                 raise
@@ -81,27 +81,13 @@ class Sandbox:
             raise ChatTemplateInvalid(str(reason))
         return reply
 
-    def _running(self) -> subprocess.Popen[bytes]:
-        if self._process is None or self._process.poll() is not None:
-            self._end()
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", str(_SCRIPT)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                bufsize=0,
-                env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
-            )
-        return self._process
-
     def _end(self) -> None:
-        process, self._process = self._process, None
-        if process is not None:
+        if self._running is not None:
+            process, pipe = self._running
             process.kill()
             process.wait()
-            for pipe in (process.stdin, process.stdout):
-                assert pipe is not None
-                pipe.close()
+            pipe.close()
+            self._running = None
 
 
 @lru_cache(maxsize=128)
@@ -114,27 +100,28 @@ def look_once(template: str) -> Look:
         return sandbox.look(template)
 
 
-def _exchange(process: subprocess.Popen[bytes], line: bytes) -> dict[str, Any]:
-    assert process.stdin is not None
-    assert process.stdout is not None
+def _started() -> tuple[subprocess.Popen[bytes], Connection]:
+    ours, theirs = Pipe()
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-I", str(_SCRIPT), str(theirs.fileno())],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+            env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+        )
+    return process, ours
+
+
+def _exchange(process: subprocess.Popen[bytes], pipe: Connection, request: bytes) -> dict[str, Any]:
     try:
-        view = memoryview(line)
-        while view:
-            view = view[process.stdin.write(view) :]
-    except BrokenPipeError as error:
+        pipe.send_bytes(request)
+        if not pipe.poll(_WAIT_SECONDS):
+            raise ChatTemplateInvalid(f"no prompt was made within {_WAIT_SECONDS:.0f} s")
+        reply: dict[str, Any] = json.loads(pipe.recv_bytes())
+    except (EOFError, OSError) as error:
         raise ChatTemplateInvalid(_ending(process)) from error
-    until = time.monotonic() + _WAIT_SECONDS
-    parts: list[bytes] = []
-    with selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ)
-        while not parts or not parts[-1].endswith(b"\n"):
-            if not selector.select(max(0.0, until - time.monotonic())):
-                raise ChatTemplateInvalid(f"no prompt was made within {_WAIT_SECONDS:.0f} s")
-            part = os.read(process.stdout.fileno(), _CHUNK)
-            if not part:
-                raise ChatTemplateInvalid(_ending(process))
-            parts.append(part)
-    reply: dict[str, Any] = json.loads(b"".join(parts))
     return reply
 
 

@@ -143,7 +143,7 @@ class Starter:
     def __init__(self, ledger: Ledger, catalogue: Catalogue, config: ControlConfig) -> None:
         self._ledger = ledger
         self._catalogue = catalogue
-        self._server, self._models = config.server, config.models
+        self._config = config
 
     async def prepare(self, group_id: str, configuration: Json) -> Prepared:
         """Read the group and its base from disk, and plan. Starts nothing.
@@ -169,18 +169,12 @@ class Starter:
     async def start(self, prepared: Prepared, commit: Commit, tell: Progress) -> Serving:
         """See `VllmServing.start` and `ModelsServing.start`."""
         if isinstance(prepared, VllmPrepared):
-            return await VllmServing.start(prepared, commit, self._server, tell)
+            return await VllmServing.start(prepared, commit, self._config.server, tell)
         # Here, so that a server of adapters imports nothing of it.
         from stacked.serving.models import ModelsServing
 
-        return await ModelsServing.start(
-            prepared,
-            commit,
-            tell,
-            self._models,
-            drain_seconds=self._server.drain_seconds,
-            directory=self._catalogue.models.root,
-        )
+        directory = self._catalogue.models.root
+        return await ModelsServing.start(prepared, commit, self._config, directory, tell)
 
     async def again(
         self, lost: Serving, quarantined: Mapping[Digest, str], tell: Progress

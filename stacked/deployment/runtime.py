@@ -67,11 +67,16 @@ class RuntimeUpdates:
 
     def _find(self, catalogue: Catalogue, id: str) -> Content | None:
         serving = self._serving
+        kind = "adapter" if isinstance(serving, VllmServing) else "model"
+        digest = catalogue.loadable(id, kind)
+        if digest is None:
+            return None
         if isinstance(serving, VllmServing):
-            return catalogue.adapter(id, serving.modules, max_rank=serving.plan.max_rank)
+            most = serving.plan.max_rank
+            return self._store.claim(digest, base=serving.modules, max_rank=most)
         contents = [member.content for member in serving.live.routing.members]
-        of_group = (each for each in contents if isinstance(each, ModelFiles) and each.files)
-        return catalogue.model_files(id, next((each.code for each in of_group), None))
+        codes = (each.code for each in contents if isinstance(each, ModelFiles) and each.files)
+        return catalogue.models.get(digest, next(codes, None), f"model {id}")
 
     async def _serve(self, member: Member) -> Route[Any]:
         live = self._serving.live

@@ -83,11 +83,6 @@ class ModelsEngine:
         self._stem = ""
         """How the names of models begin."""
 
-    @property
-    def pids(self) -> list[int]:
-        """The processes that run now."""
-        return [worker.pid for pool in self._pools.values() for worker in pool.workers]
-
     async def start(self) -> None:
         """Be ready for the first model: processes start with it. Raises EngineStartFailed."""
 

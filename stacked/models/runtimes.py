@@ -13,10 +13,9 @@ import threading
 from functools import lru_cache
 from typing import Any, Callable  # noqa: UP035 - Python 3.8
 
-from stacked.models.tensors import Fault, Spec, answer, dump, parse, read, zeros
+from stacked.models.tensors import DATATYPES, Fault, Spec, answer, dump, parse, read, zeros
 
 _ONNX_TYPES = {"float": "FP32", "double": "FP64", "float16": "FP16", "string": "BYTES"}
-_OPENVINO_TYPES = {"boolean": "BOOL", "f16": "FP16", "f32": "FP32", "f64": "FP64"}
 
 
 class Call:
@@ -136,12 +135,9 @@ def _openvino() -> Any:
 def _openvino_spec(port: Any) -> Spec:
     # TensorFlow's names end in the number of an output of a node, which is 0 for all but a few.
     name = min(port.get_names(), key=lambda each: (len(each), each)).split(":")[0]
-    dtype = port.get_element_type().get_type_name()
-    words = {"i": "INT", "u": "UINT"}
-    datatype = _OPENVINO_TYPES.get(dtype) or words.get(dtype[0], "") + dtype[1:]
-    dims = port.get_partial_shape()
-    sizes = [size.get_length() if size.is_static else -1 for size in dims]
-    return Spec(name, datatype, tuple(sizes))
+    dtype = port.get_element_type().to_dtype().name
+    sizes = [size.get_length() if size.is_static else -1 for size in port.get_partial_shape()]
+    return Spec(name, DATATYPES.get(dtype, "BYTES"), tuple(sizes))
 
 
 def torch(path: str, threads: int) -> Tensors:
@@ -176,13 +172,9 @@ def _exported(program: Any) -> list[Spec]:
     for name in program.graph_signature.user_inputs:
         value = values[name]
         sizes = tuple(size if isinstance(size, int) else -1 for size in value.shape)
-        specs.append(Spec(name, _torch_datatype(str(value.dtype)), sizes))
+        dtype = str(value.dtype).rpartition(".")[2]
+        specs.append(Spec(name, DATATYPES.get(dtype, dtype.upper()), sizes))
     return specs
-
-
-def _torch_datatype(dtype: str) -> str:
-    name = dtype.rpartition(".")[2]
-    return name.upper().replace("FLOAT", "FP")
 
 
 class Score:

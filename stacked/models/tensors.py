@@ -9,15 +9,13 @@ import json
 import math
 from typing import Any, NamedTuple
 
+_INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
 DTYPES = {
-    "BOOL": "bool",
-    "FP16": "float16",
-    "FP32": "float32",
-    "FP64": "float64",
-    **{f"INT{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
-    **{f"UINT{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
+    name.upper().replace("FLOAT", "FP"): name
+    for name in ("bool", "float16", "float32", "float64", *_INTEGERS)
 }
-_DATATYPES = {dtype: datatype for datatype, dtype in DTYPES.items()}
+"""numpy's types, by their names in the protocol."""
+DATATYPES = {dtype: datatype for datatype, dtype in DTYPES.items()}
 # The kinds of numpy arrays that JSON numbers of a datatype may become: no integer is rounded.
 _KINDS = {"b": "b", "i": "iu", "u": "iu", "f": "iuf"}
 
@@ -125,9 +123,9 @@ def _array(spec: Spec, item: dict[str, Any]) -> Any:
     import numpy as np
 
     name, datatype, shape = item["name"], item.get("datatype"), item.get("shape")
-    if datatype != (spec.datatype or datatype) or datatype not in (*DTYPES, "BYTES"):
-        expected = spec.datatype or ", ".join((*DTYPES, "BYTES"))
-        raise _wrong(f"input {name!r}: datatype {datatype!r}; expected {expected}")
+    known = [spec.datatype] if spec.datatype else [*DTYPES, "BYTES"]
+    if datatype not in known:
+        raise _wrong(f"input {name!r}: datatype {datatype!r}; expected {', '.join(known)}")
     if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
         raise _wrong(f"input {name!r}: shape {shape!r} is not a list of sizes")
     if spec.shape is not None and not _fits(shape, spec.shape):
@@ -176,7 +174,7 @@ def _described(name: str, array: Any) -> dict[str, Any]:
     import numpy as np
 
     array = np.asarray(array)
-    datatype = _DATATYPES.get(array.dtype.name, "BYTES")
+    datatype = DATATYPES.get(array.dtype.name, "BYTES")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise Fault(
             "ModelAnswerInvalid", f"output {name!r} has NaN or infinity, which JSON has not"

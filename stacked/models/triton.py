@@ -20,13 +20,6 @@ import httpx
 
 from stacked import errors
 from stacked.core import Content, ModelFiles
-from stacked.errors import (
-    EngineDead,
-    EngineError,
-    EngineLoadFailed,
-    EngineSilent,
-    EngineStartFailed,
-)
 from stacked.models.engine import ModelHandle, ModelsEngine
 from stacked.models.tensors import Fault, parse
 from stacked.models.triton_files import BACKENDS, LENGTH, PYTHON, pushed, runs_code, zeros
@@ -74,15 +67,15 @@ class TritonEngine(ModelsEngine):
         try:
             about = await self._http("", "GET")
             if "model_repository" not in _json(about.content).get("extensions", ()):
-                raise EngineStartFailed(f"{self._url} is not a Triton that loads models")
+                raise errors.EngineStartFailed(f"{self._url} is not a Triton that loads models")
             # Unloading what is not there succeeds, where models may be unloaded at all.
             allowed = await self._control("unload", f"{self._stem}0", _UNLOAD_SECONDS)
             if allowed.status_code != 200:
                 hint = "start it with --model-control-mode=explicit"
-                raise EngineStartFailed(f"{_said(allowed)}; {hint}")
+                raise errors.EngineStartFailed(f"{_said(allowed)}; {hint}")
             await self._sweep()
-        except (EngineDead, EngineSilent) as error:
-            raise EngineStartFailed(str(error)) from error
+        except (errors.EngineDead, errors.EngineSilent) as error:
+            raise errors.EngineStartFailed(str(error)) from error
 
     async def close(self) -> None:
         """Unload what can be unloaded. Idempotent."""
@@ -91,7 +84,7 @@ class TritonEngine(ModelsEngine):
         if not self._pooled.is_closed:
             self._names.difference_update(held.name for held in self._held.values())
             self._held.clear()
-            with contextlib.suppress(EngineError):
+            with contextlib.suppress(errors.EngineError):
                 await self._sweep()
         await self._pooled.aclose()
         await self._fresh.aclose()
@@ -121,12 +114,12 @@ class TritonEngine(ModelsEngine):
                     loaded = await self._control("load", name, self._deadline, content=body)
                 if loaded.status_code == 200:
                     return _json((await self._http(f"/models/{name}", "GET")).content)
-            except EngineSilent as error:
-                raise EngineLoadFailed(str(error), content.digest) from error
+            except errors.EngineSilent as error:
+                raise errors.EngineLoadFailed(str(error), content.digest) from error
             except OSError as error:
                 raise errors.StoreDamaged(f"{content.path} cannot be read: {error}") from error
             refused.append(_said(loaded))
-        raise EngineLoadFailed("; ".join(refused), content.digest)
+        raise errors.EngineLoadFailed("; ".join(refused), content.digest)
 
     async def _pause(self) -> None:
         """Let a load begin between requests: its thread is often the one that serves them."""
@@ -152,7 +145,7 @@ class TritonEngine(ModelsEngine):
             if each.name not in left:
                 self._held.pop(each.number, None)
         if left:
-            raise EngineError(f"Triton has not unloaded {', '.join(sorted(left))}")
+            raise errors.EngineError(f"Triton has not unloaded {', '.join(sorted(left))}")
 
     @contextlib.asynccontextmanager
     async def undisturbed(self) -> AsyncIterator[None]:
@@ -170,7 +163,7 @@ class TritonEngine(ModelsEngine):
         """Those that Triton still has after a while; one that hangs holds up no other."""
 
         async def unload(name: str) -> set[str]:
-            with contextlib.suppress(EngineError):
+            with contextlib.suppress(errors.EngineError):
                 if (await self._control("unload", name, _UNLOAD_SECONDS)).status_code == 200:
                     self._names.discard(name)
                     return set()
@@ -180,10 +173,10 @@ class TritonEngine(ModelsEngine):
 
     async def _load_again(self, handle: ModelHandle) -> None:
         """After Triton was started again. What fails otherwise is tried at the next request."""
-        with contextlib.suppress(EngineDead):
+        with contextlib.suppress(errors.EngineDead):
             try:
                 await self._push(handle.content, handle.name)
-            except EngineLoadFailed as error:
+            except errors.EngineLoadFailed as error:
                 self._give_up(handle, str(error))
 
     # -- requests ------------------------------------------------------------------------------
@@ -230,14 +223,14 @@ class TritonEngine(ModelsEngine):
         request.add_done_callback(self._under_way.discard)
         try:
             answer = await request
-        except EngineSilent as error:
+        except errors.EngineSilent as error:
             raise errors.ModelTooSlow(str(error)) from error
         if (status := answer.status_code) == 200:
             return answer
         if status == 404:
             if self.ready(handle):
                 self._reloads[handle.number] = asyncio.create_task(self._load_again(handle))
-            raise EngineDead("Triton no longer has this model, and loads it again")
+            raise errors.EngineDead("Triton no longer has this model, and loads it again")
         said = _said(answer)
         if status < 500:
             raise errors.ParameterInvalid(said)
@@ -269,10 +262,10 @@ class TritonEngine(ModelsEngine):
             async with asyncio.timeout(seconds):
                 return await client.request(method, f"{self._url}/v2{path}", **request)
         except TimeoutError as error:
-            raise EngineSilent(f"no answer from Triton in {seconds:g} s ({path})") from error
+            raise errors.EngineSilent(f"no answer from Triton in {seconds:g} s ({path})") from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             reason = str(error) or type(error).__name__
-            raise EngineDead(f"Triton at {self._url} does not answer: {reason}") from error
+            raise errors.EngineDead(f"Triton at {self._url} does not answer: {reason}") from error
 
 
 def owner_in(directory: Path) -> str:

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
-from stacked.core import Digest, Member, ModelGroup
+from stacked.config import Design
+from stacked.core import Digest, Handle, Member, ModelGroup
 from stacked.engine.loaded import Resident
 from stacked.engine.openai import Report as Report
 from stacked.engine.processes import Ended
 from stacked.errors import StackedError
 from stacked.groups.leases import Lease
-from stacked.groups.routing import Route
+from stacked.groups.routing import Route, Routing
 from stacked.live import Live
 from stacked.serving.settings import ServingSettings
 from stacked.serving.targets import Target
@@ -26,6 +27,8 @@ Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+
+H = TypeVar("H", bound=Handle)
 
 Commit = Callable[[], Awaitable[int]]
 """Makes a group durable; its generation."""
@@ -54,6 +57,15 @@ class Prepared:
         """The group without what is withheld."""
         rest = tuple(member for member in self.group.members if member not in self.withheld)
         return replace(self.group, members=rest)
+
+    def begin(self, live: Live[H], handles: Mapping[Digest, H], generation: int) -> None:
+        """Serve the group, whose contents these are."""
+        group, out = self.loaded, self.quarantined
+        design = Design.of(group.metadata)
+        routing = Routing.of(
+            group.base, group.members, handles, generation, withheld=out, design=design
+        )
+        live.begin(routing, self.group.members)
 
     @property
     def quarantined(self) -> Mapping[str, str]:

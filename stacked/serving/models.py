@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from stacked.callers import caller_of
-from stacked.config import Design, ModelsConfig
+from stacked.config import ControlConfig
 from stacked.core import Digest
 from stacked.engine.loaded import Resident
 from stacked.errors import (
@@ -49,37 +49,33 @@ _TYPE, _BINARY = "content-type", "inference-header-content-length"
 class ModelsServing(Serving):
     """Models without vLLM; see `stacked.serving.Serving`. Their engine heals itself."""
 
-    def __init__(
-        self, prepared: Prepared, config: ModelsConfig, drain_seconds: float, directory: Path
-    ) -> None:
-        self.settings, deadline = prepared.settings, config.deadline_seconds
+    def __init__(self, prepared: Prepared, config: ControlConfig, directory: Path) -> None:
+        self.settings, models = prepared.settings, config.models
         self.engine: ModelsEngine
-        if config.triton:
+        if models.triton:
             # Here, as its client takes a third of a second to import.
             from stacked.models.triton import TritonEngine, owner_in
 
-            owner = owner_in(directory)
-            self.engine = TritonEngine(self._given_up, config.triton, owner, deadline)
+            owner, deadline = owner_in(directory), models.deadline_seconds
+            self.engine = TritonEngine(self._given_up, models.triton, owner, deadline)
         else:
             self.engine = ModelsEngine(
                 self._given_up,
                 processes=prepared.settings.processes,
-                user=config.user,
-                deadline_seconds=deadline,
+                user=models.user,
+                deadline_seconds=models.deadline_seconds,
             )
         nobody = Routing[ModelHandle].of(None, (), {}, 0)
-        self.live = Live(self.engine, nobody, drain_seconds=drain_seconds)
+        self.live = Live(self.engine, nobody, drain_seconds=config.server.drain_seconds)
 
     @classmethod
     async def start(
         cls,
         prepared: Prepared,
         commit: Commit,
-        tell: Progress,
-        config: ModelsConfig,
-        *,
-        drain_seconds: float,
+        config: ControlConfig,
         directory: Path,
+        tell: Progress,
     ) -> ModelsServing:
         """Start the engine and load the group, all or nothing. `commit` is called last.
 
@@ -87,7 +83,7 @@ class ModelsServing(Serving):
 
         Raises what that raises, GroupImpossible, EngineStartFailed, EngineLoadFailed, CanaryFailed.
         """
-        serving = await asyncio.to_thread(cls, prepared, config, drain_seconds, directory)
+        serving = await asyncio.to_thread(cls, prepared, config, directory)
         try:
             await serving.engine.start()
             handles = await serving._load(prepared, tell)
@@ -95,10 +91,7 @@ class ModelsServing(Serving):
         except BaseException:
             await serving.close()
             raise
-        members, out = prepared.loaded.members, prepared.quarantined
-        design = Design.of(prepared.group.metadata)
-        routing = Routing.of(None, members, handles, generation, withheld=out, design=design)
-        serving.live.begin(routing, prepared.group.members)
+        prepared.begin(serving.live, handles, generation)
         return serving
 
     async def _load(self, prepared: Prepared, tell: Progress) -> Mapping[Digest, ModelHandle]:

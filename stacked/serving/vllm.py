@@ -16,7 +16,7 @@ from typing import Any
 
 from stacked import tracing
 from stacked.callers import caller_of
-from stacked.config import Design, ServerConfig
+from stacked.config import ServerConfig
 from stacked.core import Adapter, Digest, ModelGroup
 from stacked.engine.adaptable import Asking
 from stacked.engine.checked import CheckedEngine
@@ -154,12 +154,7 @@ class VllmServing:
             raise
         finally:
             watching.cancel()
-        out = prepared.quarantined
-        design = Design.of(group.metadata)
-        routing = Routing.of(
-            group.base, group.members, handles, generation, withheld=out, design=design
-        )
-        serving.live.begin(routing, prepared.group.members)
+        prepared.begin(serving.live, handles, generation)
         return serving
 
     def again(self, quarantined: Mapping[Digest, str]) -> tuple[VllmPrepared, Commit]:

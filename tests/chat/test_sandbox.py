@@ -105,8 +105,8 @@ def test_the_process_sees_no_environment_and_ends_when_it_is_closed() -> None:
     try:
         with Sandbox() as sandbox:
             assert sandbox.render("x", {}) == "x"
-            process = sandbox._process
-            assert process is not None
+            assert sandbox._running is not None
+            process = sandbox._running[0]
             with open(f"/proc/{process.pid}/environ", "rb") as file:
                 assert b"A_SECRET" not in file.read()
         assert process.returncode is not None

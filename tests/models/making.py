@@ -137,9 +137,14 @@ async def infer(
     return (await engine.infer(handle, body, {"content-type": kind}, model))[0]
 
 
+def pids_of(engine: ModelsEngine) -> list[int]:
+    """Its processes that run now."""
+    return [worker.pid for pool in engine._pools.values() for worker in pool.workers]
+
+
 def resident(engine: ModelsEngine) -> int:
     """Bytes of memory that its processes have now."""
-    return sum(psutil.Process(pid).memory_info().rss for pid in engine.pids)
+    return sum(psutil.Process(pid).memory_info().rss for pid in pids_of(engine))
 
 
 async def ask(engine: ModelsEngine, handle: ModelHandle, data: Any, datatype: str = "FP32") -> Any:

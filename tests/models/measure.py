@@ -27,7 +27,7 @@ from stacked.live import Live
 from stacked.loader import Loader
 from stacked.models.engine import ModelHandle, ModelsEngine
 from stacked.steps import Phase
-from tests.models.making import folder, infer, resident, running, score, times
+from tests.models.making import folder, infer, pids_of, resident, running, score, times
 from tests.waiting import until_async
 
 _SCORE = """
@@ -141,10 +141,10 @@ async def measure(
         found["after_mb"] = resident(engine) / 1e6
         if kill:
             began = time.perf_counter()
-            killed = engine.pids[0]
+            killed = pids_of(engine)[0]
             os.kill(killed, signal.SIGKILL)
             handles = live.routing.handles.values()
-            await until_async(lambda: killed not in engine.pids)
+            await until_async(lambda: killed not in pids_of(engine))
             await until_async(lambda: all(map(engine.ready, handles)))
             found["back_after_kill_s"] = time.perf_counter() - began
             found["failed_by_the_kill"] = dict(Counter(traffic.failed))
@@ -179,7 +179,7 @@ async def _alone(engine: ModelsEngine, handles: list[ModelHandle]) -> dict[str, 
         began = time.perf_counter()
         await infer(engine, handles[at % len(handles)], _BODY, "application/json")
         seconds.append(time.perf_counter() - began)
-    threads = [psutil.Process(pid).num_threads() for pid in engine.pids]
+    threads = [psutil.Process(pid).num_threads() for pid in pids_of(engine)]
     return {"infer_p50_ms": statistics.median(seconds) * 1e3, "threads": max(threads)}
 
 

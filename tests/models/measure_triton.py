@@ -47,7 +47,7 @@ async def in_triton(place: Path, threads: int) -> AsyncIterator[tuple[TritonEngi
 @asynccontextmanager
 async def in_workers(place: Path) -> AsyncIterator[tuple[ModelsEngine, list[int]]]:
     async with making.running() as (engine, _):
-        yield engine, engine.pids
+        yield engine, making.pids_of(engine)
 
 
 def private_mb(pids: list[int]) -> float:
@@ -72,7 +72,7 @@ class Measured:
         contents = [each.content for each in members]
         assert not await Loader(self.engine).stage(contents, staged, lambda _: None)
         self.figures["load_s"] = time.perf_counter() - began
-        pids = self.pids if isinstance(self.engine, TritonEngine) else self.engine.pids
+        pids = self.pids if isinstance(self.engine, TritonEngine) else making.pids_of(self.engine)
         self.figures["private_mb"] = private_mb(pids)
         self.live = Live(self.engine, Routing.of(None, tuple(members), staged), drain_seconds=60)
         self.answers = answers

@@ -41,6 +41,7 @@ from tests.models.making import (
     files,
     folder,
     infer,
+    pids_of,
     processes,
     request,
     resident,
@@ -94,7 +95,7 @@ async def test_onnx_model_answers_by_the_protocol_and_describes_itself(tmp_path:
         await engine.remove(handle)
         await engine.remove(handle)
         assert not engine.ready(handle)
-        assert engine.pids == []
+        assert pids_of(engine) == []
         with pytest.raises(NotReady):
             await ask(engine, handle, [ROW])
 
@@ -146,26 +147,26 @@ async def test_endless_onnx_is_ended_without_its_process(tmp_path: Path) -> None
     async with running(deadline_seconds=0.5) as (engine, given_up):
         slow = await engine.stage(endless(tmp_path / "slow"))
         quick = await engine.stage(times(tmp_path / "quick", 2))
-        pids = engine.pids
+        pids = pids_of(engine)
         answers = [asyncio.create_task(ask(engine, slow, [1], "INT64")) for _ in range(3)]
         for answer in answers:
             with pytest.raises(ModelTooSlow):
                 await answer
         assert await ask(engine, quick, [[1, 2, 3]]) == [2, 4, 6]
-        assert engine.pids == pids
+        assert pids_of(engine) == pids
         assert not given_up
 
 
 async def test_all_is_there_again_after_a_process_was_killed(tmp_path: Path) -> None:
     async with running(processes=2) as (engine, given_up):
         handles = [await engine.stage(times(tmp_path / str(each), each)) for each in range(1, 6)]
-        first, _ = engine.pids
+        first, _ = pids_of(engine)
         os.kill(first, signal.SIGKILL)
         for handle in handles:  # the other one answers, and later both
             with contextlib.suppress(EngineDead):
                 await ask(engine, handle, [ROW])
-        await until_async(lambda: len(engine.pids) == 2 and first not in engine.pids)
-        for pid in engine.pids:
+        await until_async(lambda: len(pids_of(engine)) == 2 and first not in pids_of(engine))
+        for pid in pids_of(engine):
             os.kill(pid, signal.SIGKILL)
         await until_async(lambda: not engine.ready(handles[0]))
         with pytest.raises(NotReady):
@@ -184,7 +185,7 @@ async def test_load_that_is_given_up_leaves_nothing_and_others_load_meanwhile(
     async with running(processes=2) as (engine, _):
         contents = [folder(tmp_path / str(at), code, factor=str(at)) for at in range(1, 4)]
         tasks = [asyncio.create_task(engine.stage(content)) for content in contents]
-        await until_async(lambda: len(engine.pids) == 2)
+        await until_async(lambda: len(pids_of(engine)) == 2)
         tasks[0].cancel()
         with pytest.raises(asyncio.CancelledError):
             await tasks[0]
@@ -192,7 +193,7 @@ async def test_load_that_is_given_up_leaves_nothing_and_others_load_meanwhile(
         assert await ask_score(engine, second, [1]) == {"prediction": [2.0]}
         # The processes end with the last model: none is left of the one that was given up.
         await engine.remove(second, third)
-        assert engine.pids == []
+        assert pids_of(engine) == []
 
 
 @pytest.mark.parametrize("how", ["given up", "too slow"])
@@ -213,7 +214,7 @@ async def test_load_that_hangs_holds_up_no_other_and_is_undone_when_it_ends(
         good = await engine.stage(folder(tmp_path / "good", code, factor="2"))
         slow = asyncio.create_task(engine.stage(folder(tmp_path / "slow", code, factor="3")))
         await until_async(begun.exists)
-        pids = engine.pids
+        pids = pids_of(engine)
         if how == "given up":
             slow.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -229,7 +230,7 @@ async def test_load_that_hangs_holds_up_no_other_and_is_undone_when_it_ends(
         await until_async(undone.exists)
         (worker,) = next(iter(engine._pools.values())).workers
         assert worker.loaded.keys() == {good.number, again.number}
-        assert (engine.pids, given_up) == (pids, [])
+        assert (pids_of(engine), given_up) == (pids, [])
 
 
 async def test_memory_of_an_unloaded_model_goes_back_to_the_system(tmp_path: Path) -> None:
@@ -252,7 +253,7 @@ async def test_memory_that_is_short_is_a_refusal_before_anything_is_loaded(tmp_p
     async with running(reserve_bytes=2**62) as (engine, _):
         with pytest.raises(GroupImpossible, match="in reserve"):
             await engine.stage(times(tmp_path / "m", 2))
-        assert engine.pids == []
+        assert pids_of(engine) == []
 
 
 SCORE = """
@@ -303,7 +304,7 @@ async def test_score_py_may_do_as_it_likes_and_only_its_own_request_fails(
     async with running() as (engine, given_up):
         double = await engine.stage(folder(tmp_path / "two", code, factor="2"))
         triple = await engine.stage(folder(tmp_path / "three", code, factor="3"))
-        assert len(engine.pids) == 1
+        assert len(pids_of(engine)) == 1
         assert not await engine.verify({double.digest: double}, quiet)
         assert await ask_score(engine, double, [1, 2]) == {"prediction": [2.0, 4.0]}
         assert await ask_score(engine, triple, [1, 2]) == {"prediction": [3.0, 6.0]}
@@ -323,7 +324,7 @@ async def test_score_py_may_do_as_it_likes_and_only_its_own_request_fails(
         environment, open_files = await ask_score(engine, double, "environment")
         assert not {"HOME", "STACKED_DATA_DIR", "PYTHONPATH"} & environment.keys()
         assert len(open_files) == 5  # three, its socket, and the listing itself
-        assert len(engine.pids) == 1
+        assert len(pids_of(engine)) == 1
         await engine.remove(double)
         assert await ask_score(engine, triple, [1]) == {"prediction": [3.0]}
         assert not given_up
@@ -384,9 +385,9 @@ async def test_changed_code_is_a_process_of_its_own_which_ends_with_its_last_mod
         new = await engine.stage(folder(tmp_path / "new", second, factor="2"))
         assert await ask_score(engine, old, [1]) == {"prediction": [2.0]}
         assert await ask_score(engine, new, [1]) == {"prediction": [102.0]}
-        assert len(engine.pids) == 2
+        assert len(pids_of(engine)) == 2
         await engine.remove(old)
-        assert len(engine.pids) == 1
+        assert len(pids_of(engine)) == 1
         assert await ask_score(engine, new, [1]) == {"prediction": [102.0]}
 
 

@@ -19,7 +19,7 @@ from stacked.models.engine import ModelsEngine
 from stacked.serving.models import ModelsServing
 from tests.contract.rig import Rig, rig
 from tests.models.faults import World
-from tests.models.making import processes
+from tests.models.making import pids_of, processes
 from tests.models.remote import begun, changed, ended
 from tests.processes import alive, wait_until_gone
 from tests.waiting import until
@@ -74,11 +74,11 @@ def check(world: World, server: Rig) -> None:
     there = [number for each in engine._pools.values() for number in each.models]
     assert sorted(there) == sorted(numbers)
     # In each process what its pool has, and one process for ONNX and one for the score.py.
-    until(lambda: len(engine.pids) == 2)
+    until(lambda: len(pids_of(engine)) == 2)
     for each in engine._pools.values():
         (worker,) = each.workers
         until(lambda worker=worker, each=each: worker.loaded.keys() == each.models.keys())
-    until(lambda: sorted(pid for pid, _ in alive(list(processes()))) == sorted(engine.pids))
+    until(lambda: sorted(pid for pid, _ in alive(list(processes()))) == sorted(pids_of(engine)))
     stored = {digest for member in live.routing.members for digest in member.content.stored}
     assert server.service._slot.in_use == stored
     store = server.service.catalogue.models.root
@@ -99,7 +99,7 @@ def kill(pid: int) -> None:
 
 def coming(server: Rig, before: list[int]) -> int:
     """The process that an update has started."""
-    (pid,) = set(engine_of(server).pids) - set(before)
+    (pid,) = set(pids_of(engine_of(server))) - set(before)
     return pid
 
 
@@ -205,7 +205,7 @@ def test_update_that_has_switched_is_not_canceled_and_ends_with_the_last_request
 def test_kill_of_a_process_that_an_update_has_started(
     world: World, server: Rig, phase: str
 ) -> None:
-    before = engine_of(server).pids
+    before = pids_of(engine_of(server))
     work = world.begin(world.group(**{phase: "wait()"}))
     world.reached()
     kill(coming(server, before))
@@ -218,7 +218,7 @@ def test_kill_of_a_process_that_serves_while_an_update_runs(
     world: World, server: Rig, phase: str
 ) -> None:
     """All of it is there again before the update goes on, which then succeeds."""
-    before = engine_of(server).pids
+    before = pids_of(engine_of(server))
     target = world.group(**{phase: "wait()"})
     work = world.begin(target)
     world.reached()
@@ -235,7 +235,7 @@ def test_kill_of_a_process_that_serves_while_an_update_runs(
 def test_kill_of_a_process_that_is_to_end_after_the_switch(
     world: World, server: Rig, phase: str
 ) -> None:
-    before = engine_of(server).pids
+    before = pids_of(engine_of(server))
     asking = None
     if phase == "drain":
         asking = world.lasting()

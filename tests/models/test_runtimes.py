@@ -23,6 +23,7 @@ from tests.models.making import (
     ask,
     files,
     infer,
+    pids_of,
     request,
     running,
     score,
@@ -43,11 +44,11 @@ async def test_runtimes_answer_beside_one_another_and_one_that_ends_leaves_the_o
     code = score(tmp_path / "code", PLUS)
     async with running() as (engine, _):
         scripted = await engine.stage(script(tmp_path / "script", 2))
-        torch_pid = engine.pids[0]
+        torch_pid = pids_of(engine)[0]
         tensorflow = await engine.stage(saved.save(tmp_path / "saved", 2))
         onnx = await engine.stage(times(tmp_path / "onnx", 2))
         own = await engine.stage(files(code.path, Runtime.SCORE))
-        assert len(engine.pids) == 4
+        assert len(pids_of(engine)) == 4
         handles = {handle.digest: handle for handle in (scripted, tensorflow, onnx, own)}
         assert not await engine.verify(handles, lambda _: None)
         for handle in (scripted, tensorflow, onnx):

@@ -18,7 +18,7 @@ from stacked.live import Live
 from stacked.loader import Loader
 from stacked.models import pool
 from stacked.models.engine import ModelHandle, ModelsEngine
-from tests.models.making import running
+from tests.models.making import pids_of, running
 from tests.models.measure import Clients, Notes, made, member
 from tests.waiting import until_async
 
@@ -51,9 +51,9 @@ async def test_the_old_or_the_new_group_is_whole_after_every_fault(
             update = asyncio.create_task(live.update(None, wanted, Notes()))
             await asyncio.sleep(chance.random() * 0.15)  # any phase of it
             fault = chance.choice(["kill", "cancel", "none"])
-            if fault == "kill" and engine.pids:
+            if fault == "kill" and pids_of(engine):
                 with contextlib.suppress(ProcessLookupError):  # one that has ended by itself
-                    os.kill(chance.choice(engine.pids), signal.SIGKILL)
+                    os.kill(chance.choice(pids_of(engine)), signal.SIGKILL)
             elif fault == "cancel" and live.routing.members == before:
                 update.cancel()  # after its switch, an update is over but for freeing memory
             with contextlib.suppress(StackedError, asyncio.CancelledError):
