@@ -37,6 +37,7 @@ LAYERS = {
     "experiments": 1,
     "groups": 1,
     "fairness": 1,
+    "fleet": 1,
     "client": 1,
     "engine": 2,
     "models": 2,
