@@ -1,6 +1,7 @@
 """The protocol against everything that may go wrong, and against bugs that are planted in it.
 
-The long form, `pytest -m long tests/fleet/test_protocol.py`, takes 100,000 steps.
+The long form, `pytest -m long tests/fleet/test_protocol.py`, takes 100,000 steps, and finds those
+bugs that are rarely met.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
-    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -34,22 +34,27 @@ from stacked.fleet.shared import (
     View,
     apply,
 )
-from tests.fleet.world import Ambush, Network, Process, Violation, World
+from tests.fleet.world import Ambush, Network, Violation, World
 
 MOST = 4
 POINTS = ("join", "beat", "ready", "held", "propose", "advance", "abort", "evict")
+WHEN = ("before", "after", "answered")
+SECONDS = (0.05, 0.3, 1.0, 2.2, 4.0, 7.0)
+LONG = (0.3, 2.5, 5.0, 5.0)  # within a hold, within a lease, and longer than both
 FAULTS = ("cut", "mute", "pause", "crash", "engine dies", "refuse", "leave", "store away")
 
 
 class Fleets(RuleBasedStateMachine):
     """Up to four replicas; a step is a fault, an update, or some time.
 
-    Hypothesis chooses the steps, and a seed from which their details are drawn.
+    One rule, as hypothesis leaves some of several out; details are drawn from a seed.
     """
 
     replica: ClassVar[type[Replica]] = Replica
     transaction: Any = staticmethod(apply)
     steps: ClassVar[int] = 0
+    points: ClassVar[tuple[str, ...]] = POINTS
+    faults: ClassVar[tuple[str, ...]] = FAULTS
 
     @initialize(seed=st.integers(0, 2**64 - 1))
     def begin(self, seed: int) -> None:
@@ -61,51 +66,28 @@ class Fleets(RuleBasedStateMachine):
         self.world.run(4.0)
         self.world.network = Network(late=self.random.choice((0.0, 0.1, 0.3)))
 
-    def one(self) -> Process:
-        return self.random.choice(self.world.running)
-
-    @rule()
-    def time_passes(self) -> None:
+    @rule(what=st.sampled_from(("time", "update", "strike", "network", "start", "fault")))
+    def step(self, what: str) -> None:
         type(self).steps += 1
-        self.world.run(self.random.choice((0.05, 0.3, 1.0, 2.2, 4.0, 7.0)))
-
-    @precondition(lambda self: self.world.running)
-    @rule()
-    def update(self) -> None:
-        type(self).steps += 1
-        self.world.propose(self.one())
-        self.world.run(self.random.choice((0.2, 1.5, 4.0)))
-
-    @precondition(lambda self: self.world.running)
-    @rule()
-    def strike_an_update(self) -> None:
-        type(self).steps += 1
-        when = self.random.choice(("before", "after", "answered"))
-        point, what = self.random.choice(POINTS), self.random.choice(FAULTS)
-        # Within a hold, within a lease, and longer than both.
-        seconds = self.random.choice((0.3, 2.5, 5.0, 5.0))
-        self.one().ambush = Ambush(when, point, what, seconds)
-        self.world.propose(self.one())
-        self.world.run(4.0)
-
-    @rule()
-    def network(self) -> None:
-        type(self).steps += 1
-        lost, late = (self.random.choice((0.0, 0.1, 0.5)) for _ in range(2))
-        self.world.network = Network(lost, self.random.choice((0.0, 0.5)), late)
-
-    @precondition(lambda self: len(self.world.running) < MOST)
-    @rule()
-    def start(self) -> None:
-        type(self).steps += 1
-        self.world.start()
-
-    @precondition(lambda self: self.world.running)
-    @rule()
-    def fault(self) -> None:
-        type(self).steps += 1
-        seconds = self.random.choice((0.05, 0.3, 1.0, 2.2, 4.0, 7.0))
-        self.world.strike(self.one(), self.random.choice(FAULTS), seconds)
+        chance, world = self.random, self.world
+        one = chance.choice(world.running) if world.running else None
+        if what == "time":
+            world.run(chance.choice(SECONDS))
+        elif what == "network":
+            lost, late = (chance.choice((0.0, 0.1, 0.5)) for _ in range(2))
+            world.network = Network(lost, chance.choice((0.0, 0.5)), late)
+        elif what == "start" and len(world.running) < MOST:
+            world.start()
+        elif what == "fault" and one is not None:
+            world.strike(one, chance.choice(self.faults), chance.choice(SECONDS))
+        elif what in ("update", "strike") and one is not None:
+            if what == "strike":
+                when, point, fault = (
+                    chance.choice(each) for each in (WHEN, self.points, self.faults)
+                )
+                one.ambush = Ambush(when, point, fault, chance.choice(LONG))
+            world.propose(chance.choice(world.running))
+            world.run(4.0 if what == "strike" else chance.choice((0.2, 1.5, 4.0)))
 
     def teardown(self) -> None:
         if hasattr(self, "world"):
@@ -128,7 +110,7 @@ def run(machine: type[Fleets], examples: int, **more: Any) -> None:
 
 
 def test_no_fault_breaks_a_promise() -> None:
-    run(Fleets, 40)
+    run(Fleets, 20)
 
 
 @pytest.mark.long
@@ -208,7 +190,12 @@ PLANTED: dict[str, dict[str, Any]] = {
         "transaction": commits_before_all_hold,
     },
     "a held replica resumes by itself": {"replica": ResumesAlone},
-    "a lease counts from the answer": {"replica": CountsFromTheAnswer},
+    "a lease counts from the answer": {
+        "replica": CountsFromTheAnswer,
+        # With every fault it is found in some 2,000 steps: answers must be late, and then cease.
+        "points": ("beat", "ready"),
+        "faults": ("mute",),
+    },
     "a replica joins with any generation": {
         "replica": JoinsWithAnything,
         "transaction": lets_anything_join,
@@ -221,7 +208,12 @@ PLANTED: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("bug", PLANTED)
+RARE = ("a lease counts from the answer", "a replica that was excluded goes on")
+
+
+@pytest.mark.parametrize(
+    "bug", [pytest.param(bug, marks=pytest.mark.long if bug in RARE else ()) for bug in PLANTED]
+)
 def test_a_planted_bug_is_found(bug: str) -> None:
     planted = {
         name: staticmethod(what) if name == "transaction" else what
