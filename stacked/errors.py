@@ -310,6 +310,14 @@ class InvalidatedRetryToken(RequestError):
     """A retry token that was used for something else."""
 
 
+class FeedbackUnknown(RequestError):
+    """Feedback for no answer or unit of an experiment that its caller may use."""
+
+
+class FeedbackInvalid(RequestError):
+    """Feedback under a name that is not taken."""
+
+
 class RegistryError(StackedError):
     """The durable records."""
 

@@ -92,6 +92,20 @@ _shadow_nats = Counter(
 _stored = Gauge("stacked_store_bytes", "Content in the stores, as of the last round", ("kind",))
 _disk = Gauge("stacked_disk_bytes", "The disk of the data directory", ("kind",))
 
+_exposures = Counter(
+    "stacked_experiment_exposures",
+    "Answers of experiments, by the key of the arm that gave them",
+    ("experiment", "arm"),
+)
+_feedback = Counter(
+    "stacked_experiment_feedback", "Values of feedback that were stored", ("experiment",)
+)
+_dropped = Counter(
+    "stacked_experiment_dropped",
+    "What is no part of a result: units and answers beyond their bounds, and what was not written",
+    ("what",),
+)
+
 # How many requests are in flight under each, the most recently used last.
 _used: OrderedDict[tuple[str, str], int] = OrderedDict()
 _TOKEN_KINDS = ("prompt", "generated")
@@ -156,6 +170,21 @@ def request_ended(key: str, digest: str, status: int | None) -> None:
 
 def refused(limit: str) -> None:
     _refused.labels(limit).inc()
+
+
+def exposed(experiment: str, arm: str) -> None:
+    """An answer of an experiment."""
+    _exposures.labels(experiment, arm).inc()
+
+
+def feedback(experiment: str) -> None:
+    """A value of feedback was stored."""
+    _feedback.labels(experiment).inc()
+
+
+def outcomes_dropped(what: str, count: int = 1) -> None:
+    """`what`: units, answers or unwritten."""
+    _dropped.labels(what).inc(count)
 
 
 def swap_ended(outcome: str, seconds: Mapping[str, float]) -> None:

@@ -48,6 +48,8 @@ LAYERS = {
     "catalogue": 4,
     "retention": 4,
     "deployment": 4,
+    "flushing": 4,
+    "outcomes": 4,
     "usage": 4,
     "supervision": 4,
     "service": 4,

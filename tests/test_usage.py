@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from stacked import usage as module
+from stacked import flushing
 from stacked.errors import RegistryUnusable
 from stacked.registry import Registry
 from stacked.registry.usage import Counts
@@ -44,7 +44,7 @@ def requests(registry: Registry) -> list[int]:
 async def test_it_is_written_every_few_seconds_and_at_the_end(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "FLUSH_SECONDS", 0.01)
+    monkeypatch.setattr(flushing, "FLUSH_SECONDS", 0.01)
     usage = Usage()
     usage.begin(registry.usage, KEPT)
     usage.add("alice", "sql", ONE)
@@ -97,12 +97,12 @@ async def test_without_records_it_only_counts() -> None:
 _COUNTING = """
 import asyncio, sys
 from datetime import timedelta
-from stacked import usage
+from stacked import flushing, usage
 from stacked.registry import Registry
 from stacked.registry.usage import Counts
 
 async def main():
-    usage.FLUSH_SECONDS = 0.01
+    flushing.FLUSH_SECONDS = 0.01
     registry, counted = Registry(sys.argv[1]), usage.Usage()
     counted.begin(registry.usage, timedelta(days=1))
     while True:

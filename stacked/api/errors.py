@@ -54,6 +54,7 @@ STATUS: dict[type[errors.StackedError], int] = {
     errors.ExternalServerIncorrectState: 409,
     errors.NotAuthenticated: 401,
     errors.InvalidatedRetryToken: 409,
+    errors.FeedbackUnknown: 404,
     errors.RegistryError: 500,
     errors.RecordAbsent: 404,
     errors.RecordConflict: 409,

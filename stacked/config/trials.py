@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from pydantic import Field
 
 from stacked.config.evaluations import GatesConfig
-from stacked.config.fields import Frozen
+from stacked.config.fields import Duration, Frozen
 
 
 class ShadowLimits(Frozen):
@@ -22,5 +24,19 @@ class ShadowLimits(Frozen):
 
 
 class ExperimentsConfig(Frozen):
+    """What is stored of experiments, on disk: about 80 MB for 1,000,000 answers; gates; shadow."""
+
+    feedback: Duration = Field(default=timedelta(days=7), ge=timedelta(hours=1))
+    """How long after an answer feedback for it is accepted."""
+    results: Duration = Field(default=timedelta(days=90), ge=timedelta(hours=1))
+    """How long the results of a phase are stored after its last answer."""
+    answers: int = Field(default=2_000_000, ge=1000)
+    """For how many answers, of all experiments, feedback is accepted; the oldest go."""
+    units: int = Field(default=200_000, ge=100)
+    """Units of one phase; what is beyond is counted, and no part of the result."""
+    metrics: int = Field(default=20, ge=1, le=100)
+    """Different metrics of the feedback of one phase."""
     gates: GatesConfig = GatesConfig()
     shadow: ShadowLimits = ShadowLimits()
+    lower_is_better: tuple[str, ...] = ()
+    """Metrics of feedback of which an arm is better that has less."""

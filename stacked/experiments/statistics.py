@@ -54,8 +54,11 @@ class Interval(NamedTuple):
         return self.low > 0 or self.high < 0
 
 
-def steadied(arms: Sequence[Sample]) -> list[Sample]:
-    """The arms, each with a variance that few units do not make too small; never a smaller one."""
+def steadied(arms: Sequence[Sample], *, share: bool = False) -> list[Sample]:
+    """The arms, each with a variance that few units do not make too small; never a smaller one.
+
+    `share`: every value is 0 or 1, and what no unit had so far may still come.
+    """
     units = sum(arm.units for arm in arms)
     if units < 2:
         return list(arms)
@@ -63,6 +66,9 @@ def steadied(arms: Sequence[Sample]) -> list[Sample]:
     pooled = sum(
         max(arm.units - 1, 0) * arm.variance + arm.units * (arm.mean - mean) ** 2 for arm in arms
     ) / (units - 1)
+    if share:
+        rate = (units * mean + 1) / (units + 2)
+        pooled = max(pooled, rate * (1 - rate))
     return [
         arm._replace(
             variance=max(

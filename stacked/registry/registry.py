@@ -9,6 +9,7 @@ from stacked.registry.database import Database
 from stacked.registry.deployments import DeploymentRepository
 from stacked.registry.groups import GroupRepository
 from stacked.registry.models import ModelRepository
+from stacked.registry.outcomes import OutcomeRepository
 from stacked.registry.postgresql import Shared
 from stacked.registry.records import Recovered
 from stacked.registry.recovery import recover
@@ -41,6 +42,7 @@ class Registry:
         self.work_requests = WorkRequestRepository(self._database)
         self.retry_tokens = RetryTokenRepository(self._database)
         self.usage = UsageRepository(self._database)
+        self.outcomes = OutcomeRepository(self._database)
         self.retention = Retention(self._database)
 
     def claim(self) -> None:

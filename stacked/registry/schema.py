@@ -31,6 +31,7 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    PrimaryKeyConstraint,
     Table,
     Text,
     TypeDecorator,
@@ -314,6 +315,79 @@ usage = Table(
     UniqueConstraint("hour", "credential", "key"),
 )
 
+experiment_phases = Table(
+    "experiment_phases",
+    metadata,
+    _key(),
+    _text("experiment"),
+    _text("phase"),
+    Column("began", MOMENT, nullable=False),
+    Column("last", MOMENT, nullable=False),
+    Column("arms", LIST, nullable=False),
+    Column("drawn", INTEGER, nullable=False),
+    Column("dropped", INTEGER, nullable=False),
+    Column("metrics", OBJECT, nullable=False),
+    UniqueConstraint("experiment", "phase"),
+)
+
+
+def _id() -> Column[int]:
+    """A number that was made of a name."""
+    return Column("id", INTEGER, primary_key=True, autoincrement=False)
+
+
+def _owned(name: str, owner: str) -> Column[int]:
+    """The number of what the row is about, with which it is deleted."""
+    return Column(name, INTEGER, ForeignKey(owner, ondelete="CASCADE"), nullable=False)
+
+
+experiment_units = Table(
+    "experiment_units",
+    metadata,
+    _id(),
+    _owned("phase", "experiment_phases.seq"),
+    _text("arm"),
+    Column("answers", INTEGER, nullable=False),
+    Column("failed", INTEGER, nullable=False),
+    Column("whole", INTEGER, nullable=False),
+    Column("seconds", Float, nullable=False),
+    Column("first_seconds", Float, nullable=False),
+    Column("output_tokens", INTEGER, nullable=False),
+    Column("cut", INTEGER, nullable=False),
+    Index("experiment_units_by_phase", "phase"),
+)
+
+experiment_values = Table(
+    "experiment_values",
+    metadata,
+    _owned("unit", "experiment_units.id"),
+    _text("metric"),
+    Column("count", INTEGER, nullable=False),
+    Column("total", Float, nullable=False),
+    PrimaryKeyConstraint("unit", "metric"),
+    sqlite_with_rowid=False,
+)
+
+experiment_answers = Table(
+    "experiment_answers",
+    metadata,
+    _id(),
+    # No reference: rows are added by thousands, and expire before those of units.
+    Column("unit", INTEGER, nullable=False),
+    Column("hour", INTEGER, nullable=False),
+    Index("experiment_answers_by_hour", "hour"),
+)
+
+experiment_feedback = Table(
+    "experiment_feedback",
+    metadata,
+    _owned("answer", "experiment_answers.id"),
+    _text("metric"),
+    Column("value", Float, nullable=False),
+    PrimaryKeyConstraint("answer", "metric"),
+    sqlite_with_rowid=False,
+)
+
 
 def upsert(
     connection: Connection,
@@ -323,11 +397,18 @@ def upsert(
     put: Collection[str] = (),
     add: Collection[str] = (),
 ) -> Insert:
-    """An insert. Of a row of the same keys that is there, columns are put anew or added to."""
+    """An insert. Of a row of the same keys that is there, columns are put anew or added to.
+
+    Without any, that row stays.
+    """
     new: Any = _INSERT[connection.dialect.name](table)
     changed = {name: new.excluded[name] for name in put}
     changed |= {name: table.c[name] + new.excluded[name] for name in add}
-    insert: Insert = new.on_conflict_do_update(index_elements=keys, set_=changed)
+    insert: Insert = (
+        new.on_conflict_do_update(index_elements=keys, set_=changed)
+        if changed
+        else new.on_conflict_do_nothing(index_elements=keys)
+    )
     return insert
 
 

@@ -24,8 +24,8 @@ def binary(rate: float, effect: float = 0.0) -> Draw:
 
 def normal(effect: float = 0.0, spread: float = 1.0) -> Draw:
     """`spread`: the second arm's standard deviation; the first one's is 1."""
-    return lambda random, arm: effect * arm + random.normal(size=len(arm)) * np.where(
-        arm, spread, 1.0
+    return lambda random, arm: (
+        effect * arm + random.normal(size=len(arm)) * np.where(arm, spread, 1.0)
     )
 
 

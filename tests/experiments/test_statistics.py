@@ -86,6 +86,8 @@ def test_a_small_arm_has_the_variance_of_all_and_a_large_one_its_own() -> None:
     large = [Sample(10**6, 0.5, 0.25), Sample(10**6, 0.4, 0.24)]
     assert [s.variance for s in steadied(large)] == pytest.approx([0.25, 0.24], rel=1e-3)
     assert steadied([Sample(0, 0, 0), Sample(1, 1, 0)])[1].variance == 0
+    never = steadied([Sample(100, 0.0, 0.0)] * 2, share=True)[0]
+    assert 0 < never.variance < 1 / 100, "none of 200 failed, and the next one may"
 
 
 def test_the_simulation_computes_what_the_module_does() -> None:
@@ -136,11 +138,11 @@ def test_right_shares_are_seldom_doubted_and_wrong_ones_are_found() -> None:
     random = np.random.default_rng(3)
     doubted = found = 0
     for _ in range(300):
-        fair, off = (
-            (random.random(1500) < share).cumsum() for share in (0.5, 0.6)
-        )
+        fair, off = ((random.random(1500) < share).cumsum() for share in (0.5, 0.6))
         for arm, is_fair in ((fair, True), (off, False)):
-            looks = [mismatch([n + 1 - int(arm[n]), int(arm[n])], [1, 1]) for n in range(0, 1500, 25)]
+            looks = [
+                mismatch([n + 1 - int(arm[n]), int(arm[n])], [1, 1]) for n in range(0, 1500, 25)
+            ]
             alarm = min(looks) < MISMATCH
             doubted, found = doubted + (alarm and is_fair), found + (alarm and not is_fair)
     assert doubted <= 2

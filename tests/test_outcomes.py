@@ -1,0 +1,131 @@
+"""Outcomes in memory: written now and then, before feedback that needs them, and bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from stacked import flushing
+from stacked import outcomes as module
+from stacked.config import ExperimentsConfig
+from stacked.errors import FeedbackUnknown, RegistryUnusable
+from stacked.experiments.assignment import Exposure
+from stacked.outcomes import Outcomes, of_answer, of_unit
+from stacked.registry import Registry
+from stacked.registry.outcomes import Arm, Recorded, Tally
+from tests.waiting import until_async
+
+V1 = Exposure("sql", "one", "v1", "ann")
+V2 = Exposure("sql", "one", "v2", "bob")
+ARMS = [Arm("v1", 0.5, "sha256:1"), Arm("v2", 0.5, "sha256:2")]
+GOOD = Tally(1, 0, 1, 2.0, 0.5, 10, 0)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "registry.sqlite"
+
+
+@pytest.fixture
+def registry(path: Path) -> Iterator[Registry]:
+    with Registry(path, busy_seconds=0.05) as opened:
+        yield opened
+
+
+def begun(registry: Registry, **settings: int) -> Outcomes:
+    outcomes = Outcomes(ExperimentsConfig(**settings), lambda _: ARMS)
+    outcomes.begin(registry.outcomes)
+    return outcomes
+
+
+def answered(outcomes: Outcomes, id: str, exposure: Exposure) -> None:
+    outcomes.saw(exposure)
+    outcomes.add(id, exposure, GOOD)
+
+
+def answers(registry: Registry) -> tuple[int, ...]:
+    phases = registry.outcomes.phases()
+    return phases[0].answers if phases else ()
+
+
+def anyone(experiment: str) -> bool:
+    return True
+
+
+async def test_they_are_written_every_few_seconds_and_at_the_end(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flushing, "FLUSH_SECONDS", 0.01)
+    outcomes = begun(registry)
+    answered(outcomes, "1", V1)
+    await until_async(lambda: answers(registry) == (1, 0))
+    for id, exposure in (("2", V1), ("3", V2), ("4", V2._replace(unit=None))):
+        answered(outcomes, id, exposure)
+    await outcomes.close()
+    assert answers(registry) == (2, 1)
+    assert registry.outcomes.phases()[0].drawn == 1
+
+
+async def test_feedback_for_an_answer_of_a_moment_ago_finds_it(registry: Registry) -> None:
+    outcomes = begun(registry)
+    answered(outcomes, "ONE", V1)
+    writing = asyncio.create_task(outcomes.flush())
+    await asyncio.sleep(0)  # it has begun, and what it writes is pending no more
+    answered(outcomes, "TWO", V2)
+    ids = ("ONE", "chatcmpl-ONE", "cmpl-TWO", "TWO", "three")
+    found = [(await outcomes.record([of_answer(id, "good", 1)], anyone))[0] for id in ids]
+    assert found[:4] == [
+        Recorded("sql", False),
+        Recorded("sql", True),
+        Recorded("sql", False),
+        Recorded("sql", True),
+    ]
+    assert isinstance(found[4], FeedbackUnknown)
+    answered(outcomes, "FOUR", Exposure("sql", "one", "v1", "carl"))
+    carl = of_unit(Exposure("sql", "one", "v1", "carl"), "good", 0)
+    assert await outcomes.record([carl], anyone) == [Recorded("sql", False)]
+    await writing
+    await outcomes.close()
+
+
+async def test_what_cannot_be_written_is_written_later_and_once(
+    registry: Registry, path: Path
+) -> None:
+    outcomes = begun(registry)
+    answered(outcomes, "1", V1)
+    answered(outcomes, "2", V2._replace(unit=None))
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        for _ in range(3):
+            with pytest.raises(RegistryUnusable):
+                await outcomes.flush()
+        answered(outcomes, "3", V1)
+        with pytest.raises(RegistryUnusable):
+            await outcomes.record([of_answer("1", "good", 1)], anyone)
+    await outcomes.close()
+    assert answers(registry) == (2, 0)
+    assert registry.outcomes.phases()[0].drawn == 1
+
+
+async def test_what_waits_to_be_written_is_bounded(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_PENDING", 3)
+    outcomes = begun(registry)
+    for number in range(5):
+        answered(outcomes, str(number), V1)
+    await outcomes.close()
+    assert answers(registry) == (3, 0)
+
+
+async def test_without_records_nothing_is_gathered() -> None:
+    outcomes = Outcomes(ExperimentsConfig(), lambda _: ARMS)
+    answered(outcomes, "1", V1)
+    assert not outcomes.pending.units
+    await outcomes.flush()
+    await outcomes.close()
