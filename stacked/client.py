@@ -6,7 +6,7 @@ import json
 import os
 import ssl
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -218,6 +218,21 @@ class Client:
         }
         return self._one("POST", f"{_CONTROL}/modelGroups", json=body | more)
 
+    def clone_group(self, source: dict[str, Any], metadata: Mapping[str, str]) -> dict[str, Any]:
+        """A group as this one, with other custom metadata."""
+        details = source["modelGroupDetails"]
+        items = [{"key": key, "value": value} for key, value in metadata.items()]
+        same = {name: details[name] for name in ("type", "baseModelId") if details.get(name)}
+        details = {**same, "customMetadataList": items}
+        name = source["displayName"]
+        cloned = {
+            "modelGroupCloneSourceType": "MODEL_GROUP",
+            "sourceId": source["id"],
+            "modifyModelGroupDetails": {"displayName": name, "modelGroupDetails": details},
+        }
+        body = {"createType": "CLONE", "modelGroupCloneSourceDetails": cloned}
+        return self._one("POST", f"{_CONTROL}/modelGroups", json=body)
+
     def check_engine(self, engine: dict[str, Any]) -> None:
         """Have the server refuse settings that differ from its engine's."""
         with self._asked("POST", "/stacked/check", json={"engine": engine}):
@@ -235,6 +250,15 @@ class Client:
     def shadow(self, samples: int = 0) -> dict[str, Any]:
         """What shadow traffic has shown, and so many comparisons with their texts."""
         return self._one("GET", f"/stacked/shadow?samples={samples}")
+
+    def experiments(self) -> dict[str, Any]:
+        """Those that are served or have results, each with its newest phase, under `items`."""
+        return self._one("GET", "/stacked/experiments")
+
+    def experiment(self, key: str, **query: str | None) -> dict[str, Any]:
+        """The arms of an experiment compared; `phase` and `metric` choose what is shown."""
+        given = {name: value for name, value in query.items() if value}
+        return self._one("GET", f"/stacked/experiments/{quote(key, safe='')}", params=given)
 
     def update_live(self, deployment_id: str, group_id: str) -> str:
         """Begin a LIVE update and return the id of its work request."""

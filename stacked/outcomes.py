@@ -10,10 +10,9 @@ from collections.abc import Callable, Sequence
 from stacked import metrics
 from stacked.config import ExperimentsConfig
 from stacked.errors import FeedbackInvalid, FeedbackUnknown
-from stacked.experiments.assignment import Exposure
+from stacked.experiments.assignment import Arm, Exposure
 from stacked.flushing import Flushing
 from stacked.registry.outcomes import (
-    Arm,
     Batch,
     Got,
     OutcomeRepository,

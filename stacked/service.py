@@ -32,6 +32,7 @@ from stacked.engine.support import require_build
 from stacked.errors import EngineDead, EngineError, NotAuthorizedOrNotFound, NotReady
 from stacked.groups.routing import Routing
 from stacked.log_files import LogFiles
+from stacked.outcomes import Outcomes
 from stacked.registry import DeployedMember, Deployment, MemberState, Page, Query, Registry
 from stacked.retention.collect import Collector, Records
 from stacked.retention.rounds import Rounds
@@ -100,6 +101,7 @@ class Service:
         self._slot = Slot()
         self.usage = Usage()
         self.shadow = Shadow(config.experiments.shadow)
+        self.outcomes = Outcomes(config.experiments, lambda key: self.routing.arms[key].facts)
         self.log_files: LogFiles | None = None
         """Where this process's lines go, if it tends files."""
         self._rounds: Rounds | None = None
@@ -175,6 +177,7 @@ class Service:
         await self._slot.close()
         self._needed.close()
         await self.usage.close()
+        await self.outcomes.close()
         if self._ledger is not None:
             await asyncio.to_thread(self._ledger.close)
 
@@ -196,6 +199,7 @@ class Service:
         )
         self._ledger = ledger
         self.usage.begin(ledger.registry.usage, config.retention.usage)
+        self.outcomes.begin(ledger.registry.outcomes)
         self._catalogue = await asyncio.to_thread(self._open_catalogue, ledger)
         starter = Starter(ledger, self._catalogue, config)
         activation = Activation(ledger, starter, self._slot, tell)

@@ -14,10 +14,10 @@ from stacked import flushing
 from stacked import outcomes as module
 from stacked.config import ExperimentsConfig
 from stacked.errors import FeedbackUnknown, RegistryUnusable
-from stacked.experiments.assignment import Exposure
+from stacked.experiments.assignment import Arm, Exposure
 from stacked.outcomes import Outcomes, of_answer, of_unit
 from stacked.registry import Registry
-from stacked.registry.outcomes import Arm, Recorded, Tally
+from stacked.registry.outcomes import Recorded, Tally
 from tests.waiting import until_async
 
 V1 = Exposure("sql", "one", "v1", "ann")

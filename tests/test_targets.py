@@ -140,7 +140,9 @@ def test_a_line_end_in_a_name_changes_nothing() -> None:
     assert inner_path("/ocid1.x\n/predict").deployment == "ocid1.x\n"
 
 
-@pytest.mark.parametrize("raw", ["/v1/load_lora_adapter", "/v1/unload_lora%5Fadapter/", "/pause"])
+@pytest.mark.parametrize(
+    "raw", ["/v1/feedback", "/v1/load_lora_adapter", "/v1/unload_lora%5Fadapter/", "/pause"]
+)
 def test_no_spelling_reaches_what_is_administrative(raw: str) -> None:
     assert model_target("POST", canonical(raw)) is None
 

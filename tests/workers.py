@@ -23,6 +23,7 @@ _PIECES = {
         "tests/api/test_live_update.py",
         "tests/api/test_log_lines.py",
         "tests/api/test_models.py",
+        "tests/api/test_results.py",
         "tests/api/test_secrets.py",
         "tests/api/test_server.py",
         "tests/api/test_signed_server.py",

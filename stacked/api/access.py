@@ -12,6 +12,8 @@ from typing import Any
 from stacked import metrics, tracing
 from stacked.api.replies import Tagged
 from stacked.groups.routing import Route
+from stacked.outcomes import Outcomes
+from stacked.registry.outcomes import Tally
 from stacked.registry.usage import Counts
 from stacked.tracing import RawHeaders
 from stacked.usage import Usage
@@ -29,8 +31,10 @@ class Access:
         "_admitted",
         "_began",
         "_labels",
+        "_outcomes",
         "_routine",
         "_usage",
+        "at_length",
         "caller",
         "error",
         "generated_tokens",
@@ -49,11 +53,13 @@ class Access:
         method: str,
         path: str,
         usage: Usage | None = None,
+        outcomes: Outcomes | None = None,
         *,
         headers: RawHeaders = (),
         routine: bool = False,
     ) -> None:
-        """`usage`: where it is counted, if it may run a model.
+        """`usage`: where it is counted, if it may run a model; `outcomes`: what it got, if it is
+        of an experiment.
 
         `headers` may name the trace that it is part of. `routine`: it is a probe, whose success is
         not worth a line or a span.
@@ -66,9 +72,12 @@ class Access:
         self.queued: float | None = None
         """Seconds that it waited for its turn; None if it never got that far."""
         self.prompt_tokens = self.generated_tokens = 0
+        self.at_length = False
+        """Whether an answer ended as it had all of its tokens."""
         self.error = ""
         """The code of the error of ours that it was answered with."""
         self._usage = usage
+        self._outcomes = outcomes
         self._routine = routine
         self._began = self._admitted = time.perf_counter()
         self._labels = ("", "")
@@ -79,6 +88,8 @@ class Access:
         self.route, self._labels = route, route.labels
         self._admitted = time.perf_counter()
         metrics.request_began(*self._labels)
+        if route.exposure is not None and self._outcomes is not None:
+            self._outcomes.saw(route.exposure)
         if self.span is not None:
             self.span.part("stacked.admission", self._began, self._admitted)
 
@@ -90,11 +101,12 @@ class Access:
             now = time.perf_counter()
             self.span.part("stacked.queue", now - seconds, now)
 
-    def count(self, prompt: int, generated: int) -> None:
+    def count(self, prompt: int, generated: int, at_length: bool) -> None:
         """The tokens of one prompt. The engine may report those of an aborted one late."""
         metrics.tokens(*self._labels, prompt, generated)
         self.prompt_tokens += prompt
         self.generated_tokens += generated
+        self.at_length |= at_length
         if self._usage is not None:
             tokens = Counts(prompt_tokens=prompt, generated_tokens=generated)
             self._usage.add(self.caller, self._labels[0], tokens)
@@ -105,6 +117,8 @@ class Access:
             if reply.first_body is not None:
                 metrics.first_byte(*self._labels, reply.first_body - self._admitted)
             metrics.request_ended(*self._labels, reply.status)
+            if self.route.exposure is not None and self._outcomes is not None:
+                self._outcomes.add(self.id, self.route.exposure, self._tally(reply))
         if self._usage is not None and self.caller:
             failed = reply.status is None or reply.status >= 400
             self._usage.add(self.caller, self._labels[0], Counts(1, int(failed)))
@@ -117,6 +131,22 @@ class Access:
         if self.span is not None:
             failed = reply.status is None or reply.status >= 500
             self.span.end(fields, (self.error or "failed") if failed else "")
+
+    def _tally(self, reply: Tagged) -> Tally:
+        """What it got. Of a client that left nothing is known but that it was there."""
+        if reply.status is None:
+            return Tally()
+        failed = reply.status >= 400 or reply.was_cut
+        if failed or not reply.ended or reply.first_body is None:
+            return Tally(answers=1, failed=int(failed))
+        return Tally(
+            answers=1,
+            whole=1,
+            seconds=time.perf_counter() - self._admitted,
+            first_seconds=reply.first_body - self._admitted,
+            output_tokens=self.generated_tokens,
+            cut=int(self.at_length),
+        )
 
     def _fields(self, reply: Tagged) -> dict[str, Any]:
         """The line's, in its order."""

@@ -33,10 +33,12 @@ from stacked.callers import ANYONE, Caller, called_by, caller_of
 from stacked.core import header_form
 from stacked.errors import DrainExpired, EngineDead, NotAuthenticated, StackedError
 from stacked.groups.routing import Route
+from stacked.outcomes import Outcomes
 from stacked.service import Service
 from stacked.serving import Report
 from stacked.serving.bodies import replay
 from stacked.serving.targets import (
+    FEEDBACK,
     HEALTH_PATHS,
     PREFIX,
     Target,
@@ -60,12 +62,17 @@ class Gateway:
         ours: ASGIApp,
         gate: Gate | LocalGate | None = None,
         usage: Usage | None = None,
+        outcomes: Outcomes | None = None,
     ) -> None:
-        """`gate` authenticates requests; None accepts every request. `usage` counts them."""
+        """`gate` authenticates requests; None accepts every request.
+
+        `usage` counts them, `outcomes` what those of experiments got.
+        """
         self._service = service
         self._ours = ours
         self._gate = gate
         self._usage = usage
+        self._outcomes = outcomes
         self._limits = Limits(service.config.server)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,7 +80,7 @@ class Gateway:
             await self._ours(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        id = request_ids.begin(headers.get(request_ids.HEADER))
+        id = request_ids.begin(headers.get(request_ids.HEADER) or headers.get(request_ids.VLLMS))
         raw: bytes = scope.get("raw_path") or quote(scope["path"]).encode()
         method = scope["method"]
         deployment, path, for_app, target, plain = place_of(method, raw.decode("latin-1"))
@@ -85,7 +92,9 @@ class Gateway:
         receive = intake = Intake(receive, scope, self._limits)
         usage = self._usage if target is not None else None
         probe = self._is_probe(path)
-        access = Access(id, method, path, usage, headers=scope["headers"], routine=probe)
+        access = Access(
+            id, method, path, usage, self._outcomes, headers=scope["headers"], routine=probe
+        )
         try:
             if self._gate is None:
                 scope.update(called_by(ANYONE))
@@ -100,6 +109,12 @@ class Gateway:
                 with self._limits.admitted(caller, tagged.headers):
                     scope, receive = await self._decoded(scope, receive, intake)
                     await self._run_model(target, scope, receive, tagged, access)
+                return
+            if path == FEEDBACK and method == "POST":  # as many as requests to models
+                with self._limits.admitted(caller, tagged.headers):
+                    scope, receive = await self._decoded(scope, receive, intake)
+                    body = await self._body(scope, receive)
+                    await self._ours(scope, replay(body, receive), tagged)
                 return
             tagged.headers |= self._limits.rates.headers(caller)
             scope, receive = await self._decoded(scope, receive, intake)
@@ -155,13 +170,19 @@ class Gateway:
         length = (b"content-length", str(len(body)).encode())
         return {**scope, "headers": [*others, length]}, replay(body, receive)
 
+    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+        limit = self._service.config.server.max_body_bytes
+        return await read_body(receive, limit, Headers(scope=scope).get("content-length"))
+
     async def _run_model(
         self, target: Target, scope: Scope, receive: Receive, send: Tagged, access: Access
     ) -> None:
-        limit = self._service.config.server.max_body_bytes
-        body = await read_body(receive, limit, Headers(scope=scope).get("content-length"))
+        body = await self._body(scope, receive)
+        # So that the id in an answer is that of its request, by which feedback comes.
+        others = _without(scope["headers"], request_ids.VLLMS.encode())
+        scope = {**scope, "headers": [*others, (request_ids.VLLMS.encode(), access.id.encode())]}
         if access.span is not None:
-            scope = {**scope, "headers": access.span.passed_on(scope["headers"])}
+            scope["headers"] = access.span.passed_on(scope["headers"])
         cut = Cut()
         route, lease, answer, sequences = self._service.admit(target, scope, body, cut.ask)
         caller, limits = caller_of(scope), self._limits
@@ -180,8 +201,10 @@ class Gateway:
                 access.error = error.code
                 await send.cut_off(error, target.plain)
 
-    def _count(self, access: Access, caller: Caller, prompt: int, generated: int) -> None:
-        access.count(prompt, generated)
+    def _count(
+        self, access: Access, caller: Caller, prompt: int, generated: int, at_length: bool
+    ) -> None:
+        access.count(prompt, generated, at_length)
         self._limits.rates.charge(caller, prompt + generated)
 
 

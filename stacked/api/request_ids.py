@@ -14,6 +14,8 @@ from traceback import format_tb
 from typing import Any
 
 HEADER = "opc-request-id"
+VLLMS = "x-request-id"
+"""The header that vLLM makes the id of an answer of; OpenAI's clients know it too."""
 
 # A request is a task of its own, and so is this variable's value.
 _current: ContextVar[str] = ContextVar("request_id", default="")

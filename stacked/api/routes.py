@@ -20,6 +20,7 @@ from stacked.api.control.calls import CHANGE, ModelName, Served, success
 from stacked.api.errors import handle_errors
 from stacked.api.open_inference import router as open_inference
 from stacked.api.openapi import openapi_routes
+from stacked.api.results import router as results
 from stacked.callers import caller_of
 from stacked.core import ModelId, check_key, check_model_id
 from stacked.engine.openai import model_cards
@@ -106,6 +107,7 @@ def create_routes(service: Service) -> FastAPI:
         app.get(path, tags=["Health"], operation_id=name)(health)
     app.include_router(router)
     app.include_router(open_inference)
+    app.include_router(results)
     control_routes(app, service)
     openapi_routes(app, service)
     return app

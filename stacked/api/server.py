@@ -163,7 +163,7 @@ class _Server(uvicorn.Server):
 def _uvicorn_config(service: Service, gate: Gate | LocalGate | None) -> uvicorn.Config:
     settings = service.config.server
     routes = create_routes(service)
-    app = with_cors(Gateway(service, routes, gate, service.usage), settings.cors)
+    app = with_cors(Gateway(service, routes, gate, service.usage, service.outcomes), settings.cors)
     return uvicorn.Config(
         with_metrics(app, Gateway(service, routes), settings),
         http=bounded(settings.limits, raise_file_limit()),

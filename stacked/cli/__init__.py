@@ -17,6 +17,7 @@ import typer
 from stacked import __version__
 from stacked.cli.bench import bench
 from stacked.cli.evaluate import evaluate
+from stacked.cli.experiment import experiment
 from stacked.cli.gc import gc
 from stacked.cli.keys import keys
 from stacked.cli.live import rollback, update
@@ -308,4 +309,5 @@ for command in (update, rollback, status, groups, usage, shadow, gc):
     app.command()(command)
 app.command("eval")(evaluate)
 app.add_typer(bench)
+app.add_typer(experiment)
 app.add_typer(keys)

@@ -1,4 +1,4 @@
-"""`stacked update --live` and `stacked rollback`: one group for another, followed to its end."""
+"""`stacked update --live`, `rollback`, `experiment promote`: another group, followed to its end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stacked.cli.sending import sent
-from stacked.cli.shared import Url, brief, fail, optional, server
+from stacked.cli.shared import Url, brief, conclusions, fail, optional, server
 from stacked.core import VERSIONED
 
 if TYPE_CHECKING:
@@ -75,6 +75,62 @@ def rollback(url: Url = None) -> None:
         _show_changes(entries_of(served), entries_of(previous), _design(served), _design(previous))
         done = _go_live(client, progress, status, previous, entries_of(previous))
     raise typer.Exit(0 if done else 1)
+
+
+def promote(
+    key: Annotated[str, typer.Argument(help="The experiment's inference key.")],
+    arm: Annotated[str, typer.Argument(help="The key of the arm that stays.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    url: Url = None,
+) -> None:
+    """Make one arm the only one, LIVE and without loading anything.
+
+    The experiment's key goes on answering; `stacked rollback` brings the other arms back.
+
+    Example:  stacked experiment promote sql sql-v2
+    """
+    from stacked.client import entries_of, metadata_of
+    from stacked.config import Design
+    from stacked.terminal import Terminal, out
+
+    with server(url) as client, Terminal() as progress:
+        status = _served(client)
+        _check_idle(status)
+        served = client.group(status["groupId"])
+        metadata = metadata_of(served["modelGroupDetails"])
+        before = Design.of(metadata)
+        after = _promoted(before, key, arm)
+        if after == before:
+            progress.finish(f"Nothing to change: {arm!r} is the only arm of {key!r}")
+            return
+        for sentence in conclusions(client.experiment(key)["phase"]):
+            out.print(sentence, markup=False)
+        out.print(f"All of {key!r} will be answered by {arm!r}.", markup=False)
+        if not yes:
+            typer.confirm("Promote it?", abort=True)
+        group = client.clone_group(served, {**metadata, **after.as_metadata()})
+        done = _go_live(client, progress, status, group, entries_of(group))
+        if done:
+            progress.note(
+                f"Before the next `stacked update --live`, write arms: [{{key: {arm}}}] into the "
+                "file too. To bring the other arms back: stacked rollback"
+            )
+    raise typer.Exit(0 if done else 1)
+
+
+def _promoted(design: Design, key: str, arm: str) -> Design:
+    """The design with this arm as the only one of this experiment; ends the command without."""
+    from stacked.config import ArmConfig
+
+    found = [one for one in design.experiments if one.key == key]
+    if not found:
+        fail("ExperimentUnknown", f"no experiment {key!r} is served; see: stacked experiment list")
+    arms = [each.key for each in found[0].arms]
+    if arm not in arms:
+        fail("ArmUnknown", f"{arm!r} is no arm of {key!r}; its arms are {', '.join(arms)}")
+    alone = found[0].model_copy(update={"arms": (ArmConfig(key=arm),)})
+    experiments = tuple(alone if one is found[0] else one for one in design.experiments)
+    return design.model_copy(update={"experiments": experiments})
 
 
 def _served(client: Client) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -50,6 +50,19 @@ def server(url: str | None) -> Client:
     from stacked.client import Client
 
     return Client(url)
+
+
+def conclusions(phase: dict[str, Any]) -> list[str]:
+    """What is to be said of an experiment's phase: of feedback, and of what else is certain."""
+    certain = {"better", "worse", "different"}
+    alone = len(phase["metrics"]) == 1
+    return [
+        sentence
+        for metric in phase["metrics"]
+        if any(arm["units"] for arm in metric["arms"])
+        for arm, sentence in zip(metric["arms"][1:], metric["sentences"], strict=False)
+        if alone or metric["feedback"] or arm["verdict"] in certain
+    ]
 
 
 def brief(content: str | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,8 +13,6 @@ from stacked.cli.shared import AsJson, Url, brief, server
 
 if TYPE_CHECKING:
     from rich.console import Group
-
-    from stacked.client import Client
 
 
 def groups(url: Url = None) -> None:
@@ -44,40 +42,48 @@ def status(
 
     Example:  stacked status --watch
     """
-    from stacked.terminal import out
-
     with server(url) as client:
-        if not watch:
-            _print_status(client.status(), as_json)
-        elif as_json or not sys.stdout.isatty():
-            for each in _changes(client):
-                _print_status(each, as_json)
-        else:
-            from rich.live import Live
-
-            with Live(console=out, auto_refresh=False) as live:
-                for each in _changes(client):
-                    live.update(_picture(each), refresh=True)
+        show(client.status, _picture, watch=watch, as_json=as_json)
 
 
-def _print_status(status: dict[str, Any], as_json: bool) -> None:
+def show(
+    read: Callable[[], dict[str, Any]],
+    picture: Callable[[dict[str, Any]], Group],
+    *,
+    watch: bool,
+    as_json: bool,
+) -> None:
+    """Show what a server says; with `watch` again whenever it says something else."""
+    from rich.live import Live
+
     from stacked.terminal import out, write_json
 
-    if as_json:
-        write_json(status)
+    def write(report: dict[str, Any]) -> None:
+        if as_json:
+            write_json(report)
+        else:
+            out.print(picture(report))
+
+    if not watch:
+        write(read())
+    elif as_json or not sys.stdout.isatty():
+        for each in _changes(read):
+            write(each)
     else:
-        out.print(_picture(status))
+        with Live(console=out, auto_refresh=False) as live:
+            for each in _changes(read):
+                live.update(picture(each), refresh=True)
 
 
-def _changes(client: Client) -> Iterator[dict[str, Any]]:
-    """The status now, and again whenever it has changed."""
+def _changes(read: Callable[[], dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """What is there now, and again whenever it has changed."""
     shown = None
     while True:
-        status = client.status()
-        if status != shown:
-            yield status
-            shown = status
-        time.sleep(1.0)  # the server has no event for a change of status
+        report = read()
+        if report != shown:
+            yield report
+            shown = report
+        time.sleep(1.0)  # the server has no event for a change
 
 
 def _disk(disk: dict[str, Any] | None) -> str:

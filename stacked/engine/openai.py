@@ -42,11 +42,11 @@ class Report:
     """Who is to know what the engine did for a request, for each prompt of it.
 
     `count` gets the numbers of tokens of the prompt and of its answers once the engine has
-    finished, `waited` how many seconds it was until the engine got the prompt, `output` each of
-    vLLM's outputs.
+    finished, and whether one ended as it had all of its tokens; `waited` how many seconds it was
+    until the engine got the prompt, `output` each of vLLM's outputs.
     """
 
-    count: Callable[[int, int], None]
+    count: Callable[[int, int, bool], None]
     waited: Callable[[float], None]
     output: Callable[[Any], None] | None = None
 
@@ -153,6 +153,7 @@ def _in_turn(client: Any, turns: Turns | None) -> Any:
         ticket = ticket_of(prompt, params, more.get("lora_request"))
         computed: int | None = None
         asked = given = 0
+        at_length = False
         whole = getattr(params.output_kind, "name", "") == "CUMULATIVE"
         try:
             if turns is not None:
@@ -165,6 +166,7 @@ def _in_turn(client: Any, turns: Turns | None) -> Any:
                 if isinstance(output.outputs, list):  # a pooling request has no answer of tokens
                     new = sum([len(each.token_ids) for each in output.outputs])
                     given = new if whole else given + new
+                    at_length |= any(each.finish_reason == "length" for each in output.outputs)
                 asked = len(output.prompt_token_ids or ())
                 computed = asked - (output.num_cached_tokens or 0)
                 if reported is not None:
@@ -178,7 +180,7 @@ def _in_turn(client: Any, turns: Turns | None) -> Any:
             if turns is not None:
                 turns.leave(ticket, computed, given)
             if report is not None:
-                report.count(asked, given)
+                report.count(asked, given, at_length)
 
     def generates(prompt: Any, sampling_params: Any, request_id: str, **more: Any) -> Any:
         return in_turn(generate, prompt, sampling_params, request_id, more)

@@ -40,6 +40,14 @@ class Exposure(NamedTuple):
     """The unit's pseudonym; None: the request had none, and its arm was drawn by chance."""
 
 
+class Arm(NamedTuple):
+    """One arm in one phase: its part of the units, and the content it has."""
+
+    key: str
+    share: float
+    digest: str
+
+
 def fnv1a32(data: bytes, state: int = _BASIS) -> int:
     """FNV-1a of 32 bits. `state`: the hash of what stands before `data`."""
     for byte in data:

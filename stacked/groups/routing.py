@@ -20,7 +20,7 @@ from stacked.errors import (
     KeyUnknown,
     ModelQuarantined,
 )
-from stacked.experiments.assignment import Exposure, Split
+from stacked.experiments.assignment import Arm, Exposure, Split
 
 H = TypeVar("H")
 
@@ -83,6 +83,12 @@ class Arms(NamedTuple, Generic[H]):
     def first(self) -> Route[H]:
         """Of the first arm that is served: stands for all until an arm is drawn."""
         return next(iter(self.routes.values()))
+
+    @property
+    def facts(self) -> tuple[Arm, ...]:
+        """What its phase is of; the first arm is the one that others are compared with."""
+        shares = self.split.shares.items()
+        return tuple(Arm(key, share, self.routes[key].digest or "base") for key, share in shares)
 
     def draw(self, unit: UnitOf) -> Route[H]:
         """The route of a unit's arm, or of one by chance."""

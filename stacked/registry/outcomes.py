@@ -28,6 +28,7 @@ from sqlalchemy import (
 )
 
 from stacked.errors import FeedbackInvalid, FeedbackUnknown
+from stacked.experiments.assignment import Arm
 from stacked.experiments.statistics import Sample
 from stacked.registry.database import Database
 from stacked.registry.schema import (
@@ -70,14 +71,6 @@ class Tally(NamedTuple):
 
     def plus(self, other: Tally) -> Tally:
         return Tally._make(mine + more for mine, more in zip(self, other, strict=True))
-
-
-class Arm(NamedTuple):
-    """One arm in one phase: its part of the units, and the content it has."""
-
-    key: str
-    share: float
-    digest: str
 
 
 class Got(NamedTuple):

@@ -67,7 +67,7 @@ class _Reply:
         self.why = self.why or why
         self.given_up.set()
 
-    def count(self, prompt: int, generated: int) -> None:
+    def count(self, prompt: int, generated: int, at_length: bool) -> None:
         self.prompt_tokens += prompt
         self.generated_tokens += generated
 

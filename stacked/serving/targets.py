@@ -37,7 +37,9 @@ _MODEL_PATHS = re.compile(
 # Its other public paths. What is in neither list is administrative (pausing,
 # scaling, sleeping, aborting others' requests) and is not reachable.
 _OPEN_PATHS = re.compile(r"/(metrics|version|load)")
-_LORA_PATHS = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
+FEEDBACK = "/v1/feedback"
+# Our own among vLLM's.
+_OUR_PATHS = frozenset({FEEDBACK, "/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
 # A platform's probes, which reveal nothing about models: nobody has to sign them.
 HEALTH_PATHS = frozenset(
     {
@@ -72,7 +74,7 @@ _SERVING = re.compile(
     rf"(?s)POST (?:(?:/models?/.+)?/(?:{_VERBS})|{_AZURE_OPENAI}"
     r"|/v1/(?:chat/completions(?:/batch)?|completions|responses|messages)(?:/render)?"
     r"|/v1/(?:chat/completions|completions)/derender"
-    r"|/v1/(?:messages/count_tokens|systemone|embeddings|score|rerank)"
+    r"|/v1/(?:feedback|messages/count_tokens|systemone|embeddings|score|rerank)"
     r"|/v2/(?:embed|rerank|models/.+/infer)"
     r"|/(?:inference/v1/generate|invocations|tokenize|detokenize|generative_scoring)"
     r"|/(?:pooling|classify|score|rerank))"
@@ -195,7 +197,7 @@ def model_target(method: str, path: str, below: str | None = None) -> Target | N
         return Target(f"/v1/{match['rest']}", unquote(model) if model else None)
     if match := _INFER.fullmatch(path):
         return Target(path=None, model=unquote(match["model"]), plain=True, tensors=True)
-    if path not in _LORA_PATHS and _MODEL_PATHS.fullmatch(path):
+    if path not in _OUR_PATHS and _MODEL_PATHS.fullmatch(path):
         return Target(path=path, stream=below == _STREAM, oci=below is not None)
     return None
 

@@ -19,7 +19,9 @@ from stacked.api.replies import Tagged
 from stacked.core import Digest, ModelId
 from stacked.experiments.assignment import Exposure
 from stacked.groups.routing import Route
+from stacked.outcomes import Outcomes
 from stacked.registry import Registry
+from stacked.registry.outcomes import Tally
 from stacked.registry.usage import Counts, Used
 from stacked.service import Service
 from stacked.usage import Usage
@@ -127,8 +129,63 @@ def test_tokens_that_come_after_the_end_are_counted() -> None:
     route = Route("sql", "sql", ModelId("ocid1.x.y.z"), None, None, 1)
     access.admitted(route)
     access.end(Tagged(nowhere, {}))
-    access.count(3, 2)
+    access.count(3, 2, False)
     assert usage.pending == {("anyone", "sql"): Counts(1, 1, 3, 2)}
+
+
+class Gathered:
+    """In place of the outcomes: what they were told."""
+
+    def __init__(self) -> None:
+        self.tallies: list[tuple[str, Exposure, Tally]] = []
+
+    def saw(self, exposure: Exposure) -> None:
+        self.seen = exposure
+
+    def add(self, id: str, exposure: Exposure, tally: Tally) -> None:
+        assert exposure is self.seen
+        self.tallies.append((id, exposure, tally))
+
+
+@pytest.mark.parametrize(
+    ("status", "ended", "cut", "expected"),
+    [
+        (200, True, False, (1, 0, 1, 5, 1)),
+        (200, False, False, (1, 0, 0, 0, 0)),
+        (200, True, True, (1, 1, 0, 0, 0)),
+        (400, True, False, (1, 1, 0, 0, 0)),
+        (None, False, False, (0, 0, 0, 0, 0)),
+    ],
+    ids=["whole", "left", "cut", "refused", "left before it began"],
+)
+async def test_what_an_answer_of_an_experiment_was(
+    status: int | None, ended: bool, cut: bool, expected: tuple[int, ...]
+) -> None:
+    gathered, reply = Gathered(), Tagged(nowhere, {})
+    exposure = Exposure("sql", "phase", "sql-v2", "pseudonym")
+    route = Route("sql", "sql", ModelId("ocid1.x.y.z"), None, None, 1, exposure=exposure)
+    access = Access("ID", "POST", "/predict", None, cast(Outcomes, gathered))
+    access.admitted(route)
+    for generated, at_length in ((3, True), (2, False)):
+        access.count(1, generated, at_length)
+    if status is not None:
+        await reply({"type": "http.response.start", "status": status, "headers": []})
+        await reply({"type": "http.response.body", "body": b"x", "more_body": not ended})
+    reply.was_cut = cut
+    access.end(reply)
+    ((id, _, tally),) = gathered.tallies
+    assert id == "ID"
+    counts = (tally.answers, tally.failed, tally.whole, tally.output_tokens, tally.cut)
+    assert counts == expected
+    assert (tally.seconds >= tally.first_seconds > 0) == bool(tally.whole)
+
+
+def test_without_an_experiment_there_is_no_outcome() -> None:
+    gathered = Gathered()
+    access = Access("ID", "POST", "/predict", None, cast(Outcomes, gathered))
+    access.admitted(Route("sql", "sql", ModelId("ocid1.x.y.z"), None, None, 1))
+    access.end(Tagged(nowhere, {}))
+    assert not gathered.tallies
 
 
 def test_a_line_of_an_experiment_has_arm_and_phase() -> None:

@@ -228,3 +228,21 @@ async def test_what_vllm_would_leave_out_without_a_word_is_refused(
     if status == 400:
         assert "ParameterUnsupported" in answer.text
         assert next(iter(given)) in answer.text
+
+
+@pytest.mark.parametrize(
+    ("headers", "id"),
+    [
+        ({"opc-request-id": "mine"}, "mine"),
+        ({"x-request-id": "mine"}, "mine"),
+        ({"opc-request-id": "mine", "x-request-id": "other"}, "mine"),
+        ({}, None),
+    ],
+)
+async def test_vllm_gets_the_requests_id_to_make_the_answers_of(
+    http: httpx.AsyncClient, headers: dict[str, str], id: str | None
+) -> None:
+    answer = await http.post("/v1/completions", json=PROMPT, headers=headers)
+    given = answer.json()["headers"]["x-request-id"]
+    assert given == answer.headers["opc-request-id"]
+    assert id in (None, given)

@@ -63,7 +63,7 @@ class Engine:
         selection = selected.get()
         assert selection is not None
         assert selection.report is not None
-        selection.report.count(300, 100)
+        selection.report.count(300, 100, False)
         await JSONResponse({"done": True})(scope, receive, send)
 
     async def _tokens(self) -> AsyncIterator[bytes]:

@@ -67,6 +67,7 @@ POST /v1/responses/render
 POST /v1/messages
 POST /v1/messages/render
 POST /v1/messages/count_tokens
+POST /v1/feedback
 POST /v1/systemone
 POST /inference/v1/generate
 POST /invocations
@@ -106,6 +107,8 @@ DELETE /models/{name}
 DELETE /model/{name}
 POST /v1/load_lora_adapter
 POST /v1/unload_lora_adapter
+GET /stacked/experiments
+GET /stacked/experiments/{key}
 POST /ping
 GET /openapi.json
 GET /docs

@@ -210,10 +210,10 @@ class Client:
         self, prompt: Any, params: Any, request_id: str, *, priority: int = 0, **_: Any
     ) -> AsyncIterator[Any]:
         self.priorities.append(priority)
-        for _step in range(2):
+        for reason in (None, "length"):
             await asyncio.sleep(0)
             yield SimpleNamespace(
-                outputs=[SimpleNamespace(token_ids=[1])],
+                outputs=[SimpleNamespace(token_ids=[1], finish_reason=reason)],
                 prompt_token_ids=[1, 2, 3],
                 num_cached_tokens=1,
             )
@@ -244,7 +244,7 @@ def test_request_waits_runs_and_is_reported() -> None:
     async def work() -> None:
         turn, _ = turns(seats=1)
         client = _in_turn(Client(), turn)
-        counted: list[tuple[int, int]] = []
+        counted: list[tuple[int, int, bool]] = []
         waited: list[float] = []
         before = selected.set(
             Selection("a", None, Report(lambda *each: counted.append(each), waited.append))
@@ -254,7 +254,7 @@ def test_request_waits_runs_and_is_reported() -> None:
         finally:
             selected.reset(before)
         assert len(first) == len(second) == 2
-        assert counted == [(3, 2), (3, 2)]
+        assert counted == [(3, 2, True), (3, 2, True)]
         assert len(waited) == 2
         assert min(waited) >= 0
         assert turn._queue._seated == 0
@@ -267,7 +267,7 @@ def test_pooling_request_waits_for_its_turn_too_and_its_prompt_is_counted() -> N
         turn, _ = turns(seats=1)
         engine = Client()
         client = _in_turn(engine, turn)
-        counted: list[tuple[int, int]] = []
+        counted: list[tuple[int, int, bool]] = []
         first = Ticket(Share("c", "a"))
         await turn.wait(first, "first")
         before = selected.set(
@@ -286,7 +286,7 @@ def test_pooling_request_waits_for_its_turn_too_and_its_prompt_is_counted() -> N
         turn.leave(first)
         assert (await task).outputs.data == "a vector"
         assert [each async for each in stream] == []
-        assert counted == [(3, 0)]
+        assert counted == [(3, 0, False)]
         assert turn._queue._seated == 0
 
     run(work())

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from stacked.errors import FeedbackInvalid, FeedbackUnknown
+from stacked.experiments.assignment import Arm
 from stacked.experiments.statistics import Sample
 from stacked.registry import Registry, Shared
-from stacked.registry.outcomes import Arm, Batch, Got, Phase, Recorded, Tally, Value, number_of
+from stacked.registry.outcomes import Batch, Got, Phase, Recorded, Tally, Value, number_of
 
 NOW = datetime(2026, 1, 2, 10, 30, tzinfo=UTC)
 HOUR = timedelta(hours=1)
