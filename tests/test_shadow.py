@@ -74,7 +74,7 @@ class World:
         state = SimpleNamespace(turns=self.queue)
         self.serving: Any = SimpleNamespace(
             live=self.live,
-            engine=SimpleNamespace(reading=False, full=False),
+            engine=SimpleNamespace(reading=False, full=False, seats=128),
             app=SimpleNamespace(state=state),
             door=SimpleNamespace(path_of=lambda call: call.target.path, known=KNOWN),
         )
@@ -254,6 +254,17 @@ async def test_copies_run_together_once_they_are_many_or_have_waited(
     monkeypatch.setattr(shadow_module, "_BURST_SECONDS", 0.001)
     await world.request()
     assert not world.shadow._running
+    assert (await world.settled()).copies == 4
+
+
+async def test_few_run_together_on_an_engine_that_runs_few() -> None:
+    world = World(running=3)
+    world.serving.engine.seats = 16
+    world.gate.clear()
+    for _ in range(4):
+        await world.request()
+    assert (len(world.shadow._running), len(world.shadow._waiting)) == (2, 2)
+    world.gate.set()
     assert (await world.settled()).copies == 4
 
 

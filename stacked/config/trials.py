@@ -14,7 +14,8 @@ class ShadowLimits(Frozen):
     """How much copies may take. Whatever the limits are, they make room for every request."""
 
     running: int = Field(default=8, ge=1, le=1000)
-    """How many run at a time: together, once so many wait or the first has waited for 10 s."""
+    """How many run at a time: together, once so many wait or the first has waited for 10 s. At most
+    an eighth of the requests that the engine runs at once."""
     waiting: int = Field(default=32, ge=1, le=1000)
     """How many wait for that; more are dropped."""
     seconds: float = Field(default=120, gt=0, le=3600)

@@ -358,10 +358,20 @@ class Engine:
         return bool(self.client.errored)
 
     @property
+    def scores_prompts(self) -> bool:
+        """Whether logprobs of prompts can be requested; with this option they end the engine."""
+        return not self.args.kv_sharing_fast_prefill
+
+    @property
+    def seats(self) -> int:
+        """How many requests vLLM runs at once."""
+        most: int = self.client.vllm_config.scheduler_config.max_num_seqs
+        return most
+
+    @property
     def full(self) -> bool:
         """Whether vLLM has as many requests as it runs at once."""
-        most: int = self.client.vllm_config.scheduler_config.max_num_seqs
-        return len(self.client.output_processor.request_states) >= most
+        return len(self.client.output_processor.request_states) >= self.seats
 
     @property
     def reading(self) -> bool:
@@ -417,7 +427,7 @@ class Engine:
         """Do once, before any request, what would make the first requests slow.
 
         A canary on an adapter of zeros touches the slots' memory, and its logprobs have torch
-        compile what counts ranks, which takes seconds; for the sizes of others it compiles again.
+        compile what counts ranks, which takes seconds; for the rows of longer prompts once more.
         """
         from vllm.lora.request import LoRARequest
 
@@ -430,6 +440,9 @@ class Engine:
         await self.calls.workers("warm", number, request.lora_name, "warm", doing=doing)
         for each in (loaded, None, loaded, None):
             await self.canary(each)
+        if self.scores_prompts:
+            sampling = {"max_tokens": 1, "prompt_logprobs": 0}
+            await self.calls.call(self._last([1, 2, 3, 4], None, "warm", sampling), doing)
         await self.remove(loaded)
         await self.calls.workers("settle", doing=doing)
         self.calls.end_of_start()

@@ -25,7 +25,7 @@ async def mean_logprob(
 
     Raises ParameterInvalid if the two do not fit the model, EngineDead.
     """
-    if not answer or len(prompt) + len(answer) > MOST_TOKENS:
+    if not (answer and engine.scores_prompts) or len(prompt) + len(answer) > MOST_TOKENS:
         return None
     sampling = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0, "detokenize": False}
     (output,) = await engine.generate(

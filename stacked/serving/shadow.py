@@ -47,6 +47,8 @@ _PAUSE_SECONDS = 0.02
 # How long a copy waits for others to run with: many at once cost little more than one, and
 # requests meet them less often.
 _BURST_SECONDS = 10.0
+# Of the requests that the engine runs at once, one in so many may be a copy.
+_SEATS = 8
 # Prompts of copies that are read together: with more of them the engine would have requests wait.
 _BURST_TOKENS = 512
 
@@ -164,7 +166,7 @@ class Shadow:
         """Have those that wait begin once they are many, or have waited long enough."""
         if self._running or not self._waiting:
             return
-        if len(self._waiting) >= self._limits.running:
+        if len(self._waiting) >= self._most():
             self._begin()
         elif self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(_BURST_SECONDS, self._begin)
@@ -175,7 +177,7 @@ class Shadow:
             self._timer.cancel()
             self._timer = None
         tokens = 0
-        while self._waiting and len(self._running) < self._limits.running:
+        while self._waiting and len(self._running) < self._most():
             tokens += len(self._waiting[0].copy.made.prompt)
             if self._running and tokens > _BURST_TOKENS:
                 return
@@ -187,6 +189,11 @@ class Shadow:
             task = asyncio.get_running_loop().create_task(answer, context=run.copy.context)
             self._running[task] = run
             task.add_done_callback(self._ended)
+
+    def _most(self) -> int:
+        """How many run at once."""
+        seats = self._waiting[0].copy.serving.engine.seats
+        return min(self._limits.running, max(1, seats // _SEATS))
 
     def crowded(self) -> None:
         """A request has to wait for its turn: all copies make room for it."""

@@ -70,7 +70,7 @@ SYMBOLS = (
     Symbols(
         "vllm.engine.arg_utils",
         "EngineArgs",
-        "create_engine_config disable_log_stats enable_lora from_cli_args",
+        "create_engine_config disable_log_stats enable_lora from_cli_args kv_sharing_fast_prefill",
     ),
     Symbols("vllm.engine.arg_utils", "AsyncEngineArgs", "enable_log_requests"),
     Symbols("vllm.usage.usage_lib", "", "UsageContext"),
