@@ -23,7 +23,7 @@ from tests import tiny
 from tests.otlp import Collector, collector
 from tests.serving import Server, free_port, serving
 
-pytest_plugins = ["tests.servers", "tests.workers"]
+pytest_plugins = ["tests.postgres", "tests.servers", "tests.workers"]
 
 # Bytecode is kept, whatever the environment says: vLLM, torch and transformers take ten seconds to
 # compile, in each of the hundred processes that import them.

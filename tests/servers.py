@@ -21,7 +21,7 @@ from stacked import config
 from stacked.bases import default_data_dir, resolve
 from tests.conftest import TinyModels
 from tests.engine.releases import RELEASE
-from tests.postgres import Postgres, running_postgres
+from tests.postgres import storage_in
 from tests.serving import Server, free_port, serving
 
 if TYPE_CHECKING:
@@ -31,15 +31,6 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 MAX_BODY_BYTES = 100_000
-
-
-# -- a database that several processes share -------------------------------------------------
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
-    with running_postgres() as server:
-        yield server
 
 
 # -- a control plane that asks for signatures -----------------------------------------------
@@ -78,6 +69,8 @@ def signed(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) ->
         },
         "models": {"code": True},
     }
+    if url := storage_in(directory).database_url:
+        tree["storage"] = {"database": url}
     path = directory / "control.yaml"
     path.write_text(yaml.safe_dump(tree), encoding="utf-8")
     # Nothing is healthy before something is deployed; who does not sign is told so at once.

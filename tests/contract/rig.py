@@ -21,7 +21,7 @@ from stacked.api.gate import open_gate
 from stacked.api.gateway import Gateway
 from stacked.api.routes import create_routes
 from stacked.catalogue import Catalogue
-from stacked.config import ControlConfig, ModelsConfig, ServerConfig
+from stacked.config import ControlConfig, ModelsConfig, ServerConfig, StorageConfig
 from stacked.deployment.activation import Starter
 from stacked.deployment.ledger import Ledger
 from stacked.service import Service
@@ -32,6 +32,7 @@ from tests.api.control.plane import archive_of, packed, stacked_body
 from tests.api.doors import served
 from tests.deployments.machine import FakeStarts
 from tests.models.remote import PREFIX, Remote
+from tests.postgres import storage_in
 from tests.store.small import write_base
 from tests.waiting import until
 
@@ -144,13 +145,13 @@ def homogeneous(*members: str) -> dict[str, Any]:
 
 
 @contextmanager
-def rig(directory: Path, **server: Any) -> Iterator[Rig]:
+def rig(directory: Path, storage: StorageConfig | None = None, **server: Any) -> Iterator[Rig]:
     """A server on a port of its own, with nothing in it. `http` signs nothing."""
     roots = directory / "roots"
     write_base(roots / "base")
     models = ModelsConfig(code=True)
     own = ServerConfig(adapter_roots=(str(roots),), **server)
-    config = ControlConfig(server=own, models=models)
+    config = ControlConfig(server=own, models=models, storage=storage or storage_in(directory))
     service = Service(config, directory / "data", durable=True)
     with patch.object(stacked.service, "Starter", Starts):
         asyncio.run(service.start())

@@ -37,6 +37,7 @@ from stacked.serving.vllm import VllmPrepared, VllmServing
 from stacked.steps import Progress, Silent, Start
 from stacked.store import AdapterStore, ModelStore
 from tests.groups.test_routing import adapter
+from tests.postgres import storage_in
 from tests.test_live import FakeEngine
 
 BASE = "ocid1.datasciencemodel.oc1..base"
@@ -156,9 +157,9 @@ class _Store:
 class Machine:
     """One server's records and deployments. `again()` is what a restart after a kill finds."""
 
-    def __init__(self, directory: Path, storage: StorageConfig = StorageConfig()) -> None:  # noqa: B008
+    def __init__(self, directory: Path, storage: StorageConfig | None = None) -> None:
         self.directory = directory
-        self.storage = storage
+        self.storage = storage or storage_in(directory)
         self._open()
         registry = self.ledger.registry
         registry.models.put(Model(id=BASE, kind="base", digest="sha256:b"))

@@ -65,7 +65,7 @@ async def test_group_whose_records_are_in_a_database_does_not_begin_anew_in_a_fi
     await machine.close()
     assert PASSWORD not in (database_of(machine.ledger.directory) or "")
     with pytest.raises(RegistryUnusable, match="are in postgresql://127"):
-        Machine(tmp_path)
+        Machine(tmp_path, StorageConfig())
 
 
 async def test_what_is_served_does_not_need_the_database(

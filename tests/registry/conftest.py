@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from stacked.registry import Registry, Shared
+from stacked.registry.schema import metadata
+from tests.postgres import Postgres
 
 
 @pytest.fixture
@@ -23,7 +25,23 @@ def where(request: pytest.FixtureRequest) -> Path | Shared:
     return request.getfixturevalue("postgres").shared()
 
 
-@pytest.fixture
-def registry(where: Path | Shared) -> Iterator[Registry]:
-    with Registry(where) as opened:
+@pytest.fixture(scope="session")
+def emptied(postgres: Postgres) -> Shared:
+    """A schema that is used again and again: to make one takes longer than most tests."""
+    place = postgres.shared()
+    Registry(place).close()
+    return place
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def registry(request: pytest.FixtureRequest, path: Path) -> Iterator[Registry]:
+    """A registry of each kind, with nothing in it."""
+    if request.param == "sqlite":
+        with Registry(path) as opened:
+            yield opened
+        return
+    place: Shared = request.getfixturevalue("emptied")
+    tables = ", ".join(f'"{place.schema}"."{name}"' for name in metadata.tables)
+    request.getfixturevalue("postgres").run(f"TRUNCATE {tables} RESTART IDENTITY")
+    with Registry(place) as opened:
         yield opened

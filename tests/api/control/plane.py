@@ -24,6 +24,7 @@ from stacked.deployment.activation import Active
 from stacked.registry import Deployment, GroupMember, GroupRecord, Model, Registry
 from stacked.service import Service
 from stacked.store import AdapterStore, ModelStore
+from tests.postgres import place_in
 from tests.store.small import write_adapter, write_base
 
 BASE = "ocid1.datasciencemodel.oc1..base"
@@ -95,7 +96,7 @@ def control_plane(directory: Path, *, code: bool = False, **server: Any) -> Iter
         base=BaseConfig(model=str(base)),
         server=ServerConfig(adapter_roots=(str(roots),), **server),
     )
-    with Registry(directory / "registry.sqlite") as registry:
+    with Registry(place_in(directory)) as registry:
         stock(registry, base)
         files = directory / "artifacts"
         store = AdapterStore(directory / "store")
