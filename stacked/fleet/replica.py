@@ -27,6 +27,9 @@ from stacked.fleet.shared import (
     View,
 )
 
+# The reason of an update that was followed by others before this replica heard of its end.
+UNKNOWN = "it may have happened: later updates have, while nothing was heard of it"
+
 
 @dataclass(frozen=True, slots=True)
 class Timings:
@@ -435,7 +438,7 @@ class Replica:
         elif fleet.generation == wish.fence:
             self._end_wish("")
         elif fleet.generation > wish.fence:
-            self._end_wish("it may have happened: later ones have, while nothing was heard of it")
+            self._end_wish(UNKNOWN)
         elif fleet.fence > wish.fence or fleet.stage is Stage.ABORTED:
             own = fleet.fence == wish.fence
             self._end_wish(fleet.reason if own else "it was given up, and another one has begun")

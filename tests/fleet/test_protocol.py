@@ -37,8 +37,11 @@ from stacked.fleet.shared import (
 from tests.fleet.world import Ambush, Network, Violation, World
 
 MOST = 4
-POINTS = ("join", "beat", "ready", "held", "propose", "advance", "abort", "evict")
-WHEN = ("before", "after", "answered")
+POINTS = (
+    *("join", "beat", "ready", "held", "propose", "advance", "abort", "evict"),
+    *("load", "prepare", "switch", "drop"),
+)
+WHEN = ("before", "after", "ended")
 SECONDS = (0.05, 0.3, 1.0, 2.2, 4.0, 7.0)
 LONG = (0.3, 2.5, 5.0, 5.0)  # within a hold, within a lease, and longer than both
 FAULTS = ("cut", "mute", "pause", "crash", "engine dies", "refuse", "leave", "store away")

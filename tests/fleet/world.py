@@ -14,7 +14,18 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from stacked.core import Digest
-from stacked.fleet.replica import Call, Drop, Gate, Load, Prepare, Replica, Switch, Work
+from stacked.fleet.replica import (
+    UNKNOWN,
+    Call,
+    Drop,
+    Gate,
+    Load,
+    Outcome,
+    Prepare,
+    Replica,
+    Switch,
+    Work,
+)
 from stacked.fleet.shared import Beat, Mode, Operation, Shared, View, apply
 from stacked.groups.leases import Lease, Leases
 from stacked.groups.routing import Routing
@@ -40,15 +51,17 @@ _MEMBERS = {str(number): member(KEY, number) for number in range(8)}
 """The one member of each group."""
 
 
-def point_of(operation: Operation) -> str:
-    """Where in the protocol a replica is that sends this."""
-    if isinstance(operation, Beat) and (operation.report.held or operation.report.ready):
-        return "held" if operation.report.held else "ready"
-    return type(operation).__name__.lower()
+def point_of(step: Operation | Work) -> str:
+    """Where in the protocol a replica is that sends, or does, this."""
+    if isinstance(step, Beat) and (step.report.held or step.report.ready):
+        return "held" if step.report.held else "ready"
+    return type(step).__name__.lower()
 
 
 class Ambush(NamedTuple):
-    """A fault at a point of the protocol: `before` or `after` a message, or once it is answered."""
+    """A fault at a point of the protocol: `before` or `after` a message or work has begun, or once
+    it has ended.
+    """
 
     when: str
     point: str
@@ -133,6 +146,9 @@ class World:
         self.now = 0.0
         self.shared = Shared()
         self.truth: dict[int, str] = {}
+        self.happened: dict[str, int] = {}
+        """Proposals that were committed, and their generations."""
+        self.told: dict[str, Outcome] = {}
         self.network = Network()
         self.away = False
         self.processes: list[Process] = []
@@ -245,7 +261,7 @@ class World:
     # -- messages ---------------------------------------------------------------------------
 
     def _send(self, process: Process, call: Call) -> None:
-        self._meets(process, "before", call)
+        self._meets(process, "before", call.operation)
         if not process.alive:
             return
         for _ in range(2 if self._by_chance(self.network.repeated) else 1):
@@ -258,7 +274,7 @@ class World:
             self._pump(process)
 
         self.after(give_up, lambda: self._in(process, unanswered))
-        self._meets(process, "after", call)
+        self._meets(process, "after", call.operation)
 
     def _carry_out(self, process: Process, call: Call) -> None:
         if self.away:
@@ -272,7 +288,9 @@ class World:
 
         def answered() -> None:
             process.machine.answered(call, view, process.clock(self.now))
-            self._meets(process, "answered", call)
+            if (outcome := process.machine.outcome) is not None:
+                self.told[outcome.proposal] = outcome
+            self._meets(process, "ended", call.operation)
             self._pump(process)
 
         slow = self.random.uniform(0.3, 2.5) if process.mute else 0.0
@@ -289,10 +307,10 @@ class World:
     def _by_chance(self, chance: float) -> bool:
         return chance > 0 and self.random.random() < chance
 
-    def _meets(self, process: Process, when: str, call: Call) -> None:
+    def _meets(self, process: Process, when: str, step: Operation | Work) -> None:
         """Carry out what lies in wait here."""
         ambush = process.ambush
-        if ambush is not None and (ambush.when, ambush.point) == (when, point_of(call.operation)):
+        if ambush is not None and (ambush.when, ambush.point) == (when, point_of(step)):
             process.ambush = None
             self.strike(process, ambush.what, ambush.seconds)
 
@@ -301,6 +319,9 @@ class World:
     def _begin(self, process: Process, work: Work) -> None:
         group, machine = process.group, process.machine
         refuses, process.refuses = process.refuses and isinstance(work, Prepare), False
+        self._meets(process, "before", work)
+        if not process.alive or process.group is not group:
+            return
 
         def ended() -> None:
             if process.group is not group:
@@ -311,12 +332,14 @@ class World:
             elif machine.under_way is work:
                 self._carry(group, work)
                 machine.done(work, now)
+                self._meets(process, "ended", work)
             self._pump(process)
 
         slow = isinstance(work, Prepare | Load)
         self.after(
             self.random.uniform(0.01, 1.0 if slow else 0.05), lambda: self._in(process, ended)
         )
+        self._meets(process, "after", work)
 
     def _carry(self, group: Group, work: Work) -> None:
         match work:
@@ -375,7 +398,9 @@ class World:
         check(known == after.fleet.group, "a generation is two groups")
         if after.fleet is not before.fleet:
             self._busy_until = self.now + 1.0
-        self.commits += after.fleet.generation > self.committed
+        if after.fleet.generation > self.committed and after.fleet.proposal:
+            self.commits += 1
+            self.happened[after.fleet.proposal] = after.fleet.generation
         self.committed = after.fleet.generation
 
     def _check_admission(self, generation: int, digest: Any, who: int) -> None:
@@ -409,10 +434,11 @@ class World:
         self.run(10.0)
         outcome = wisher.machine.outcome
         check(outcome is not None and not outcome.reason, f"an update does not end well: {outcome}")
-        assert outcome is not None
-        assert self.shared.fleet is not None
-        check(self.shared.fleet.generation == outcome.fence, "an update is told wrongly")
         self._check_all_serve()
+        for proposal, outcome in self.told.items():
+            if outcome.reason != UNKNOWN:
+                known = outcome.fence if not outcome.reason else None
+                check(self.happened.get(proposal) == known, f"an update is told wrongly: {outcome}")
 
     def _check_all_serve(self) -> None:
         fleet = self.shared.fleet
