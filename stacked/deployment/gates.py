@@ -23,8 +23,8 @@ from stacked.errors import (
     EvaluationFailed,
     GateFailed,
     GroupInvalid,
-    KeyUnknown,
     RequestError,
+    RoutingError,
 )
 from stacked.experiments.evaluation import Scored, Verdict, evaluate, judge, worst
 from stacked.experiments.scores import Function, function_of, scores_of
@@ -126,9 +126,10 @@ def _why(each: Judged) -> str:
 
 
 def _found(routing: Routing[Loaded], key: str) -> Route[Loaded] | None:
+    """What serves under a key; of an experiment's, its first arm. None if nothing does."""
     try:
         return routing.resolve(key)
-    except KeyUnknown:
+    except RoutingError:  # also what is quarantined
         return None
 
 

@@ -108,6 +108,7 @@ async def ask(
                 share=share,
             )
         )
+        answering.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
             done, _ = await asyncio.wait({answering}, timeout=seconds)
             if not done:

@@ -134,6 +134,41 @@ def test_deployment_is_updated_replaced_and_comes_back_after_a_kill(
     late_request_is_ended(world, signed.server, id, groups)
 
 
+def gated(world: World, keys: dict[str, str], expected: str) -> str:
+    """A group whose gate wants this answer of key `a`, by the SDK's own metadata; its id."""
+    example = {"prompt": PROMPT, "expected": expected, "max_tokens": 12}
+    gate = {"name": "fox", "keys": ["a"], "threshold": 0.5, "margin": 0, "examples": [example]}
+    details = world.stacked({key: world.adapters[name] for key, name in keys.items()})
+    item = sdk.CustomMetadata(key="stacked.gates", value=json.dumps([gate]))
+    details.model_group_details.custom_metadata_list = [item]
+    return str(world.control.create_model_group(details).data.id)
+
+
+def test_a_group_carries_a_gate_that_refuses_a_worse_adapter(world: World) -> None:
+    id = world.deployment()
+    world.live(id, world.group("a", "b"))
+    first, second = world.answers(id, "a"), world.answers(id, "b")
+    worse, better = (gated(world, {"a": "b"}, text) for text in (first, second))
+    with traffic(world, id, "a") as problems:
+        work = update(world, id, worse, "LIVE")
+        assert follow(world, work) == "FAILED"
+    assert problems == []
+    errors = world.control.list_work_request_errors(work).data
+    assert [each.code for each in errors] == ["GateFailed"] * 2
+    for each in errors:
+        assert "its mean score 0.000 is below 0.5" in each.message
+        assert "0.000 against 1.000 of what is served" in each.message
+    assert f"got {second!r}, served {first!r}" in logs(world, work)
+    assert world.answers(id, "a") == first
+    (shown,) = world.raw("GET", "/stacked/status").json()["gates"]
+    assert (shown["inferenceKey"], shown["score"], shown["served"]) == ("a", 0.0, 1.0)
+    said = updated(world, id, better, "LIVE")
+    assert "gate fox: a scores 1.000, what is served 0.000, on 1 examples" in said
+    assert world.answers(id, "a") == second
+    back = updated(world, id, worse, "ZDT")
+    assert "gates are not run" in back
+
+
 def replaced(world: World, id: str, group_id: str, texts: dict[str, str]) -> None:
     """Another engine: given up once, then with another group and another limit."""
     before = longest(world, id)
