@@ -41,6 +41,8 @@ Judge = Callable[[Journal, Routing[Any]], Awaitable[None]]
 
 # Of the text of an example or an answer in a report.
 _SHOWN = 200
+# Of refused adapters in the error of an update; each has its own as well.
+_NAMED = 5
 # Whole evaluations that an engine's serving remembers, so that what is served is scored once.
 _REMEMBERED = 32
 
@@ -95,18 +97,18 @@ class Gates:
         Raises GateFailed with all that is wrong, and EngineError.
         """
         config, before = self._config, serving.live.routing
-        run = _Run(serving, config, journal, self._functions)
+        pairs = [(gate, key) for gate in design.gates for key in gate.keys]
+        run = _Run(serving, config, journal, self._functions, len(pairs))
         self.last = ()
         begun = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(config.seconds):
-                for gate in design.gates:
-                    for key in gate.keys:
-                        candidate, served = after.resolve(key), _found(before, key)
-                        if served is not None and served.digest == candidate.digest:
-                            continue  # what serves is no candidate
+                for gate, key in pairs:
+                    candidate, served = after.resolve(key), _found(before, key)
+                    if served is None or served.digest != candidate.digest:
                         against = _found(before, gate.against) if gate.against else served
                         self.last += (await run.judged(gate, key, candidate, against),)
+                    run.judgements += 1
         except TimeoutError as error:
             raise GateFailed(
                 f"the gates took longer than {config.seconds:g} s (experiments.gates.seconds); "
@@ -118,7 +120,9 @@ class Gates:
         for each in refused:
             journal.refused(each.digest, GateFailed(_why(each)))
         if refused:
-            raise GateFailed(f"{len(refused)} refused by gates: {'; '.join(map(_why, refused))}")
+            first = "; ".join(map(_why, refused[:_NAMED]))
+            more = f" and {len(refused) - _NAMED} more" if len(refused) > _NAMED else ""
+            raise GateFailed(f"{len(refused)} refused by gates: {first}{more}")
 
 
 def _why(each: Judged) -> str:
@@ -142,9 +146,12 @@ class _Run:
         config: GatesConfig,
         journal: Journal,
         functions: Mapping[str, Function],
+        total: int,
     ) -> None:
+        """`total`: how many judgements there will be at most."""
         self._serving, self._config, self._journal = serving, config, journal
         self._functions = functions
+        self._total, self.judgements = total, 0
         self._tokens = 0
 
     async def judged(
@@ -155,10 +162,10 @@ class _Run:
         served: Route[Loaded] | None,
     ) -> Judged:
         try:
-            mine = await self._scored(gate, candidate, f"{gate.name}: {key}")
+            mine = await self._scored(gate, candidate, f"{gate.name}: {key}", 0.0)
             theirs = None
             if served is not None:
-                theirs = await self._scored(gate, served, f"{gate.name}: what is served")
+                theirs = await self._scored(gate, served, f"{gate.name}: what is served", 0.5)
         except EvaluationFailed as error:
             raise GateFailed(f"gate {gate.name}, {key}: {error}") from error
         verdict = await asyncio.to_thread(judge, gate, mine, theirs)
@@ -171,12 +178,16 @@ class _Run:
         return judged
 
     def _tell(self, done: float, text: str) -> None:
-        self._journal.step(Phase.VERIFY, done, text)
+        """`done`: of this judgement."""
+        self._journal.step(Phase.VERIFY, (self.judgements + done) / self._total, text)
 
     async def _scored(
-        self, gate: EvaluationConfig, route: Route[Loaded], what: str
+        self, gate: EvaluationConfig, route: Route[Loaded], what: str, begin: float
     ) -> Sequence[Scored]:
-        """The model's scores on the set, which the engine is asked for once."""
+        """The model's scores on the set, which the engine is asked for once.
+
+        `begin`: what of this judgement is done before.
+        """
         known = self._serving.scored
         name = (_digest(gate), route.digest)
         if name not in known:
@@ -184,7 +195,8 @@ class _Run:
 
             def done(count: int) -> None:
                 if count % max(1, total // 10) == 0:
-                    self._tell(count / total, f"gate {what}, {count} of {total} examples")
+                    text = f"gate {what}, {count} of {total} examples"
+                    self._tell(begin + count / total / 2, text)
 
             found = await evaluate(
                 gate,

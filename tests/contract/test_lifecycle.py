@@ -165,8 +165,9 @@ def test_a_group_carries_a_gate_that_refuses_a_worse_adapter(world: World) -> No
     said = updated(world, id, better, "LIVE")
     assert "gate fox: a scores 1.000, what is served 0.000, on 1 examples" in said
     assert world.answers(id, "a") == second
-    back = updated(world, id, worse, "ZDT")
-    assert "gates are not run" in back
+    updated(world, id, world.group("a", "b"), "LIVE")
+    assert "not run: it was served before" in updated(world, id, better, "LIVE")
+    assert "gates are not run" in updated(world, id, worse, "ZDT")
 
 
 def replaced(world: World, id: str, group_id: str, texts: dict[str, str]) -> None:
