@@ -17,7 +17,7 @@ from tests.serving import Server
 pytestmark = pytest.mark.engine
 
 # Of 100; v1 answers a third of all examples right, v2 nine tenths.
-COUNT = 12
+COUNT = 6
 
 
 @pytest.fixture
@@ -55,15 +55,14 @@ def test_the_worse_version_is_refused_and_the_better_one_goes_live(
     scored = stacked(demo, "eval", "sql", "sql-v1", "--set", gate, "--json", found)
     assert scored.returncode == 0, scored.stderr
     better, worse = (each["score"]["mean"] for each in json.loads(found.read_text())["results"])
-    assert better >= 0.75
-    assert worse <= 0.6
+    assert better >= 0.6 > worse
 
     refused = stacked(demo, "update", "--live", next_file(tmp_path, "v1"), "--gate", gate)
     assert refused.returncode == 1
     assert "error [GateFailed]: sql: gate sql, sql: its mean score " in refused.stderr
     (means,) = re.findall(r"gate sql: sql scores (\S+), what is served (\S+),", refused.stderr)
     # In another batch an answer may change by a token, where two are as probable.
-    assert [float(each) for each in means] == pytest.approx([worse, better], abs=0.1)
+    assert [float(each) for each in means] == pytest.approx([worse, better], abs=0.2)
     assert "scores 0: 'Write one SQL query." in refused.stderr
     assert "sql: sql refused" in stacked(demo, "status").stdout
 
