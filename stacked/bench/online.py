@@ -1,14 +1,13 @@
 """`stacked bench online`: our server against a baseline, under the same load, interleaved.
 
-The baseline is vLLM's own server, ours with another engine setting, or keys of the same server.
+The baseline is vLLM's own server, or ours with another engine setting.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,9 @@ from stacked.bench.figures import in_order, ratios
 from stacked.bench.load import FIGURES, Lengths, Load, generator, run_load, words
 from stacked.bench.report import Column, Line, Result, Table, Telling
 from stacked.bench.rounds import Rounds
-from stacked.bench.server import OURS, SIDES, serve, serving, sides_of
+from stacked.bench.server import OURS, SIDES, serve, sides_of
 from stacked.bench.subject import Subject
 from stacked.errors import ParameterInvalid
-from stacked.serving.names import UNIT_HEADER
 
 OTHER = "other"
 
@@ -30,7 +28,7 @@ class Settings:
     """`starts` times each server is started, and `rounds` times loaded in one start.
 
     `together`: both alive at once, one of them under load. `against`: engine options of a second
-    server of ours, in vLLM's place. `experiment`: keys of experiments, against those of their arms.
+    server of ours, in vLLM's place.
     """
 
     loads: Sequence[Load]
@@ -40,13 +38,10 @@ class Settings:
     peer: bool = True
     together: bool = False
     against: Mapping[str, Any] = field(default_factory=dict)
-    experiment: bool = False
 
     @property
     def sides(self) -> dict[str, str]:
         """Ours, and the baseline if there is one, with their names."""
-        if self.experiment:
-            return {OURS: "keys of experiments", OTHER: "keys of their arms"}
         if self.against:
             options = ", ".join(f"{name}={value}" for name, value in self.against.items())
             return {OURS: SIDES[OURS], OTHER: f"Stacked, {options}"}
@@ -65,21 +60,14 @@ class Measured:
 
 def run_online(subject: Subject, settings: Settings, directory: Path, tell: Telling) -> Result:
     """Load the servers in turn. Raises EngineStartFailed, ParameterInvalid."""
-    if bool(settings.peer) + bool(settings.against) + settings.experiment > 1:
-        raise ParameterInvalid(
-            "one baseline at a time: vLLM's server, other engine options, or an experiment's arms"
-        )
+    if settings.peer and settings.against:
+        raise ParameterInvalid("one baseline at a time: vLLM's server, or other engine options")
     tell.begin("Starting the load generator")
-    with generator(directory) as talk, ExitStack() as stack:
-        start = partial(_server, subject, settings, directory)
-        if settings.experiment:  # one server has both sides' keys
-            url = stack.enter_context(_with_experiments(subject, directory / "stacked"))
-            start = partial(_the_same, url)
-        together = settings.together or settings.experiment
-        measured = Rounds(settings.starts, settings.rounds, together).run(
+    with generator(directory) as talk:
+        measured = Rounds(settings.starts, settings.rounds, settings.together).run(
             settings.sides,
             settings.loads,
-            start,
+            lambda side, nth: _server(subject, settings, side, directory / f"{side}-{nth}"),
             lambda url, side, load, number: _one(subject, settings, talk, url, side, load, number),
             tell,
         )
@@ -89,30 +77,12 @@ def run_online(subject: Subject, settings: Settings, directory: Path, tell: Tell
 
 
 def _server(
-    subject: Subject, settings: Settings, directory: Path, side: str, nth: int
+    subject: Subject, settings: Settings, side: str, directory: Path
 ) -> AbstractContextManager[str]:
     """A server of this side; each of ours reuses its store at the next start."""
     if side == OTHER:
         subject = replace(subject, engine={**subject.engine, **settings.against})
-    return serve(side, subject, directory / f"{side}-{nth}", directory / f"data-{side}")
-
-
-def _the_same(url: str, side: str, nth: int) -> AbstractContextManager[str]:
-    return nullcontext(url)
-
-
-def _with_experiments(subject: Subject, directory: Path) -> AbstractContextManager[str]:
-    """A server with an experiment for each key, whose other arm in effect never wins."""
-    tree = subject.tree(subject.options())
-    tree["group"]["experiments"] = [
-        {"key": _tried(key), "arms": [{"key": key, "weight": 1e6}, {"key": "base", "weight": 1e-6}]}
-        for key in subject.members
-    ]
-    return serving(tree, directory, directory / "data")
-
-
-def _tried(key: str) -> str:
-    return f"tried-{key}"
+    return serve(side, subject, directory, directory.parent / f"data-{side}")
 
 
 def _one(
@@ -120,11 +90,7 @@ def _one(
 ) -> Measured:
     # New prompts each round: a prefix cache would have those of the round before.
     keys, seed = list(subject.members), number + 1
-    if settings.experiment and side == OURS:
-        keys = list(map(_tried, keys))
     said = words(url, subject.base, keys, load, settings.lengths, seed)
-    if settings.experiment:
-        said += ["--header", f"{UNIT_HEADER}=2f1c9d3e-8a4b-4c1d-9e6f-0a1b2c3d4e5f"]
     try:
         return Measured(number, side, load.name, run_load(talk, said, load))
     except ParameterInvalid as error:

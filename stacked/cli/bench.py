@@ -96,9 +96,6 @@ def online(
             show_default=False,
         ),
     ] = None,
-    experiment: Annotated[
-        bool, how(help="Compare keys of experiments with those of their arms, on one server.")
-    ] = False,
     starts: Annotated[int, how(min=1, help="How often each server is started.")] = 2,
     rounds: Annotated[int, how(min=1, help="How often all loads are run in one start.")] = 2,
     together: Together = False,
@@ -122,7 +119,6 @@ def online(
         common.peer is not None,
         together,
         engine_options(against or ()),
-        experiment,
     )
     measure(common, run_online, settings, adapters)
 

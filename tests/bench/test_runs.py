@@ -6,7 +6,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +19,6 @@ from stacked.bench.load import FIGURES, Lengths, Load
 from stacked.bench.report import Result
 from stacked.bench.subject import Subject
 from stacked.bench.workload import Row
-from stacked.config import parse
 from stacked.errors import EngineStartFailed, ParameterInvalid
 from tests.bench.fake import serving_with
 from tests.bench.test_subject import Told
@@ -160,7 +159,7 @@ def test_online_loads_both_servers_in_turn(
     order: list[str] = []
 
     @contextmanager
-    def served(_: Subject, settings: Any, directory: Path, side: str, nth: int) -> Iterator[str]:
+    def served(_: Subject, settings: Any, side: str, directory: Path) -> Iterator[str]:
         yield side
 
     @contextmanager
@@ -217,43 +216,12 @@ def test_the_baseline_of_our_own_differs_in_the_setting_alone(
 
     monkeypatch.setattr(server, "serving", serving)
     settings = online.Settings([], Lengths(8, 8), 1, 1, peer=False, against={"max_num_seqs": 2})
-    with online._server(subject, settings, tmp_path, side, 0):
+    with online._server(subject, settings, side, tmp_path):
         pass
     (tree,) = trees
     if side == "other":
         assert tree["engine"].pop("max_num_seqs") == 2
     assert tree == subject.tree(subject.options())
-
-
-def test_an_experiment_is_measured_against_its_arms_on_one_server(
-    subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trees: list[dict[str, Any]] = []
-    asked: list[list[str]] = []
-    monkeypatch.setattr(Subject, "options", lambda own: dict(own.engine))
-    monkeypatch.setattr(online, "generator", lambda _: nullcontext())
-    monkeypatch.setattr(rounds, "IDLE_SECONDS", 0.0)
-
-    def serving(tree: dict[str, Any], directory: Path, data_dir: Path) -> Any:
-        trees.append(tree)
-        return nullcontext("url")
-
-    def run_load(_: object, said: list[str], load: Load) -> Mapping[str, float]:
-        assert said[said.index("--base-url") + 1] == "url"
-        asked.append(said[said.index("--lora-modules") + 1 : said.index("--lora-assignment")])
-        assert said[-2] == "--header"
-        return dict.fromkeys(FIGURES, 1.0)
-
-    monkeypatch.setattr(online, "serving", serving)
-    monkeypatch.setattr(online, "run_load", run_load)
-    settings = online.Settings([Load(4, 0.0, 8)], Lengths(8, 8), 1, 2, False, experiment=True)
-    online.run_online(subject, settings, tmp_path, Told())
-    (tree,) = trees
-    arms = [each["key"] for one in tree["group"]["experiments"] for each in one["arms"]]
-    assert parse(tree, where="t", directory=Path("/")).group.experiments
-    assert set(arms) == {*subject.members, "base"}
-    tried = [one["key"] for one in tree["group"]["experiments"]]
-    assert {tuple(keys) for keys in asked} == {tuple(tried), tuple(subject.members)}
 
 
 def test_two_baselines_are_one_too_many(subject: Subject, tmp_path: Path) -> None:
