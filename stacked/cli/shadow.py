@@ -75,7 +75,10 @@ def _part(part: dict[str, Any] | None) -> str:
 def _means(means: dict[str, Any], digits: int) -> str:
     if not means["count"]:
         return ""
-    return f"{means['served']:.{digits}f} / {means['shadow']:.{digits}f}"
+    shown = f"{means['served']:.{digits}f} / {means['shadow']:.{digits}f}"
+    if by := means.get("difference"):
+        shown += f" ({by['low']:+.{digits}f} to {by['high']:+.{digits}f})"
+    return shown
 
 
 def _counts(counts: dict[str, int]) -> str:

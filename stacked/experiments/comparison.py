@@ -16,6 +16,7 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 from stacked.experiments.scores import canonical
+from stacked.experiments.statistics import Interval, Sample, mean_of
 
 _THOUGHT = "</think>"
 _FENCED = re.compile(r"```\w*\n(.*?)\n?```", re.DOTALL)
@@ -90,6 +91,12 @@ class Means:
         self.served.add(served)
         self.shadow.add(shadow)
         self.difference.add(shadow - served)
+
+    @property
+    def interval(self) -> Interval | None:
+        """The difference, with bounds that hold at every look; None before there are enough."""
+        found = self.difference
+        return mean_of(Sample(found.count, found.value, found.variance))
 
 
 @dataclass

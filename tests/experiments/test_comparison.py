@@ -116,3 +116,16 @@ def test_only_answers_without_chance_are_the_same_or_not() -> None:
     )
     assert (tally.logprob.served.value, tally.logprob.shadow.value) == (-1.5, -2.5)
     assert (tally.logprob.difference.count, tally.logprob.difference.value) == (2, -1.0)
+
+
+def test_difference_has_bounds_once_there_are_enough() -> None:
+    tally = Tally()
+    answer = Answered("a", 1, 0.1)
+    for at in range(24):
+        tally.add(answer, answer, Scores(-1.0, -0.5 - at % 2), greedy=True)
+    assert tally.logprob.interval is None
+    tally.add(answer, answer, Scores(-1.0, -1.0), greedy=True)
+    interval = tally.logprob.interval
+    assert interval is not None
+    assert interval.low < 0 < interval.high
+    assert interval.value == pytest.approx(0.0, abs=1e-9)

@@ -33,12 +33,26 @@ class ShadowPart(ResponseModel):
     high: float
 
 
+class ShadowDifference(ResponseModel):
+    """`low` and `high` hold with 95 % confidence, however often somebody looks."""
+
+    value: float
+    low: float
+    high: float
+
+
 class ShadowMeans(ResponseModel):
     """Means over so many answers, of the model that served and of the shadow."""
 
     count: int = Field(validation_alias=AliasPath("served", "count"))
     served: float = Field(validation_alias=AliasPath("served", "value"))
     shadow: float = Field(validation_alias=AliasPath("shadow", "value"))
+
+
+class ShadowLogprob(ShadowMeans):
+    """`difference`: the shadow's minus the other's, once there are enough to say."""
+
+    difference: ShadowDifference | None = Field(validation_alias="interval")
 
 
 class ShadowLine(ResponseModel):
@@ -55,7 +69,7 @@ class ShadowLine(ResponseModel):
     copies: int
     same: ShadowPart | None = Field(validation_alias="same_part")
     json_same: ShadowPart | None = Field(validation_alias="json_part")
-    logprob: ShadowMeans
+    logprob: ShadowLogprob
     tokens: ShadowMeans
     seconds: ShadowMeans
     failed: dict[str, int]
