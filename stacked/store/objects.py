@@ -35,14 +35,21 @@ def scheme_of(source: str) -> str | None:
 
 
 def download(
-    url: str, place: Path, limits: Limits, patterns: Sequence[str], least: Sequence[str] = ()
+    url: str,
+    place: Path,
+    limits: Limits,
+    patterns: Sequence[str],
+    least: Sequence[str] = (),
+    *,
+    reuse: bool = False,
 ) -> Path:
     """Fetch the file at `url`, or those below it of these names, to `place`, which is returned.
 
     A pattern has at most one folder. Without files of all patterns of `least` nothing is fetched.
+    `reuse` a session of this thread, which takes a fifth of a second to make.
     Raises SourceNotFound, SourceRefused, SourceUnreachable, AdapterTooLarge, StoreUnusable.
     """
-    objects = _Objects(url, limits)
+    objects = _Objects(url, limits, reuse)
     top = objects.call(objects.store.info)
     alone = top["type"] == "file"
     files = {"": int(top["size"])} if alone else objects.matching(patterns)
@@ -69,7 +76,7 @@ def download(
 
 def exists(url: str, limits: Limits) -> bool:
     """Whether there is a file. Raises SourceRefused, SourceUnreachable."""
-    objects = _Objects(url, limits)
+    objects = _Objects(url, limits, reuse=True)
     try:
         return bool(objects.call(objects.store.info)["type"] == "file")
     except SourceNotFound:
@@ -78,14 +85,14 @@ def exists(url: str, limits: Limits) -> bool:
 
 def upload(file: Path, url: str, limits: Limits) -> None:
     """Copy a file to `url`, where it appears whole. Raises SourceRefused, SourceUnreachable."""
-    objects = _Objects(url, limits)
+    objects = _Objects(url, limits, reuse=True)
     objects.call(partial(objects.store.put_file, str(file)), timeout=limits.download_seconds)
 
 
 class _Objects:
     """One address, and the library that reads it."""
 
-    def __init__(self, url: str, limits: Limits) -> None:
+    def __init__(self, url: str, limits: Limits, reuse: bool) -> None:
         scheme, _, path = url.partition("://")
         self.shown = shown_url(url)
         # `::` makes fsspec read through another place.
@@ -96,7 +103,7 @@ class _Objects:
         self._limits = limits
         self._library = LIBRARIES[scheme.lower()]
         with self._reported():
-            self.store = _opened(scheme.lower(), limits)
+            self.store = _opened(scheme.lower(), limits, reuse)
 
     def matching(self, patterns: Sequence[str]) -> Mapping[str, int]:
         """The sizes of the files of these names, in this folder and in those of the patterns."""
@@ -169,12 +176,13 @@ class _Objects:
             ) from error
 
 
-def _opened(scheme: str, limits: Limits) -> Any:
+def _opened(scheme: str, limits: Limits, reuse: bool) -> Any:
     import fsspec
 
     options: dict[str, Any] = {}
     if scheme == "s3":
         seconds = {"connect_timeout": limits.connect_seconds, "read_timeout": limits.read_seconds}
         options["config_kwargs"] = {**seconds, "retries": {"max_attempts": 2}}
-    # What is there, and with which credentials it is read, may have changed since the last time.
-    return fsspec.filesystem(scheme, skip_instance_cache=True, use_listings_cache=False, **options)
+    # Otherwise credentials are looked for anew; what is there may always have changed.
+    options |= {"skip_instance_cache": not reuse, "use_listings_cache": False}
+    return fsspec.filesystem(scheme, **options)

@@ -120,7 +120,9 @@ class SharedContents:
             with usable(Path(self.place), _WHAT):
                 return Path(self.place, name) if Path(self.place, name).is_file() else None
         try:
-            return objects.download(f"{self.place}/{name}", scratch / uuid.uuid4().hex, _LIMITS, ())
+            return objects.download(
+                f"{self.place}/{name}", scratch / uuid.uuid4().hex, _LIMITS, (), reuse=True
+            )
         except SourceNotFound:
             return None
 

@@ -113,6 +113,14 @@ def test_claim_that_was_lost_is_taken_again_unless_another_had_it_meanwhile(
         assert [model.id for model in one.models.list().items] == [adapter(1).id]
 
 
+def test_claim_of_a_machine_that_is_gone_ends_soon(place: Shared) -> None:
+    with Registry(place) as registry:
+        registry.claim()
+        holder = registry._database._store._holder  # type: ignore[union-attr]
+        assert holder is not None
+        assert holder.exec_driver_sql("SHOW tcp_keepalives_idle").scalar_one() == "10"
+
+
 def end_sessions(postgres: Postgres) -> None:
     ours = "FROM pg_stat_activity WHERE application_name LIKE 'stacked %'"
     postgres.run(f"SELECT pg_terminate_backend(pid) {ours}")
