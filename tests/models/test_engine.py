@@ -200,7 +200,6 @@ async def test_load_that_is_given_up_leaves_nothing_and_others_load_meanwhile(
 async def test_load_that_hangs_holds_up_no_other_and_is_undone_when_it_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    monkeypatch.setattr(pool, "LOAD_SECONDS", 1.0 if how == "too slow" else 60.0)
     gate, begun, undone = tmp_path / "gate", tmp_path / "begun", tmp_path / "undone"
     wait = f"""
     if model_folder.endswith("slow"):
@@ -212,8 +211,11 @@ async def test_load_that_hangs_holds_up_no_other_and_is_undone_when_it_ends(
     code = score(tmp_path / "code", source)
     async with running() as (engine, given_up):
         good = await engine.stage(folder(tmp_path / "good", code, factor="2"))
+        seconds = pool.LOAD_SECONDS
+        monkeypatch.setattr(pool, "LOAD_SECONDS", 1.0 if how == "too slow" else seconds)
         slow = asyncio.create_task(engine.stage(folder(tmp_path / "slow", code, factor="3")))
         await until_async(begun.exists)
+        monkeypatch.setattr(pool, "LOAD_SECONDS", seconds)
         pids = pids_of(engine)
         if how == "given up":
             slow.cancel()
