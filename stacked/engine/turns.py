@@ -5,9 +5,7 @@ read prompts in the order in which they came. Here no more are let in than the e
 sequences and steps for, and its own queue, which stays short, is in the same order.
 
 Relies on `AsyncLLM.vllm_config`, and on `.output_processor`: its method `process_outputs` is called
-after each step, and its `external_req_ids` and `request_states` say which prompts have been read
-and which requests have ended. Whoever asked learns of the end some rounds of the server's loop
-later, in which the engine would have room.
+after each step, and its `external_req_ids` and `request_states` say which prompts have been read.
 """
 
 from __future__ import annotations
@@ -49,7 +47,6 @@ class Turns:
             longest_wait=config.longest_wait_seconds,
         )
         self._waiters: dict[Ticket, asyncio.Future[None]] = {}
-        self._running: dict[Ticket, str] = {}
         self._reading: dict[Ticket, str] = {}
         self._processor = processor
         self.crowded: Callable[[], object] | None = None
@@ -57,13 +54,9 @@ class Turns:
         process = processor.process_outputs
 
         def processed(*args: Any, **kwargs: Any) -> Any:
-            if not self._queue.waiting:
-                return process(*args, **kwargs)
-            ids = processor.external_req_ids
-            before = {*ids}
             result = process(*args, **kwargs)
-            self._note_ended(before - ids.keys())
-            self._let_in()
+            if self._queue.waiting:
+                self._let_in()
             return result
 
         processor.process_outputs = processed
@@ -92,11 +85,10 @@ class Turns:
                 await self._waiters[ticket]
             finally:
                 del self._waiters[ticket]
-        self._running[ticket] = self._reading[ticket] = id
+        self._reading[ticket] = id
 
     def leave(self, ticket: Ticket, computed: int | None = None, answered: int = 0) -> None:
         """A request has ended; `computed` of its prompt's tokens, None if that is not known."""
-        self._running.pop(ticket, None)
         self._reading.pop(ticket, None)
         self._queue.leave(ticket, computed, answered)
         if self._queue.waiting:
@@ -116,12 +108,6 @@ class Turns:
             else:  # looked up only where it may make room
                 self._note_read()
                 noted = True
-
-    def _note_ended(self, ids: set[str]) -> None:
-        """Note whose requests the engine has finished."""
-        for ticket in [each for each, id in self._running.items() if id in ids]:
-            self._reading.pop(ticket, None)
-            self._queue.end(ticket)
 
     def _note_read(self) -> None:
         """Note whose prompts the engine has read."""

@@ -17,8 +17,7 @@ class State(enum.Enum):
     WAITING = "waiting"  # not let in
     READING = "reading"  # let in; the engine has not answered with a token
     ANSWERING = "answering"  # the engine has read its prompt
-    ENDED = "ended"  # the engine has finished it; whoever asked has not read all of it
-    GONE = "gone"  # left, or waits no longer
+    GONE = "gone"  # ended, or waits no longer
 
 
 @dataclass(frozen=True, slots=True)

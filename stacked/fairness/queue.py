@@ -117,15 +117,6 @@ class FairQueue:
             self._reading -= ticket.expected
             self._prompts -= 1
 
-    def end(self, ticket: Ticket) -> None:
-        """The engine has finished it: its seats and its slot are free. Calling twice is allowed."""
-        self.read(ticket)
-        if ticket.state is State.ANSWERING:
-            ticket.state = State.ENDED
-            self._seated -= ticket.seats
-            ticket.flow.lane.running -= 1
-            self._list(ticket.flow)
-
     def leave(self, ticket: Ticket, computed: int | None = None, answered: int = 0) -> None:
         """A request has ended, or waits no longer. Once.
 
@@ -138,8 +129,10 @@ class FairQueue:
             self.waiting -= 1
             self._list(flow)
         else:
-            self.end(ticket)
+            self.read(ticket)
+            self._seated -= ticket.seats
             flow.running -= 1
+            flow.lane.running -= 1
             if computed is not None:
                 self._correct(flow, ticket, computed, answered)
             self._list(flow)

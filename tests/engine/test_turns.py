@@ -30,9 +30,7 @@ class Processor:
         self.request_states[f"{id}-inner"].is_prefilling = False
         self.process_outputs()
 
-    def process_outputs(self, *ended: str) -> str:
-        for id in ended:
-            del self.request_states[f"{id}-inner"], self.external_req_ids[id]
+    def process_outputs(self) -> str:
         return "outputs"
 
 
@@ -115,27 +113,6 @@ def test_prompts_are_let_in_as_the_engine_reads_them() -> None:
         assert await begun(*tasks) == [True, True, False, False]
         processor.read("0")
         assert await begun(*tasks) == [True, True, True, False]
-
-    run(work())
-
-
-def test_room_of_a_request_is_free_when_the_engine_has_finished_it() -> None:
-    async def work() -> None:
-        turn, processor = turns(seats=2)
-        tickets = [Ticket(Share("c", "a"), at, prompt=4) for at in (1, 1, 2, 2)]
-        for at in (0, 1):
-            await turn.wait(tickets[at], str(at))
-            processor.begin(str(at))
-        tasks = [waiting(turn, tickets[at], str(at)) for at in (2, 3)]
-        assert await begun(*tasks) == [False, False]
-        processor.process_outputs("0")
-        assert await begun(*tasks) == [False, False], "the slot is the other's"
-        processor.process_outputs("1")
-        assert await begun(*tasks) == [True, True]
-        for at, ticket in enumerate(tickets):  # whoever asked has read it all
-            turn.leave(ticket, 4, at)
-        assert turn._queue.adapters == 0
-        assert await begun(waiting(turn, Ticket(Share("c", "a"), 1))) == [True]
 
     run(work())
 
