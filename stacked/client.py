@@ -15,6 +15,8 @@ from urllib.parse import quote
 
 import httpx
 
+from stacked.answers import ClientError as ClientError
+from stacked.answers import array_of, error_in, object_of, refusal
 from stacked.core import VERSIONED, header_form
 from stacked.errors import KeyFileInvalid
 from stacked.logs import shown_url
@@ -52,18 +54,6 @@ class _Bearer(httpx.Auth):
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
         request.headers["authorization"] = self._header
         yield request
-
-
-class ClientError(Exception):
-    """A refusal by the server, or no server: its `code`, and its HTTP `status` or 0.
-
-    Not a StackedError: the code comes from the server, not from this program's classes.
-    """
-
-    def __init__(self, code: str, message: str, status: int = 0) -> None:
-        super().__init__(message)
-        self.code = code
-        self.status = status
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +117,7 @@ class Client:
                     return
                 event = json.loads(data)
                 if "error" in event or ("code" in event and "message" in event):
-                    raise _error(event, response.status_code)
+                    raise error_in(event, response.status_code)
                 yield event
         raise ClientError("StreamCut", "the stream ended without [DONE]; the answer is cut short")
 
@@ -300,7 +290,7 @@ class Client:
     def _one(self, method: str, path: str, **rest: Any) -> dict[str, Any]:
         with self._asked(method, path, **rest) as response:
             response.read()
-            return _object(response)
+            return object_of(response)
 
     def _all(self, path: str) -> list[dict[str, Any]]:
         """Every page of a list."""
@@ -309,7 +299,7 @@ class Client:
         while True:
             with self._asked("GET", path, params=query) as response:
                 response.read()
-                rows += _array(response)
+                rows += array_of(response)
                 following = response.headers.get("opc-next-page")
             if not following:
                 return rows
@@ -322,7 +312,7 @@ class Client:
             with self._http.stream(method, self.url + path, **rest) as response:
                 if not response.is_success:
                     response.read()
-                    raise _refusal(response)
+                    raise refusal(response)
                 yield response
         except httpx.ConnectError as error:
             if isinstance(_root(error), ssl.SSLError):
@@ -400,49 +390,6 @@ def _events(lines: Iterator[str]) -> Iterator[str]:
             data = []
     if data:
         yield "\n".join(data)
-
-
-def _object(response: httpx.Response) -> dict[str, Any]:
-    value = _json(response)
-    if not isinstance(value, dict):
-        raise _not_stacked(response)
-    return value
-
-
-def _array(response: httpx.Response) -> list[dict[str, Any]]:
-    value = _json(response)
-    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise _not_stacked(response)
-    return value
-
-
-def _json(response: httpx.Response) -> Any:
-    try:
-        return response.json()
-    except ValueError:
-        return None
-
-
-def _not_stacked(response: httpx.Response) -> ClientError:
-    said = f"{response.url} does not answer as Stacked does: {response.text[:80]!r}"
-    return ClientError("NotStacked", said, response.status_code)
-
-
-def _refusal(response: httpx.Response) -> ClientError:
-    """An error response, in the shape of `/v1` or of the rest, or from a proxy in between."""
-    try:
-        return _error(_object(response), response.status_code)
-    except ClientError:
-        said = f"HTTP {response.status_code} {response.reason_phrase} from {response.url}"
-        return ClientError(f"HTTP{response.status_code}", said, response.status_code)
-
-
-def _error(body: dict[str, Any], status: int) -> ClientError:
-    said = body.get("error", body)
-    if not isinstance(said, dict):
-        said = {"message": said}
-    message = said.get("message") or said.get("detail") or json.dumps(body)[:200]
-    return ClientError(str(said.get("code") or said.get("type") or status), str(message), status)
 
 
 def _served(entry: dict[str, Any]) -> Served:

@@ -11,7 +11,6 @@ import contextlib
 import enum
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -24,19 +23,21 @@ from stacked.deployment.deployments import Deployments
 from stacked.deployment.from_file import FileDeployment, read_base, read_group
 from stacked.deployment.gates import Judged
 from stacked.deployment.ledger import Ledger
+from stacked.deployment.members import states_now
 from stacked.deployment.runtime import RuntimeUpdates
 from stacked.engine.creating import prepare
 from stacked.engine.loaded import Resident
 from stacked.engine.options import check_names
 from stacked.engine.support import require_build
-from stacked.errors import EngineDead, EngineError, NotAuthorizedOrNotFound, NotReady
+from stacked.errors import EngineDead, NotAuthorizedOrNotFound, NotReady
 from stacked.groups.routing import Routing
 from stacked.log_files import LogFiles
 from stacked.outcomes import Outcomes
-from stacked.registry import DeployedMember, Deployment, MemberState, Page, Query, Registry
+from stacked.registry import DeployedMember, Deployment, Page, Query, Registry
 from stacked.retention.collect import Collector, Records
 from stacked.retention.rounds import Rounds
 from stacked.serving import NO_TENSORS, NO_VLLM, Admission, Scope
+from stacked.serving.residency import resident_in, show_residency
 from stacked.serving.settings import settings_of
 from stacked.serving.shadow import Shadow
 from stacked.serving.targets import Target
@@ -50,9 +51,6 @@ if TYPE_CHECKING:
     from stacked.serving.models import ModelsServing
 
 logger = logging.getLogger("stacked.service")
-
-# How long metrics and the status wait for a look into the engine.
-_LOOK_SECONDS = 1.0
 
 
 class State(enum.Enum):
@@ -189,13 +187,9 @@ class Service:
     async def _open(self, tell: Progress) -> Deployments:
         """Open the records, and what works on them."""
         config = self.config
+        stores = (self._store, self._models)
         ledger = await asyncio.to_thread(
-            Ledger,
-            self.data_dir,
-            config.group.name,
-            self._store,
-            self._models,
-            config.storage,
+            Ledger, self.data_dir, config.group.name, *stores, config.storage
         )
         self._ledger = ledger
         self.usage.begin(ledger.registry.usage, config.retention.usage)
@@ -359,24 +353,12 @@ class Service:
         metrics.engine_state(self.engine.state)
         active, there = self._slot.active, await self.resident()
         if active is not None and there is not None:
-            routing = active.serving.live.routing
-            arms = (route for each in routing.arms.values() for route in each.routes.values())
-            served = (*(route for route in routing if route.exposure is None), *arms)
-            routes = {route.labels: route.handle for route in served if route.handle}
-            numbers = {labels: handle.number for labels, handle in routes.items()}
-            metrics.resident(
-                {each: (n in there.host, n in there.slots) for each, n in numbers.items()}
-            )
-            sizes = there.sizes
-            metrics.model_bytes({each: sizes[n] for each, n in numbers.items() if n in sizes})
+            show_residency(active.serving.live.routing, there)
 
     async def resident(self) -> Resident | None:
         """Where the engine has each content; None if it does not say so soon."""
-        if self._slot.active is not None:
-            with contextlib.suppress(EngineError, TimeoutError):
-                async with asyncio.timeout(_LOOK_SECONDS):
-                    return await self._slot.active.serving.resident()
-        return None
+        active = self._slot.active
+        return await resident_in(active.serving) if active is not None else None
 
     @property
     def engine(self) -> EngineState:
@@ -465,16 +447,4 @@ class Service:
         active = self._slot.active
         if active is None or active.deployment_id != id:
             return page
-        live = active.serving.live
-        gone: dict[tuple[str, str | None], str] = {
-            (member.model_id, member.key): live.quarantined.get(
-                member, f"it was removed by itself; POST /models/{member.model_id} serves it again"
-            )
-            for member in live.removed
-        }
-        reasons = ((row, gone.get((row.model_id, row.key))) for row in page.items)
-        shown = (
-            row if why is None else replace(row, state=MemberState.FAILED, reason=why)
-            for row, why in reasons
-        )
-        return replace(page, items=tuple(shown))
+        return states_now(page, active.serving.live)

@@ -38,6 +38,7 @@ LAYERS = {
     "groups": 1,
     "fairness": 1,
     "fleet": 1,
+    "answers": 1,
     "client": 1,
     "engine": 2,
     "models": 2,
