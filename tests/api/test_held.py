@@ -59,10 +59,10 @@ class Held:
         self._server = self.config.server
         self.app, self.vllm = vllm(), self
         self.app.state.openai_serving_models = self
-        self.live, self._door = live, Door(self.app)
+        self.live, self.door = live, Door(self.app)
         self.admit = partial(VllmServing.admit, cast(VllmServing, self))
 
-    def _died(self, end: Callable[..., object]) -> None:
+    def died(self, end: Callable[..., object]) -> None:
         raise AssertionError("the engine of a double does not die")
 
     @property

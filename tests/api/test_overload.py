@@ -61,7 +61,7 @@ class Engine:
 async def test_good_clients_are_answered_and_what_is_held_is_bounded() -> None:
     limits = LimitsConfig(**SMALL)
     double = Double(Engine(), limits=limits, unknown_parameters="ignore")
-    assert double.door._known  # which imports libraries for seconds
+    assert double.door.known  # which imports libraries for seconds
     gateway = Gateway(cast(Service, double), ours(), cast(Gate, ByName(CALLERS)))
     counts = gateway._limits
 

@@ -124,7 +124,7 @@ def test_deployment_is_updated_replaced_and_comes_back_after_a_kill(
     }
     texts = {key: world.answers(id, key) for key in ("a", "b", "base")}
     with traffic(world, id, "a") as problems:
-        canceled(world, id, groups["ba"], "LIVE")
+        canceled(world, id, groups["c"], "LIVE")  # what loads nothing is over before
         assert world.answers(id, "a") == texts["a"]
         updated(world, id, groups["ba"], "LIVE")
         assert world.answers(id, "a") == texts["b"]
