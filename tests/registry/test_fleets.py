@@ -1,0 +1,111 @@
+"""The store of a fleet does what the pure transactions do, on both databases, between processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from stacked.fleet.shared import (
+    Abort,
+    Advance,
+    Beat,
+    Evict,
+    Fleet,
+    Found,
+    Join,
+    Leave,
+    Look,
+    Mode,
+    Operation,
+    Propose,
+    Report,
+    Shared,
+    View,
+    apply,
+)
+from stacked.registry import Shared as Schema
+from stacked.registry.fleets import FleetStore
+
+IDS = ("a/1", "b/1", "c/1")
+FLEET = Fleet(Mode.GLOBAL, 1, "first", 1)
+
+
+def some_operation(chance: Random, shared: Shared) -> Operation:
+    """One that may fit what is stored, or not."""
+    fence = (shared.fleet.fence if shared.fleet else 1) - chance.choice((0, 0, 0, 1))
+    generation = shared.fleet.generation if shared.fleet else 1
+    id = chance.choice(IDS)
+    beat = shared.members[id].beat if id in shared.members else 0
+    ready, held = chance.choice(((0, 0), (fence, 0), (fence, fence), (fence, fence)))
+    report = Report(id, id[0], beat + chance.choice((0, 1)), generation, ready, held)
+    return chance.choice(
+        (
+            Look(),
+            Found(FLEET),
+            Join(report),
+            Beat(report),
+            Beat(report),
+            Beat(report),
+            Leave(id),
+            Evict(id, beat),
+            Propose(id, f"p{fence}", "next", fence),
+            Advance(fence),
+            Advance(fence),
+            Abort(fence, "no"),
+        )
+    )
+
+
+def test_every_operation_does_what_the_pure_one_does(where: Path | Schema) -> None:
+    chance, others, shared = Random(1), Random(2), Shared()
+    store = FleetStore(where, 5.0)
+    committed = 0
+    for _ in range(600):
+        operation = some_operation(chance, shared)
+        id = operation.report.id if isinstance(operation, Beat) else others.choice(IDS)
+        shared = apply(shared, operation)
+        seen = store.carry_out(id, operation)
+        wanted = View.of(shared, id)
+        assert seen._replace(members=()) == wanted._replace(members=())
+        assert set(seen.members) == set(wanted.members)
+        committed = max(committed, shared.fleet.generation if shared.fleet else 0)
+    assert committed > 1, "no update was committed, which is to be compared too"
+    store.close()
+
+
+def propose_many(path: Path, id: str, times: int) -> None:
+    store = FleetStore(path, 30.0)
+    for number in range(times):
+        fleet = store.carry_out(id, Look()).fleet
+        assert fleet is not None
+        store.carry_out(id, Propose(id, f"{id} {number}", id, fleet.fence))
+        seen = store.carry_out(id, Look()).fleet
+        assert seen is not None
+        store.carry_out(id, Abort(seen.fence, "again"))
+    store.close()
+
+
+@pytest.mark.parametrize("processes", [3])
+def test_processes_on_one_machine_share_a_file(tmp_path: Path, processes: int) -> None:
+    path, times = tmp_path / "fleet.sqlite", 15
+    store = FleetStore(path, 30.0)
+    store.carry_out("", Found(FLEET))
+    ids = [f"r{number}" for number in range(processes)]
+    for id in ids:
+        store.carry_out(id, Join(Report(id, id, 1, 1)))
+    context = multiprocessing.get_context("spawn")
+    running = [context.Process(target=propose_many, args=(path, id, times)) for id in ids]
+    for process in running:
+        process.start()
+    for process in running:
+        process.join(120)
+    assert [process.exitcode for process in running] == [0] * processes
+    fleet = store.carry_out("", Look()).fleet
+    assert fleet is not None
+    # Each update that began is one number; of those that were too late none is.
+    assert times <= fleet.fence - 1 <= processes * times
+    assert fleet.generation == 1
+    store.close()
