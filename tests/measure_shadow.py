@@ -128,7 +128,8 @@ async def measure(given: argparse.Namespace, directory: Path) -> None:
                 if number:
                     rows[on] += found
                     medians[on] = median(row.first for row in found)
-                    copies.update(*({"copies": each.copies, **each.dropped} for each in tallies))
+                    for each in tallies:
+                        copies.update({"copies": each.copies, **each.dropped})
                 await service.shadow.close()
             if number:
                 ratios.append(medians[True] / medians[False])
