@@ -109,23 +109,15 @@ class Gateway:
                 with self._limits.admitted(caller, tagged.headers):
                     scope, receive = await self._decoded(scope, receive, intake)
                     await self._run_model(target, scope, receive, tagged, access)
-                return
-            if path == FEEDBACK and method == "POST":  # as many as requests to models
+            elif path == FEEDBACK and method == "POST":  # as many as requests to models
                 with self._limits.admitted(caller, tagged.headers):
                     scope, receive = await self._decoded(scope, receive, intake)
                     body = await self._body(scope, receive)
                     await self._ours(scope, replay(body, receive), tagged)
-                return
-            tagged.headers |= self._limits.rates.headers(caller)
-            scope, receive = await self._decoded(scope, receive, intake)
-            if method == "HEAD" and not is_control(path):  # whose artifacts handle HEAD themselves
-                scope["method"] = "GET"
-            listing = is_listing(path) and scope["method"] == "GET"
-            if is_open(method, path) and not listing and path != METRICS:
-                out = tagged if plain else _in_openai_shape(tagged, method, path)
-                await self._service.app(scope, receive, out)
             else:
-                await self._ours(scope, receive, tagged)
+                tagged.headers |= self._limits.rates.headers(caller)
+                scope, receive = await self._decoded(scope, receive, intake)
+                await self._pass_on(path, plain, scope, receive, tagged)
         except ClientGone:
             return
         except StackedError as error:
@@ -142,6 +134,20 @@ class Gateway:
         finally:
             intake.release()
             access.end(tagged)
+
+    async def _pass_on(
+        self, path: str, plain: bool, scope: Scope, receive: Receive, tagged: Tagged
+    ) -> None:
+        """Have our routes answer, or vLLM's app where it is open: no model runs."""
+        method = scope["method"]
+        if method == "HEAD" and not is_control(path):  # whose artifacts handle HEAD themselves
+            scope["method"] = "GET"
+        listing = is_listing(path) and scope["method"] == "GET"
+        if is_open(method, path) and not listing and path != METRICS:
+            out = tagged if plain else _in_openai_shape(tagged, method, path)
+            await self._service.app(scope, receive, out)
+        else:
+            await self._ours(scope, receive, tagged)
 
     async def _refuse(
         self, error: StackedError, scope: Scope, tagged: Tagged, plain: bool, path: str

@@ -176,7 +176,7 @@ class Metric(ResponseModel):
     sentences: list[str]
 
     @classmethod
-    def told(cls, result: MetricResult, feedback: bool, rate: float | None) -> Self:
+    def of_result(cls, result: MetricResult, feedback: bool, rate: float | None) -> Self:
         return cls.of(result, feedback=feedback, sentences=sentences(result, rate))
 
 
@@ -299,7 +299,9 @@ async def show_experiment(
             **dict(_line(wanted, served)),
             sample_ratio=p,
             mismatch=p < MISMATCH,
-            metrics=[Metric.told(each, each.metric in wanted.metrics, rate) for each in results],
+            metrics=[
+                Metric.of_result(each, each.metric in wanted.metrics, rate) for each in results
+            ],
         ),
         others=[_line(each, served) for each in phases if each is not wanted],
     )
