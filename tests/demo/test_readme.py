@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from stacked.errors import StackedError
+from tests.demo import reader
 from tests.engine.releases import since
 from tests.servers import ROOT
 from tests.serving import Server
@@ -45,21 +46,7 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(command: str, demo: Server, mine: Path) -> str:
     command = command.replace("http://127.0.0.1:8080", demo.url).replace("/tmp/mine", str(mine))
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "STACKED_URL": demo.url,
-    }
-    done = subprocess.run(
-        ["bash", "-c", command],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=environment,
-        cwd=ROOT,
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+    return reader.run(command, demo, ROOT)[0]
 
 
 def test_readme_has_commands() -> None:

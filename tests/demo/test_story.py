@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
+from tests.demo.reader import run
 from tests.servers import ROOT
 from tests.serving import Server
 
@@ -44,48 +42,28 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def run(command: str, demo: Server, checkout: Path) -> str:
-    """Run a command as a reader would; the output of both kinds."""
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "STACKED_URL": demo.url,
-        "COLUMNS": "160",
-    }
-    done = subprocess.run(
-        ["bash", "-c", command],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=environment,
-        cwd=checkout,
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout + done.stderr
-
-
 @pytest.fixture
-def told(demo: Server, checkout: Path) -> Iterator[dict[str, str]]:
+def printed(demo: Server, checkout: Path) -> Iterator[dict[str, str]]:
     """What each step printed, by its command; the demo serves its own group again at the end."""
     said = {}
     try:
         for step in steps():
             # The demo's server takes the place of one that the reader starts.
             command = step.replace("stacked serve", "stacked update --live")
-            said[step] = run(command, demo, checkout)
+            said[step] = "".join(run(command, demo, checkout, COLUMNS="160"))
         yield said
     finally:
         run(f"stacked update --live {ROOT}/configs/demo.yaml", demo, checkout)
 
 
 def test_the_story_ends_with_the_better_adapter(
-    told: dict[str, str], demo: Server, checkout: Path
+    printed: dict[str, str], demo: Server, checkout: Path
 ) -> None:
-    gate, tried, asked, shown, promoted, listed = [*told.values()][1:]
+    gate, tried, tried_by_users, shown, promoted, listed = [*printed.values()][1:]
     assert "GateFailed" in gate
     assert re.search(r"gate sql, sql: .*0\.000", gate)
     assert "gate sql-v2: sql-v2 scores" in tried
-    assert "winner: sql-v2" in asked
+    assert "winner: sql-v2" in tried_by_users
     assert "sql-v2" in shown
     assert "sql-v2" in promoted
     assert "sql" in listed
