@@ -16,6 +16,9 @@ pytestmark = pytest.mark.engine
 
 CLIENTS_OF_EACH = 3
 REQUESTS = 8
+"""Of each name at least."""
+MOST = 1000
+"""Of each client: an adapter keeps its slot for forty requests of each of its clients."""
 
 
 def test_more_adapters_than_slots_all_have_their_turns(
@@ -33,25 +36,26 @@ def test_more_adapters_than_slots_all_have_their_turns(
         )
         names = ["base", *KEYS, unkeyed, "spare"]
         expected = {name: answers.get(name) or complete(client, name) for name in names}
-    order: list[str] = []
-    lock = threading.Lock()
+    counts: Counter[str] = Counter()
+    enough = threading.Event()
 
-    def ask(name: str) -> Counter[str]:
-        got: Counter[str] = Counter()
+    def ask(name: str) -> set[str]:
+        got = set()
         with server.client() as client:
-            for _ in range(REQUESTS):
-                got[complete(client, name)] += 1
-                with lock:
-                    order.append(name)
+            for _ in range(MOST):
+                got.add(complete(client, name))
+                counts[name] += 1
+                if enough.is_set() or min(counts[each] for each in names) >= REQUESTS:
+                    enough.set()
+                    break
         return got
 
+    # Nobody pauses before everyone has had some: in vLLM's own order the fifth adapter never would.
     everyone = names * CLIENTS_OF_EACH
     with concurrent.futures.ThreadPoolExecutor(len(everyone)) as threads:
         for name, got in zip(everyone, threads.map(ask, everyone), strict=True):
-            assert got == {expected[name]: REQUESTS}
-    # Nobody was passed over: when the first has had all of its answers, everyone has had some.
-    last = [_position(order, name, CLIENTS_OF_EACH * REQUESTS) for name in names]
-    assert set(order[: min(last)]) == set(names)
+            assert got == {expected[name]}
+    assert enough.is_set(), counts
     with server.client() as client:
         assert client.post("/v1/unload_lora_adapter", json={"lora_name": "spare"}).is_success
         shown = client.get("/metrics").text
@@ -60,8 +64,3 @@ def test_more_adapters_than_slots_all_have_their_turns(
     assert re.search(r"^stacked_slot_changes_total [1-9]", shown, re.MULTILINE)
     places = re.findall(r'^stacked_adapter_resident\{.*place="slot"\} 1', shown, re.MULTILINE)
     assert 1 <= len(places) <= 4
-
-
-def _position(order: list[str], name: str, nth: int) -> int:
-    """Where the nth answer of a name is."""
-    return [at for at, each in enumerate(order) if each == name][nth - 1]
