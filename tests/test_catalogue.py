@@ -164,21 +164,22 @@ def test_a_kill_at_any_instant_leaves_whole_models_or_empty_ones(tmp_path: Path)
         (tmp_path / f"{seed}.zip").write_bytes(packed(tmp_path / "roots", seed))
     instants = random.Random(7)
     done: set[str] = set()
-    for _ in range(KILLS):
-        done |= killed_writer(tmp_path, instants.uniform(0.05, 0.6))
+    for at in range(KILLS):
+        done |= killed_writer(tmp_path, instants.uniform(0.05, 0.6), uploads=at % 2)
         check_whole(tmp_path, done)
     assert done, "some uploads were done"
 
 
-def killed_writer(place: Path, seconds: float) -> set[str]:
-    """Run the writer, kill it, and return the ids that it said were filled."""
+def killed_writer(place: Path, seconds: float, uploads: int) -> set[str]:
+    """Run the writer, kill it so long after that many uploads; the ids that it said were filled."""
     command = [sys.executable, "-m", "tests.catalogue_writer", str(place)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "begun\n"
+    said = "".join(process.stdout.readline() for _ in range(uploads))
     time.sleep(seconds)
     process.send_signal(signal.SIGKILL)
-    said = process.stdout.read()
+    said += process.stdout.read()
     process.wait()
     whole = said if said.endswith("\n") else said.rpartition("\n")[0]
     return set(whole.split())
