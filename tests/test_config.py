@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from stacked.config import (
     resolve_path,
 )
 from stacked.errors import ConfigInvalid
+from stacked.fleet.replica import Timings
+from stacked.fleet.shared import Mode
 
 OCID = "ocid1.datasciencemodel.oc1..a"
 
@@ -85,6 +88,19 @@ def test_the_environment_names_a_database_where_the_file_does_not(
     assert alone.storage.database_url is None
 
 
+def test_a_fleet_has_three_reports_in_a_lease(tmp_path: Path) -> None:
+    assert load(write(tmp_path, "base: {model: m}")).fleet is None
+    plain = load(write(tmp_path, "base: {model: m}\nfleet: {}")).fleet
+    assert plain is not None
+    assert plain.timings == Timings()
+    assert plain.replica_name == socket.gethostname()
+    text = "{mode: session, lease_seconds: 12, replica: gpu-1, on_partition: serve}"
+    given = load(write(tmp_path, f"base: {{model: m}}\nfleet: {text}")).fleet
+    assert given is not None
+    assert (given.mode, given.replica_name) == (Mode.SESSION, "gpu-1")
+    assert (given.timings.lease, given.timings.beat, given.timings.drift) == (12, 4, 2)
+
+
 def test_the_tree_cannot_be_changed(tmp_path: Path) -> None:
     config = load(write(tmp_path, "base: {model: m}"))
     with pytest.raises(ValidationError):
@@ -133,6 +149,8 @@ def test_what_is_a_path_and_what_a_name(tmp_path: Path, text: str, meant: str) -
         ("base: {model: ''}", ["base.model"]),
         ("base: {model: m}\nserver: {port: 70000}", ["server.port", "65535", "70000"]),
         ("base: {model: m}\nserver: {port: web}", ["server.port", "integer", "web"]),
+        ("base: {model: m}\nfleet: {mode: some}", ["fleet.mode", "'global' or 'session'"]),
+        ("base: {model: m}\nfleet: {replica: a b}", ["fleet.replica"]),
         ("base: {model: m}\nserver: {health_path: no slash}", ["server.health_path"]),
         ("base: {model: m}\nserver: {predict_endpoint: /v1/x}", ["server.predict_endpoint"]),
         (

@@ -11,6 +11,7 @@ from stacked.config.experiments import (
 )
 from stacked.config.fairness import FairnessConfig
 from stacked.config.fields import Duration, Key, Ocid
+from stacked.config.fleet import FleetConfig
 from stacked.config.group import BaseConfig, GroupConfig, MemberConfig
 from stacked.config.limits import LimitsConfig
 from stacked.config.models import ModelsConfig
@@ -45,6 +46,7 @@ __all__ = [
     "ExperimentConfig",
     "ExperimentsConfig",
     "FairnessConfig",
+    "FleetConfig",
     "GatesConfig",
     "GroupConfig",
     "Key",

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from stacked.config.fields import Frozen
+from stacked.config.fleet import FleetConfig
 from stacked.config.group import BaseConfig, GroupConfig
 from stacked.config.models import ModelsConfig
 from stacked.config.retention import RetentionConfig
@@ -31,6 +32,8 @@ class ControlConfig(Frozen):
     retention: RetentionConfig = RetentionConfig()
     supervision: SupervisionConfig = SupervisionConfig()
     experiments: ExperimentsConfig = ExperimentsConfig()
+    fleet: FleetConfig | None = None
+    """None: this server is one alone."""
 
     @model_validator(mode="after")
     def _group_is_whole(self) -> ControlConfig:

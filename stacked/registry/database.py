@@ -9,16 +9,17 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, MetaData
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from stacked.errors import RecordConflict, RecordInvalid, RegistryUnusable
-from stacked.registry.migrations import migrate
+from stacked.registry.migrations import STEPS, Step, migrate
 from stacked.registry.postgresql import Postgresql, Shared
+from stacked.registry.schema import metadata
 from stacked.registry.sqlite import Sqlite
 
 
@@ -27,7 +28,13 @@ class Database:
     once, at the end.
     """
 
-    def __init__(self, where: Path | Shared, busy_seconds: float) -> None:
+    def __init__(
+        self,
+        where: Path | Shared,
+        busy_seconds: float,
+        steps: Sequence[Step] = STEPS,
+        tables: MetaData = metadata,
+    ) -> None:
         """Make or migrate it. `busy_seconds`: how long to wait for other processes' writes.
 
         Raises RegistryUnusable.
@@ -43,7 +50,7 @@ class Database:
         )
         try:
             with self._failures():
-                migrate(self._store)
+                migrate(self._store, steps, tables)
                 self._store.check()
         except RegistryUnusable:
             self.close()

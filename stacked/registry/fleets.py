@@ -5,11 +5,24 @@ Each operation is one transaction of `stacked.fleet.shared.apply`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import NamedTuple
 
-from sqlalchemy import Column, Connection, Integer, MetaData, Table, Text, delete, insert, select
+from sqlalchemy import (
+    Column,
+    Connection,
+    DateTime,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    delete,
+    func,
+    insert,
+    select,
+)
 from sqlalchemy import update as change
 
 from stacked.fleet.shared import (
@@ -24,9 +37,11 @@ from stacked.fleet.shared import (
     View,
     apply,
 )
-from stacked.registry.postgresql import Postgresql
+from stacked.registry.database import Database
 from stacked.registry.postgresql import Shared as Schema
-from stacked.registry.sqlite import Sqlite
+
+# Of an operation, which takes milliseconds: a replica without a database has a lease to lose.
+_SECONDS = 1.0
 
 _TABLES = MetaData()
 _FLEET = Table(
@@ -49,46 +64,68 @@ _MEMBERS = Table(
         )
         for name in Report.__dataclass_fields__
     ),
+    # By the database's clock, for people: the protocol compares no two clocks.
+    Column("reported", DateTime(timezone=True), nullable=False),
 )
 
 
-class FleetStore:
-    """One fleet's rows. Every method blocks, and may be called from any thread."""
+class Seen(NamedTuple):
+    """A fleet as it is stored, and how many seconds ago each member has reported, by its id."""
 
-    def __init__(self, where: Path | Schema, busy_seconds: float) -> None:
-        self._store = (
-            Postgresql(where, busy_seconds)
-            if isinstance(where, Schema)
-            else Sqlite(where, busy_seconds)
-        )
-        with self._store.migrating() as connection:
-            _TABLES.create_all(connection)
+    shared: Shared
+    ago: Mapping[str, float]
+
+
+def fleet_of(registry: Schema) -> Schema:
+    """The schema of the fleet whose records are in that one."""
+    # A registry's begins otherwise, so that no group's is this one, and has 57 of 63 letters.
+    return replace(
+        registry, schema=f"fleet_{registry.schema}", connections=3, silent_seconds=_SECONDS
+    )
+
+
+class FleetStore:
+    """One fleet's rows. Every method blocks, may be called from any thread, and raises
+    RegistryUnusable.
+    """
+
+    def __init__(self, where: Path | Schema, busy_seconds: float = _SECONDS) -> None:
+        self._database = Database(where, busy_seconds, (), _TABLES)
 
     def carry_out(self, id: str, operation: Operation) -> View:
         """Do it for the replica with this id, whose every Beat is; what that sees then."""
-        with self._store.transaction(write=not isinstance(operation, Look)) as connection:
+        looks = isinstance(operation, Look)
+        with self._database.read() if looks else self._database.write() as connection:
             before = _read(connection, id, operation)
             after = apply(before, operation)
             _write(connection, before, after)
         return View.of(after, id)
 
+    def seen(self) -> Seen:
+        """Everything, for people who look at the fleet."""
+        with self._database.read() as connection:
+            shared = _read(connection, "", None)
+            columns = (_MEMBERS.c.id, _MEMBERS.c.reported, func.now())
+            rows = connection.execute(select(*columns)).all()
+        return Seen(shared, {id: (now - then).total_seconds() for id, then, now in rows})
+
     def close(self) -> None:
-        self._store.close()
+        self._database.close()
 
 
-def _read(connection: Connection, id: str, operation: Operation) -> Shared:
+def _read(connection: Connection, id: str, operation: Operation | None) -> Shared:
     """What the operation and its view need: of many members mostly two."""
     row = connection.execute(select(_FLEET)).mappings().one_or_none()
     if row is None:
         return Shared()
     stored = {**row, "mode": Mode(row["mode"]), "stage": Stage(row["stage"])}
     fleet = Fleet(**stored)
-    query = select(_MEMBERS)
+    query = select(*(_MEMBERS.c[name] for name in Report.__dataclass_fields__))
     leads = fleet.coordinator == id and not fleet.at_rest
     if isinstance(operation, Look | Beat) and not leads:
         query = query.where(_MEMBERS.c.id.in_((id, fleet.coordinator)))
-    rows = connection.execute(query).mappings()
-    return Shared(fleet, {row["id"]: Report(**row) for row in rows})
+    found = (Report(*row) for row in connection.execute(query))
+    return Shared(fleet, {report.id: report for report in found})
 
 
 def _write(connection: Connection, before: Shared, after: Shared) -> None:
@@ -99,11 +136,12 @@ def _write(connection: Connection, before: Shared, after: Shared) -> None:
     for id in _differing(before, after):
         if id not in after.members:
             connection.execute(delete(_MEMBERS).where(_MEMBERS.c.id == id))
-        elif id not in before.members:
-            connection.execute(insert(_MEMBERS).values(asdict(after.members[id])))
+            continue
+        values = {**asdict(after.members[id]), "reported": func.now()}
+        if id not in before.members:
+            connection.execute(insert(_MEMBERS).values(values))
         else:
-            statement = change(_MEMBERS).where(_MEMBERS.c.id == id)
-            connection.execute(statement.values(asdict(after.members[id])))
+            connection.execute(change(_MEMBERS).where(_MEMBERS.c.id == id).values(values))
 
 
 def _differing(before: Shared, after: Shared) -> Iterable[str]:

@@ -24,7 +24,9 @@ FIRST = 8
 STEPS: tuple[Step, ...] = ()
 
 
-def migrate(store: Sqlite | Postgresql, steps: Sequence[Step] = STEPS) -> None:
+def migrate(
+    store: Sqlite | Postgresql, steps: Sequence[Step] = STEPS, tables: MetaData = metadata
+) -> None:
     """Make the tables where there are none, or run the steps that they lack.
 
     Raises RegistryUnusable for a registry of a newer version, of one that was never released, or
@@ -34,7 +36,7 @@ def migrate(store: Sqlite | Postgresql, steps: Sequence[Step] = STEPS) -> None:
     with store.migrating() as connection:
         version = store.version(connection)
         if version is None:
-            _create(connection)
+            _create(connection, tables)
         else:
             _check_version(version, newest, store.name)
             for step in steps[version - FIRST :]:
@@ -43,12 +45,12 @@ def migrate(store: Sqlite | Postgresql, steps: Sequence[Step] = STEPS) -> None:
             store.set_version(connection, newest)
 
 
-def _create(connection: Connection) -> None:
+def _create(connection: Connection, tables: MetaData) -> None:
     # A copy: where tables that name each other are altered, SQLAlchemy marks their constraints.
-    tables = MetaData()
-    for table in metadata.tables.values():
-        table.to_metadata(tables)
-    tables.create_all(connection, checkfirst=False)
+    copy = MetaData()
+    for table in tables.tables.values():
+        table.to_metadata(copy)
+    copy.create_all(connection, checkfirst=False)
 
 
 def _check_version(version: int, newest: int, name: str) -> None:

@@ -49,8 +49,6 @@ from stacked.logs import shown_url
 
 # A restart takes a server a second or two; what lasts longer is reported.
 _RESTART_SECONDS = 3.0
-# The longest silence of a server that is connected to; a sweep of 10,000 rows takes seconds.
-_SILENT_SECONDS = 30.0
 _PING_SECONDS = 3.0
 # In seconds and, for the last, milliseconds; each of them may stand in the address.
 _PARAMETERS = {
@@ -105,6 +103,9 @@ class Shared:
     """`postgresql://`; its query has libpq's parameters."""
     schema: str
     connections: int = 8
+    # A sweep of 10,000 rows takes seconds.
+    silent_seconds: float = 30.0
+    """The longest silence of a server that is connected to."""
 
     @property
     def name(self) -> str:
@@ -121,7 +122,8 @@ class Postgresql:
         self._engine = _engine(where, busy_seconds)
         digest = hashlib.sha256(where.schema.encode()).digest()
         self._number = int.from_bytes(digest[:4]) >> 1
-        wait, idle = round(busy_seconds * 1000), round(_SILENT_SECONDS * 1000)
+        self._silent = where.silent_seconds
+        wait, idle = round(busy_seconds * 1000), round(self._silent * 1000)
         # A process that is paused within a transaction must not stop the others for ever.
         self._turn = (
             f"SET LOCAL lock_timeout = {wait}; "
@@ -246,7 +248,7 @@ class Postgresql:
     def _begun(self, **options: Any) -> Iterator[Connection]:
         with (
             self._connect(**options) as connection,
-            _at_most(_SILENT_SECONDS, connection.connection.dbapi_connection),
+            _at_most(self._silent, connection.connection.dbapi_connection),
             connection.begin(),
         ):
             yield connection
@@ -254,7 +256,7 @@ class Postgresql:
     def _connect(self, **options: Any) -> Connection:
         """Tried again for a while: nothing was done yet."""
         engine = self._engine.execution_options(**options)
-        until = time.monotonic() + _RESTART_SECONDS
+        until = time.monotonic() + min(_RESTART_SECONDS, self._silent)
         while True:
             try:
                 return engine.connect()
@@ -292,7 +294,7 @@ def _engine(where: Shared, busy_seconds: float) -> Engine:
         if record.info.pop("new", False):
             return
         try:
-            with _at_most(_PING_SECONDS, connection):
+            with _at_most(min(_PING_SECONDS, where.silent_seconds), connection):
                 engine.dialect.do_ping(connection)
         except Exception as error:
             raise InvalidatePoolError from error  # after a restart all others are lost too

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 import pytest
 
+from stacked.errors import RegistryUnusable
 from stacked.fleet.shared import (
     Abort,
     Advance,
@@ -26,8 +28,11 @@ from stacked.fleet.shared import (
     View,
     apply,
 )
+from stacked.registry import Registry
 from stacked.registry import Shared as Schema
-from stacked.registry.fleets import FleetStore
+from stacked.registry.fleets import FleetStore, fleet_of
+from tests.postgres import Postgres
+from tests.serving import free_port
 
 IDS = ("a/1", "b/1", "c/1")
 FLEET = Fleet(Mode.GLOBAL, 1, "first", 1)
@@ -74,6 +79,40 @@ def test_every_operation_does_what_the_pure_one_does(where: Path | Schema) -> No
         committed = max(committed, shared.fleet.generation if shared.fleet else 0)
     assert committed > 1, "no update was committed, which is to be compared too"
     store.close()
+
+
+def test_everything_is_seen_with_the_seconds_since_each_report(where: Path | Schema) -> None:
+    store = FleetStore(where, 5.0)
+    assert store.seen() == (Shared(), {})
+    store.carry_out("", Found(FLEET))
+    reports = [Report(id, id[0], 1, 1) for id in IDS]
+    for report in reports:
+        store.carry_out(report.id, Join(report))
+    for _ in range(3):
+        store.carry_out(IDS[0], Beat(replace(reports[0], beat=2)))
+    seen = store.seen()
+    assert seen.shared.fleet == FLEET
+    assert set(seen.shared.members.values()) == {replace(reports[0], beat=2), *reports[1:]}
+    assert set(seen.ago) == set(IDS)
+    assert all(0 <= seconds < 600 for seconds in seen.ago.values())
+    store.close()
+
+
+def test_the_rows_of_a_fleet_are_not_among_those_of_its_registry(postgres: Postgres) -> None:
+    place = postgres.shared()
+    with Registry(place) as registry:
+        store = FleetStore(fleet_of(place))
+        with registry._database.read() as connection:
+            others = registry._database.others(connection)
+        assert fleet_of(place).schema not in others
+        assert len(fleet_of(replace(place, schema="stacked_" + 49 * "x")).schema) <= 63
+        store.close()
+
+
+def test_a_database_that_is_away_is_said_as_of_the_registry() -> None:
+    place = fleet_of(Schema(f"postgresql://nobody@127.0.0.1:{free_port()}/none", "stacked_x"))
+    with pytest.raises(RegistryUnusable, match="check that it runs"):
+        FleetStore(place)
 
 
 def propose_many(path: Path, id: str, times: int) -> None:
