@@ -82,6 +82,8 @@ def main() -> None:
                     for name, figure in side.run(subject, load, at + 1).items():
                         found[state, name] = found.get((state, name), 0.0) + figure / 2
                 rows.append({name: [found[before, name], found[HERE, name]] for name in FIGURES})
+                so_far = (f"{found[before, name]:.2f} {found[HERE, name]:.2f}" for name in SHOWN)
+                print(load.name, at or "warm", *so_far, sep="  ", file=sys.stderr, flush=True)
             for name in SHOWN:
                 pairs = [row[name] for row in rows[1:]]
                 ratios = sorted(after / first for first, after in pairs)
