@@ -68,14 +68,31 @@ class Database:
         with self._failures(), self._writing, self._store.transaction(write=True) as connection:
             yield connection
 
-    def claim(self) -> None:
-        """Write alone from now on. Raises DataDirInUse, also from later writes, if another does."""
-        with self._failures(), self._writing:
-            self._store.claim()
+    def claim(self, *, shared: bool) -> None:
+        """Write alone from now on, or with others that share it.
 
-    def others(self, connection: Connection) -> list[str]:
+        Raises DataDirInUse, also from later writes, if another process has it.
+        """
+        with self._failures(), self._writing:
+            self._store.claim(shared=shared)
+
+    @property
+    def owner(self) -> int:
+        """The number of the claim: that of one process, or of those that share it."""
+        return self._store.owner or 0
+
+    @property
+    def process(self) -> int:
+        """The number of this process among all that have claimed it; 0: it has not."""
+        return self._store.process
+
+    def running(self, connection: Connection) -> frozenset[int]:
+        """The numbers of the processes that have claimed it and run."""
+        return self._store.running(connection)
+
+    def registries(self, connection: Connection) -> list[str]:
         """The schemas of other registries in the same database."""
-        return self._store.others(connection)
+        return self._store.registries(connection)
 
     def close(self) -> None:
         self._closed = True

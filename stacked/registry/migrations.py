@@ -18,7 +18,7 @@ from stacked.registry.sqlite import Sqlite
 Step = Callable[[Connection], None]
 
 # The version of 0.1; those before it were never released.
-FIRST = 8
+FIRST = 9
 # Step n brings version FIRST + n to the next one, in SQL of its own that both SQLite and PostgreSQL
 # read: `schema.py` moves on. A step that was released is never edited; append another.
 STEPS: tuple[Step, ...] = ()

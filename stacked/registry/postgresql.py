@@ -19,6 +19,7 @@ from typing import Any
 from sqlalchemy import (
     URL,
     BigInteger,
+    Boolean,
     Column,
     Connection,
     Engine,
@@ -75,24 +76,31 @@ _ADVICE = {
     "57": "it is stopping or starting; try again",
 }
 
-# One row. `owner` counts the processes that have claimed the schema.
+# One row. `owner` counts those that have claimed the schema: a process alone, or processes that
+# share it; `processes` counts each of them.
 _REGISTRY = Table(
     "registry",
     MetaData(),
     Column("version", Integer, nullable=False),
     Column("owner", BigInteger, nullable=False),
+    Column("shared", Boolean, nullable=False),
+    Column("processes", BigInteger, nullable=False),
 )
 
 # The server's own settings wait for two hours before a machine that is gone loses its claim.
 _NOTICE_LOSS = (
     "SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3"
 )
-_HOLDER = text(
-    "SELECT concat_ws(', ', application_name, host(client_addr)) "
+_LOCKS = (
     "FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE locktype = 'advisory' AND granted "
     "AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) "
-    "AND classid = :claim AND objid = :number"
 )
+_HOLDER = text(
+    "SELECT concat_ws(', ', application_name, host(client_addr)), mode = 'ShareLock' "
+    f"{_LOCKS} AND classid = :claim AND objid = :number AND objsubid = 2"
+)
+# Of a schema: each process holds a lock of 64 bits, the schema's number before its own.
+_PROCESSES = text(f"SELECT objid {_LOCKS} AND classid = :number AND objsubid = 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +139,10 @@ class Postgresql:
             f"SELECT pg_advisory_xact_lock({_WRITES}, {self._number})"
         )
         self._holder: Connection | None = None
-        self._owner: int | None = None
+        self._shares = False
+        self.owner: int | None = None
+        """Which claim the schema is in, and the number of this process; once it was claimed."""
+        self.process = 0
 
     @contextlib.contextmanager
     def transaction(self, *, write: bool) -> Iterator[Connection]:
@@ -140,11 +151,11 @@ class Postgresql:
             with self._begun(isolation_level="REPEATABLE READ") as connection:
                 yield connection
             return
-        if self._owner is not None:
+        if self.owner is not None:
             self._hold_again()
         with self._begun() as connection:
             connection.exec_driver_sql(self._turn)
-            if self._owner is not None:
+            if self.owner is not None:
                 self._check_owner(connection)
             yield connection
 
@@ -176,12 +187,14 @@ class Postgresql:
             connection.execute(update(_REGISTRY).values(version=version))
         else:
             _REGISTRY.create(connection)
-            connection.execute(insert(_REGISTRY).values(version=version, owner=0))
+            first = {"version": version, "owner": 0, "shared": False, "processes": 0}
+            connection.execute(insert(_REGISTRY).values(first))
 
     def check(self) -> None:
         """Nothing: the server has checksums of its own."""
 
-    def others(self, connection: Connection) -> list[str]:
+    def registries(self, connection: Connection) -> list[str]:
+        """The schemas of the other ones in this database."""
         tables = text(
             "SELECT table_schema FROM information_schema.tables "
             "WHERE table_name = 'registry' AND table_schema LIKE 'stacked\\_%'"
@@ -202,13 +215,27 @@ class Postgresql:
 
     # -- single use -------------------------------------------------------------------------
 
-    def claim(self) -> None:
+    def claim(self, *, shared: bool) -> None:
         """Hold the schema for this process until it ends."""
+        self._shares = shared
         self._holder = self._hold()
         with self._begun() as connection:
             connection.exec_driver_sql(self._turn)
-            counted = update(_REGISTRY).values(owner=_REGISTRY.c.owner + 1)
-            self._owner = connection.execute(counted.returning(_REGISTRY.c.owner)).scalar_one()
+            was_shared = connection.execute(select(_REGISTRY.c.shared)).scalar_one()
+            counted = update(_REGISTRY).values(
+                owner=_REGISTRY.c.owner + (0 if shared and was_shared else 1),
+                shared=shared,
+                processes=_REGISTRY.c.processes + 1,
+            )
+            numbers = connection.execute(
+                counted.returning(_REGISTRY.c.owner, _REGISTRY.c.processes)
+            )
+            self.owner, self.process = numbers.one()
+        self._mark(self._holder)
+
+    def running(self, connection: Connection) -> frozenset[int]:
+        """The numbers of the processes that have claimed it and run."""
+        return frozenset(connection.execute(_PROCESSES, {"number": self._number}).scalars())
 
     def _hold_again(self) -> None:
         """Where the session that holds the schema was lost, as in a restart of the server."""
@@ -221,23 +248,32 @@ class Postgresql:
                 self._holder.close()
                 self._holder = None
         self._holder = self._hold()
+        self._mark(self._holder)
 
     def _hold(self) -> Connection:
         session = self._connect(isolation_level="AUTOCOMMIT")
         session.detach()
         session.exec_driver_sql(_NOTICE_LOSS)
-        taken = f"SELECT pg_try_advisory_lock({_CLAIM}, {self._number})"
+        kind = "_shared" if self._shares else ""
+        taken = f"SELECT pg_try_advisory_lock{kind}({_CLAIM}, {self._number})"
         if session.exec_driver_sql(taken).scalar_one():
             return session
-        holder = session.execute(_HOLDER, {"claim": _CLAIM, "number": self._number}).scalar()
+        holder = session.execute(_HOLDER, {"claim": _CLAIM, "number": self._number}).first()
         session.close()
+        name, fleet = holder or ("unknown", False)
+        step = "join its fleet (stacked serve --join)" if fleet else "stop it"
         raise DataDirInUse(
-            f"another process ({holder or 'unknown'}) uses {self.name}; stop it, or choose another "
-            "database or group name"
+            f"another process ({name}) uses {self.name}; {step}, or choose another database or "
+            "group name"
         )
 
+    def _mark(self, holder: Connection) -> None:
+        """Take the lock of this process, which a session that was lost may still have too."""
+        number = self._number << 32 | self.process & 0xFFFFFFFF
+        holder.exec_driver_sql(f"SELECT pg_advisory_lock_shared({number})")
+
     def _check_owner(self, connection: Connection) -> None:
-        if connection.execute(select(_REGISTRY.c.owner)).scalar_one() != self._owner:
+        if connection.execute(select(_REGISTRY.c.owner)).scalar_one() != self.owner:
             raise DataDirInUse(
                 f"another process has used {self.name} while this one had lost it; restart this one"
             )

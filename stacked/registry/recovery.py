@@ -1,12 +1,12 @@
 """Settles what a killed process had left in progress, so that no record waits for it.
 
-Hold the data directory's lock: no other process may be at work.
+Other processes may be at work, if all of them have claimed the records.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, RowMapping, select
@@ -39,42 +39,67 @@ _SETTLED: dict[tuple[str, DeploymentState | None], DeploymentState] = {
 _NOT_DONE = "MODEL_DEPLOYMENT_ACTIVATE"
 
 
-def recover(connection: Connection) -> Recovered:
+def recover(
+    connection: Connection, running: Collection[int], spared: Collection[str], *, alone: bool
+) -> Recovered:
     """Fail what was in progress, with a reason. The committed group of a deployment stays.
 
     A work request whose group was committed had passed the point of no return: the next start
     serves that group and nothing drains any more, so it has succeeded. So has one that was to stop
     a deployment: nothing of it runs.
+
+    The work of processes that are `running` stays, as does what is `spared`, and what either acts
+    on. While this process is not `alone`, so does all but work requests and what those act on.
     """
     failed: list[str] = []
     succeeded: list[str] = []
-    requests = _unfinished(connection, work.WORK, WorkStatus)
-    done = _settle(connection, requests, succeeded, failed)
+    requests: list[RowMapping] = []
+    busy: set[str] = set()
+    for row in _unfinished(connection, work.WORK, WorkStatus):
+        if row["process"] in running or row["id"] in spared:
+            busy |= {item.id for item in row["resources"]}
+        else:
+            requests.append(row)
+    left = {item.id for row in requests for item in row["resources"]} - busy
+
+    def mine(row: RowMapping) -> bool:
+        return row["id"] not in busy if alone else row["id"] in left
+
+    stopped = filter(mine, _unfinished(connection, DEPLOYMENTS, DeploymentState))
+    done = _settle(
+        connection, requests, {row["id"]: row["state"] for row in stopped}, succeeded, failed
+    )
     _end(connection, requests, done, succeeded, failed)
-    others: tuple[tuple[Rows[Any], Any], ...] = (
+    kinds: tuple[tuple[Rows[Any], Any], ...] = (
         (DEPLOYMENTS, DeploymentState),
         (GROUPS, GroupState),
         (HISTORIES, HistoryState),
     )
-    for rows, states in others:
-        for row in _unfinished(connection, rows, states):
-            reason = _reason(row["state"])
+    for rows, states in kinds:
+        for row in filter(mine, _unfinished(connection, rows, states)):
+            reason, after = _reason(row["state"]), states.FAILED
             if rows is DEPLOYMENTS and row["group_id"] is None:
                 reason += "; no group had been committed"
             elif rows is DEPLOYMENTS:
                 group = f"group {row['group_id']} of generation {row['generation']}"
                 reason += f"; {group} is still the committed one"
-            rows.move(connection, row["id"], states.FAILED, reason=reason)
+                after = after if alone else states.ACTIVE  # which they serve
+            rows.move(connection, row["id"], after, reason=reason)
             failed.append(row["id"])
     return Recovered(failed=tuple(failed), succeeded=tuple(succeeded))
 
 
 def _settle(
-    connection: Connection, requests: Sequence[RowMapping], succeeded: list[str], failed: list[str]
+    connection: Connection,
+    requests: Sequence[RowMapping],
+    states: dict[str, DeploymentState],
+    succeeded: list[str],
+    failed: list[str],
 ) -> set[str]:
-    """Settle deployments by what was being done to them; the work that is done by that."""
-    unfinished = _unfinished(connection, DEPLOYMENTS, DeploymentState)
-    states = {row["id"]: row["state"] for row in unfinished}
+    """Settle deployments by what was being done to them; the work that is done by that.
+
+    `states` are of those that are unfinished, by id.
+    """
     done = set()
     for row in requests:
         for item in row["resources"]:

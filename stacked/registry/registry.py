@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from stacked.registry.artifacts import ArtifactRepository
@@ -45,21 +46,29 @@ class Registry:
         self.outcomes = OutcomeRepository(self._database)
         self.retention = Retention(self._database)
 
-    def claim(self) -> None:
-        """Be the only process that writes to a schema, as `lock_data_dir` does for a file.
+    def claim(self, *, shared: bool = False) -> None:
+        """Be the only process that writes to a schema, as `lock_data_dir` does for a file; or one
+        of those that share it.
 
-        Raises DataDirInUse; so do later writes, should another process have claimed it while this
-        one had lost the server.
+        Raises DataDirInUse; so do later writes, should another have claimed it while this process
+        had lost the server, and not shared it with this one.
         """
-        self._database.claim()
+        self._database.claim(shared=shared)
 
-    def recover(self) -> Recovered:
-        """Settle what a killed process left in progress; call it once, before anything else.
+    @property
+    def owner(self) -> int:
+        """The number of the claim, which those that share the records have in common."""
+        return self._database.owner
 
-        No other process may be at work.
+    def recover(self, spared: Collection[str] = ()) -> Recovered:
+        """Settle what processes that ended have left in progress, at a start before anything else.
+
+        What processes that run work on stays, and work requests that are `spared`.
         """
         with self._database.write() as connection:
-            return recover(connection)
+            running = self._database.running(connection)
+            alone = running <= {self._database.process}
+            return recover(connection, running, spared, alone=alone)
 
     def close(self) -> None:
         """Idempotent."""

@@ -205,7 +205,7 @@ class Retention:
     def named_by_others(self) -> frozenset[Digest]:
         """What the other registries of the same database name."""
         with self._database.read() as connection:
-            others = self._database.others(connection)
+            others = self._database.registries(connection)
             return frozenset().union(*(_named(connection, schema) for schema in others))
 
 

@@ -267,6 +267,8 @@ deployed_members = _table(
 work_requests = _table(
     "work_requests",
     WorkRequest,
+    # The number of the process that works on it, among those that share the records.
+    Column("process", INTEGER, nullable=False, default=0),
     Index("work_requests_by_time_accepted", "time_accepted"),
     Index("work_requests_by_status", "status"),
 )

@@ -32,6 +32,7 @@ class Sqlite:
         self._path = Path(path).absolute()
         self._busy_seconds = busy_seconds
         self.name = f"the registry {self._path}"
+        self.owner, self.process = 0, 0
         self._engine = self._make_engine()
 
     @contextlib.contextmanager
@@ -85,11 +86,16 @@ class Sqlite:
             advice = _ADVICE[sqlite3.SQLITE_CORRUPT]
             raise RegistryUnusable(f"{self.name} cannot be used: malformed: {found}; {advice}")
 
-    def claim(self) -> None:
+    def claim(self, *, shared: bool) -> None:
         """Nothing: the lock of the data directory holds the file for this process."""
+        assert not shared, "a file is of one process"
 
-    def others(self, connection: Connection) -> list[str]:
-        """No other registries are in one file."""
+    def running(self, connection: Connection) -> frozenset[int]:
+        """No process has a number."""
+        return frozenset()
+
+    def registries(self, connection: Connection) -> list[str]:
+        """No other ones are in one file."""
         return []
 
     def advice(self, error: BaseException) -> str:

@@ -68,7 +68,7 @@ class WorkRequestRepository(Repository[WorkRequest, WorkRequest]):
             compartment_id=compartment_id,
         )
         with self._database.write() as connection:
-            return WORK.insert(connection, request)
+            return WORK.insert(connection, request, process=self._database.process)
 
     def list(self, query: Query = FIRST, **filters: Any) -> Page[WorkRequest]:
         """`resource_id` is the id of something that the work acts on."""

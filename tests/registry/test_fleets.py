@@ -103,7 +103,7 @@ def test_the_rows_of_a_fleet_are_not_among_those_of_its_registry(postgres: Postg
     with Registry(place) as registry:
         store = FleetStore(fleet_of(place))
         with registry._database.read() as connection:
-            others = registry._database.others(connection)
+            others = registry._database.registries(connection)
         assert fleet_of(place).schema not in others
         assert len(fleet_of(replace(place, schema="stacked_" + 49 * "x")).schema) <= 63
         store.close()

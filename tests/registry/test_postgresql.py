@@ -246,10 +246,10 @@ def proxy(port: int) -> Iterator[tuple[int, threading.Event]]:
 def test_server_that_is_silent_is_given_up(
     postgres: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postgresql, "_SILENT_SECONDS", 1.0)
     monkeypatch.setattr(postgresql, "_PING_SECONDS", 0.5)
     with proxy(postgres.port) as (port, swallow):
-        place = postgres.shared(url=f"{postgres.url(port=port)}?connect_timeout=2")
+        url = f"{postgres.url(port=port)}?connect_timeout=2"
+        place = postgres.shared(url=url, silent_seconds=1.0)
         with Registry(place) as registry:
             registry.models.put(adapter(1))
             with pytest.raises(RegistryUnusable):  # in the middle of a transaction
