@@ -11,6 +11,7 @@ import contextlib
 import enum
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -20,12 +21,11 @@ from stacked.config import Config, ControlConfig
 from stacked.deployment.activation import NOTHING, Activation, Active, Slot, Starter
 from stacked.deployment.changes import Change
 from stacked.deployment.deployments import Deployments
-from stacked.deployment.from_file import FileDeployment, read_base, read_group
+from stacked.deployment.from_file import DeclaredBase, FileDeployment, read_base, serve_alone
 from stacked.deployment.gates import Judged
 from stacked.deployment.ledger import Ledger
 from stacked.deployment.members import states_now
 from stacked.deployment.runtime import RuntimeUpdates
-from stacked.engine.creating import prepare
 from stacked.engine.loaded import Resident
 from stacked.engine.options import check_names
 from stacked.engine.support import require_build
@@ -38,10 +38,9 @@ from stacked.retention.collect import Collector, Records
 from stacked.retention.rounds import Rounds
 from stacked.serving import NO_TENSORS, NO_VLLM, Admission, Scope
 from stacked.serving.residency import resident_in, show_residency
-from stacked.serving.settings import settings_of
 from stacked.serving.shadow import Shadow
 from stacked.serving.targets import Target
-from stacked.serving.vllm import VllmPrepared, VllmServing
+from stacked.serving.vllm import VllmServing
 from stacked.steps import Heard, Progress, Silent
 from stacked.store import AdapterStore, ModelStore, SharedContents
 from stacked.supervision.supervisor import Supervisor
@@ -141,7 +140,8 @@ class Service:
         elif self._durable or not isinstance(config, Config):
             await self._serve_file(config, tell)
         else:
-            self._slot.serve(await self._serve_alone(config, tell))
+            stores = (self._store, self._needed)
+            self._slot.serve(await serve_alone(config, self.data_dir, *stores, tell))
 
     def stopping(self) -> None:
         """Refuse new requests from now on; those that hold a lease may finish."""
@@ -189,7 +189,11 @@ class Service:
         config = self.config
         stores = (self._store, self._models)
         ledger = await asyncio.to_thread(
-            Ledger, self.data_dir, config.group.name, *stores, config.storage
+            partial(Ledger, shared=config.fleet is not None),
+            self.data_dir,
+            config.group.name,
+            *stores,
+            config.storage,
         )
         self._ledger = ledger
         self.usage.begin(ledger.registry.usage, config.retention.usage)
@@ -233,6 +237,9 @@ class Service:
     ) -> None:
         """Serve again what was served last; the control plane is available meanwhile."""
         last = last or await asyncio.to_thread(self.ledger.last_active)
+        if self.ledger.fleet is not None:
+            self._slot.serve(await self._file(None).join(last, tell))
+            return
         aside = "another deployment was served when the server ended"
         await asyncio.to_thread(self.ledger.set_aside, last.id if last else None, aside)
         if last is None:
@@ -241,34 +248,21 @@ class Service:
             tell.note(f"deployment  {last.id}, which was active last, is starting again")
             await deployments.resume(last)
 
-    async def _serve_alone(self, config: Config, tell: Progress) -> Active:
-        require_build()
-        prepare()
-        base = await read_base(config, self.data_dir, self._store.root)
-        self._needed.enter_context(self._store.pinned())
-        group = await read_group(config, base, self._store, tell)
-        settings = settings_of({"engine": config.engine})
-        prepared = VllmPrepared.of(group, base.modules, settings, self._store.root)
-
-        async def first() -> int:
-            return 1
-
-        serving = await VllmServing.start(prepared, first, config.server, tell)
-        return Active("", group.name, serving)
-
     async def _serve_file(self, config: ControlConfig, tell: Progress) -> None:
         base = None
         if isinstance(config, Config):
             require_build()
             base = await read_base(config, self.data_dir, self._store.root)
         deployments = await self._open(tell)
-        file = FileDeployment(config, base, self.ledger, self.catalogue, self._store)
         with self._store.pinned():
-            found = await file.serve(tell)
+            found = await self._file(base).serve(tell)
         if isinstance(found, Active):
             self._slot.serve(found)
         else:
             await self._resume(deployments, tell, found)
+
+    def _file(self, base: DeclaredBase | None) -> FileDeployment:
+        return FileDeployment(self.config, base, self.ledger, self.catalogue, self._store)
 
     # -- what is served ---------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from stacked.deployment.journal import WorkProgress
 from stacked.deployment.ledger import Ledger
 from stacked.engine.machine import look
 from stacked.engine.plan import Room, headroom
-from stacked.errors import ConfigInvalid, NotReady, StackedError
+from stacked.errors import ConfigInvalid, IllegalMove, NotReady, StackedError
 from stacked.registry import Deployment, DeploymentState, MemberState, WorkRequest
 from stacked.serving import Commit, Prepared, Serving
 from stacked.serving.settings import base_key, settings_of
@@ -343,7 +343,10 @@ class Activation:
 
     async def stays(self, record: Deployment, group_id: str, reason: str) -> None:
         reason = f"the update to {group_id} failed: {reason}"
-        await self._write_state(record.id, _ACTIVE, reason)
+        try:
+            await self._write_state(record.id, _ACTIVE, reason)
+        except IllegalMove as error:  # of a fleet, where it was not begun or another has ended it
+            logger.info("%s", error)
 
     async def restore(self, change: Change, record: Deployment, group_id: str, reason: str) -> None:
         """The old engine continues, or is started again if it had to make room."""

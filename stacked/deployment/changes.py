@@ -10,7 +10,13 @@ from functools import partial
 from typing import Any
 
 from stacked.deployment.ledger import Ledger
-from stacked.errors import RecordConflict, StackedError, UpdateFailed, UpdateInProgress
+from stacked.errors import (
+    IllegalMove,
+    RecordConflict,
+    StackedError,
+    UpdateFailed,
+    UpdateInProgress,
+)
 from stacked.registry import WorkRequest
 
 logger = logging.getLogger("stacked.deployment.changes")
@@ -106,7 +112,7 @@ class Changes:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self, change: Change, act: Coroutine[Any, Any, str], undo: Undo) -> None:
-        registry, write = self._ledger.registry, self._ledger.with_retry
+        requests = self._ledger.registry.work_requests
         change.begun = True
         try:
             text = await act
@@ -115,7 +121,7 @@ class Changes:
                 raise
             await undo(CANCELED)
             change.over = True
-            await write(registry.work_requests.canceled, change.work_id)
+            await self._end(requests.canceled, change.work_id)
         except StackedError as error:
             change.settle("it has failed")
             logger.warning("work %s failed: %s", change.work_id, error)
@@ -127,14 +133,18 @@ class Changes:
             await self._failed(change, fault, undo)
         else:
             change.over = True
-            await write(registry.work_requests.succeed, change.work_id, text)
+            await self._end(requests.succeed, change.work_id, text)
         finally:
             act.close()  # if it was not even begun
 
     async def _failed(self, change: Change, error: StackedError, undo: Undo) -> None:
         await undo(str(error))
         change.over = True
-        registry = self._ledger.registry
-        await self._ledger.with_retry(
-            registry.work_requests.fail, change.work_id, error.code, str(error)
-        )
+        fail = self._ledger.registry.work_requests.fail
+        await self._end(fail, change.work_id, error.code, str(error))
+
+    async def _end(self, end: Callable[..., WorkRequest], *args: str) -> None:
+        try:
+            await self._ledger.with_retry(end, *args)
+        except IllegalMove as error:  # of a fleet, in which another replica has ended it
+            logger.info("%s", error)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,14 +20,18 @@ from stacked.catalogue import Catalogue
 from stacked.config import Config, ControlConfig, MemberConfig
 from stacked.core import Base, Content, Member, ModelGroup, ModelId, model_id_of
 from stacked.deployment.activation import Active, Starter
-from stacked.deployment.ledger import Ledger, group_id_of
+from stacked.deployment.declared import begin, group_id_of
+from stacked.deployment.joining import Joining
+from stacked.deployment.ledger import Ledger
 from stacked.engine.adaptable import Asking
-from stacked.errors import StackedError
+from stacked.engine.creating import prepare
+from stacked.engine.support import require_build
+from stacked.errors import ConfigInvalid, StackedError
 from stacked.logs import shown_url
 from stacked.registry import Deployment
 from stacked.serving import Prepared
 from stacked.serving.settings import settings_of
-from stacked.serving.vllm import VllmPrepared
+from stacked.serving.vllm import VllmPrepared, VllmServing
 from stacked.steps import Counted, Progress, Start
 from stacked.store import AdapterStore, BaseModules, ModelStore
 from stacked.store.files import real_path
@@ -67,15 +72,27 @@ class FileDeployment:
         self._ledger = ledger
         self._store, self._models = store, catalogue.models
         self._starter = Starter(ledger, catalogue, config)
+        self._joining: Joining | None = None
+        if ledger.fleet is not None and config.fleet is not None:
+            self._joining = Joining(ledger, ledger.fleet, config.fleet.mode)
         self._id = ""
 
     async def serve(self, tell: Progress) -> Active | Deployment:
         """Serve the file's deployment, or return another one served since the file changed.
 
-        If the file's members are gone, the store still has the committed group. Raises
-        AdapterError, GroupImpossible, EngineError.
+        If the file's members are gone, the store still has the committed group. A server of a fleet
+        serves what that has committed, whatever its own file says. Raises AdapterError,
+        GroupImpossible, EngineError.
         """
         declared, problem = await self._declared(tell)
+        if joined := await self._fleets():
+            if not _is_same(joined, declared, self._config):
+                tell.note(
+                    "file        differs from what the fleet serves; stacked update --live FILE "
+                    "brings it to all"
+                )
+            configuration = _configuration(self._config, declared, joined)
+            return await self._join(joined, declared, configuration, tell)
         held = await asyncio.to_thread(self._ledger.of_file)
         last = await asyncio.to_thread(self._ledger.last_active)
         same = held is not None and _is_same(held, declared, self._config)
@@ -99,6 +116,47 @@ class FileDeployment:
         commit = partial(self._register, held, declared, configuration, served, tell)
         serving = await self._starter.start(prepared, commit, tell)
         return Active(self._id, prepared.group.name, serving)
+
+    async def _fleets(self) -> Deployment | None:
+        """What the fleet serves; None: this server is in none, or founds it."""
+        if self._joining is None:
+            return None
+        return await asyncio.to_thread(self._joining.committed)
+
+    async def join(self, last: Deployment | None, tell: Progress) -> Active:
+        """Serve what the fleet does, or found it with what was served last, without a file.
+
+        Raises ConfigInvalid where nothing was, and as `serve`.
+        """
+        held = await self._fleets() or last
+        if held is None:
+            raise ConfigInvalid(
+                "nothing is deployed in the records of this fleet; begin it with a file that has a "
+                "base and members"
+            )
+        return await self._join(held, None, held.configuration, tell)
+
+    async def _join(
+        self,
+        held: Deployment,
+        declared: ModelGroup | None,
+        configuration: Mapping[str, Any],
+        tell: Progress,
+    ) -> Active:
+        group_id = str(held.group_id)
+        if declared is not None and group_id == group_id_of(declared):
+            prepared = self._plan(declared, configuration)
+        else:
+            prepared = await self._committed(group_id, configuration)
+        commit = partial(self._found, group_id, partial(self._stands, held), tell)
+        serving = await self._starter.start(prepared, commit, tell)
+        return Active(self._id, prepared.group.name, serving)
+
+    def _stands(self, held: Deployment) -> Deployment:
+        """What was served last is served again."""
+        self._ledger.set_aside(held.id, "another deployment was served when the server ended")
+        self._ledger.served(held.id, {})
+        return held
 
     async def _declared(self, tell: Progress) -> tuple[ModelGroup | None, StackedError | None]:
         try:
@@ -131,8 +189,15 @@ class FileDeployment:
         tell: Progress,
     ) -> int:
         """Record what is served, and return its generation."""
-        begin = self._ledger.begin
-        deployment = await asyncio.to_thread(begin, held, declared, configuration, served)
+        record = partial(begin, self._ledger, held, declared, configuration, served)
+        group_id = group_id_of(served) if served else str(held and held.group_id)
+        return await self._found(group_id, record, tell)
+
+    async def _found(self, group_id: str, record: Callable[[], Deployment], tell: Progress) -> int:
+        """The same, unless a fleet has a deployment, which is this one's too."""
+        if self._joining is not None:
+            record = partial(self._joining.found, group_id, record)
+        deployment = await asyncio.to_thread(record)
         self._id = deployment.id
         tell.note(f"deployment  {deployment.id}\ngroup       {deployment.group_id}")
         return deployment.generation
@@ -165,6 +230,25 @@ def _configuration(
         "base_key": config.base.key if isinstance(config, Config) else None,
         **{name: before.get(name) for name in ("environment", "infrastructure", "group")},
     }
+
+
+async def serve_alone(
+    config: Config, data_dir: Path, store: AdapterStore, needed: ExitStack, tell: Progress
+) -> Active:
+    """Serve a file's group without records of it; `needed` keeps it in the store."""
+    require_build()
+    prepare()
+    base = await read_base(config, data_dir, store.root)
+    needed.enter_context(store.pinned())
+    group = await read_group(config, base, store, tell)
+    settings = settings_of({"engine": config.engine})
+    prepared = VllmPrepared.of(group, base.modules, settings, store.root)
+
+    async def first() -> int:
+        return 1
+
+    serving = await VllmServing.start(prepared, first, config.server, tell)
+    return Active("", group.name, serving)
 
 
 async def read_group(

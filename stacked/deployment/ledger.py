@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -20,8 +19,6 @@ from typing import Any, TypeVar
 
 from stacked.config import Design, StorageConfig
 from stacked.core import (
-    VERSIONED,
-    Adapter,
     Base,
     Code,
     Member,
@@ -31,30 +28,29 @@ from stacked.core import (
     check_digest,
 )
 from stacked.errors import (
+    ConfigInvalid,
     RecordConflict,
     RegistryUnusable,
     StackedError,
     UpdateNotLive,
 )
+from stacked.fleet.shared import Look
 from stacked.registry import (
-    DEPLOYMENT,
-    GROUP,
     Affected,
     DeployedMember,
     Deployment,
     DeploymentState,
-    GroupMember,
     GroupRecord,
     GroupState,
     MemberState,
-    Model,
     Query,
     Registry,
+    Shared,
     WorkRequest,
     lock_data_dir,
-    new_id,
 )
 from stacked.registry.composition import HOMOGENEOUS
+from stacked.registry.fleets import FleetStore, fleet_of
 from stacked.registry.places import FILE, note_database, place_of
 from stacked.store import AdapterStore, ModelStore
 
@@ -70,7 +66,7 @@ T = TypeVar("T")
 
 class Ledger:
     """The registry of one group name, locked for the life of this process: a file in the data
-    directory, or a schema of a database that is shared.
+    directory, or a schema of a database. `shared`: with the other servers of a fleet.
 
     Raises DataDirInUse if another process serves the same name from the same place.
     """
@@ -82,14 +78,18 @@ class Ledger:
         store: AdapterStore,
         models: ModelStore,
         storage: StorageConfig,
+        *,
+        shared: bool = False,
     ) -> None:
         self.directory = data_dir / "deployments" / _slug(name)
         """The directory of the records and what belongs to them, used only by this process."""
         self.artifacts = self.directory / "artifacts"
         self._lock = lock_data_dir(self.directory)
         self.path = self.directory / FILE
+        self.fleet: FleetStore | None = None
+        """What this server shares with the others of its fleet."""
         try:
-            self.registry = self._open(storage)
+            self.registry = self._open(storage, shared)
         except BaseException:
             self._lock.close()
             raise
@@ -98,9 +98,14 @@ class Ledger:
         # One thread, so that writes stay in order and no disk blocks the loop.
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="ledger")
 
-    def _open(self, storage: StorageConfig) -> Registry:
-        """Raises RegistryUnusable, also for a file that has lost what was in it."""
+    def _open(self, storage: StorageConfig, shared: bool) -> Registry:
+        """Raises RegistryUnusable, also for a file that has lost what was in it; ConfigInvalid."""
         place = place_of(self.directory, storage.database_url, storage.connections)
+        if shared and isinstance(place, Path):
+            raise ConfigInvalid(
+                "the servers of a fleet share a database; set storage.database, STACKED_DATABASE, "
+                "or --join postgresql://USER@HOST/NAME"
+            )
         if self.artifacts.exists() and self.path.exists() and not self.path.stat().st_size:
             raise RegistryUnusable(
                 f"the registry {self.path} is empty, and was not; restore it from a copy, or "
@@ -108,18 +113,27 @@ class Ledger:
             )
         registry = Registry(place)
         try:
-            registry.claim()
+            registry.claim(shared=shared)
             note_database(self.directory, place)
-            registry.recover()
+            registry.recover(self._open_fleet(place, registry) if shared else ())
         except BaseException:
             registry.close()
             raise
         return registry
 
+    def _open_fleet(self, place: Path | Shared, registry: Registry) -> set[str]:
+        """The newest update, which the fleet ends."""
+        assert isinstance(place, Shared), "what is shared is not a file"
+        self.fleet = FleetStore(fleet_of(place), owner=registry.owner)
+        fleet = self.fleet.carry_out("", Look()).fleet
+        return {fleet.proposal} if fleet is not None else set()
+
     def close(self) -> None:
         """Finish what is being written. Closing twice is allowed."""
         self._writer.shutdown(wait=True)
         self.registry.close()
+        if self.fleet is not None:
+            self.fleet.close()
         self._lock.close()
 
     # -- start ------------------------------------------------------------------------------
@@ -127,11 +141,11 @@ class Ledger:
     def last_active(self) -> Deployment | None:
         """The deployment that a restart serves: the one that served when this process ended.
 
-        One that failed after it had served is tried again.
+        One that failed after it had served is tried again. In a fleet, the others serve it.
         """
         found = [
             one
-            for state in _SERVED
+            for state in (*_SERVED, DeploymentState.UPDATING)
             for one in self._deployments(state=state)
             if one.group_id is not None
         ]
@@ -166,34 +180,6 @@ class Ledger:
                 if one.id != served and one.group_id is not None:
                     self.registry.deployments.set_state(one.id, DeploymentState.INACTIVE, reason)
 
-    def begin(
-        self,
-        held: Deployment | None,
-        declared: ModelGroup | None,
-        configuration: Mapping[str, Any],
-        served: ModelGroup | None,
-    ) -> Deployment:
-        """Register base, members, group and deployment of a file; commit the group if it is new.
-
-        `declared` is None if the config's adapters are gone: what it declared before stays.
-        `served` is None where the committed group is. Idempotent: the same config registers nothing
-        twice.
-        """
-        if declared is not None:
-            self._register(declared)
-            if held is None:
-                new = Deployment(id=new_id(DEPLOYMENT), display_name=declared.name)
-                held = self.registry.deployments.create(new)
-        assert held is not None, "a group that is not declared was committed before"
-        held = self.registry.deployments.update(held.id, configuration=configuration)
-        fresh = served is not None and held.group_id != group_id_of(served)
-        quarantined = {} if fresh else self.quarantined(held)
-        if served is not None and fresh:
-            held = self._commit_first(held, group_id_of(served))
-        self.set_aside(held.id, "the deployment of the configuration file is served")
-        self.served(held.id, quarantined)
-        return self.registry.deployments.get(held.id)
-
     def member_states(
         self, group_id: str, state: MemberState = MemberState.SUCCESS, reason: str = ""
     ) -> list[DeployedMember]:
@@ -207,12 +193,21 @@ class Ledger:
     # -- deaths of engines ------------------------------------------------------------------
 
     def died(self, id: str, reason: str) -> None:
-        """Nothing serves this deployment now."""
+        """Nothing serves this deployment now; in a fleet others do, and this server's status says
+        what it lacks.
+        """
+        if self.fleet is not None:
+            return
         state = self.registry.deployments.get(id).state
         if state is DeploymentState.FAILED:  # a state is not written twice in a row
             self.registry.deployments.set_state(id, DeploymentState.UPDATING)
         if state in _SERVED:
             self.registry.deployments.set_state(id, DeploymentState.FAILED, reason)
+
+    def came_back(self, id: str, quarantined: Mapping[str, str]) -> None:
+        """Another engine serves it, as `served`; in a fleet, that is nothing new to the others."""
+        if self.fleet is None:
+            self.served(id, quarantined)
 
     def served(self, id: str, quarantined: Mapping[str, str]) -> None:
         """A deployment's committed group is served, but for models: model id -> why not."""
@@ -240,56 +235,6 @@ class Ledger:
             found |= {member.model_id: member.reason for member in page.items}
             query = Query(page=page.next) if page.next else None
         return found
-
-    def _register(self, group: ModelGroup) -> None:
-        base = group.base
-        models = [_model_record(member, base) for member in group]
-        members = _entries(group.members)
-        if base is not None:
-            members = (GroupMember(base.model_id, base.key), *members)
-            of_base = Model(
-                id=base.model_id,
-                kind="base",
-                display_name=base.key,
-                digest=base.digest,
-                source=base.path,
-            )
-            models.insert(0, of_base)  # which the records of adapters name
-        # Users may have changed a model's description since: a restart does not overwrite it.
-        self.registry.models.put_all(
-            list({model.id: model for model in models}.values()), describe=False
-        )
-        if base is not None:
-            self._find_base_again(base)
-        self.registry.groups.create(
-            GroupRecord(
-                id=group_id_of(group),
-                display_name=group.name,
-                kind=group.kind,
-                base_model_id=base.model_id if base else None,
-                members=members,
-                tags={"freeform": VERSIONED},
-                custom_metadata=tuple(
-                    {"key": key, "value": value} for key, value in group.metadata.items()
-                ),
-            )
-        )
-
-    def _find_base_again(self, base: Base) -> None:
-        """A base that was moved on this machine: later starts look where the file says it is."""
-        stored = self.registry.models.get(base.model_id)
-        if stored.source != base.path:
-            self.registry.models.put(replace(stored, source=base.path))
-
-    def _commit_first(self, held: Deployment, group_id: str) -> Deployment:
-        operation = "MODEL_DEPLOYMENT_UPDATE" if held.group_id else "MODEL_DEPLOYMENT_CREATE"
-        work = self.registry.work_requests.open(operation, [Affected("UPDATED", ENTITY, held.id)])
-        self.registry.work_requests.advance(work.id, 1.0, "serving the group of the config file")
-        if held.state is not DeploymentState.CREATING:
-            self.registry.deployments.set_state(held.id, DeploymentState.UPDATING)
-        held = self.registry.deployments.commit(held.id, group_id, held.generation + 1, work.id)
-        self.registry.work_requests.succeed(work.id)
-        return held
 
     # -- groups -----------------------------------------------------------------------------
 
@@ -403,37 +348,6 @@ class Ledger:
     def write(self, call: Callable[[], T]) -> Future[T]:
         """Call this in the writing thread, after earlier calls."""
         return self._writer.submit(call)
-
-
-def group_id_of(group: ModelGroup) -> str:
-    """The id of the group that a config declares: the same content, the same id."""
-    content = {
-        "base": [group.base.model_id, group.base.key] if group.base else group.kind,
-        "name": group.name,
-        "members": [[m.model_id, m.content.digest, m.key, m.weight] for m in group],
-        "metadata": dict(group.metadata),
-    }
-    text = json.dumps(content, sort_keys=True).encode()
-    return f"ocid1.{GROUP}.oc1..{hashlib.sha256(text).hexdigest()}"
-
-
-def _model_record(member: Member, base: Base | None) -> Model:
-    """The record of a member's model; an adapter was checked against this base."""
-    content = member.content
-    return Model(
-        id=member.model_id,
-        kind="adapter" if base else "model",
-        display_name=member.label,
-        digest=content.digest,
-        rank=Adapter.of(content).rank if base else 0,
-        bytes=content.bytes,
-        base_model_id=base.model_id if base else None,
-        tags={"freeform": VERSIONED},
-    )
-
-
-def _entries(members: Sequence[Member]) -> tuple[GroupMember, ...]:
-    return tuple(GroupMember(member.model_id, member.key, member.weight) for member in members)
 
 
 def _slug(name: str) -> str:

@@ -90,6 +90,12 @@ class Database:
         """The numbers of the processes that have claimed it and run."""
         return self._store.running(connection)
 
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """One at a time of the processes that share it; they may write meanwhile."""
+        with self._failures(), self._store.turn():
+            yield
+
     def registries(self, connection: Connection) -> list[str]:
         """The schemas of other registries in the same database."""
         return self._store.registries(connection)

@@ -7,14 +7,14 @@ from typing import Any, TypedDict
 
 from sqlalchemy import Connection, delete
 
-from stacked.errors import RecordConflict
+from stacked.errors import RecordConflict, UpdateFailed
 from stacked.registry.groups import GROUPS
 from stacked.registry.paging import FIRST, Listing, builder, filter_columns
 from stacked.registry.records import DeployedMember, Deployment, JsonObject, Page, Query
 from stacked.registry.repository import DESCRIBED, Editable, Rows, check_fresh, differing, values
 from stacked.registry.schema import deployed_members, deployments, models, upsert
-from stacked.registry.states import DeploymentState, GroupState, WorkStatus
-from stacked.registry.work_requests import WORK, log
+from stacked.registry.states import DeploymentState, GroupState, MemberState, WorkStatus
+from stacked.registry.work_requests import WORK, advance, error, finish, log
 
 
 class DeploymentChanges(TypedDict, total=False):
@@ -119,30 +119,56 @@ class DeploymentRepository(Editable[Deployment, Deployment]):
             if (stored.group_id, stored.generation, stored.work_request_id) == wanted:
                 return stored  # a repetition: the first answer was lost
             _check_commit(connection, stored, group_id, generation, work_request_id)
-            previous = stored.group_id if stored.group_id != group_id else stored.previous_group_id
-            columns: dict[str, Any] = {
-                "group_id": group_id,
-                "generation": generation,
-                "previous_group_id": previous,
-                "work_request_id": work_request_id,
-                "configuration": {**stored.configuration, **(configuration or {})},
-            }
-            if not inactive:
-                state = DeploymentState.ACTIVE
-                committed = DEPLOYMENTS.move(connection, id, state, reason="", **columns)
-            elif stored.state is DeploymentState.INACTIVE:
-                committed = DEPLOYMENTS.change(connection, id, columns)
-            else:
+            if inactive and stored.state is not DeploymentState.INACTIVE:
                 raise RecordConflict(f"deployment {id} is {stored.state.value}, and not INACTIVE")
-            connection.execute(
-                delete(deployed_members).where(
-                    deployed_members.c.deployment_id == id,
-                    deployed_members.c.group_id.not_in({group_id, previous or group_id}),
-                )
-            )
+            if not inactive:
+                DEPLOYMENTS.move(connection, id, DeploymentState.ACTIVE, reason="")
+            settings = {**stored.configuration, **(configuration or {})}
+            columns = {"work_request_id": work_request_id, "configuration": settings}
+            committed = _switched(connection, stored, group_id, generation, columns)
             text = f"group {group_id} is committed, generation {generation}"
             log(connection, work_request_id, text)
             return committed
+
+    def follow(
+        self, id: str, group_id: str, generation: int, work_request_id: str | None
+    ) -> Deployment:
+        """What was committed elsewhere, by all that share the records, unless it is here.
+
+        The work request may have ended; None: it is not known.
+        """
+        with self._database.write() as connection:
+            stored = DEPLOYMENTS.get(connection, id)
+            if stored.state is DeploymentState.FAILED:  # all ended; they have begun again
+                stored = DEPLOYMENTS.move(connection, id, DeploymentState.ACTIVE, reason="")
+            if stored.generation >= generation:
+                return stored
+            if stored.state is not DeploymentState.ACTIVE:
+                DEPLOYMENTS.move(connection, id, DeploymentState.ACTIVE, reason="")
+            if work_request_id is None or WORK.find(connection, work_request_id) is None:
+                work_request_id = stored.work_request_id
+            columns = {"work_request_id": work_request_id}
+            _put_served(connection, id, group_id)
+            return _switched(connection, stored, group_id, generation, columns)
+
+    def end_update(self, id: str, request_id: str, failure: str) -> None:
+        """End the work on an update that somebody else has begun, unless it has ended.
+
+        `failure`: why it did not happen; empty if it did.
+        """
+        with self._database.write() as connection:
+            request = WORK.find(connection, request_id)
+            if request is None or request.time_finished is not None:
+                return
+            advance(connection, request_id, 0.0)  # accepted work cannot succeed
+            if not failure:
+                finish(connection, request_id, WorkStatus.SUCCEEDED, "ended by another replica")
+                return
+            error(connection, request_id, UpdateFailed.code, failure, None)
+            finish(connection, request_id, WorkStatus.FAILED, failure)
+            if DEPLOYMENTS.get(connection, id).state is DeploymentState.UPDATING:
+                reason = f"the update failed: {failure}"
+                DEPLOYMENTS.move(connection, id, DeploymentState.ACTIVE, reason=reason)
 
     def put_members(self, id: str, group_id: str, members: Sequence[DeployedMember]) -> None:
         """Write the state of every member of a group, in the order of the group."""
@@ -185,6 +211,35 @@ class DeploymentRepository(Editable[Deployment, Deployment]):
                 deployed_members.c.group_id == group_id,
             ]
             return _MEMBERS.page(connection, query, filters, where, of=f"{id} {group_id}")
+
+
+def _switched(
+    connection: Connection,
+    stored: Deployment,
+    group_id: str,
+    generation: int,
+    columns: dict[str, Any],
+) -> Deployment:
+    """With another committed group; the states of members of older ones are forgotten."""
+    previous = stored.group_id if stored.group_id != group_id else stored.previous_group_id
+    connection.execute(
+        delete(deployed_members).where(
+            deployed_members.c.deployment_id == stored.id,
+            deployed_members.c.group_id.not_in({group_id, previous or group_id}),
+        )
+    )
+    switch = {"group_id": group_id, "generation": generation, "previous_group_id": previous}
+    return DEPLOYMENTS.change(connection, stored.id, {**columns, **switch})
+
+
+def _put_served(connection: Connection, id: str, group_id: str) -> None:
+    """The members of a group are served, as far as nothing else is said of them."""
+    for at, member in enumerate(GROUPS.get(connection, group_id).members):
+        place = {"deployment_id": id, "group_id": group_id, "position": at}
+        good = MemberState.SUCCESS
+        state = DeployedMember(model_id=member.model_id, key=member.key, state=good)
+        put = upsert(connection, deployed_members, tuple(place))
+        connection.execute(put, {**values(deployed_members, state), **place})
 
 
 def _check_commit(

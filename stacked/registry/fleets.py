@@ -6,11 +6,12 @@ Each operation is one transaction of `stacked.fleet.shared.apply`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from sqlalchemy import (
+    BigInteger,
     Column,
     Connection,
     DateTime,
@@ -25,6 +26,7 @@ from sqlalchemy import (
 )
 from sqlalchemy import update as change
 
+from stacked.errors import DataDirInUse
 from stacked.fleet.shared import (
     Beat,
     Fleet,
@@ -47,6 +49,9 @@ _TABLES = MetaData()
 _FLEET = Table(
     "fleet",
     _TABLES,
+    # The claim of the records that its replicas share. One of an earlier claim is a fleet no more:
+    # a server alone may have changed what is committed.
+    Column("owner", BigInteger, nullable=False),
     *(
         Column(name, Integer if name in ("generation", "fence") else Text, nullable=False)
         for name in Fleet.__dataclass_fields__
@@ -86,62 +91,76 @@ def fleet_of(registry: Schema) -> Schema:
 
 class FleetStore:
     """One fleet's rows. Every method blocks, may be called from any thread, and raises
-    RegistryUnusable.
+    RegistryUnusable, or DataDirInUse where another fleet has taken the records over.
     """
 
-    def __init__(self, where: Path | Schema, busy_seconds: float = _SECONDS) -> None:
+    def __init__(
+        self, where: Path | Schema, busy_seconds: float = _SECONDS, owner: int = 0
+    ) -> None:
+        """`owner`: the number of the claim of the fleet's records."""
         self._database = Database(where, busy_seconds, (), _TABLES)
+        self._owner = owner
 
     def carry_out(self, id: str, operation: Operation) -> View:
         """Do it for the replica with this id, whose every Beat is; what that sees then."""
         looks = isinstance(operation, Look)
         with self._database.read() if looks else self._database.write() as connection:
-            before = _read(connection, id, operation)
+            before = self._read(connection, id, operation)
             after = apply(before, operation)
-            _write(connection, before, after)
+            self._write(connection, before, after)
         return View.of(after, id)
 
     def seen(self) -> Seen:
         """Everything, for people who look at the fleet."""
         with self._database.read() as connection:
-            shared = _read(connection, "", None)
+            shared = self._read(connection, "", None)
             columns = (_MEMBERS.c.id, _MEMBERS.c.reported, func.now())
             rows = connection.execute(select(*columns)).all()
-        return Seen(shared, {id: (now - then).total_seconds() for id, then, now in rows})
+        ago = {id: (now - then).total_seconds() for id, then, now in rows}
+        return Seen(shared, {id: ago[id] for id in shared.members})
 
     def close(self) -> None:
         self._database.close()
 
+    def _read(self, connection: Connection, id: str, operation: Operation | None) -> Shared:
+        """What the operation and its view need: of many members mostly two."""
+        row = connection.execute(select(_FLEET)).mappings().one_or_none()
+        if row is None or row["owner"] < self._owner:
+            return Shared()
+        if row["owner"] > self._owner:
+            raise DataDirInUse(
+                "other processes have used the records of this fleet while this one had lost "
+                "them; restart this one"
+            )
+        stored = {**row, "mode": Mode(row["mode"]), "stage": Stage(row["stage"])}
+        del stored["owner"]
+        fleet = Fleet(**stored)
+        query = select(*(_MEMBERS.c[field.name] for field in fields(Report)))
+        leads = fleet.coordinator == id and not fleet.at_rest
+        if isinstance(operation, Look | Beat) and not leads:
+            query = query.where(_MEMBERS.c.id.in_((id, fleet.coordinator)))
+        found = (Report(*row) for row in connection.execute(query))
+        return Shared(fleet, {report.id: report for report in found})
 
-def _read(connection: Connection, id: str, operation: Operation | None) -> Shared:
-    """What the operation and its view need: of many members mostly two."""
-    row = connection.execute(select(_FLEET)).mappings().one_or_none()
-    if row is None:
-        return Shared()
-    stored = {**row, "mode": Mode(row["mode"]), "stage": Stage(row["stage"])}
-    fleet = Fleet(**stored)
-    query = select(*(_MEMBERS.c[name] for name in Report.__dataclass_fields__))
-    leads = fleet.coordinator == id and not fleet.at_rest
-    if isinstance(operation, Look | Beat) and not leads:
-        query = query.where(_MEMBERS.c.id.in_((id, fleet.coordinator)))
-    found = (Report(*row) for row in connection.execute(query))
-    return Shared(fleet, {report.id: report for report in found})
-
-
-def _write(connection: Connection, before: Shared, after: Shared) -> None:
-    fleet = after.fleet
-    if fleet is not None and fleet != before.fleet:
-        values = {**asdict(fleet), "mode": fleet.mode.value, "stage": fleet.stage.value}
-        connection.execute((insert if before.fleet is None else change)(_FLEET).values(values))
-    for id in _differing(before, after):
-        if id not in after.members:
-            connection.execute(delete(_MEMBERS).where(_MEMBERS.c.id == id))
-            continue
-        values = {**asdict(after.members[id]), "reported": func.now()}
-        if id not in before.members:
-            connection.execute(insert(_MEMBERS).values(values))
-        else:
-            connection.execute(change(_MEMBERS).where(_MEMBERS.c.id == id).values(values))
+    def _write(self, connection: Connection, before: Shared, after: Shared) -> None:
+        fleet = after.fleet
+        if fleet is not None and fleet != before.fleet:
+            values = {**asdict(fleet), "mode": fleet.mode.value, "stage": fleet.stage.value}
+            if before.fleet is None:
+                for table in (_FLEET, _MEMBERS):
+                    connection.execute(delete(table))
+                connection.execute(insert(_FLEET).values(owner=self._owner, **values))
+            else:
+                connection.execute(change(_FLEET).values(values))
+        for id in _differing(before, after):
+            if id not in after.members:
+                connection.execute(delete(_MEMBERS).where(_MEMBERS.c.id == id))
+                continue
+            values = {**asdict(after.members[id]), "reported": func.now()}
+            if id not in before.members:
+                connection.execute(insert(_MEMBERS).values(values))
+            else:
+                connection.execute(change(_MEMBERS).where(_MEMBERS.c.id == id).values(values))
 
 
 def _differing(before: Shared, after: Shared) -> Iterable[str]:

@@ -60,7 +60,7 @@ _PARAMETERS = {
     "tcp_user_timeout": 15_000,
 }
 # Of advisory locks, whose second number is the schema's.
-_WRITES, _CLAIM = 0x57AC0001, 0x57AC0002
+_WRITES, _CLAIM, _TURN = 0x57AC0001, 0x57AC0002, 0x57AC0003
 
 # The next step, by SQLSTATE or its class. What fails before a session is there has none.
 _ADVICE = {
@@ -236,6 +236,12 @@ class Postgresql:
     def running(self, connection: Connection) -> frozenset[int]:
         """The numbers of the processes that have claimed it and run."""
         return frozenset(connection.execute(_PROCESSES, {"number": self._number}).scalars())
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        with self._begun() as connection:
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_TURN}, {self._number})")
+            yield
 
     def _hold_again(self) -> None:
         """Where the session that holds the schema was lost, as in a restart of the server."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from stacked.registry.artifacts import ArtifactRepository
@@ -69,6 +70,10 @@ class Registry:
             running = self._database.running(connection)
             alone = running <= {self._database.process}
             return recover(connection, running, spared, alone=alone)
+
+    def turn(self) -> AbstractContextManager[None]:
+        """Within it, one at a time of the processes that share the records. For a few seconds."""
+        return self._database.turn()
 
     def close(self) -> None:
         """Idempotent."""

@@ -90,6 +90,11 @@ class Sqlite:
         """Nothing: the lock of the data directory holds the file for this process."""
         assert not shared, "a file is of one process"
 
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """At once, as no other process has the file."""
+        yield
+
     def running(self, connection: Connection) -> frozenset[int]:
         """No process has a number."""
         return frozenset()

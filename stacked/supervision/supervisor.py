@@ -185,7 +185,7 @@ class Supervisor:
 
     def _note_served(self, active: Active) -> None:
         whys = {member.model_id: why for member, why in active.serving.live.quarantined.items()}
-        self._ledger.note(self._ledger.served, active.deployment_id, whys)
+        self._ledger.note(self._ledger.came_back, active.deployment_id, whys)
 
     def _quarantine(self, adapter: Digest, what: str) -> str:
         """Why an adapter is not served; what is known of deaths begins anew."""

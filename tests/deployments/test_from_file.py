@@ -10,6 +10,7 @@ import pytest
 
 from stacked.config import Config, StorageConfig, parse
 from stacked.core import ModelGroup
+from stacked.deployment.declared import begin
 from stacked.deployment.from_file import read_base, read_group
 from stacked.deployment.ledger import Ledger
 from stacked.errors import TokensDiffer
@@ -62,9 +63,9 @@ def test_a_file_is_recorded_in_an_empty_registry_and_once(
     stores = AdapterStore(tmp_path), ModelStore(tmp_path / "models")
     ledger = Ledger(tmp_path / "data", "g", *stores, StorageConfig())
     configuration = {"declared": "it"}
-    first = ledger.begin(None, group, configuration, group)
+    first = begin(ledger, None, group, configuration, group)
     assert (first.state, first.generation) == (DeploymentState.ACTIVE, 1)
-    again = ledger.begin(ledger.of_file(), group, configuration, group)
+    again = begin(ledger, ledger.of_file(), group, configuration, group)
     assert (again.id, again.generation) == (first.id, 1)
     (member,) = group.members
     stored = ledger.registry.models.get_many([member.model_id, group.base.model_id])

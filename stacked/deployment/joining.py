@@ -1,0 +1,42 @@
+"""How a server gets into its fleet: the first founds it, others serve what is committed there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from stacked.deployment.ledger import Ledger
+from stacked.deployment.settling import settle
+from stacked.fleet.shared import Fleet, Found, Look, Mode
+from stacked.registry import Deployment
+from stacked.registry.fleets import FleetStore
+
+
+class Joining:
+    """The start of one server. Every method blocks."""
+
+    def __init__(self, ledger: Ledger, store: FleetStore, mode: Mode) -> None:
+        self._ledger, self._store, self._mode = ledger, store, mode
+
+    def committed(self) -> Deployment | None:
+        """The fleet's deployment, with what is committed; None: there is no fleet yet."""
+        fleet = self._store.carry_out("", Look()).fleet
+        if fleet is None:
+            return None
+        held = self._ledger.last_active()
+        assert held is not None, "a fleet is founded with a deployment"
+        settle(self._ledger, held.id, fleet, gone=False)
+        return replace(held, group_id=fleet.group, generation=fleet.generation)
+
+    def found(self, group_id: str, begin: Callable[[], Deployment]) -> Deployment:
+        """Found the fleet with the deployment that `begin` records, or join the one that is there.
+
+        `group_id` is loaded here. The generation is 0 where that is not what is committed.
+        """
+        with self._ledger.registry.turn():
+            held = self.committed()
+            if held is None:
+                held = begin()
+                founded = Fleet(self._mode, held.generation, str(held.group_id), held.generation)
+                self._store.carry_out("", Found(founded))
+        return held if held.group_id == group_id else replace(held, generation=0)
