@@ -19,35 +19,23 @@ from collections.abc import (
 )
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from stacked import metrics, tracing
+from stacked import metrics
 from stacked.config import Design
 from stacked.core import Base, Content, Digest, Handle, Member, short
-from stacked.errors import KeyInUse, StackedError, UpdateFailed, UpdateInProgress
+from stacked.errors import KeyInUse, StackedError, UpdateInProgress
 from stacked.groups.leases import Lease, Leases
 from stacked.groups.routing import NO_DESIGN, Route, Routing, UnitOf
 from stacked.groups.swap import SwapPlan, plan_swap
-from stacked.loader import Count, GroupEngine, Loader, is_the_engines
+from stacked.loader import GroupEngine, Loader
+from stacked.phases import Clock, Journal
 from stacked.steps import Phase
 
 # How long a request that is ended may take to send its last bytes.
 _LAST_WORDS_SECONDS = 10.0
 
 H = TypeVar("H", bound=Handle)
-
-
-class Journal(Protocol):
-    """Follows an update, and makes it durable."""
-
-    def step(self, step: Phase, done: float, detail: str) -> None:
-        """See `stacked.steps.Progress`."""
-
-    def refused(self, adapter: Digest, error: StackedError) -> None:
-        """This adapter is why the update fails."""
-
-    async def commit(self, generation: int) -> None:
-        """Make the new group what a restart serves."""
 
 
 class Admitted(NamedTuple, Generic[H]):
@@ -256,6 +244,17 @@ class Live(Generic[H]):
 
     # -- the whole group --------------------------------------------------------------------
 
+    def renumber(
+        self, base: Base | None, members: Iterable[Member], design: Design, generation: int
+    ) -> bool:
+        """Have the served group be this generation, if it is this group; whether it is."""
+        now = self.routing
+        if (now.base, self._group, now.design) != (base, frozenset(members), design):
+            return False
+        if now.generation != generation:
+            self._serve(now.numbered(generation))
+        return True
+
     def check_free(self) -> None:
         """Raises UpdateInProgress while a change is under way."""
         if self._changing.locked():
@@ -268,19 +267,21 @@ class Live(Generic[H]):
         journal: Journal,
         design: Design = NO_DESIGN,
         judge: Callable[[Routing[H]], Awaitable[None]] | None = None,
+        generation: int | None = None,
     ) -> SwapReport:
         """Replace the members by these, under traffic, all or nothing.
 
         `base` is the one that is served, perhaps under another key: a name loads nothing. `judge`
         gets the coming table when all of it is verified, and raises what the update fails with.
+        `generation` is the table's; None: the next one.
         Until the switch the old group serves, and every failure leaves it serving with nothing
         staged. Raises UpdateInProgress, or what went wrong.
         """
         self.check_free()
         async with self._change(member.content for member in members):
-            clock = _Clock(journal)
+            clock = Clock(journal)
             try:
-                report = await self._update(base, members, design, clock, judge)
+                report = await self._update(base, members, design, clock, judge, generation)
             except BaseException as error:
                 metrics.swap_ended("failed", {})
                 clock.stop(error.code if isinstance(error, StackedError) else type(error).__name__)
@@ -295,8 +296,9 @@ class Live(Generic[H]):
         base: Base | None,
         members: tuple[Member, ...],
         design: Design,
-        clock: _Clock,
+        clock: Clock,
         judge: Callable[[Routing[H]], Awaitable[None]] | None,
+        generation: int | None,
     ) -> SwapReport:
         before = self.routing
         plan = plan_swap(_contents(before.members), _contents(members))
@@ -307,7 +309,7 @@ class Live(Generic[H]):
         try:
             async with self._engine.undisturbed() if plan.load else nullcontext():
                 await self._bring(plan.load, staged, clock)
-            after = _table(base, members, design, before, staged)
+            after = _table(base, members, design, before, staged, generation)
             if judge is not None:
                 await judge(after)
             clock.enter(Phase.COMMIT, f"generation {after.generation}")
@@ -325,7 +327,7 @@ class Live(Generic[H]):
         return SwapReport(after.generation, tuple(staged), plan.drop, clock.seconds, ended, left)
 
     async def _bring(
-        self, contents: Sequence[Content], staged: dict[Digest, H], clock: _Clock
+        self, contents: Sequence[Content], staged: dict[Digest, H], clock: Clock
     ) -> None:
         """All of them, verified, or an error; those in `staged` must then be removed."""
         clock.enter(Phase.STAGE, f"{len(contents)} models")
@@ -336,7 +338,7 @@ class Live(Generic[H]):
         counts = clock.counts("verified", len(staged))
         clock.refuse(await self._engine.verify(staged, counts), "failed")
 
-    async def _drain(self, before: Routing[H], plan: SwapPlan, clock: _Clock) -> int:
+    async def _drain(self, before: Routing[H], plan: SwapPlan, clock: Clock) -> int:
         """Wait for the old group's requests; returns how many were ended at the deadline."""
         clock.enter(Phase.DRAIN, f"{len(plan.drop)} models")
         drained = clock.counts("drained", len(plan.drop))
@@ -350,7 +352,7 @@ class Live(Generic[H]):
             drained(at)
         return ended
 
-    async def _drop(self, before: Routing[H], plan: SwapPlan, clock: _Clock) -> tuple[Digest, ...]:
+    async def _drop(self, before: Routing[H], plan: SwapPlan, clock: Clock) -> tuple[Digest, ...]:
         """Remove unused adapters. What the engine still has is reported, not raised."""
         clock.enter(Phase.REMOVE, f"{len(plan.drop)} models")
         handles = [before.handles[digest] for digest in plan.drop]
@@ -381,13 +383,15 @@ def _table(
     design: Design,
     before: Routing[H],
     staged: Mapping[Digest, H],
+    generation: int | None,
 ) -> Routing[H]:
     wanted = {member.content.digest for member in members}
     handles = {digest: h for digest, h in before.handles.items() if digest in wanted} | {**staged}
     draining = before.draining | _names(before.members) | before.design.keys
     if before.base is not None:
         draining |= {before.base.key}
-    return Routing.of(base, members, handles, before.generation + 1, draining, design=design)
+    number = before.generation + 1 if generation is None else generation
+    return Routing.of(base, members, handles, number, draining, design=design)
 
 
 def _contents(members: Sequence[Member]) -> list[Content]:
@@ -399,50 +403,3 @@ def _names(members: Iterable[Member]) -> frozenset[str]:
 
 
 def _uncounted(count: int) -> None: ...
-
-
-class _Clock:
-    """The phase of an update, and since when; reported to its journal and in spans."""
-
-    def __init__(self, journal: Journal) -> None:
-        self.journal = journal
-        self.seconds: dict[Phase, float] = {}
-        self._phase = Phase.PLAN
-        self._since: float | None = None
-        self._span = tracing.of_work("stacked.update", time.monotonic())
-
-    def enter(self, phase: Phase, text: str) -> None:
-        now = time.monotonic()
-        if self._since is not None:
-            self.seconds[self._phase] = now - self._since
-            self._trace(self._since, now)
-        self._phase, self._since = phase, now
-        self.tell(0.0, text)
-
-    def _trace(self, since: float, until: float, error: str = "") -> None:
-        if self._span is not None:
-            self._span.part(f"stacked.update.{self._phase.value}", since, until, error)
-
-    def stop(self, error: str = "") -> None:
-        """The update is over; `error`: the code of why it failed in this phase."""
-        if error and self._since is not None:
-            self._trace(self._since, time.monotonic(), error)
-        if self._span is not None:
-            self._span.end({}, error)
-
-    def tell(self, done: float, text: str) -> None:
-        self.journal.step(self._phase, done, text)
-
-    def counts(self, what: str, total: int) -> Count:
-        return lambda count: self.tell(count / total, f"{what} {count} of {total}")
-
-    def refuse(self, failed: Mapping[Digest, StackedError], how: str) -> None:
-        """Raise if adapters have failed, each with its reason, or the engine has."""
-        for digest, error in failed.items():
-            self.journal.refused(digest, error)
-        for error in failed.values():
-            if is_the_engines(error):
-                raise error
-        if failed:
-            reasons = "; ".join(f"{short(digest)}: {error}" for digest, error in failed.items())
-            raise UpdateFailed(f"{len(failed)} models {how}: {reasons}")

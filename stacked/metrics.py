@@ -72,6 +72,7 @@ _generation = Gauge("stacked_generation", "The generation of the group that is s
 _adapters = Gauge("stacked_adapters", "Distinct adapters of the group that is served")
 _quarantined = Gauge("stacked_quarantined_adapters", "Adapters that the engine died with")
 ENGINE_STATES = ("none", "starting", "serving", "restarting", "failed")
+GATES = ("open", "held", "closed")
 _engine = Gauge("stacked_engine_state", "1 for what the engine does now", ("state",))
 _deaths = Counter("stacked_engine_deaths", "Engines that died while they served", ("cause",))
 _restarts = Counter("stacked_engine_restarts", "Starts after a death, by outcome", ("outcome",))
@@ -104,6 +105,24 @@ _dropped = Counter(
     "stacked_experiment_dropped",
     "What is no part of a result: units and answers beyond their bounds, and what was not written",
     ("what",),
+)
+
+_fleet_gate = Gauge(
+    "stacked_fleet_gate", "1 for whether requests are admitted to this replica", ("state",)
+)
+_fleet_generation = Gauge(
+    "stacked_fleet_generation", "The generation that is loaded in this replica; 0: none"
+)
+_fleet_lease = Gauge(
+    "stacked_fleet_lease_seconds", "How long this replica serves on without the fleet's database"
+)
+_fleet_held = Histogram(
+    "stacked_fleet_held_seconds",
+    "How long requests waited for the other replicas at a switch",
+    buckets=_SECONDS,
+)
+_fleet_failures = Counter(
+    "stacked_fleet_store_failures", "Operations of the fleet that its database did not answer"
 )
 
 # How many requests are in flight under each, the most recently used last.
@@ -225,6 +244,23 @@ def engine_died(cause: str) -> None:
 def engine_restarted(outcome: str) -> None:
     """`outcome` is `succeeded` or `failed`."""
     _restarts.labels(outcome).inc()
+
+
+def fleet(gate: str, generation: int, lease: float) -> None:
+    """`gate` is one of GATES; `lease` in seconds."""
+    for each in GATES:
+        _fleet_gate.labels(each).set(each == gate)
+    _fleet_generation.set(generation)
+    _fleet_lease.set(lease)
+
+
+def fleet_held(seconds: float) -> None:
+    """Requests are no longer held."""
+    _fleet_held.observe(seconds)
+
+
+def fleet_store_failed() -> None:
+    _fleet_failures.inc()
 
 
 def shadowed(key: str, to: str, outcome: str) -> None:

@@ -9,18 +9,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
-import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from stacked import metrics
 from stacked.catalogue import Catalogue
 from stacked.config import Config, ControlConfig
-from stacked.deployment.activation import NOTHING, Activation, Active, Slot, Starter
+from stacked.deployment.activation import (
+    NOTHING,
+    Activation,
+    Active,
+    EngineState,
+    Slot,
+    Starter,
+)
 from stacked.deployment.changes import Change
 from stacked.deployment.deployments import Deployments
+from stacked.deployment.fleet import FleetMember
 from stacked.deployment.from_file import DeclaredBase, FileDeployment, read_base, serve_alone
 from stacked.deployment.gates import Judged
 from stacked.deployment.ledger import Ledger
@@ -49,25 +56,12 @@ from stacked.usage import Usage
 if TYPE_CHECKING:
     from stacked.serving.models import ModelsServing
 
-logger = logging.getLogger("stacked.service")
-
 
 class State(enum.Enum):
     STARTING = "starting"  # what the file declares is not served yet; requests are NotReady
     SERVING = "serving"  # what is deployed answers; there may be nothing
     FAILED = "failed"  # it did not start, or the engine died; `reason` says why
     STOPPING = "stopping"  # requests in flight may finish; new ones are refused
-
-
-class EngineState(NamedTuple):
-    """`state` is one of `metrics.ENGINE_STATES`, `reason` why it does not serve.
-
-    `start_at` is when the next start begins, or has begun, after a death; on the monotonic clock.
-    """
-
-    state: str
-    reason: str = ""
-    start_at: float | None = None
 
 
 class Service:
@@ -103,6 +97,8 @@ class Service:
         """Where this process's lines go, if it tends files."""
         self._rounds: Rounds | None = None
         self._supervisor: Supervisor | None = None
+        self.fleet: FleetMember | None = None
+        """Where this server is one of several that serve the same."""
         self.given_up = asyncio.Event()
         """Set when an engine that died is not started again: the state is FAILED."""
         self._needed = contextlib.ExitStack()
@@ -124,6 +120,8 @@ class Service:
             await self._release()
             raise
         self.state = State.SERVING
+        if self.fleet is not None:
+            self.fleet.begin()
         if self._rounds is not None:
             self._rounds.begin()
         if self._supervisor is not None:
@@ -140,8 +138,8 @@ class Service:
         elif self._durable or not isinstance(config, Config):
             await self._serve_file(config, tell)
         else:
-            stores = (self._store, self._needed)
-            self._slot.serve(await serve_alone(config, self.data_dir, *stores, tell))
+            alone = serve_alone(config, self.data_dir, self._store, self._needed, tell)
+            self._slot.serve(await alone)
 
     def stopping(self) -> None:
         """Refuse new requests from now on; those that hold a lease may finish."""
@@ -154,6 +152,8 @@ class Service:
         An engine that dies meanwhile is not started again.
         """
         self.stopping()
+        if self.fleet is not None:
+            await self.fleet.leave()
         if self._supervisor is not None:
             await self._supervisor.close()
         if self._slot.active is not None:
@@ -198,39 +198,36 @@ class Service:
         self._ledger = ledger
         self.usage.begin(ledger.registry.usage, config.retention.usage)
         self.outcomes.begin(ledger.registry.outcomes)
-        self._catalogue = await asyncio.to_thread(self._open_catalogue, ledger)
-        starter = Starter(ledger, self._catalogue, config)
-        activation = Activation(ledger, starter, self._slot, tell)
-        gates = config.experiments.gates
-        self._deployments = Deployments(ledger, activation, self._slot, config.engine, gates)
-        self._rounds = await self._prepare_rounds(ledger, self._catalogue)
-        self._supervisor = Supervisor(
-            self._slot, self._deployments, ledger, config.supervision, tell, self._give_up
-        )
-        return self._deployments
-
-    async def _prepare_rounds(self, ledger: Ledger, catalogue: Catalogue) -> Rounds:
-        settings = self.config.retention
-        records = Records(ledger.path, ledger.registry, catalogue.tidy_files)
-        collector = await asyncio.to_thread(
-            Collector, settings, self.data_dir, self._store, [records], lambda: self.in_use
-        )
-        rounds = Rounds(collector, settings, self.data_dir)
-        catalogue.changed = rounds.wake
-        return rounds
-
-    def _open_catalogue(self, ledger: Ledger) -> Catalogue:
-        server = self.config.server
-        return Catalogue(
+        server = config.server
+        catalogue = partial(
+            Catalogue,
             ledger.registry,
             self._store,
             ledger.artifacts,
             roots=server.adapter_roots,
             remote=server.remote_sources,
-            engine=self.config.engine,
+            engine=config.engine,
             foreign_tokens=server.foreign_tokens,
             models=self._models,
         )
+        self._catalogue = await asyncio.to_thread(catalogue)
+        starter = Starter(ledger, self._catalogue, config)
+        activation = Activation(ledger, starter, self._slot, tell)
+        gates = config.experiments.gates
+        self._deployments = Deployments(ledger, activation, self._slot, config.engine, gates)
+        if config.fleet is not None and ledger.fleet is not None:
+            self.fleet = FleetMember(self._slot, ledger, ledger.fleet, config.fleet)
+            self._deployments.fleet = self.fleet
+        records = Records(ledger.path, ledger.registry, self._catalogue.tidy_files)
+        collector = await asyncio.to_thread(
+            Collector, config.retention, self.data_dir, self._store, [records], lambda: self.in_use
+        )
+        self._rounds = Rounds(collector, config.retention, self.data_dir)
+        self._catalogue.changed = self._rounds.wake
+        self._supervisor = Supervisor(
+            self._slot, self._deployments, ledger, config.supervision, tell, self._give_up
+        )
+        return self._deployments
 
     async def _resume(
         self, deployments: Deployments, tell: Progress, last: Deployment | None = None
@@ -273,6 +270,14 @@ class Service:
             raise self._not_ready()
         return self._slot.get()
 
+    @property
+    def ready(self) -> Active:
+        """What answers requests that may be sent here. Raises as `active`."""
+        active = self.active
+        if self.fleet is not None:
+            self.fleet.gate.check_ready()
+        return active
+
     def check_live(self) -> None:
         """Raises EngineDead when this process will not serve any more."""
         if self.state is State.FAILED:
@@ -284,9 +289,11 @@ class Service:
     def admit(
         self, target: Target, scope: Scope, body: bytes, end: Callable[[], None]
     ) -> Admission:
-        """See `Serving.admit`. Raises NotReady and EngineDead too."""
+        """See `Serving.admit`. In a fleet, its gate was `opened`. Raises NotReady and EngineDead."""
         serving = self.active.serving
         admission = serving.admit(target, scope, body, end)
+        if self.fleet is not None:
+            self.fleet.gate.check(admission.route.generation, admission.lease)
         if serving.live.routing.design.shadow and isinstance(serving, VllmServing):
             return self.shadow.watch(serving, admission, target, scope, body)
         return admission
@@ -345,6 +352,8 @@ class Service:
     async def look(self) -> None:
         """Have the metrics show what the engine does now, and where each content is."""
         metrics.engine_state(self.engine.state)
+        if self.fleet is not None:
+            self.fleet.gate.look()
         active, there = self._slot.active, await self.resident()
         if active is not None and there is not None:
             show_residency(active.serving.live.routing, there)
@@ -361,11 +370,7 @@ class Service:
             return EngineState("failed", self.reason)
         if self.state is State.STARTING:
             return EngineState("starting", self.reason)
-        if self._slot.active is not None:
-            return EngineState("serving")
-        if self._slot.lost is not None:
-            return EngineState("restarting", self._slot.reason, self._slot.start_at)
-        return EngineState("starting" if self.change else "none", self._slot.reason)
+        return self._slot.engine(changes=self.change is not None)
 
     @property
     def in_use(self) -> frozenset[str]:
@@ -398,6 +403,8 @@ class Service:
     @property
     def runtime(self) -> RuntimeUpdates:
         """Loads and removes models one by one. Raises NotReady or EngineDead."""
+        if self._deployments is not None:
+            self._deployments.check_single("models are not loaded and removed one by one")
         serving, server = self.active.serving, self.config.server
         return RuntimeUpdates(serving, self._store, self._catalogue, server, self._lifted)
 

@@ -44,6 +44,7 @@ LAYERS = {
     "models": 2,
     "loader": 3,
     "live": 3,
+    "phases": 3,
     "serving": 3,
     "registry": 3,
     "catalogue": 4,

@@ -190,6 +190,8 @@ class Gateway:
         if access.span is not None:
             scope["headers"] = access.span.passed_on(scope["headers"])
         cut = Cut()
+        if self._service.fleet is not None:
+            await self._service.fleet.gate.opened(_seen(scope))
         route, lease, answer, sequences = self._service.admit(target, scope, body, cut.ask)
         caller, limits = caller_of(scope), self._limits
         with (
@@ -212,6 +214,12 @@ class Gateway:
     ) -> None:
         access.count(prompt, generated, at_length)
         self._limits.rates.charge(caller, prompt + generated)
+
+
+def _seen(scope: Scope) -> int:
+    """The generation of an answer that the client has, by a header of that. Or 0."""
+    value = Headers(scope=scope).get("model-generation", "")
+    return int(value) if value.isascii() and value.isdigit() and len(value) < 19 else 0
 
 
 def _cut_short(

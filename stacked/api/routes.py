@@ -115,7 +115,7 @@ def create_routes(service: Service) -> FastAPI:
 
 async def health(service: Served) -> Health:
     """Whether requests are answered."""
-    active = service.active
+    active = service.ready
     routing = active.serving.live.routing
     models = len(routing.members) + (routing.base is not None)
     return Health(group=active.name, generation=routing.generation, models=models)
@@ -131,7 +131,7 @@ async def live(service: Served) -> Probe:
 @router.get("/health/ready", name="health_ready", tags=["Health"])
 async def ready(service: Served) -> Probe:
     """Whether requests may be sent here now: not while it starts, restarts or stops."""
-    _ = service.active
+    _ = service.ready
     return Probe(status="ready")
 
 

@@ -51,6 +51,17 @@ class Active(NamedTuple):
     serving: Serving
 
 
+class EngineState(NamedTuple):
+    """`state` is one of `metrics.ENGINE_STATES`, `reason` why it does not serve.
+
+    `start_at` is when the next start begins, or has begun, after a death; on the monotonic clock.
+    """
+
+    state: str
+    reason: str = ""
+    start_at: float | None = None
+
+
 class Slot:
     """The place for what answers requests on this machine, which is one deployment at a time."""
 
@@ -77,6 +88,14 @@ class Slot:
     def occupant(self) -> Active | None:
         """What is active, or comes back."""
         return self.active or self.lost
+
+    def engine(self, *, changes: bool) -> EngineState:
+        """What the engine does now; `changes`: whether a deployment is being changed."""
+        if self.active is not None:
+            return EngineState("serving")
+        if self.lost is not None:
+            return EngineState("restarting", self.reason, self.start_at)
+        return EngineState("starting" if changes else "none", self.reason)
 
     def serve(self, active: Active) -> None:
         """Let requests go to this."""

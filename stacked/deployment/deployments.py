@@ -14,11 +14,13 @@ from typing import Any
 from stacked.config import Design, GatesConfig
 from stacked.core import Digest
 from stacked.deployment.activation import Activation, Active, Slot, wanted_group
+from stacked.deployment.bringing import wanted_live
 from stacked.deployment.changes import Change, Changes
+from stacked.deployment.fleet import FleetMember, Proposal
 from stacked.deployment.gates import Gates
 from stacked.deployment.journal import UpdateJournal
 from stacked.deployment.ledger import Ledger
-from stacked.errors import NotReady, RecordAbsent, RecordConflict, UpdateNotLive
+from stacked.errors import NotAllowed, NotReady, RecordAbsent, RecordConflict, UpdateNotLive
 from stacked.registry import Deployment, DeploymentState, GroupRecord, WorkRequest
 from stacked.registry.deployments import DeploymentChanges
 from stacked.serving.settings import ServingSettings, base_key, check_base_key, settings_of
@@ -73,6 +75,8 @@ class Deployments:
         self._slot = slot
         self._defaults = defaults
         self._changes = Changes(ledger)
+        self.fleet: FleetMember | None = None
+        """Where others serve the same deployment, which is then updated LIVE alone."""
         self.gates = Gates(gates)
 
     @property
@@ -94,8 +98,12 @@ class Deployments:
         await self._changes.wait()
 
     async def close(self) -> None:
-        """Cancel the current change. Closing twice is allowed."""
+        """Cancel the current change, and leave the fleet. Closing twice is allowed."""
+        if self.fleet is not None:
+            self.fleet.resign()
         await self._changes.close()
+        if self.fleet is not None:
+            await self.fleet.close()
 
     # -- operations -------------------------------------------------------------------------
 
@@ -106,6 +114,7 @@ class Deployments:
         ConfigInvalid, ParameterInvalid, and RecordConflict while another deployment is active.
         """
         group_id = str(new.configuration["group"])
+        self.check_single("deployments are not created")
         self._check_alone(new.id)
         async with self._changes.beginning():
             self._check_alone(new.id)
@@ -124,6 +133,7 @@ class Deployments:
 
     async def activate(self, id: str, expect: Deployment | None = None) -> WorkRequest:
         """Start serving a deployment's group. Raises RecordConflict, RecordAbsent."""
+        self.check_single("deployments are not activated")
         self._check_alone(id)
         async with self._changes.beginning():
             self._check_alone(id)
@@ -140,6 +150,7 @@ class Deployments:
 
     async def deactivate(self, id: str, expect: Deployment | None = None) -> WorkRequest:
         """Stop serving: running requests may finish, the engine ends, the record stays."""
+        self.check_single("the deployment is not deactivated")
         async with self._changes.beginning():
             record = await self._in_state(id, _SERVES, "deactivated")
             await self._enter(record, DeploymentState.UPDATING, "being deactivated", expect)
@@ -151,6 +162,7 @@ class Deployments:
 
     async def delete(self, id: str, expect: Deployment | None = None) -> WorkRequest:
         """Stop serving, if it serves, and mark the record DELETED."""
+        self.check_single("the deployment is not deleted")
         async with self._changes.beginning():
             record = await self._in_state(id, (*_SERVES, _INACTIVE, _FAILED), "deleted")
             await self._enter(record, DeploymentState.DELETING, "being deleted", expect)
@@ -170,6 +182,10 @@ class Deployments:
         """
         if revision.describes_only:
             return await self._describe(id, revision, expect)
+        if self.fleet is not None and revision.live:
+            await self.fleet.free()
+        elif not revision.live:
+            self.check_single("engines are not replaced")
         async with self._changes.beginning():
             record = await self._in_state(id, (*_SERVES, _INACTIVE), "updated")
             parts: dict[str, Any] = {}
@@ -213,6 +229,14 @@ class Deployments:
                 await self._activation.again(lost, quarantined)
 
     # -- guards -----------------------------------------------------------------------------
+
+    def check_single(self, what: str) -> None:
+        """Raises NotAllowed in a fleet."""
+        if self.fleet is not None:
+            raise NotAllowed(
+                f"{what} in a fleet, whose replicas serve one deployment together; update it LIVE "
+                "(updateType LIVE, or stacked update --live), or stop its replicas"
+            )
 
     def _check_alone(self, id: str) -> None:
         """One deployment serves at a time on one machine."""
@@ -315,15 +339,15 @@ class Deployments:
         active.serving.live.check_free()
         group_id = revision.group_id or wanted_group(record)
         base = active.serving.live.routing.base
-        if base is not None:
-            base = replace(base, key=base_key(base.model_id, None, settings))
-        wanted = await self._ledger.do(self._ledger.wanted, group_id, base)
+        wanted = await self._ledger.do(wanted_live, self._ledger, base, settings, group_id)
         design = Design.of(wanted.metadata)
         # What was served before was judged when it came, and a way back is needed at once.
         known = group_id in (record.group_id, record.previous_group_id)
         gates = None if known else self.gates.of(active.serving, design)
         await self._described(record, revision, expect)
-        await self._enter(record, DeploymentState.UPDATING, f"to {group_id}", None)
+        enter = partial(self._enter, record, DeploymentState.UPDATING, f"to {group_id}", None)
+        if self.fleet is None:
+            await enter()
         work = await self._open(_UPDATE, "UPDATED", record, group_id)
         change = Change(work, record.id)
         settle = partial(change.settle, "the new group serves already")
@@ -334,6 +358,12 @@ class Deployments:
             journal.note("the group's gates are not run: it was served before")
 
         async def act() -> str:
+            if self.fleet is not None:
+                settle = partial(change.settle, "the replicas switch already")
+                proposal = Proposal(work.id, group_id, journal, enter, settle, judge)
+                done = await self.fleet.update(proposal)
+                await journal.tell_members()
+                return done
             report = await active.serving.live.update(
                 wanted.base, wanted.members, journal, design, judge
             )

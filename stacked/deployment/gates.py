@@ -30,7 +30,7 @@ from stacked.experiments.evaluation import Scored, Verdict, evaluate, judge, wor
 from stacked.experiments.scores import Function, function_of, scores_of
 from stacked.fairness import Share
 from stacked.groups.routing import Route, Routing
-from stacked.live import Journal
+from stacked.phases import Journal
 from stacked.serving import Serving
 from stacked.serving.inside import ask
 from stacked.serving.vllm import VllmServing

@@ -9,11 +9,11 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, replace
 
+from stacked.fleet.coordinator import Coordinator
+from stacked.fleet.coordinator import Timings as Timings
 from stacked.fleet.shared import (
     Abort,
-    Advance,
     Beat,
-    Evict,
     Fleet,
     Found,
     Join,
@@ -29,23 +29,6 @@ from stacked.fleet.shared import (
 
 # The reason of an update that was followed by others before this replica heard of its end.
 UNKNOWN = "it may have happened: later updates have, while nothing was heard of it"
-
-
-@dataclass(frozen=True, slots=True)
-class Timings:
-    """All in seconds."""
-
-    lease: float = 3.0
-    """How long a replica may admit requests after it sent a report that was stored."""
-    drift: float = 0.5
-    """How much longer others wait, as clocks do not run equally fast."""
-    beat: float = 1.0
-    hold: float = 2.0
-    """How long requests wait for the others at a switch."""
-    poll: float = 0.05
-    """Between two looks while an update is under way."""
-    prepare: float = 600.0
-    """How long the slowest replica may take to load and verify a group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,15 +98,9 @@ class _Wish:
     target: str
     fence: int = 0
     """Its number; 0 until it is known."""
-
-
-@dataclass(slots=True)
-class _Watched:
-    """The beat of a member, and since when it is known."""
-
-    id: str
-    beat: int | None
-    since: float
+    sent: bool = False
+    withdrawn: str = ""
+    """Why it is not to happen any more."""
 
 
 class Replica:
@@ -165,9 +142,7 @@ class Replica:
         self._work: Work | None = None
         self._begun = False
         self._wish: _Wish | None = None
-        self._update_since = self._seen_at = 0.0
-        self._lead = _Watched("", None, 0.0)
-        self._members: dict[str, _Watched] = {}
+        self._coordinator = Coordinator(self.timings)
 
     # -- what it is now ---------------------------------------------------------------------
 
@@ -186,6 +161,10 @@ class Replica:
             return Gate.CLOSED
         return Gate.HELD if self.held else Gate.OPEN
 
+    def cut_off(self, now: float) -> bool:
+        """Whether its lease is over, and nothing else keeps requests out."""
+        return self.member and not self._resigns and now >= self.lease_until
+
     @property
     def _resigns(self) -> bool:
         """Whether it must be a member no longer."""
@@ -197,6 +176,13 @@ class Replica:
         fleet = self.view.fleet
         fits = fleet is not None and fleet.generation in (self.generation, self.ready)
         return fits and self.generation > 0
+
+    @property
+    def orphaned(self) -> bool:
+        """Whether the newest update has ended, and whoever ran it does not say so."""
+        fleet = self.view.fleet
+        ended = fleet is not None and fleet.at_rest and fleet.coordinator != self.id
+        return ended and self._coordinator.gone
 
     def wake_at(self) -> float:
         """When it has something to send at the latest, if nothing happens before."""
@@ -217,6 +203,8 @@ class Replica:
             return None
         if isinstance(operation, Join | Beat):
             self._beat_at, self._beat = now + self.timings.beat, self._beat + 1
+        if isinstance(operation, Propose) and self._wish is not None:
+            self._wish.sent = True
         self._look_at = now + self._pace
         self._calls += 1
         self._call, self._sent_at = Call(self._calls, self.id, operation), now
@@ -236,7 +224,7 @@ class Replica:
         mine, report = self.view.mine, self._report()
         if mine is None:
             joins = look and fleet.at_rest and not self._resigns and not self.ready
-            return Join(report) if joins else self._end(fleet) or look
+            return Join(report) if joins else self._coordinator.end(fleet) or look
         if self._resigns:
             return Leave(self.id)
         if now >= self._beat_at or replace(report, beat=mine.beat) != mine:
@@ -247,7 +235,7 @@ class Replica:
         if fleet.at_rest:
             return self._wished(fleet) or look
         leads = fleet.coordinator == self.id
-        return self._end(fleet) or (self._push(fleet) if leads else None) or look
+        return self._coordinator.end(fleet) or (self._push(fleet) if leads else None) or look
 
     def _report(self) -> Report:
         """The next report."""
@@ -268,44 +256,14 @@ class Replica:
             return None
         return Propose(self.id, wish.proposal, wish.target, fleet.fence)
 
-    def _end(self, fleet: Fleet) -> Operation | None:
-        """An end to an update that nobody carries on."""
-        if fleet.at_rest or not self._silent(self._lead):
-            return None
-        return Abort(fleet.fence, "the replica that ran the update is gone")
-
     def _push(self, fleet: Fleet) -> Operation | None:
-        """What the coordinator does for the update."""
-        members = self.view.members
-        for each in members:
-            if each.refused == fleet.fence:
-                return Abort(fleet.fence, f"replica {each.name}: {each.reason}")
-        for each in members:
-            if each.id != self.id and self._silent(self._members[each.id]):
-                return Evict(each.id, each.beat)
-        preparing = fleet.stage is Stage.PREPARING
-        missing = [m for m in members if (m.ready if preparing else m.held) != fleet.fence]
-        if not missing:
-            return Advance(fleet.fence)
-        if preparing and self._seen_at - self._update_since >= self.timings.prepare:
-            names = ", ".join(sorted(each.name for each in missing))
-            seconds = self.timings.prepare
-            return Abort(fleet.fence, f"not prepared within {seconds:g} s: replica {names}")
-        return None
-
-    def _silent(self, watched: _Watched) -> bool:
-        """Whether the lease of a member is over by any clock that keeps the bound on drift.
-
-        Its last report was stored before it was first seen here, and sent before that.
-        """
-        past = self._seen_at - watched.since >= self.timings.lease + self.timings.drift
-        return watched.beat is None or past
+        return self._coordinator.push(fleet, self.id, self.view.members)
 
     def answered(self, call: Call, view: View, now: float) -> None:
         """A call was carried out, and this is what the store then had."""
         if call is not self._call:
             return  # given up before
-        self._call, self._seen_at = None, self._sent_at
+        self._call = None
         renews = isinstance(call.operation, Join | Beat) and view.mine is not None
         if renews:
             self.lease_until = max(self.lease_until, self._sent_at + self.timings.lease)
@@ -316,9 +274,8 @@ class Replica:
         if fleet is None:
             return
         if before is None or before.fence != fleet.fence:
-            self._update_since = now
             self._look_at = min(self._look_at, now + self._pace)
-        self._watch(fleet, view, now)
+        self._coordinator.saw(fleet, view, self._sent_at, now)
         self._follow(call.operation, fleet)
         self._decide(fleet, now)
 
@@ -330,17 +287,6 @@ class Replica:
     def _excluded(self) -> None:
         self._stays += 1
         self.held = self._refused = 0
-
-    def _watch(self, fleet: Fleet, view: View, now: float) -> None:
-        lead = fleet.coordinator, view.lead
-        if lead != (self._lead.id, self._lead.beat):
-            self._lead = _Watched(*lead, now)
-        for each in view.members:
-            known = self._members.get(each.id)
-            if known is None or known.beat != each.beat:
-                self._members[each.id] = _Watched(each.id, each.beat, now)
-        there = {each.id for each in view.members}
-        self._members = {id: seen for id, seen in self._members.items() if id in there}
 
     # -- what is done here ------------------------------------------------------------------
 
@@ -421,6 +367,26 @@ class Replica:
         elif not fleet.at_rest:
             self._end_wish("another update of the fleet is under way; try again when it has ended")
 
+    def withdraw(self, reason: str) -> None:
+        """Give up the update that was proposed here; call no more once it was to advance."""
+        wish = self._wish
+        if wish is None:
+            return
+        if not wish.sent:
+            self._end_wish(reason)
+            return
+        # One that was sent may still begin, and is refused then.
+        wish.withdrawn = reason
+        self._refuse_withdrawn(wish)
+
+    def _refuse_withdrawn(self, wish: _Wish) -> None:
+        if wish.fence and wish.withdrawn:
+            self._refused, self._reason = wish.fence, wish.withdrawn
+
+    def hurry(self) -> None:
+        """Look at the store now: an update is about to be proposed."""
+        self._look_at = float("-inf")
+
     def leave(self) -> None:
         """Admit nothing more, and be no member; `member` is then False."""
         self.leaving = True
@@ -432,6 +398,7 @@ class Replica:
             return
         if fleet.proposal == wish.proposal:
             wish.fence = fleet.fence
+            self._refuse_withdrawn(wish)
         if not wish.fence:
             if isinstance(operation, Propose) or not self.member:
                 self._end_wish("another replica began an update first; try again when it has ended")

@@ -288,18 +288,21 @@ class Routing(Generic[H]):
         return after, gone
 
     def withholding(self, digest: Digest, why: str) -> Routing[H]:
-        """The next generation, the members of this content quarantined."""
+        """The same generation, the members of this content quarantined."""
         gone = [m for m in self.members if m.content.digest == digest]
         return self._changed(
             members=tuple(m for m in self.members if m not in gone),
             handles={other: handle for other, handle in self.handles.items() if other != digest},
-            generation=self.generation + 1,
             withheld={**self.withheld, **{n: why for m in gone for n in (m.key, m.model_id) if n}},
         )
 
     def settled(self, names: frozenset[str]) -> Routing[H]:
         """The same generation, its `names` no longer draining but unknown."""
         return self._changed(draining=self.draining - names)
+
+    def numbered(self, generation: int) -> Routing[H]:
+        """The same as another generation."""
+        return self._changed(generation=generation)
 
     def _changed(self, **parts: Any) -> Routing[H]:
         """The same with other parts, as `of` takes them."""

@@ -180,10 +180,9 @@ class VllmServing:
             metadata=routing.design.as_metadata(),
         )
         new = {member: why for member, why in now.items() if why is not None}
-        generation = routing.generation + (1 if new else 0)
 
         async def stands() -> int:
-            return generation
+            return routing.generation
 
         again = replace(self._prepared, group=group, withheld=gone | new, suspects=self.suspects)
         return again, stands

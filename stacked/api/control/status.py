@@ -14,6 +14,7 @@ from stacked.api.control.base import Json, Moment, RequestModel, ResponseModel
 from stacked.api.control.calls import CHANGE, Served, bare
 from stacked.config import Duration, UnitKind
 from stacked.core import Adapter, Member
+from stacked.deployment.activation import EngineState
 from stacked.deployment.gates import Judged
 from stacked.engine.loaded import Resident
 from stacked.errors import UpdateNotLive
@@ -23,7 +24,7 @@ from stacked.log_files import LogFiles
 from stacked.registry.states import DeploymentState, MemberState
 from stacked.registry.usage import hour_of
 from stacked.retention.rounds import Rounds
-from stacked.service import EngineState, State
+from stacked.service import State
 
 router = APIRouter(
     prefix="/stacked",
