@@ -198,16 +198,15 @@ class Service:
         self._ledger = ledger
         self.usage.begin(ledger.registry.usage, config.retention.usage)
         self.outcomes.begin(ledger.registry.outcomes)
-        server = config.server
         catalogue = partial(
             Catalogue,
             ledger.registry,
             self._store,
             ledger.artifacts,
-            roots=server.adapter_roots,
-            remote=server.remote_sources,
+            roots=config.server.adapter_roots,
+            remote=config.server.remote_sources,
             engine=config.engine,
-            foreign_tokens=server.foreign_tokens,
+            foreign_tokens=config.server.foreign_tokens,
             models=self._models,
         )
         self._catalogue = await asyncio.to_thread(catalogue)
@@ -289,7 +288,7 @@ class Service:
     def admit(
         self, target: Target, scope: Scope, body: bytes, end: Callable[[], None]
     ) -> Admission:
-        """See `Serving.admit`. In a fleet, its gate was `opened`. Raises NotReady and EngineDead."""
+        """See `Serving.admit`. In a fleet its gate was `opened`. Raises NotReady and EngineDead."""
         serving = self.active.serving
         admission = serving.admit(target, scope, body, end)
         if self.fleet is not None:
