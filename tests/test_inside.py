@@ -13,7 +13,9 @@ import pytest
 
 from stacked.api.gateway import Gateway
 from stacked.core import Adapter
+from stacked.engine import turns
 from stacked.engine.loaded import Loaded
+from stacked.engine.pieces import PIECE
 from stacked.errors import EngineDead, ParameterInvalid, TimeExceeded
 from stacked.fairness import Share
 from stacked.groups.routing import Route
@@ -185,3 +187,56 @@ def test_clients_go_first_at_a_busy_engine(stack: SyncStack) -> None:
 
     # In their order of arrival, all of them would have had their answers before.
     assert run(stack, busy) > 2 * seats
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (TEXT, {"prompt": PROMPT, "prompt_logprobs": 0}),
+        (TEXT, {"prompt": PROMPT, "echo": True, "logprobs": 0}),
+        (CHAT, {"messages": [{"role": "user", "content": "Hi"}], "prompt_logprobs": 1}),
+    ],
+)
+def test_logprobs_of_prompts_are_refused_where_they_would_end_the_engine(
+    stack: SyncStack, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any]
+) -> None:
+    body = {**body, "max_tokens": 1}
+    assert asked(stack, "a", path, body).status == 200
+    monkeypatch.setattr(serving_of(stack).engine.args, "kv_sharing_fast_prefill", True)
+    refused = asked(stack, "a", path, body)
+    assert refused.status == 400
+    assert "engine.kv_sharing_fast_prefill" in refused.json()["error"]["message"]
+    del body["logprobs" if "echo" in body else "prompt_logprobs"]
+    assert asked(stack, "a", path, body).status == 200
+
+
+def test_own_prompts_are_read_in_pieces_while_a_clients_tokens_are_made(stack: SyncStack) -> None:
+    engine = serving_of(stack).engine
+    prompt = [3 + number % 200 for number in range(8 * PIECE)]
+
+    async def read(own: bool, clients: list[int]) -> tuple[int, list[float]]:
+        """How many tokens a client gets while a prompt is read, and the prompt's logprobs."""
+        sampling = {"max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
+        turns.share.set(Share(batch=True, background=own))
+        before = len(clients)
+        (output,) = await engine.generate([prompt], None, request_id=f"r-{own}", sampling=sampling)
+        rows = zip(output.prompt_logprobs[1:], prompt[1:], strict=True)
+        return len(clients) - before, [row[token].logprob for row, token in rows]
+
+    async def both() -> tuple[tuple[int, list[float]], tuple[int, list[float]]]:
+        clients: list[int] = []
+
+        async def client() -> None:
+            sampling = {"max_tokens": 150, "temperature": 0, "ignore_eos": True}
+            async for output in engine.stream(PROMPT, None, request_id="client", sampling=sampling):
+                clients.append(len(output.outputs[0].token_ids))
+
+        task = asyncio.create_task(client())
+        await until_async(lambda: bool(clients))
+        found = await read(False, clients), await read(True, clients)
+        await task
+        return found
+
+    (whole, expected), (pieces, logprobs) = run(stack, both)
+    assert pieces >= 7 > whole
+    assert logprobs == pytest.approx(expected, abs=1e-3)

@@ -211,7 +211,7 @@ class _Run:
         return known[name]
 
     async def _ask(self, route: Route[Loaded], path: str, body: Mapping[str, Any]) -> Any:
-        share = Share(caller="gates", key=route.label, batch=True)
+        share = Share(caller="gates", key=route.label, batch=True, background=True)
         try:
             answer = await ask(self._serving, route, path, body, share=share)
         except RequestError as error:

@@ -14,6 +14,7 @@ from vllm.platforms import cpu_platform_plugin
 from vllm.utils.import_utils import resolve_obj_by_qualname
 
 from stacked.engine.cpu_layers import mend, zero_new_blocks
+from stacked.engine.pieces import read_in_pieces
 from stacked.engine.platform import KERNEL
 
 # CpuPlatform, or the subclass that vLLM chooses on this processor.
@@ -41,6 +42,7 @@ class StackedCpuPlatform(_PlatformOfVllm):  # type: ignore[misc]
     def prepare_scheduler(cls) -> None:
         """For a scheduler in a worker's process or in its own, see `platform.worker_plugin`."""
         zero_new_blocks()
+        read_in_pieces()
 
     @classmethod
     def check_and_update_config(cls, vllm_config: Any) -> None:

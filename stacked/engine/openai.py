@@ -29,9 +29,10 @@ from stacked.engine.chat import AdapterChat
 from stacked.engine.engine import Engine
 from stacked.engine.handlers import run_in_place
 from stacked.engine.loaded import Loaded
+from stacked.engine.pieces import mark
 from stacked.engine.rendering import render_by_own_template, render_short_prompts_at_once
 from stacked.engine.support import app_builders
-from stacked.engine.turns import Turns, ticket_of, turns_of
+from stacked.engine.turns import Turns, share, ticket_of, turns_of
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
@@ -118,7 +119,7 @@ async def build_openai_app(
         app.user_middleware, app.middleware_stack = others, None  # SageMaker's part has built it
         run_in_place(app)
         app.state.turns = turns = turns_of(engine.client, fairness)
-        client = _in_turn(engine.client, turns)
+        client = _in_turn(engine.client, turns, lambda: engine.scores_prompts)
         own_templates = engine.args.trust_request_chat_template
         render_short_prompts_at_once(client.renderer, chats=not own_templates)
         chats = engine.chats
@@ -134,10 +135,13 @@ async def build_openai_app(
     return app
 
 
-def _in_turn(client: Any, turns: Turns | None) -> Any:
+def _in_turn(
+    client: Any, turns: Turns | None, scores_prompts: Callable[[], bool] = lambda: True
+) -> Any:
     """Have each request to the engine's client wait for its turn, and reported to its selection.
 
-    At the engine, not from the response: a stream has its usage only on request.
+    At the engine, not from the response: a stream has its usage only on request. Logprobs of a
+    prompt are refused unless `scores_prompts`: vLLM passes a request for none but the token's own.
     """
     from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -183,6 +187,13 @@ def _in_turn(client: Any, turns: Turns | None) -> Any:
                 report.count(asked, given, at_length)
 
     def generates(prompt: Any, sampling_params: Any, request_id: str, **more: Any) -> Any:
+        if sampling_params.prompt_logprobs is not None and not scores_prompts():
+            raise ValueError(
+                "prompt_logprobs: logprobs of prompts are wrong with "
+                "engine.kv_sharing_fast_prefill; leave the parameter out, or the option"
+            )
+        if share.get().background:
+            mark(sampling_params)
         return in_turn(generate, prompt, sampling_params, request_id, more)
 
     def encodes(prompt: Any, pooling_params: Any, request_id: str, **more: Any) -> Any:

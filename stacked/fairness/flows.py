@@ -16,7 +16,7 @@ _FIRST_ANSWER = 256.0
 class State(enum.Enum):
     WAITING = "waiting"  # not let in
     READING = "reading"  # let in; the engine has not answered with a token
-    ANSWERING = "answering"  # the engine has read its prompt
+    ANSWERING = "answering"  # the engine has read its prompt, or reads it in pieces
     GONE = "gone"  # ended, or waits no longer
 
 

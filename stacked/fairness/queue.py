@@ -264,7 +264,8 @@ class FairQueue:
         ticket.charge = ticket.expected + ANSWER_COST * answer * ticket.seats
         ticket.part = self._shares.of(flow.share)
         ticket.rank = self._rank(flow.share, new)
-        ticket.state = State.READING
+        # Nobody's prompt waits for one that is read in pieces.
+        ticket.state = State.ANSWERING if flow.share.background else State.READING
         if lane.adapter is not None and not lane.running:
             self._take_slot(lane, lane.adapter, now)
         cost = ticket.charge / ticket.part
@@ -277,8 +278,9 @@ class FairQueue:
             self._time = max(self._time, flow.time)
             flow.time += cost
         self._passed += ticket.expected
-        self._reading += ticket.expected
-        self._prompts += 1
+        if ticket.state is State.READING:
+            self._reading += ticket.expected
+            self._prompts += 1
         self._seated += ticket.seats
         self._turns += 1
         self.waiting -= 1

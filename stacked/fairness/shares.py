@@ -11,6 +11,7 @@ class Share:
     """Whose requests they are. A caller's share is divided between the keys that it uses.
 
     `batch`: requests that may wait. `urgent`: the server's own, which do not wait their turn.
+    `background`: the server's own, which clients' tokens are not to wait for.
     """
 
     caller: str = ""
@@ -19,6 +20,7 @@ class Share:
     key_weight: float = 1.0
     batch: bool = False
     urgent: bool = False
+    background: bool = False
 
 
 class Shares:

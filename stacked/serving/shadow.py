@@ -262,7 +262,7 @@ class Shadow:
         body = copy_of(path, call.tree, copy.serving.door.known.get(path, frozenset()))
         if body is None:
             raise _Dropped("unsuitable")
-        share, made = Share(key=route.label, batch=True), Made(_MOST_TOKENS)
+        share, made = Share(key=route.label, batch=True, background=True), Made(_MOST_TOKENS)
         turns.share.set(share)
         # Not both at once: what is leased when an engine dies is what may be to blame.
         with self._lent(run, route):

@@ -84,7 +84,11 @@ SYMBOLS = (
     ),
     Symbols("vllm.outputs", "CompletionOutput", "finish_reason logprobs text token_ids"),
     Symbols("vllm.logprobs", "Logprob", "logprob"),
-    Symbols("vllm.sampling_params", "SamplingParams", "max_tokens n output_kind"),
+    Symbols(
+        "vllm.sampling_params",
+        "SamplingParams",
+        "extra_args max_tokens n output_kind prompt_logprobs",
+    ),
     Symbols("vllm.v1.engine.async_llm", "", "AsyncLLM"),
     Symbols(
         "vllm.v1.engine.async_llm",
@@ -116,7 +120,23 @@ SYMBOLS = (
     Symbols(
         "vllm.config.parallel", "ParallelConfig", "data_parallel_size distributed_executor_backend"
     ),
-    Symbols("vllm.config.scheduler", "SchedulerConfig", "max_num_batched_tokens max_num_seqs"),
+    Symbols(
+        "vllm.config.scheduler",
+        "SchedulerConfig",
+        "long_prefill_token_threshold max_num_batched_tokens max_num_seqs",
+    ),
+    Symbols("vllm.v1.core.sched.scheduler", "", "Scheduler"),
+    Symbols(
+        "vllm.v1.core.sched.scheduler",
+        "Scheduler",
+        "current_step num_spec_tokens running schedule scheduler_config waiting",
+    ),
+    Symbols("vllm.v1.core.sched.request_queue", "RequestQueue", "add_request remove_requests"),
+    Symbols(
+        "vllm.v1.request",
+        "Request",
+        "is_prefill_chunk next_decode_eligible_step sampling_params",
+    ),
     Symbols("vllm.config.compilation", "CompilationConfig", "static_forward_context"),
     Symbols("vllm.config.lora", "LoRAConfig", "lora_dtype max_loras"),
     # Adapters in a worker.

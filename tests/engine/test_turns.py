@@ -210,7 +210,10 @@ class Client:
 
 
 def params() -> Any:
-    return SimpleNamespace(max_tokens=2, n=1, output_kind=SimpleNamespace(name="DELTA"))
+    kind = SimpleNamespace(name="DELTA")
+    return SimpleNamespace(
+        max_tokens=2, n=1, output_kind=kind, prompt_logprobs=None, extra_args=None
+    )
 
 
 async def answered(client: Any, id: str = "x") -> list[Any]:
@@ -297,3 +300,11 @@ def test_without_turns_a_request_keeps_its_own_priority() -> None:
         assert engine.priorities == [7]
 
     run(work())
+
+
+def test_logprobs_of_prompts_are_refused_where_they_would_end_the_engine() -> None:
+    client = _in_turn(Client(), None, lambda: False)
+    wanted = params()
+    wanted.prompt_logprobs = 0  # which vLLM lets through
+    with pytest.raises(ValueError, match="kv_sharing_fast_prefill"):
+        client.generate({"prompt_token_ids": [1]}, wanted, "x")

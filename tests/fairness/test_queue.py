@@ -229,6 +229,24 @@ def test_batch_requests_get_their_small_share_and_no_more_while_others_wait() ->
     assert alone.tokens[batch] > 0.9 * 400 * 8 / 9 * 16 * 0.8
 
 
+def test_no_prompt_waits_for_those_that_are_read_in_pieces() -> None:
+    fair, now = queue(seats=8, step=16), itertools.count()
+    own = [Ticket(Share("gates", batch=True, background=True), prompt=1000) for _ in range(4)]
+    client = Ticket(Share("alice"), prompt=1000)
+    for ticket in (*own, client):
+        fair.ask(ticket, next(now))
+    assert {fair.next(next(now)) for _ in range(5)} == {*own, client}
+    for ticket in own:
+        fair.read(ticket)
+        fair.leave(ticket, 1000, 1)
+    fair.ask(other := Ticket(Share("alice"), prompt=1000), next(now))
+    assert fair.next(next(now)) is other
+    fair.ask(third := Ticket(Share("alice"), prompt=1000), next(now))
+    assert fair.next(next(now)) is None  # of clients', two are read at a time
+    fair.read(client)
+    assert fair.next(next(now)) is third
+
+
 def test_flow_of_a_tiny_weight_has_its_turn_after_the_longest_wait() -> None:
     tiny, busy = Share("tiny", "a", caller_weight=1e-6), Share("busy", "a")
     clients = [Client(tiny), *[Client(busy)] * 30]
