@@ -241,6 +241,10 @@ class Client:
         """What shadow traffic has shown, and so many comparisons with their texts."""
         return self._one("GET", f"/stacked/shadow?samples={samples}")
 
+    def fleet(self) -> dict[str, Any]:
+        """GET /stacked/fleet: what all replicas of a server's fleet serve, and each of them."""
+        return self._one("GET", "/stacked/fleet")
+
     def experiments(self) -> dict[str, Any]:
         """Those that are served or have results, each with its newest phase, under `items`."""
         return self._one("GET", "/stacked/experiments")

@@ -18,6 +18,7 @@ from stacked import __version__
 from stacked.cli.bench import bench
 from stacked.cli.evaluate import evaluate
 from stacked.cli.experiment import experiment
+from stacked.cli.fleet import fleet
 from stacked.cli.gc import gc
 from stacked.cli.keys import keys
 from stacked.cli.live import rollback, update
@@ -101,6 +102,20 @@ def serve(
             help="Accept unsigned requests on any address, not only on loopback.",
         ),
     ] = False,
+    join: Annotated[
+        str | None,
+        optional(
+            metavar="ADDRESS",
+            help="Serve the same as all servers whose records are in this database, "
+            "postgresql://USER@HOST/NAME: over the file's storage.database, and its fleet.",
+        ),
+    ] = None,
+    replica: Annotated[
+        str | None,
+        optional(
+            help="In a fleet, the name of this server, which no other has. Default: the host's."
+        ),
+    ] = None,
     data_dir: DataDir = None,
 ) -> None:
     """Serve a base and its adapters, or models of other frameworks, over HTTP.
@@ -118,11 +133,35 @@ def serve(
         if insecure_no_auth:
             changed["auth"] = _unsigned(tree)
         tree = tree.model_copy(update={"server": tree.server.model_copy(update=changed)})
+        tree = _joined(tree, join, replica)
         # Imports the engine, which takes seconds that no other command should wait for.
         from stacked.api.server import run
 
         code = run(tree, data_dir=data_dir_of(data_dir), progress=progress)
     raise typer.Exit(code)
+
+
+def _joined(config: ControlConfig, join: str | None, replica: str | None) -> ControlConfig:
+    """As one server of a fleet, where that was said."""
+    from pydantic import ValidationError
+
+    from stacked.config import FleetConfig, StorageConfig
+    from stacked.errors import ConfigInvalid
+
+    fleet, storage = config.fleet, config.storage
+    if join is None and replica is None:
+        return config
+    if join is None and fleet is None:
+        raise ConfigInvalid("--replica names a server of a fleet; give --join too, or set fleet")
+    named = {} if replica is None else {"replica": replica}
+    given = {} if join is None else {"database": join}
+    try:
+        fleet = FleetConfig(**(fleet.model_dump() if fleet else {}) | named)
+    except ValidationError as error:
+        raise ConfigInvalid(f"--replica: {error.errors()[0]['msg']}") from error
+    return config.model_copy(
+        update={"fleet": fleet, "storage": StorageConfig(**storage.model_dump() | given)}
+    )
 
 
 def _unsigned(config: ControlConfig) -> AuthConfig:
@@ -310,4 +349,5 @@ for command in (update, rollback, status, groups, usage, shadow, gc):
 app.command("eval")(evaluate)
 app.add_typer(bench)
 app.add_typer(experiment)
+app.add_typer(fleet)
 app.add_typer(keys)

@@ -11,6 +11,7 @@ from stacked.api.control import (
     adapters,
     artifacts,
     deployments,
+    fleet,
     groups,
     histories,
     models,
@@ -34,6 +35,7 @@ _RESOURCES = (
     surroundings,
     status,
     shadow,
+    fleet,
     adapters,
 )
 
