@@ -73,7 +73,7 @@ class Postgres:
             "port": self.port,
             "unix_socket_directories": "",
             "fsync": "off",
-            "max_connections": 40,
+            "max_connections": 100,
         }
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         with self._log.open("ab") as log:

@@ -1,0 +1,209 @@
+"""Figures of a fleet: how long requests wait at a switch, what a death costs, throughput.
+
+python -m tests.fleet.measure hold|many|death|throughput
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import itertools
+import json
+import random
+import re
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+from prometheus_client import generate_latest
+
+from stacked.metrics import REGISTRY
+from tests.deployments import fleets
+from tests.fleet.clients import Clients, Heard
+from tests.fleet.processes import KEYS, Fleet, How, Replica, running_fleet
+from tests.postgres import running_postgres
+
+# Answers that take no time, so that what is measured is the switch.
+AT_ONCE = How(load_seconds=(0.0, 0.0), seconds=(0.0, 0.0))
+_HELD = re.compile(r"^stacked_fleet_held_seconds_(sum|count) (\S+)$", re.MULTILINE)
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """In milliseconds."""
+    ordered = sorted(values)
+    return {
+        "count": len(ordered),
+        "median_ms": round(statistics.median(ordered) * 1000, 1),
+        "p95_ms": round(ordered[min(len(ordered) - 1, len(ordered) * 95 // 100)] * 1000, 1),
+        "most_ms": round(ordered[-1] * 1000, 1),
+    }
+
+
+def held(metrics: str) -> tuple[float, float]:
+    """Sum and count of the holds that a process has seen."""
+    found = {name: float(value) for name, value in _HELD.findall(metrics)}
+    return found.get("sum", 0.0), found.get("count", 0.0)
+
+
+@contextlib.contextmanager
+def asking(fleet: Fleet, clients: int, pause: float = 0.0) -> Iterator[Heard]:
+    heard = Heard()
+    task = fleet.loop.begin(Clients(heard, KEYS).run(fleet.url, clients, pause))
+    try:
+        yield heard
+    finally:
+        fleet.loop.loop.call_soon_threadsafe(task.cancel)
+
+
+def update(fleet: Fleet, group: str) -> float:
+    """How long it took."""
+    began = time.monotonic()
+    work = fleet.ask(fleet.url, group)
+    assert fleet.end_of(work) == "SUCCEEDED"
+    took = time.monotonic() - began
+    fleet.until_serving()
+    return took
+
+
+def hold(directory: Path, updates: int, replicas: int) -> dict[str, Any]:
+    """Real processes under eight clients: each replica's own holds, and what requests take."""
+    with running_fleet(directory, replicas, how=AT_ONCE) as fleet:
+        groups = itertools.cycle([fleet.group("one"), fleet.group("two")])
+        holds, took = [], []
+        before = {each.name: metrics_of(each) for each in fleet.replicas}
+        with asking(fleet, 8, 0.01) as heard:
+            time.sleep(2.0)  # without an update
+            steady = [a.arrived - a.sent for a in heard.answers]
+            began = time.monotonic()
+            for _ in range(updates):
+                took.append(update(fleet, next(groups)))
+                for each in fleet.replicas:
+                    (was, _), now = before[each.name], metrics_of(each)
+                    holds.append(now[0] - was)
+                    before[each.name] = now
+        waited = [a.arrived - a.sent for a in heard.answers if a.sent > began]
+        return {
+            "replicas": replicas,
+            "updates": updates,
+            "held_by_each_replica": spread(holds),
+            "updates_take": spread(took),
+            "requests_without_updates": spread(steady),
+            "requests_meanwhile": spread(waited),
+            "refused": dict(heard.refused),
+        }
+
+
+def metrics_of(replica: Replica) -> tuple[float, float]:
+    return held(httpx.get(f"{replica.url}/metrics", timeout=20).text)
+
+
+async def many(directory: Path, updates: int, replicas: int) -> dict[str, Any]:
+    """Replicas in this one process: the real driver and a real database, engines of doubles."""
+    with running_postgres() as postgres:
+        async with fleets.Fleet(directory, lease_seconds=3, hold_seconds=2) as fleet:
+            fleet.place = postgres.shared(connections=3)
+            members = await fleet.of(*(f"r{number}" for number in range(replicas)))
+            holds, took = [], []
+            async with fleet.under_requests():
+                for number in range(updates):
+                    group, before = fleet.machine.group(2 + number % 2), _held_here()
+                    began = time.monotonic()
+                    work = await members[0].update(group)
+                    assert await members[0].end(work) == "SUCCEEDED"
+                    await fleet.ready()
+                    took.append(time.monotonic() - began)
+                    after = _held_here()
+                    assert after[1] - before[1] == replicas
+                    holds.append((after[0] - before[0]) / replicas)
+            return {
+                "replicas": replicas,
+                "updates": updates,
+                "held_on_average_in_an_update": spread(holds),
+                "updates_take": spread(took),
+                "admitted": len(fleet.admitted),
+            }
+
+
+def _held_here() -> tuple[float, float]:
+    return held(generate_latest(REGISTRY).decode())
+
+
+def death(directory: Path, times: int) -> dict[str, Any]:
+    """`kill -9` of one of three at rest, and an update at once."""
+    chance = random.Random(16)
+    with running_fleet(directory, 3) as fleet:
+        groups = itertools.cycle([fleet.group("one"), fleet.group("two")])
+        gaps, updates, whole, lost = [], [], [], []
+        with asking(fleet, 8, 0.01) as heard:
+            for _ in range(times):
+                victim = chance.choice(fleet.replicas)
+                refused, struck = heard.refused.total(), time.monotonic()
+                victim.kill()
+                other = next(each for each in fleet.replicas if each is not victim)
+                work = fleet.ask(other.url, next(groups))
+                assert fleet.end_of(work) == "SUCCEEDED"
+                updates.append(time.monotonic() - struck)
+                gaps.append(heard.longest_gap(struck, time.monotonic()))
+                lost.append(heard.refused.total() - refused)
+                assert victim.process is not None
+                victim.process.wait(60)
+                victim.start()
+                whole.append(fleet.until_serving())
+        return {
+            "deaths": times,
+            "no_answer_of_anybody": spread(gaps),
+            "until_an_update_was_done": spread(updates),
+            "from_the_new_start_to_whole": spread(whole),
+            "requests_lost_or_refused_each": statistics.mean(lost),
+        }
+
+
+def throughput(directory: Path, counts: Sequence[int], seconds: float) -> dict[str, Any]:
+    """Fleets one after the other, through the same balancer; an answer waits for 20 ms."""
+    found: dict[str, Any] = {}
+    how = How(load_seconds=(0.0, 0.0), seconds=(0.02, 0.02))
+    for count in counts:
+        place = directory / str(count)
+        place.mkdir()
+        with running_fleet(place, count, how=how) as fleet, asking(fleet, 8 * count) as heard:
+            time.sleep(3.0)
+            before, began = len(heard.answers), time.monotonic()
+            time.sleep(seconds)
+            answers = heard.answers[before:]
+            rate = len(answers) / (time.monotonic() - began)
+            found[str(count)] = {
+                "clients": 8 * count,
+                "answers_a_second": round(rate, 1),
+                "requests": spread([a.arrived - a.sent for a in answers]),
+                "refused": dict(heard.refused),
+            }
+    return found
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("what", choices=("hold", "many", "death", "throughput"))
+    options.add_argument("--replicas", type=int, default=0)
+    options.add_argument("--times", type=int, default=0)
+    given = options.parse_args()
+    with tempfile.TemporaryDirectory(prefix="fleet-") as name:
+        place = Path(name)
+        match given.what:
+            case "hold":
+                found = hold(place, given.times or 50, given.replicas or 3)
+            case "many":
+                found = asyncio.run(many(place, given.times or 50, given.replicas or 16))
+            case "death":
+                found = death(place, given.times or 10)
+            case _:
+                found = throughput(place, (1, 2, 4), given.times or 20)
+    print(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()
