@@ -11,7 +11,7 @@ from stacked import metrics
 from stacked.config import ExperimentsConfig
 from stacked.errors import FeedbackInvalid, FeedbackUnknown
 from stacked.experiments.assignment import Arm, Exposure
-from stacked.flushing import Flushing
+from stacked.flushing import FLUSH_SECONDS, Flushing
 from stacked.registry.outcomes import (
     Batch,
     Got,
@@ -42,13 +42,14 @@ class Outcomes(Flushing[Batch]):
         self._settings = settings
         self._arms = arms
         self._records: OutcomeRepository | None = None
+        self._shared = False
         self.pending = Batch()
         self._phases: dict[tuple[str, str], tuple[Arm, ...]] = {}
         self._tidied: float | None = None
 
-    def begin(self, records: OutcomeRepository) -> None:
-        """Write them to these records from now on."""
-        self._records = records
+    def begin(self, records: OutcomeRepository, *, shared: bool = False) -> None:
+        """Write them to these records from now on; `shared`: other servers do so too."""
+        self._records, self._shared = records, shared
         self._begin()
 
     def saw(self, exposure: Exposure) -> None:
@@ -87,6 +88,10 @@ class Outcomes(Flushing[Batch]):
         if fresh or self.is_writing:  # what it is for may be a second old
             await self.flush()
         found = await asyncio.to_thread(self._record, values, may)
+        if self._shared and any(isinstance(each, FeedbackUnknown) for each in found):
+            # Another server may have answered, and have written that by then.
+            await asyncio.sleep(FLUSH_SECONDS + 1.0)
+            found = await asyncio.to_thread(self._record, values, may)
         for each in found:
             if isinstance(each, Recorded):
                 metrics.feedback(each.experiment)

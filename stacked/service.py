@@ -197,7 +197,7 @@ class Service:
         )
         self._ledger = ledger
         self.usage.begin(ledger.registry.usage, config.retention.usage)
-        self.outcomes.begin(ledger.registry.outcomes)
+        self.outcomes.begin(ledger.registry.outcomes, shared=ledger.fleet is not None)
         catalogue = partial(
             Catalogue,
             ledger.registry,

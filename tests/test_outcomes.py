@@ -93,6 +93,30 @@ async def test_feedback_for_an_answer_of_a_moment_ago_finds_it(registry: Registr
     await outcomes.close()
 
 
+async def test_feedback_for_an_answer_of_another_server_waits_until_that_has_written_it(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    other, outcomes = begun(registry), Outcomes(ExperimentsConfig(), lambda _: ARMS)
+
+    async def flush_instead(seconds: float) -> None:
+        waits.append(seconds)
+        await other.flush()
+
+    outcomes.begin(registry.outcomes, shared=True)
+    answered(other, "ONE", V1)
+    monkeypatch.setattr(module.asyncio, "sleep", flush_instead)
+    value = of_answer("ONE", "good", 1)
+    assert await outcomes.record([value], anyone) == [Recorded("sql", False)]
+    assert waits == [flushing.FLUSH_SECONDS + 1.0]
+    assert await outcomes.record([value], anyone) == [Recorded("sql", True)]
+    (unknown,) = await outcomes.record([of_answer("TWO", "good", 1)], anyone)
+    assert isinstance(unknown, FeedbackUnknown)
+    assert len(waits) == 2
+    for each in (other, outcomes):
+        await each.close()
+
+
 async def test_what_cannot_be_written_is_written_later_and_once(
     registry: Registry, path: Path
 ) -> None:

@@ -122,8 +122,8 @@ class RetryTokens:
 def _answered(call: FirstCall, payload: str) -> Response:
     if call.answer is None:
         raise InvalidatedRetryToken(
-            "the first call with this retry token was cut off, such as by a stop of the server; "
-            "look whether it was done, and use a new token"
+            "the first call with this retry token was cut off, such as by a stop of the server, or "
+            "another server of the fleet is at it; look whether it was done, and use a new token"
         )
     if call.payload != payload:
         raise InvalidatedRetryToken(

@@ -351,7 +351,9 @@ class FleetMember:
         if active is None or fleet is None:
             return
         try:
-            await self._ledger.with_retry(settle, self._ledger, active.deployment_id, fleet, gone)
+            await self._ledger.with_retry(
+                settle, self._ledger.registry, active.deployment_id, fleet, gone
+            )
         except StackedError:
             logger.exception("the records do not show what the fleet serves")
 

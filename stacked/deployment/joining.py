@@ -23,9 +23,11 @@ class Joining:
         fleet = self._store.carry_out("", Look()).fleet
         if fleet is None:
             return None
+        if fleet.mode is not self._mode and self._ledger.registry.alone:
+            self._store.set_mode(self._mode)
         held = self._ledger.last_active()
         assert held is not None, "a fleet is founded with a deployment"
-        settle(self._ledger, held.id, fleet, gone=False)
+        settle(self._ledger.registry, held.id, fleet, gone=False)
         return replace(held, group_id=fleet.group, generation=fleet.generation)
 
     def found(self, group_id: str, begin: Callable[[], Deployment]) -> Deployment:

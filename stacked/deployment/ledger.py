@@ -27,6 +27,7 @@ from stacked.core import (
     Runtime,
     check_digest,
 )
+from stacked.deployment.settling import settle
 from stacked.errors import (
     ConfigInvalid,
     RecordConflict,
@@ -34,7 +35,7 @@ from stacked.errors import (
     StackedError,
     UpdateNotLive,
 )
-from stacked.fleet.shared import Look
+from stacked.fleet.shared import Fleet
 from stacked.registry import (
     Affected,
     DeployedMember,
@@ -89,7 +90,7 @@ class Ledger:
         self.fleet: FleetStore | None = None
         """What this server shares with the others of its fleet."""
         try:
-            self.registry = self._open(storage, shared)
+            self._open(storage, shared)
         except BaseException:
             self._lock.close()
             raise
@@ -98,7 +99,7 @@ class Ledger:
         # One thread, so that writes stay in order and no disk blocks the loop.
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="ledger")
 
-    def _open(self, storage: StorageConfig, shared: bool) -> Registry:
+    def _open(self, storage: StorageConfig, shared: bool) -> None:
         """Raises RegistryUnusable, also for a file that has lost what was in it; ConfigInvalid."""
         place = place_of(self.directory, storage.database_url, storage.connections)
         if shared and isinstance(place, Path):
@@ -115,18 +116,23 @@ class Ledger:
         try:
             registry.claim(shared=shared)
             note_database(self.directory, place)
-            registry.recover(self._open_fleet(place, registry) if shared else ())
+            if shared and isinstance(place, Shared):
+                self.fleet = FleetStore(fleet_of(place), owner=registry.owner)
+            self.registry = registry
+            self._recover(registry.last_fleet(), shared)
         except BaseException:
             registry.close()
+            if self.fleet is not None:
+                self.fleet.close()
             raise
-        return registry
 
-    def _open_fleet(self, place: Path | Shared, registry: Registry) -> set[str]:
-        """The newest update, which the fleet ends."""
-        assert isinstance(place, Shared), "what is shared is not a file"
-        self.fleet = FleetStore(fleet_of(place), owner=registry.owner)
-        fleet = self.fleet.carry_out("", Look()).fleet
-        return {fleet.proposal} if fleet is not None else set()
+    def _recover(self, fleet: Fleet | None, shared: bool) -> None:
+        """What a fleet had committed last is in none of its records, if all of it was killed."""
+        held = self.last_active() if fleet is not None else None
+        if fleet is not None and held is not None:
+            settle(self.registry, held.id, fleet, gone=not shared)
+        # An update that is under way is ended by the fleet.
+        self.registry.recover({fleet.proposal} if fleet is not None and shared else ())
 
     def close(self) -> None:
         """Finish what is being written. Closing twice is allowed."""

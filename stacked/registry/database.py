@@ -82,6 +82,11 @@ class Database:
         return self._store.owner or 0
 
     @property
+    def schema(self) -> str | None:
+        """Where the tables are; None: in a file."""
+        return self._store.schema
+
+    @property
     def process(self) -> int:
         """The number of this process among all that have claimed it; 0: it has not."""
         return self._store.process

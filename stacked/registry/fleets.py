@@ -17,11 +17,13 @@ from sqlalchemy import (
     DateTime,
     Integer,
     MetaData,
+    RowMapping,
     Table,
     Text,
     delete,
     func,
     insert,
+    inspect,
     select,
 )
 from sqlalchemy import update as change
@@ -74,6 +76,16 @@ _MEMBERS = Table(
 )
 
 
+def last_fleet(connection: Connection, schema: str) -> Fleet | None:
+    """The row of the fleet that had the records in this schema last, if any did."""
+    place = f"fleet_{schema}"
+    if not inspect(connection).has_table(_FLEET.name, place):
+        return None
+    there = {"schema_translate_map": {None: place}}
+    row = connection.execute(select(_FLEET), execution_options=there).mappings().one_or_none()
+    return None if row is None else _fleet(row)
+
+
 class Seen(NamedTuple):
     """A fleet as it is stored, and how many seconds ago each member has reported, by its id."""
 
@@ -119,6 +131,14 @@ class FleetStore:
         ago = {id: (now - then).total_seconds() for id, then, now in rows}
         return Seen(shared, {id: ago[id] for id in shared.members})
 
+    def set_mode(self, mode: Mode) -> None:
+        """For the first server of a fleet that begins again, unless an update is under way."""
+        with self._database.write() as connection:
+            before = self._read(connection, "", None)
+            if before.fleet is not None and before.fleet.at_rest:
+                fleet = replace(before.fleet, mode=mode)
+                self._write(connection, before, replace(before, fleet=fleet))
+
     def close(self) -> None:
         self._database.close()
 
@@ -132,9 +152,7 @@ class FleetStore:
                 "other processes have used the records of this fleet while this one had lost "
                 "them; restart this one"
             )
-        stored = {**row, "mode": Mode(row["mode"]), "stage": Stage(row["stage"])}
-        del stored["owner"]
-        fleet = Fleet(**stored)
+        fleet = _fleet(row)
         query = select(*(_MEMBERS.c[field.name] for field in fields(Report)))
         leads = fleet.coordinator == id and not fleet.at_rest
         if isinstance(operation, Look | Beat) and not leads:
@@ -161,6 +179,11 @@ class FleetStore:
                 connection.execute(insert(_MEMBERS).values(values))
             else:
                 connection.execute(change(_MEMBERS).where(_MEMBERS.c.id == id).values(values))
+
+
+def _fleet(row: RowMapping) -> Fleet:
+    stored = {field.name: row[field.name] for field in fields(Fleet)}
+    return Fleet(**stored | {"mode": Mode(row["mode"]), "stage": Stage(row["stage"])})
 
 
 def _differing(before: Shared, after: Shared) -> Iterable[str]:

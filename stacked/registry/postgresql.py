@@ -126,7 +126,7 @@ class Postgresql:
 
     def __init__(self, where: Shared, busy_seconds: float) -> None:
         """Connects to nothing. Raises RegistryUnusable for an address that is none."""
-        self._schema, self.name = where.schema, where.name
+        self.schema, self.name = where.schema, where.name
         self._engine = _engine(where, busy_seconds)
         digest = hashlib.sha256(where.schema.encode()).digest()
         self._number = int.from_bytes(digest[:4]) >> 1
@@ -164,16 +164,16 @@ class Postgresql:
         with self._begun() as connection:
             connection.exec_driver_sql(self._turn)
             # CREATE SCHEMA IF NOT EXISTS needs the privilege even where it is there.
-            if not inspect(connection).has_schema(self._schema):
-                connection.execute(CreateSchema(self._schema))
+            if not inspect(connection).has_schema(self.schema):
+                connection.execute(CreateSchema(self.schema))
             # For the plain SQL of steps.
-            place = connection.dialect.identifier_preparer.quote_identifier(self._schema)
+            place = connection.dialect.identifier_preparer.quote_identifier(self.schema)
             connection.exec_driver_sql(f"SET LOCAL search_path TO {place}")
             yield connection
 
     def version(self, connection: Connection) -> int | None:
         """None for an empty schema."""
-        tables = inspect(connection).get_table_names(self._schema)
+        tables = inspect(connection).get_table_names(self.schema)
         if not tables:
             return None
         if _REGISTRY.name in tables:
@@ -183,7 +183,7 @@ class Postgresql:
         )
 
     def set_version(self, connection: Connection, version: int) -> None:
-        if inspect(connection).has_table(_REGISTRY.name, self._schema):
+        if inspect(connection).has_table(_REGISTRY.name, self.schema):
             connection.execute(update(_REGISTRY).values(version=version))
         else:
             _REGISTRY.create(connection)
@@ -200,7 +200,7 @@ class Postgresql:
             "WHERE table_name = 'registry' AND table_schema LIKE 'stacked\\_%'"
         )
         found = connection.execute(tables).scalars()
-        return [schema for schema in found if schema != self._schema]
+        return [schema for schema in found if schema != self.schema]
 
     def advice(self, error: BaseException) -> str:
         if isinstance(error, PoolTimeout):

@@ -6,9 +6,11 @@ from collections.abc import Collection
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from stacked.fleet.shared import Fleet
 from stacked.registry.artifacts import ArtifactRepository
 from stacked.registry.database import Database
 from stacked.registry.deployments import DeploymentRepository
+from stacked.registry.fleets import last_fleet
 from stacked.registry.groups import GroupRepository
 from stacked.registry.models import ModelRepository
 from stacked.registry.outcomes import OutcomeRepository
@@ -60,6 +62,20 @@ class Registry:
     def owner(self) -> int:
         """The number of the claim, which those that share the records have in common."""
         return self._database.owner
+
+    @property
+    def alone(self) -> bool:
+        """Whether no other process that runs has claimed them."""
+        with self._database.read() as connection:
+            return self._database.running(connection) <= {self._database.process}
+
+    def last_fleet(self) -> Fleet | None:
+        """What the servers had in common that shared the records last."""
+        schema = self._database.schema
+        if schema is None:
+            return None
+        with self._database.read() as connection:
+            return last_fleet(connection, schema)
 
     def recover(self, spared: Collection[str] = ()) -> Recovered:
         """Settle what processes that ended have left in progress, at a start before anything else.

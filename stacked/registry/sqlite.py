@@ -32,7 +32,7 @@ class Sqlite:
         self._path = Path(path).absolute()
         self._busy_seconds = busy_seconds
         self.name = f"the registry {self._path}"
-        self.owner, self.process = 0, 0
+        self.schema, self.owner, self.process = None, 0, 0
         self._engine = self._make_engine()
 
     @contextlib.contextmanager

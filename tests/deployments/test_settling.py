@@ -17,7 +17,19 @@ from stacked.deployment.joining import Joining
 from stacked.deployment.ledger import Ledger
 from stacked.deployment.settling import settle
 from stacked.errors import ConfigInvalid, DataDirInUse
-from stacked.fleet.shared import Abort, Fleet, Found, Join, Look, Mode, Propose, Report, Stage
+from stacked.fleet.shared import (
+    Abort,
+    Advance,
+    Beat,
+    Fleet,
+    Found,
+    Join,
+    Look,
+    Mode,
+    Propose,
+    Report,
+    Stage,
+)
 from stacked.registry import (
     Affected,
     Deployment,
@@ -29,6 +41,7 @@ from stacked.registry import (
 from stacked.registry.fleets import FleetStore, fleet_of
 from tests.postgres import Postgres
 from tests.registry.samples import deployed, group, stocked, updated
+from tests.waiting import until
 
 ACTIVE, UPDATING = DeploymentState.ACTIVE, DeploymentState.UPDATING
 
@@ -97,7 +110,7 @@ def committed(fleet: Fleet) -> Fleet:
 
 def at_once(ledgers: list[Ledger], *args: Any) -> None:
     with ThreadPoolExecutor(len(ledgers)) as pool:
-        for each in [pool.submit(settle, ledger, *args) for ledger in ledgers]:
+        for each in [pool.submit(settle, ledger.registry, *args) for ledger in ledgers]:
             each.result()
 
 
@@ -157,9 +170,48 @@ def test_later_start_settles_what_a_fleet_that_was_killed_had_committed(servers:
     held = joining.committed()
     assert held is not None
     assert (held.id, held.group_id, held.generation) == (deployment.id, deployment.group_id, 1)
-    settle(later, deployment.id, committed(fleet), True)
+    settle(later.registry, deployment.id, committed(fleet), True)
     assert later.registry.work_requests.get(fleet.proposal).status is WorkStatus.SUCCEEDED
     assert later.registry.deployments.get(deployment.id).generation == 2
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_next_start_serves_what_was_committed_when_all_were_killed(
+    servers: Servers, shared: bool
+) -> None:
+    first = servers.one()
+    deployment = founded(first)
+    fleet = proposed(first, deployment)
+    assert first.fleet is not None
+    for ready, held in ((2, 0), (2, 2)):
+        report = Report("a/1", "a", 2 + held, 1, ready, held)
+        first.fleet.carry_out("a/1", Beat(report))
+        first.fleet.carry_out("a/1", Advance(2))
+    first.close()
+    later = servers.one(shared=shared)
+    held = later.last_active()
+    assert held is not None
+    assert (held.id, held.group_id, held.generation) == (deployment.id, fleet.target, 2)
+    status = later.registry.work_requests.get(fleet.proposal).status
+    assert status is (WorkStatus.IN_PROGRESS if shared else WorkStatus.SUCCEEDED)
+
+
+def test_mode_of_a_fleet_is_that_of_the_first_file_after_all_have_ended(servers: Servers) -> None:
+    first = servers.one()
+    founded(first)
+
+    def mode(ledger: Ledger, given: Mode) -> Mode:
+        assert ledger.fleet is not None
+        Joining(ledger, ledger.fleet, given).committed()
+        fleet = ledger.fleet.carry_out("", Look()).fleet
+        assert fleet is not None
+        return fleet.mode
+
+    second = servers.one()
+    assert mode(second, Mode.SESSION) is Mode.GLOBAL
+    first.close()
+    until(lambda: second.registry.alone)
+    assert mode(second, Mode.SESSION) is Mode.SESSION
 
 
 def test_an_update_that_was_given_up_is_not_spared_for_ever(servers: Servers) -> None:
