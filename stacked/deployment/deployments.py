@@ -100,7 +100,7 @@ class Deployments:
     async def close(self) -> None:
         """Cancel the current change, and leave the fleet. Closing twice is allowed."""
         if self.fleet is not None:
-            self.fleet.resign()
+            await self.fleet.leave()
         await self._changes.close()
         if self.fleet is not None:
             await self.fleet.close()
@@ -205,7 +205,9 @@ class Deployments:
             return await self._replace(record, revision, parts, expect)
 
     async def cancel(self, work_id: str) -> None:
-        """See `Changes.cancel`."""
+        """See `Changes.cancel`; in a fleet, at the replica where it was begun."""
+        if self.fleet is not None:
+            self.fleet.check_mine(work_id)
         await self._changes.cancel(work_id)
 
     async def resume(self, record: Deployment) -> None:

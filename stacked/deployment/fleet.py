@@ -22,7 +22,7 @@ from stacked.deployment.fleet_gate import FleetGate, clock, within
 from stacked.deployment.journal import UpdateJournal
 from stacked.deployment.ledger import Ledger
 from stacked.deployment.settling import settle
-from stacked.errors import StackedError, UpdateFailed, UpdateInProgress
+from stacked.errors import RecordConflict, StackedError, UpdateFailed, UpdateInProgress
 from stacked.fleet.replica import Call, Drop, Gate, Load, Outcome, Prepare, Replica, Switch, Work
 from stacked.fleet.shared import Advance, Fleet, Operation, Stage, View
 from stacked.serving import Serving
@@ -80,6 +80,7 @@ class FleetMember:
         self._proposal: Proposal | None = None
         self._stage, self._since, self._reported = Stage.COMMITTED, 0.0, ""
         self._settled = 0
+        self._resigned = False
         self._complaint = ""
 
     def begin(self) -> None:
@@ -98,6 +99,7 @@ class FleetMember:
 
     def resign(self) -> None:
         """Admit nothing more, and leave what becomes of an update to the others."""
+        self._resigned = True
         if self.gate.replica is not None:
             self.gate.replica.leave()
             self._wake()
@@ -125,6 +127,14 @@ class FleetMember:
             raise self.gate.closed()
         if not fleet.at_rest:
             raise UpdateInProgress("another update of the fleet is under way; try again when done")
+
+    def check_mine(self, work_id: str) -> None:
+        """Raises RecordConflict for an update that another replica runs."""
+        fleet, mine = self.gate.view.fleet, self._proposal
+        theirs = fleet is not None and not fleet.at_rest and fleet.proposal == work_id
+        if fleet is not None and theirs and (mine is None or mine.work_id != work_id):
+            name = fleet.coordinator.split("/")[0]
+            raise RecordConflict(f"work request {work_id} runs on replica {name}; cancel it there")
 
     async def update(self, proposal: Proposal) -> str:
         """Have every replica serve its group, or none; what was done.
@@ -168,7 +178,10 @@ class FleetMember:
     # -- the protocol -----------------------------------------------------------------------
 
     async def _run(self) -> None:
-        self.gate.replica = replica = await self._found()
+        replica = await self._found()
+        if self._resigned:
+            return
+        self.gate.replica = replica
         while True:
             try:
                 self._pump(replica)

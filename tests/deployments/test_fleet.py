@@ -11,7 +11,7 @@ import pytest
 
 from stacked.config import FleetConfig
 from stacked.deployment.deployments import Revision
-from stacked.errors import EngineLoadFailed, NotAllowed, NotReady, UpdateInProgress
+from stacked.errors import EngineLoadFailed, NotAllowed, NotReady, RecordConflict, UpdateInProgress
 from stacked.fleet.replica import Gate
 from stacked.fleet.shared import Advance, Beat, Mode, Operation, Propose
 from stacked.steps import Silent
@@ -238,6 +238,9 @@ async def test_an_update_can_be_canceled_before_the_replicas_switch(fleet: Fleet
     two.engine.gate = asyncio.Event()
     work = await one.update(fleet.machine.group(2))
     await until(lambda: "1 of 2 replicas have the group ready" in fleet.machine.logs(work))
+    await until(lambda: not two.member.gate.view.fleet.at_rest)  # type: ignore[union-attr]
+    with pytest.raises(RecordConflict, match="runs on replica one"):
+        await two.deployments.cancel(work.id)
     await one.deployments.cancel(work.id)
     assert await one.end(work) == "CANCELED"
     two.engine.gate.set()
