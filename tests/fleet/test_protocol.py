@@ -44,7 +44,17 @@ POINTS = (
 WHEN = ("before", "after", "ended")
 SECONDS = (0.05, 0.3, 1.0, 2.2, 4.0, 7.0)
 LONG = (0.3, 2.5, 5.0, 5.0)  # within a hold, within a lease, and longer than both
-FAULTS = ("cut", "mute", "pause", "crash", "engine dies", "refuse", "leave", "store away")
+FAULTS = (
+    "cut",
+    "mute",
+    "pause",
+    "crash",
+    "engine dies",
+    "refuse",
+    "leave",
+    "store away",
+    "withdraw",
+)
 
 
 class Fleets(RuleBasedStateMachine):

@@ -108,3 +108,30 @@ def test_a_replica_that_starts_later_serves_what_is_committed() -> None:
     assert world.processes[-1].machine.gate(world.now) is Gate.CLOSED
     world.run(4.0)
     assert generations(world) == {2}
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.02, 0.5])
+def test_an_update_that_is_withdrawn_before_it_advances_reaches_nobody(seconds: float) -> None:
+    world = world_of()
+    process = world.processes[0]
+    world.propose(process)
+    world.run(seconds)
+    machine = process.machine
+    assert all(each.machine.held == 0 for each in world.running)
+    machine.withdraw("it was canceled")
+    world.resume(process)
+    world.run(4.0)
+    assert "it was canceled" in reason(process)
+    assert generations(world) == {1}
+    world.settle()
+
+
+def test_an_update_that_ended_is_orphaned_when_its_coordinator_is_silent() -> None:
+    world = world_of()
+    world.propose(world.processes[0])
+    world.run(4.0)
+    others = world.processes[1:]
+    assert not any(each.machine.orphaned for each in world.processes)
+    world.strike(world.processes[0], "crash", 0)
+    world.run(6.0)
+    assert all(each.machine.orphaned for each in others)

@@ -26,7 +26,7 @@ from stacked.fleet.replica import (
     Switch,
     Work,
 )
-from stacked.fleet.shared import Beat, Mode, Operation, Shared, View, apply
+from stacked.fleet.shared import Advance, Beat, Mode, Operation, Shared, View, apply
 from stacked.groups.leases import Lease, Leases
 from stacked.groups.routing import Routing
 from tests.groups.test_routing import member
@@ -121,6 +121,8 @@ class Process:
         self.mute = False
         """Whether nothing that it sends arrives, and answers to what it has sent arrive late."""
         self.refuses = False
+        self.advances = False
+        """Whether it has taken its update to another stage, which is not withdrawn then."""
         self.asleep: list[Callable[[], None]] = []
         """What happens when it is no longer paused."""
         self.wakes_at = float("inf")
@@ -216,6 +218,8 @@ class World:
                 process.refuses = True
             case "leave":
                 process.machine.leave()
+            case "withdraw" if not process.advances:
+                process.machine.withdraw("it was canceled")
             case "engine dies":
                 process.machine.lost()
                 process.group = Group()
@@ -230,6 +234,7 @@ class World:
             happens()
 
     def propose(self, process: Process) -> None:
+        process.advances = False
         process.machine.propose(f"p{next(self._numbers)}", str(next(self._groups) % len(_MEMBERS)))
         self._pump(process)
 
@@ -262,6 +267,7 @@ class World:
 
     def _send(self, process: Process, call: Call) -> None:
         self._meets(process, "before", call.operation)
+        process.advances |= isinstance(call.operation, Advance)
         if not process.alive:
             return
         for _ in range(2 if self._by_chance(self.network.repeated) else 1):
