@@ -19,6 +19,7 @@ from stacked.config import FleetConfig
 from stacked.deployment.activation import Slot
 from stacked.deployment.bringing import Bringing, Judge
 from stacked.deployment.fleet_gate import FleetGate, clock, within
+from stacked.deployment.joining import end_what_others_left
 from stacked.deployment.journal import UpdateJournal
 from stacked.deployment.ledger import Ledger
 from stacked.deployment.settling import settle
@@ -85,6 +86,7 @@ class FleetMember:
 
     def begin(self) -> None:
         self._task(self._run())
+        self._task(end_what_others_left(self._ledger))
 
     async def close(self) -> None:
         """Do nothing more. Closing twice is allowed."""

@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 
 from stacked.deployment.ledger import Ledger
 from stacked.deployment.settling import settle
+from stacked.errors import StackedError
 from stacked.fleet.shared import Fleet, Found, Look, Mode
 from stacked.registry import Deployment
 from stacked.registry.fleets import FleetStore
+
+logger = logging.getLogger("stacked.deployment.joining")
+
+# A server that runs claims its records again within one of these when the database was away.
+_LOOK_SECONDS = 15.0
+
+
+async def end_what_others_left(ledger: Ledger) -> None:
+    """End the work of servers of the fleet that were killed, in a task without an end.
+
+    What the fleet itself was updated to is not among it: `settle` does that at once.
+    """
+    gone: frozenset[int] = frozenset()
+    while True:
+        await asyncio.sleep(_LOOK_SECONDS)
+        try:
+            gone = await ledger.do(ledger.registry.recover_others, gone)
+        except StackedError as error:
+            logger.warning("what other servers have left is not ended: %s", error)
+            gone = frozenset()
 
 
 class Joining:

@@ -76,10 +76,10 @@ _MEMBERS = Table(
 )
 
 
-def last_fleet(connection: Connection, schema: str) -> Fleet | None:
+def last_fleet(connection: Connection, schema: str | None) -> Fleet | None:
     """The row of the fleet that had the records in this schema last, if any did."""
     place = f"fleet_{schema}"
-    if not inspect(connection).has_table(_FLEET.name, place):
+    if schema is None or not inspect(connection).has_table(_FLEET.name, place):
         return None
     there = {"schema_translate_map": {None: place}}
     row = connection.execute(select(_FLEET), execution_options=there).mappings().one_or_none()

@@ -89,6 +89,11 @@ def recover(
     return Recovered(failed=tuple(failed), succeeded=tuple(succeeded))
 
 
+def at_work(connection: Connection) -> frozenset[int]:
+    """The numbers of the processes whose work has not ended."""
+    return frozenset(row["process"] for row in _unfinished(connection, work.WORK, WorkStatus))
+
+
 def _settle(
     connection: Connection,
     requests: Sequence[RowMapping],

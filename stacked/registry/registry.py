@@ -16,7 +16,7 @@ from stacked.registry.models import ModelRepository
 from stacked.registry.outcomes import OutcomeRepository
 from stacked.registry.postgresql import Shared
 from stacked.registry.records import Recovered
-from stacked.registry.recovery import recover
+from stacked.registry.recovery import at_work, recover
 from stacked.registry.retention import Retention
 from stacked.registry.retry_tokens import RetryTokenRepository
 from stacked.registry.usage import UsageRepository
@@ -71,11 +71,8 @@ class Registry:
 
     def last_fleet(self) -> Fleet | None:
         """What the servers had in common that shared the records last."""
-        schema = self._database.schema
-        if schema is None:
-            return None
         with self._database.read() as connection:
-            return last_fleet(connection, schema)
+            return last_fleet(connection, self._database.schema)
 
     def recover(self, spared: Collection[str] = ()) -> Recovered:
         """Settle what processes that ended have left in progress, at a start before anything else.
@@ -90,6 +87,20 @@ class Registry:
     def turn(self) -> AbstractContextManager[None]:
         """Within it, one at a time of the processes that share the records. For a few seconds."""
         return self._database.turn()
+
+    def recover_others(self, before: Collection[int]) -> frozenset[int]:
+        """Settle what processes have left that were gone `before` too, while this one works on.
+
+        Returns those that are gone now. One that runs may seem gone until its next write, such as
+        this one, after the server has restarted.
+        """
+        with self._database.write() as connection:
+            running = self._database.running(connection) | {self._database.process}
+            gone = at_work(connection) - running
+            fleet = last_fleet(connection, self._database.schema)
+            spared = {fleet.proposal} if fleet is not None else ()
+            recover(connection, running | (gone - frozenset(before)), spared, alone=False)
+            return gone
 
     def close(self) -> None:
         """Idempotent."""

@@ -208,6 +208,28 @@ def test_three_that_begin_at_once_end_each_piece_of_work_once_and_none_of_the_ot
             assert registry.work_requests.get(work).status is WorkStatus.SUCCEEDED
 
 
+def test_one_that_works_on_ends_what_was_left_at_the_second_look(
+    place: Shared, stock: str, postgres: Postgres
+) -> None:
+    with Registry(place) as one, Registry(place) as other, workers() as running:
+        one.claim(shared=True)
+        other.claim(shared=True)
+        running.append(Worker(place, stock))
+        left, _ = running[0].began()
+        own, others = started(one), started(other)
+        running[0].kill()
+        until(lambda: one.recover_others(()))
+        assert one.work_requests.get(left).status is WorkStatus.IN_PROGRESS
+        end_sessions(postgres)  # another one seems to be gone until it looks itself
+        gone = one.recover_others(())
+        assert len(gone) == 2
+        other.recover_others(())
+        one.recover_others(gone)
+        assert one.work_requests.get(left).status is WorkStatus.FAILED
+        for each in (own, others):
+            assert one.work_requests.get(each).status is WorkStatus.IN_PROGRESS
+
+
 def test_what_no_work_names_is_settled_only_by_one_that_is_alone(place: Shared, stock: str) -> None:
     with Registry(place) as one, Registry(place) as other:
         one.claim(shared=True)
