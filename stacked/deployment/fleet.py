@@ -242,13 +242,14 @@ class FleetMember:
         except (StackedError, TimeoutError) as error:
             metrics.fleet_store_failed()
             self._complain(f"the fleet's database does not answer: {error or 'not in time'}")
-            replica.unanswered(call, clock())
         else:
             replica.answered(call, view, clock())
             self._seen(replica, view)
             self._heard.set()
             self._heard = asyncio.Event()
-        self._wake()
+        finally:
+            replica.unanswered(call, clock())  # unless it was
+            self._wake()
 
     def _complain(self, what: str) -> None:
         """Once for each cause."""
@@ -317,7 +318,7 @@ class FleetMember:
 
         def switched() -> None:
             if bringing is self._bringing:
-                self._serving = bringing.serving
+                self._serving, self.gate.trouble = bringing.serving, ""
             # Of a group that waited, it is the end of the Switch that followed.
             self._did(replica, work if loads or self._switch is None else self._switch)
             self._task(self._follow())
@@ -351,8 +352,10 @@ class FleetMember:
                 return
             if mine is not None and isinstance(error, StackedError):
                 mine.error = error
-            self._complain(f"group {bringing.group_id} is not served here: {error}")
-            replica.failed(work, str(error) or type(error).__name__, clock())
+            why = str(error) or type(error).__name__
+            self.gate.trouble = f"group {bringing.group_id} is not served here: {why}"
+            self._complain(self.gate.trouble)
+            replica.failed(work, why, clock())
             self._wake()
 
     # -- the records ------------------------------------------------------------------------

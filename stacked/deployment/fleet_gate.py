@@ -30,6 +30,8 @@ class FleetGate:
     def __init__(self, config: FleetConfig) -> None:
         self._config = config
         self.replica: Replica | None = None
+        self.trouble = ""
+        """Why what the fleet serves is not served here, if that has failed."""
         self._changed = asyncio.Event()
         self._shown: tuple[object, ...] = ()
         self._held_since = 0.0
@@ -102,6 +104,8 @@ class FleetGate:
             return _not_ready("this replica leaves its fleet")
         if replica is not None and replica.cut_off(clock()):
             return _not_ready("this replica does not reach the database that its fleet shares")
+        if self.trouble:
+            return _not_ready(self.trouble)
         return _not_ready("this replica is no member of its fleet before it has what that serves")
 
     async def change(self, seconds: float) -> None:

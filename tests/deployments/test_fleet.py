@@ -176,7 +176,13 @@ async def test_one_that_is_evicted_loads_what_the_others_serve_and_returns(fleet
     two.door.cut = True
     async with fleet.under_requests():
         assert await one.end(await one.update(fleet.machine.group(2))) == "SUCCEEDED"
+        two.engine.fails["adopt"] = EngineLoadFailed("no memory")
         two.door.cut = False
+        await until(lambda: two.member.gate.trouble)
+        with pytest.raises(NotReady, match="no memory"):
+            await two.ask()
+        assert (two.generation, len(two.engine.held)) == (1, 1)
+        two.engine.fails.clear()
         await fleet.ready()
     assert generations(fleet) == {2}
     assert contents(fleet) == {(1, 0)}
@@ -213,6 +219,11 @@ async def test_one_that_leaves_is_waited_for_by_nobody(fleet: Fleet) -> None:
     assert two.member.gate.now is Gate.CLOSED
     with pytest.raises(NotReady, match="leaves"):
         await two.ask()
+    # A request that was admitted while this process was stopped is not.
+    route, lease = two.serving.live.admit({})
+    with pytest.raises(NotReady, match="leaves"):
+        two.member.gate.check(route.generation, lease)
+    assert not two.serving.live.leases.things()
     two.door.cut = True
     work = await one.update(fleet.machine.group(2))
     assert await one.end(work) == "SUCCEEDED"
