@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import replace
 
 from stacked.deployment.ledger import Ledger
 from stacked.deployment.settling import settle
-from stacked.errors import StackedError
+from stacked.errors import RegistryUnusable, StackedError
 from stacked.fleet.shared import Fleet, Found, Look, Mode
 from stacked.registry import Deployment
 from stacked.registry.fleets import FleetStore
@@ -18,6 +19,7 @@ logger = logging.getLogger("stacked.deployment.joining")
 
 # A server that runs claims its records again within one of these when the database was away.
 _LOOK_SECONDS = 15.0
+_TRIES = 10
 
 
 async def end_what_others_left(ledger: Ledger) -> None:
@@ -43,7 +45,7 @@ class Joining:
 
     def committed(self) -> Deployment | None:
         """The fleet's deployment, with what is committed; None: there is no fleet yet."""
-        fleet = self._store.carry_out("", Look()).fleet
+        fleet = self._carried_out(Look())
         if fleet is None:
             return None
         if fleet.mode is not self._mode and self._ledger.registry.alone:
@@ -63,5 +65,12 @@ class Joining:
             if held is None:
                 held = begin()
                 founded = Fleet(self._mode, held.generation, str(held.group_id), held.generation)
-                self._store.carry_out("", Found(founded))
+                self._carried_out(Found(founded))
         return held if held.group_id == group_id else replace(held, generation=0)
+
+    def _carried_out(self, operation: Look | Found) -> Fleet | None:
+        """What is there then. A start has the time to repeat what has no answer in a second."""
+        for _ in range(_TRIES - 1):
+            with contextlib.suppress(RegistryUnusable):
+                return self._store.carry_out("", operation).fleet
+        return self._store.carry_out("", operation).fleet

@@ -51,6 +51,7 @@ from stacked.logs import shown_url
 # A restart takes a server a second or two; what lasts longer is reported.
 _RESTART_SECONDS = 3.0
 _PING_SECONDS = 3.0
+_START_SECONDS = 30.0
 # In seconds and, for the last, milliseconds; each of them may stand in the address.
 _PARAMETERS = {
     "connect_timeout": 5,
@@ -131,18 +132,21 @@ class Postgresql:
         digest = hashlib.sha256(where.schema.encode()).digest()
         self._number = int.from_bytes(digest[:4]) >> 1
         self._silent = where.silent_seconds
-        wait, idle = round(busy_seconds * 1000), round(self._silent * 1000)
-        # A process that is paused within a transaction must not stop the others for ever.
-        self._turn = (
-            f"SET LOCAL lock_timeout = {wait}; "
-            f"SET LOCAL idle_in_transaction_session_timeout = {idle}; "
-            f"SELECT pg_advisory_xact_lock({_WRITES}, {self._number})"
-        )
+        self._turn = self._turn_within(busy_seconds, self._silent)
         self._holder: Connection | None = None
         self._shares = False
         self.owner: int | None = None
         """Which claim the schema is in, and the number of this process; once it was claimed."""
         self.process = 0
+
+    def _turn_within(self, wait: float, silent: float) -> str:
+        """What begins a write; it may wait so long for those of others, and be silent so long."""
+        # A process that is paused within a transaction must not stop the others for ever.
+        return (
+            f"SET LOCAL lock_timeout = {round(wait * 1000)}; "
+            f"SET LOCAL idle_in_transaction_session_timeout = {round(silent * 1000)}; "
+            f"SELECT pg_advisory_xact_lock({_WRITES}, {self._number})"
+        )
 
     @contextlib.contextmanager
     def transaction(self, *, write: bool) -> Iterator[Connection]:
@@ -161,8 +165,9 @@ class Postgresql:
 
     @contextlib.contextmanager
     def migrating(self) -> Iterator[Connection]:
-        with self._begun() as connection:
-            connection.exec_driver_sql(self._turn)
+        # Once, at a start; many may start at once.
+        with self._begun(_START_SECONDS) as connection:
+            connection.exec_driver_sql(self._turn_within(_START_SECONDS, _START_SECONDS))
             # CREATE SCHEMA IF NOT EXISTS needs the privilege even where it is there.
             if not inspect(connection).has_schema(self.schema):
                 connection.execute(CreateSchema(self.schema))
@@ -287,10 +292,10 @@ class Postgresql:
     # -- connections ------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _begun(self, **options: Any) -> Iterator[Connection]:
+    def _begun(self, silent: float | None = None, **options: Any) -> Iterator[Connection]:
         with (
             self._connect(**options) as connection,
-            _at_most(self._silent, connection.connection.dbapi_connection),
+            _at_most(silent or self._silent, connection.connection.dbapi_connection),
             connection.begin(),
         ):
             yield connection
