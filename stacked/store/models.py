@@ -15,6 +15,7 @@ import yaml
 
 from stacked.core import Code, Digest, ModelFiles, Runtime
 from stacked.errors import (
+    AdapterAbsent,
     AdapterError,
     ArchiveInvalid,
     NotAllowed,
@@ -86,7 +87,10 @@ class ModelStore(FolderStore):
         return self.read(digest)
 
     def find(self, digest: Digest) -> ModelFiles | None:
-        """A model that is present; it then waits to be registered, as an upload does."""
+        """A model that is present, here or where contents are shared; it then waits to be
+        registered, as an upload does."""
+        with contextlib.suppress(AdapterAbsent):
+            self.path(digest)
         with self._usable(), self._shelf.changing():
             there = self._shelf.use(digest)
         return self.read(digest) if there else None

@@ -122,15 +122,19 @@ def test_models_and_bases_are_shared(tmp_path: Path, place: str) -> None:
     files = {"folder/model.onnx": b"onnx", "folder/inner/notes.txt": b"n"}
     digest = one.add(zip_of(tmp_path / "m.zip", **files), "m.zip").digest
     other = ModelStore(tmp_path / "other", shared=SharedContents(place))
+    found = other.find(digest)
+    assert found is not None
+    assert found.digest == digest
     assert files_of(other.path(digest)) == files_of(one.path(digest))
     assert other.get(digest).runtime is one.get(digest).runtime
     packed = Path(shutil.make_archive(str(tmp_path / "b"), "zip", write_base(tmp_path / "written")))
     bases = BaseStore(tmp_path / "one", shared=shared)
     digest, _ = bases.add(packed, "b.zip")
-    found = BaseStore(tmp_path / "other", shared=SharedContents(place)).path(digest)
-    assert files_of(found) == files_of(bases.path(digest))
+    base = BaseStore(tmp_path / "other", shared=SharedContents(place)).path(digest)
+    assert files_of(base) == files_of(bases.path(digest))
     with pytest.raises(AdapterAbsent):
         other.path(digest)  # of another kind
+    assert other.find(digest) is None
 
 
 def test_uploaded_files_are_shared(tmp_path: Path, place: str) -> None:
