@@ -57,6 +57,7 @@ LAYERS = {
     "service": 4,
     "api": 5,
     "bench": 5,
+    "ray": 5,
     "stack": 5,
     "doctor": 5,
     "terminal": 6,
@@ -76,6 +77,8 @@ ONLY_IN = {
     "transformers": ("engine", "bases"),
     "jinja2": ("chat", "engine"),
     "sqlalchemy": ("registry",),
+    "ray": ("ray",),
+    "aiohttp": ("ray",),
     "typer": ("cli",),
     "rich": ("cli", "terminal"),
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Body, FastAPI, Header, Request, Response
+from fastapi import APIRouter, Body, FastAPI, Header, Query, Request, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import REGISTRY
 from prometheus_client.exposition import choose_encoder
@@ -136,11 +136,16 @@ async def ready(service: Served) -> Probe:
 
 
 @router.get("/metrics", name="metrics", include_in_schema=False)
-async def metrics(service: Served, accept: Annotated[str, Header()] = "") -> Response:
-    """Every metric, of vLLM's and ours, also while there is no engine."""
+async def metrics(
+    service: Served,
+    accept: Annotated[str, Header()] = "",
+    names: Annotated[list[str] | None, Query(alias="name[]")] = None,
+) -> Response:
+    """Every metric, of vLLM's and ours, also while there is no engine; or those of some names."""
     await service.look()
     encode, media_type = choose_encoder(accept)
-    return Response(encode(REGISTRY), media_type=media_type)
+    registry = REGISTRY if names is None else REGISTRY.restricted_registry(names)
+    return Response(encode(registry), media_type=media_type)
 
 
 @router.get(

@@ -49,8 +49,16 @@ _COLLECTED_AT_ONCE = (20_000, 20, 20)
 _KEYS_SHOWN = 20
 
 
-def run(config: ControlConfig, *, data_dir: Path, progress: Progress) -> int:
+def run(
+    config: ControlConfig,
+    *,
+    data_dir: Path,
+    progress: Progress,
+    sockets: list[socket.socket] | None = None,
+) -> int:
     """Serve until told to stop; the process's exit code. Raises StackedError when it cannot start.
+
+    `sockets`: bound already, in `bind`'s order; None: those of `server`'s addresses.
 
     SIGINT and SIGTERM let requests in flight finish within `server.drain_seconds`; a second one
     ends the process at once. What this process and the engine print goes to the engine's log from
@@ -59,7 +67,7 @@ def run(config: ControlConfig, *, data_dir: Path, progress: Progress) -> int:
     check_reach(config.server)
     gate = open_gate(config, data_dir)
     certificate = Certificate(config.server.tls) if config.server.tls else None
-    sockets = bind(config.server)
+    sockets = bind(config.server) if sockets is None else sockets
     hand_over_soon()
     gc.set_threshold(*_COLLECTED_AT_ONCE)
     form = config.server.log

@@ -1,24 +1,24 @@
-"""`stacked fleet`: several servers as one."""
+"""`stacked fleet`: several servers as one; on Ray Serve, it starts and stops them."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stacked.cli.shared import HELP, AsJson, Url, server
+from stacked.cli.shared import HELP, AsJson, DataDir, Url, data_dir_of, server
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from rich.console import Group
 
 fleet = typer.Typer(
     name="fleet", help="Several servers as one.", no_args_is_help=True, context_settings=HELP
 )
 
-
-@fleet.callback()
-def _commands() -> None:
-    """Of which there is one, by its name."""
+File = Annotated[Path, typer.Argument(help="The file that each replica serves.")]
 
 
 @fleet.command()
@@ -65,3 +65,44 @@ def _picture(report: dict[str, Any]) -> Group:
 
 def _ago(member: dict[str, Any]) -> str:
     return f"{member['silentSeconds']:.1f} s ago"
+
+
+@fleet.command()
+def deploy(config: File, data_dir: DataDir = None) -> None:
+    """Have Ray Serve run a file's replicas, on a cluster that runs or on one of its own.
+
+    Example:  stacked fleet deploy configs/ray.yaml
+
+    Deployed again, what runs is changed to the file's number of replicas. Without a cluster, this
+    command is the cluster, and serves until ^C.
+    """
+    from stacked.config import load_server
+    from stacked.terminal import out
+
+    on_ray = _ray()
+    deployed = on_ray.deploy(config, load_server(config), data_dir_of(data_dir))
+    out.print(f"The fleet is on {deployed.url}", style="green")
+    if deployed.own:
+        on_ray.hold()
+
+
+@fleet.command()
+def stop(config: File) -> None:
+    """Have Ray Serve stop a file's replicas, when their requests have ended.
+
+    Example:  stacked fleet stop configs/ray.yaml
+    """
+    from stacked.config import load_server
+
+    _ray().stop(load_server(config))
+
+
+def _ray() -> ModuleType:
+    """Raises ConfigInvalid without the extra."""
+    from stacked.errors import ConfigInvalid
+
+    try:
+        from stacked.ray import deploy
+    except ModuleNotFoundError as error:
+        raise ConfigInvalid(f"{error}; install the extra: pip install 'stacked[fleet]'") from error
+    return deploy

@@ -15,6 +15,7 @@ from stacked.config.fleet import FleetConfig
 from stacked.config.group import BaseConfig, GroupConfig, MemberConfig
 from stacked.config.limits import LimitsConfig
 from stacked.config.models import ModelsConfig
+from stacked.config.ray import RayConfig, ScaleConfig
 from stacked.config.reading import load, load_server, load_set, parse, resolve_path, said_of
 from stacked.config.retention import LOW_DISK_BYTES, RetentionConfig
 from stacked.config.server import (
@@ -58,7 +59,9 @@ __all__ = [
     "OciAuth",
     "Ocid",
     "PredictEndpoint",
+    "RayConfig",
     "RetentionConfig",
+    "ScaleConfig",
     "ServerConfig",
     "ShadowConfig",
     "ShadowLimits",

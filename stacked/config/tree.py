@@ -10,6 +10,7 @@ from stacked.config.fields import Frozen
 from stacked.config.fleet import FleetConfig
 from stacked.config.group import BaseConfig, GroupConfig
 from stacked.config.models import ModelsConfig
+from stacked.config.ray import RayConfig
 from stacked.config.retention import RetentionConfig
 from stacked.config.server import ServerConfig
 from stacked.config.storage import StorageConfig
@@ -33,6 +34,7 @@ class ControlConfig(Frozen):
     supervision: SupervisionConfig = SupervisionConfig()
     experiments: ExperimentsConfig = ExperimentsConfig()
     fleet: FleetConfig | None = None
+    ray: RayConfig = RayConfig()
     """None: this server is one alone."""
 
     @model_validator(mode="after")

@@ -1,0 +1,139 @@
+"""A file's fleet on a Ray cluster: that of $RAY_ADDRESS, one that runs here, or one of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ray
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
+
+from stacked.config import ControlConfig, Listener, RayConfig, ScaleConfig
+from stacked.errors import ConfigInvalid, EngineStartFailed
+from stacked.ray.replica import Replica
+
+# Ray asks each replica whether it is ready, and what it lacks, this often.
+_ROUTING_SECONDS = 1.0
+_HEALTH_SECONDS = 5.0
+# A replica leaves the fleet, which takes a lease at most, and then ends its engine.
+_LEAVE_SECONDS = 60.0
+# Requests are large only on their way: Ray's own default is a third of the machine's memory.
+_OBJECTS_BYTES = 128 * 1024**2
+
+
+class Deployed(NamedTuple):
+    url: str
+    own: bool
+    """Whether the cluster is of this process, and ends with it."""
+
+
+def connect(*, start: bool = True) -> bool:
+    """Join a running cluster, or with `start` begin one here; whether one was begun.
+
+    Raises EngineStartFailed if there is none and none may be begun.
+    """
+    quiet: dict[str, Any] = {"logging_level": "warning", "log_to_driver": False}
+    try:
+        ray.init(address="auto", **quiet)
+        return False
+    except ConnectionError as error:
+        if not start:
+            raise EngineStartFailed(f"no Ray cluster is running here: {error}") from error
+    # A proxy that is not up after 5 s is started again, and on a busy machine never is.
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "300")
+    ray.init(address="local", include_dashboard=False, object_store_memory=_OBJECTS_BYTES, **quiet)
+    return True
+
+
+def deploy(path: Path, config: ControlConfig, data_dir: Path) -> Deployed:
+    """Have Ray Serve run this file's replicas, and change what runs to it; return when all serve.
+
+    The file and what it names must have the same paths on every node. Raises EngineStartFailed with
+    what a replica's server said, ConfigInvalid for several that are no fleet.
+    """
+    if config.ray.replicas != 1 and config.fleet is None:
+        raise ConfigInvalid(
+            "ray.replicas: several servers need `fleet: {}` and a storage.database, or an update "
+            "would reach one of them"
+        )
+    server = config.server
+    own = connect()
+    http: dict[str, Any] = {"host": server.host, "port": server.port}
+    if server.tls is not None:
+        tls = {"ssl_certfile": server.tls.cert, "ssl_keyfile": server.tls.key}
+        http |= tls | {"ssl_ca_certs": server.tls.ca}
+    # On a busy machine a proxy takes longer than Ray waits for it; its controller goes on trying.
+    with contextlib.suppress(RayError, TimeoutError):
+        serve.start(proxy_location="EveryNode", http_options=http)
+    try:
+        serve.run(application(path, config, data_dir), name=config.group.name, route_prefix="/")
+    except (RuntimeError, RayError) as error:
+        raise EngineStartFailed(f"{error}; see: serve status") from error
+    scheme = "https" if server.tls else "http"
+    return Deployed(f"{scheme}://{server.host}:{server.port}", own)
+
+
+def hold() -> None:
+    """Until this process is told to end; then the replicas end, and the cluster of its own."""
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    ended.wait()
+    serve.shutdown()
+    ray.shutdown()
+
+
+def stop(config: ControlConfig) -> None:
+    """Have Ray Serve stop this file's replicas, each when its requests have ended."""
+    connect(start=False)
+    serve.delete(config.group.name)
+
+
+def application(path: Path, config: ControlConfig, data_dir: Path) -> Any:
+    """The one deployment of an application of Ray Serve."""
+    wanted, drain = config.ray, config.server.drain_seconds
+    metrics = config.server.metrics
+    place = (metrics.host, metrics.port) if isinstance(metrics, Listener) else ("127.0.0.1", 0)
+    resources = {"num_cpus": wanted.cpus, "num_gpus": wanted.gpus, "resources": wanted.resources}
+    deployment = serve.deployment(
+        serve.ingress()(Replica),
+        name="replica",
+        ray_actor_options=resources,
+        # A replica has bounds of its own, and says which was reached.
+        max_ongoing_requests=config.server.limits.connections,
+        health_check_period_s=_HEALTH_SECONDS,
+        graceful_shutdown_timeout_s=drain + _LEAVE_SECONDS,
+        graceful_shutdown_wait_loop_s=0.5,
+        request_router_config=RequestRouterConfig(
+            request_router_class="stacked.ray.router.Router",
+            request_router_kwargs={"copies": wanted.copies},
+            request_routing_stats_period_s=_ROUTING_SECONDS,
+        ),
+        **_count(wanted),
+    )
+    return deployment.bind(str(path.absolute()), str(data_dir), place, drain + _LEAVE_SECONDS)
+
+
+def _count(wanted: RayConfig) -> dict[str, Any]:
+    scale = wanted.replicas
+    if not isinstance(scale, ScaleConfig):
+        return {"num_replicas": scale}
+    policy = AutoscalingPolicy(
+        policy_function="stacked.ray.scaling:Policy",
+        policy_kwargs={"each": scale.requests, "most_seconds": scale.first_token_seconds},
+    )
+    config = AutoscalingConfig(
+        min_replicas=scale.min,
+        max_replicas=scale.max,
+        target_ongoing_requests=scale.requests,
+        upscale_delay_s=scale.up_after.total_seconds(),
+        downscale_delay_s=scale.down_after.total_seconds(),
+        policy=policy,
+    )
+    return {"autoscaling_config": config}
