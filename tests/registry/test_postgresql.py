@@ -61,6 +61,25 @@ def test_many_processes_begin_at_once_and_the_tables_are_made_once(place: Shared
         registry.close()
 
 
+def test_a_process_that_starts_waits_longer_than_what_it_does_later(
+    place: Shared, postgres: Postgres
+) -> None:
+    """A report to a fleet that takes a second is given up; a start must not be."""
+    hasty = replace(place, silent_seconds=0.1)
+    Registry(hasty, busy_seconds=0.1).close()
+    number = postgresql.Postgresql(place, 1.0)._number
+    waits = (
+        "SELECT 1 FROM pg_stat_activity "
+        "WHERE wait_event = 'advisory' AND clock_timestamp() - xact_start > '1 s'"
+    )
+    with psycopg.connect(postgres.url()) as other, ThreadPoolExecutor(1) as pool:
+        other.execute(f"SELECT pg_advisory_xact_lock({postgresql._WRITES}, {number})")
+        starting = pool.submit(Registry, hasty, busy_seconds=0.1)
+        until(lambda: starting.done() or postgres.run(waits))
+        other.rollback()
+        starting.result(30).close()
+
+
 def test_writes_of_processes_take_turns(place: Shared) -> None:
     with Registry(place) as one, Registry(place, busy_seconds=0.2) as other:
         with one._database.write():
