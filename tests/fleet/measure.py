@@ -1,6 +1,6 @@
 """Figures of a fleet: how long requests wait at a switch, what a death costs, throughput.
 
-python -m tests.fleet.measure hold|many|death|throughput
+python -m tests.fleet.measure hold|many|death|store|throughput
 """
 
 from __future__ import annotations
@@ -15,14 +15,18 @@ import re
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
 from prometheus_client import generate_latest
 
+from stacked.fleet.shared import Beat, Found, Join, Look, Mode, Report
+from stacked.fleet.shared import Fleet as FleetRow
 from stacked.metrics import REGISTRY
+from stacked.registry.fleets import FleetStore
 from tests.deployments import fleets
 from tests.fleet.clients import Clients, Heard
 from tests.fleet.processes import KEYS, Fleet, How, Replica, running_fleet
@@ -163,6 +167,47 @@ def death(directory: Path, times: int) -> dict[str, Any]:
         }
 
 
+def store(seconds: float, members: int = 100) -> dict[str, Any]:
+    """What PostgreSQL carries out on this machine for so many members: their reports, one after the
+    other by its lock, and their looks.
+    """
+    with running_postgres() as postgres:
+        shared = FleetStore(postgres.shared(connections=8))
+        shared.carry_out("0", Found(FleetRow(Mode.GLOBAL, 1, "first", 1)))
+        for member in range(members):
+            shared.carry_out(str(member), Join(Report(str(member), f"r{member}", 1, 1)))
+        beats, looks = itertools.count(), itertools.count()
+
+        def reports() -> None:
+            number = next(beats)
+            id, beat = str(number % members), 2 + number // members
+            shared.carry_out(id, Beat(Report(id, f"r{id}", beat, 1)))
+
+        found = {
+            "members": members,
+            "reports_a_second": _rate(reports, seconds),
+            "looks_a_second": _rate(
+                lambda: shared.carry_out(str(next(looks) % members), Look()), seconds
+            ),
+        }
+        shared.close()
+        return found
+
+
+def _rate(act: Callable[[], object], seconds: float, threads: int = 4) -> float:
+    until, done = time.monotonic() + seconds, itertools.count()
+
+    def go() -> None:
+        while time.monotonic() < until:
+            act()
+            next(done)
+
+    with ThreadPoolExecutor(threads) as pool:
+        for each in [pool.submit(go) for _ in range(threads)]:
+            each.result()
+    return round(next(done) / seconds, 1)
+
+
 def throughput(directory: Path, counts: Sequence[int], seconds: float) -> dict[str, Any]:
     """Fleets one after the other, through the same balancer; an answer waits for 20 ms."""
     found: dict[str, Any] = {}
@@ -187,7 +232,7 @@ def throughput(directory: Path, counts: Sequence[int], seconds: float) -> dict[s
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("what", choices=("hold", "many", "death", "throughput"))
+    options.add_argument("what", choices=("hold", "many", "death", "store", "throughput"))
     options.add_argument("--replicas", type=int, default=0)
     options.add_argument("--times", type=int, default=0)
     given = options.parse_args()
@@ -200,6 +245,8 @@ def main() -> None:
                 found = asyncio.run(many(place, given.times or 50, given.replicas or 16))
             case "death":
                 found = death(place, given.times or 10)
+            case "store":
+                found = store(given.times or 10)
             case _:
                 found = throughput(place, (1, 2, 4), given.times or 20)
     print(json.dumps(found, indent=2))
