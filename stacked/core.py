@@ -133,6 +133,10 @@ class Content:
         """What must stay in the stores while it is used."""
         return frozenset({self.digest})
 
+    def on_cards(self, cards: tuple[int, ...]) -> Content:
+        """The same, computed by these GPUs alone; () for all."""
+        return self  # an adapter is on all of them, and its requests go to some
+
 
 @dataclass(frozen=True, slots=True)
 class Adapter(Content):
@@ -178,7 +182,9 @@ class ModelFiles(Content):
     """The file that is the model; None where a score.py loads the folder."""
     code: Code | None = None
     files: Digest | None = None
-    """The digest of the files alone, where `digest` is that of files and code."""
+    """The digest of the files alone, where `digest` is that of files and code, or of cards."""
+    cards: tuple[int, ...] = ()
+    """The GPUs that its processes see, by their numbers here; () for all."""
 
     @property
     def stored(self) -> frozenset[Digest]:
@@ -193,6 +199,14 @@ class ModelFiles(Content):
         return replace(
             self, digest=digest, runtime=runtime, main=None, code=code, files=self.digest
         )
+
+    def on_cards(self, cards: tuple[int, ...]) -> ModelFiles:
+        """See `Content.on_cards`: another content, as it is in other processes."""
+        if not cards:
+            return self
+        both = hashlib.sha256(f"{self.digest} on {cards}".encode()).hexdigest()
+        files = self.files or self.digest
+        return replace(self, digest=Digest(f"sha256:{both}"), files=files, cards=cards)
 
 
 class Handle(Protocol):

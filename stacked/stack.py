@@ -91,6 +91,7 @@ class Stack:
                 route.handle,
                 request_id=f"stack-{next(self._numbers)}",
                 sampling=sampling,
+                cards=route.cards,
             )
         return [
             Answer(
@@ -123,6 +124,7 @@ class Stack:
                 route.handle,
                 request_id=f"stack-{next(self._numbers)}",
                 sampling=sampling,
+                rank=serving.engine.calls.rank_for(route.cards),
             ):
                 text = output.outputs[0].text
                 if len(text) > sent:

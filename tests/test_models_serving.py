@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from stacked.callers import Caller
 from stacked.config import ControlConfig, Design, ModelsConfig, ServerConfig
 from stacked.core import Member, ModelFiles, ModelGroup, model_id_of
 from stacked.deployment.activation import Active
-from stacked.errors import CanaryFailed, EngineLoadFailed
+from stacked.errors import CanaryFailed, EngineLoadFailed, GroupInvalid
 from stacked.service import Service, State
 from stacked.serving import Prepared
 from stacked.serving.models import ModelsServing
@@ -63,6 +63,17 @@ async def start(given: Prepared, directory: Path, triton: str = "") -> ModelsSer
     models = ModelsConfig(deadline_seconds=20, triton=triton)
     config = ControlConfig(models=models, server=ServerConfig(drain_seconds=5))
     return await ModelsServing.start(given, first, config, directory, Silent())
+
+
+async def test_a_model_on_a_card_that_is_not_there_is_refused_before_any_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    given = prepared({"m": times(tmp_path / "m", 2)})
+    pinned = replace(given.group, metadata={"stacked.gpus": '{"m": [2]}'})
+    with pytest.raises(GroupInvalid, match="'m' is pinned to card 2, and this server has 2"):
+        await start(replace(given, group=pinned), tmp_path)
+    assert not processes()
 
 
 @dataclass

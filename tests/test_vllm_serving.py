@@ -199,9 +199,9 @@ class Warm(Started):
         nothing: Any = None
         return {d: Loaded(d, d, at, nothing) for at, d in enumerate(self.loaded, start=1)}
 
-    async def canary(self, loaded: Loaded | None) -> Sequence[float]:
+    async def canary(self, loaded: Loaded | None) -> Sequence[Sequence[float]]:
         own = self.canaries.get(loaded.digest, [-3.0, -4.0]) if loaded else None
-        return own or [-1.0, -2.0]
+        return [own or [-1.0, -2.0]]
 
 
 @dataclass(frozen=True)
@@ -296,7 +296,8 @@ async def test_a_start_whose_engine_dies_in_a_load_ends_without_its_answer(
             await self.calls.call(asyncio.get_running_loop().create_future(), "loading adapters")
 
     engine = Killed()
-    engine.calls = Calls(client=None)
+    parallel = SimpleNamespace(data_parallel_size=1)
+    engine.calls = Calls(SimpleNamespace(vllm_config=SimpleNamespace(parallel_config=parallel)))
     group = group_of(tmp_path, "one", "two")
     with pytest.raises(EngineStartFailed, match="while it loaded two: the engine has died"):
         await started(group, engine, known, monkeypatch)

@@ -43,6 +43,7 @@ _PIECES = {
         "tests/demo/",
         "tests/deployments/test_gates.py",
         "tests/engine/test_base_untouched.py",
+        "tests/engine/test_data_parallel.py",
         "tests/engine/test_speculation.py",
         "tests/engine/test_staging.py",
         "tests/live/",

@@ -47,9 +47,8 @@ class CatalogueBases:
 
         Raises ParameterInvalid without either.
         """
-        items = model.extra.get("custom_metadata", ())
-        named = next((item.get("value") for item in items if item["key"] == FINE_TUNE_SOURCE), None)
-        if isinstance(named, str) and (found := self._registry.models.get_many([named]).get(named)):
+        named = model.metadata.get(FINE_TUNE_SOURCE)
+        if named is not None and (found := self._registry.models.get_many([named]).get(named)):
             if found.kind == "base" and found.state is not ModelState.DELETED:
                 return found
             raise ParameterInvalid(f"{FINE_TUNE_SOURCE} names model {named}, which is no base here")

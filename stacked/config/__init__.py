@@ -3,6 +3,7 @@
 from stacked.config.auth import AuthConfig, OciAuth, is_loopback
 from stacked.config.evaluations import EvaluationConfig, Example, GatesConfig
 from stacked.config.experiments import (
+    CARDS,
     ArmConfig,
     Design,
     ExperimentConfig,
@@ -33,6 +34,7 @@ from stacked.config.tree import Config, ControlConfig
 from stacked.config.trials import ExperimentsConfig, ShadowLimits
 
 __all__ = [
+    "CARDS",
     "LOW_DISK_BYTES",
     "ArmConfig",
     "AuthConfig",

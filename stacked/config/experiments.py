@@ -1,4 +1,4 @@
-"""What a group tries beside serving its members: experiments, shadow traffic, and its gates.
+"""What a group says beside its members: experiments, shadow traffic, its gates, and its cards.
 
 A file declares them next to the members. They are part of the immutable group: its record carries
 each as JSON in its metadata, where OCI's clients can write them too.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -28,6 +28,12 @@ MAX_GATES_BYTES = 256 * 1024
 
 # Before the name of the field, in the metadata of a group's record.
 _PREFIX = "stacked."
+CARDS = f"{_PREFIX}gpus"
+"""The metadata of a model that pins it in whatever group it is: a list of cards, as JSON."""
+
+Cards = Annotated[
+    tuple[Annotated[int, Field(ge=0, strict=True)], ...], Field(min_length=1, max_length=64)
+]
 
 
 class ArmConfig(Frozen):
@@ -76,6 +82,8 @@ class Design(Frozen):
     shadow: tuple[ShadowConfig, ...] = Field(default=(), max_length=MAX_SHADOWS)
     gates: tuple[EvaluationConfig, ...] = ()
     """What adapters must pass before a LIVE update switches to them."""
+    gpus: dict[Key, Cards] = Field(default_factory=dict)
+    """The cards that compute for a key, by their numbers from 0."""
 
     @field_validator("gates")
     @classmethod
@@ -99,7 +107,8 @@ class Design(Frozen):
 
     def seen_by(self, keys: Collection[str]) -> Design:
         """What it is for a caller who may use these keys: an experiment's own is enough."""
-        return Design(experiments=tuple(one for one in self.experiments if one.key in keys))
+        own = tuple(one for one in self.experiments if one.key in keys)
+        return Design(experiments=own, gpus=self.gpus)
 
     @classmethod
     def of(cls, metadata: Mapping[str, str]) -> Self:
@@ -107,10 +116,7 @@ class Design(Frozen):
         found = {}
         for name in cls.model_fields:
             if text := metadata.get(_PREFIX + name):
-                try:
-                    found[name] = json.loads(text)
-                except ValueError as error:
-                    raise GroupInvalid(f"metadata {_PREFIX}{name} is no JSON: {error}") from error
+                found[name] = _json(text, _PREFIX + name)
         try:
             return cls.model_validate(found)
         except ValidationError as error:
@@ -126,6 +132,8 @@ class Design(Frozen):
         `place` is where it stands, before the name of a field. Raises GroupInvalid.
         """
         known = set(keys)
+        if missing := self.gpus.keys() - known:
+            raise GroupInvalid(f"{place}gpus: no model of the group has key {min(missing)!r}")
         for at, one in enumerate(self.experiments):
             where = f"{place}experiments.{at}"
             if one.unit == "user" and kind != "STACKED":
@@ -169,7 +177,32 @@ class Design(Frozen):
                 )
         return self
 
+    def with_cards(self, own: Mapping[str, str]) -> Self:
+        """With the cards that models have in their own metadata, JSON by key. Raises GroupInvalid.
+
+        What the group itself says of a key counts more.
+        """
+        found = {key: _json(text, f"{CARDS} of model {key!r}") for key, text in own.items()}
+        of_models = Design.of({CARDS: json.dumps(found)})
+        return self.model_copy(update={"gpus": {**of_models.gpus, **self.gpus}})
+
+    def check_cards(self, cards: int | None) -> None:
+        """Raises GroupInvalid where a key is pinned to a card that is not one of so many."""
+        for key, wanted in self.gpus.items():
+            if cards is not None and max(wanted) >= cards:
+                there = f"has {cards}, numbered from 0" if cards else "has none"
+                raise GroupInvalid(
+                    f"{CARDS}: {key!r} is pinned to card {max(wanted)}, and this server {there}"
+                )
+
     def as_metadata(self) -> dict[str, str]:
         """The entries of a group's metadata that `of` reads: JSON by name."""
         given = self.model_dump(mode="json", include={*Design.model_fields}, exclude_defaults=True)
         return {_PREFIX + name: json.dumps(value) for name, value in given.items()}
+
+
+def _json(text: str, name: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise GroupInvalid(f"metadata {name} is no JSON: {error}") from error

@@ -63,6 +63,7 @@ class Bringing:
         self.serving, live = active.serving, active.serving.live
         group = await asyncio.to_thread(_read, ledger, active, self.group_id)
         design = Design.of(group.metadata)
+        design.check_cards(active.serving.cards)
         # A start has loaded it, less what engines died with: that is not loaded once more.
         if self._goes.done() and live.renumber(group.base, group.members, design, self._generation):
             self._switch()

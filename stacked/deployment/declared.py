@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from stacked.core import VERSIONED, Adapter, Base, Member, ModelGroup
+from stacked.core import VERSIONED, Adapter, Base, Member, ModelFiles, ModelGroup
 from stacked.deployment.ledger import ENTITY, Ledger
 from stacked.registry import (
     DEPLOYMENT,
@@ -120,11 +120,12 @@ def group_id_of(group: ModelGroup) -> str:
 def _model_record(member: Member, base: Base | None) -> Model:
     """The record of a member's model; an adapter was checked against this base."""
     content = member.content
+    files = content.files if isinstance(content, ModelFiles) else None
     return Model(
         id=member.model_id,
         kind="adapter" if base else "model",
         display_name=member.label,
-        digest=content.digest,
+        digest=files or content.digest,
         rank=Adapter.of(content).rank if base else 0,
         bytes=content.bytes,
         base_model_id=base.model_id if base else None,

@@ -343,6 +343,7 @@ class Deployments:
         base = active.serving.live.routing.base
         wanted = await self._ledger.do(wanted_live, self._ledger, base, settings, group_id)
         design = Design.of(wanted.metadata)
+        design.check_cards(active.serving.cards)
         # What was served before was judged when it came, and a way back is needed at once.
         known = group_id in (record.group_id, record.previous_group_id)
         gates = None if known else self.gates.of(active.serving, design)

@@ -291,6 +291,7 @@ async def _read_all(
             name = entry.key or entry.id or shown_url(entry.source)
             raise type(error)(f"group.members[{at - 1}] ({name}): {error}") from error
         model_id = ModelId(entry.id) if entry.id else model_id_of(content.digest)
+        content = content.on_cards(config.group.gpus.get(entry.key or "", ()))
         members.append(Member(model_id, content, entry.key, entry.weight))
     return tuple(members)
 

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from stacked.config import Design, StorageConfig
+from stacked.config import CARDS, Design, StorageConfig
 from stacked.core import (
     Base,
     Code,
@@ -261,10 +261,14 @@ class Ledger:
         keys = {
             each.key or (own[0] if each.model_id == own[1] else None) for each in record.members
         }
-        Design.of(record.metadata).check(keys, record.kind)
+        gpus = self._gpus(record, Design.of(record.metadata).check(keys, record.kind))
+        metadata = {**record.metadata, **Design(gpus=gpus).as_metadata()}
         if base is None:
-            models = tuple(self._models_of(record))
-            return ModelGroup(record.display_name, None, models, record.metadata, record.kind)
+            models = tuple(
+                replace(each, content=each.content.on_cards(gpus.get(each.key or "", ())))
+                for each in self._models_of(record)
+            )
+            return ModelGroup(record.display_name, None, models, metadata, record.kind)
         members = []
         for entry in record.members:
             if entry.model_id == base.model_id:
@@ -273,7 +277,14 @@ class Ledger:
             model = self.registry.models.get(entry.model_id)
             adapter = self._store.get(check_digest(model.digest))
             members.append(Member(ModelId(entry.model_id), adapter, entry.key, entry.weight))
-        return ModelGroup(record.display_name, base, tuple(members), record.metadata)
+        return ModelGroup(record.display_name, base, tuple(members), metadata)
+
+    def _gpus(self, group: GroupRecord, design: Design) -> dict[str, tuple[int, ...]]:
+        """The cards of keys: as the group says, or else the model's own metadata."""
+        found = self.registry.models.get_many([entry.model_id for entry in group.members])
+        own = {id: model.metadata[CARDS] for id, model in found.items() if CARDS in model.metadata}
+        keys = {entry.key: own[entry.model_id] for entry in group.members if entry.model_id in own}
+        return design.with_cards({key: text for key, text in keys.items() if key}).gpus
 
     def _models_of(self, group: GroupRecord) -> Iterator[Member]:
         """The members of a group without a base, loaded by the code in its artifact if any."""

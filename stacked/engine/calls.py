@@ -1,6 +1,14 @@
 """Calls to a running vLLM: bounded in time, to all workers or in parts, with failures as ours.
 
 Adapters that the workers read are waited for by one task, which polls for all, a part per step.
+
+With `data_parallel_size` there are several engines, each with its own workers, behind one client.
+The client's own calls reach all of them and return what the first one answered; here each answers
+for itself.
+
+Relies on: `AsyncLLM.engine_core` has such engines in `core_engines`, by rank, and in
+`reqs_in_flight` the one of each request; `_call_utility_async` calls one of them. Each has the next
+`world_size` GPUs.
 """
 
 from __future__ import annotations
@@ -8,10 +16,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from stacked.engine.causes import Causes, first_line
+from stacked.engine.cpu_affinity import use_cores
+from stacked.engine.machine import CORES
 from stacked.errors import EngineDead, EngineError, EngineLoadFailed, EngineSilent, StackedError
 
 # An engine call that takes longer than this is considered lost. Loads, which read adapters from
@@ -28,6 +39,9 @@ _POLL_SECONDS = 0.05
 _PART_SHARE = 0.08
 PART_SECONDS = (0.001, 0.008)
 
+# How long the end of an update waits for the loop to share its core again.
+_GIVE_SECONDS = 2.0
+
 
 class _Waiting(NamedTuple):
     """The waiter for one adapter to be staged, and its deadline on the monotonic clock."""
@@ -43,7 +57,9 @@ class Calls:
         """`causes` says why an engine died."""
         self.client = client
         self._causes = causes
-        self._part = PART_SECONDS[0]
+        self.engines: int = client.vllm_config.parallel_config.data_parallel_size
+        """How many engines the client has."""
+        self._parts = [PART_SECONDS[0]] * self.engines
         self._waiting: dict[int, _Waiting] = {}
         self._advancing: asyncio.Task[None] | None = None
         self._limits: set[asyncio.Timeout] = set()
@@ -79,20 +95,77 @@ class Calls:
         except Exception as error:  # as which the engine sends every failure of a worker
             raise EngineLoadFailed(f"{doing}: {first_line(error)}") from error
 
+    def on(self, engine: int) -> str:
+        """Which of several engines, for the end of a phrase."""
+        return f" on engine {engine}" if self.engines > 1 else ""
+
+    def rank_for(self, cards: Sequence[int]) -> int | None:
+        """The engine with the fewest requests of those that have these GPUs; None: whichever."""
+        if not cards or self.engines == 1:
+            return None
+        core, size = self.client.engine_core, self.client.vllm_config.parallel_config.world_size
+        busy = Counter(core.reqs_in_flight.values())
+        ranks = sorted({card // size for card in cards})
+        free: int = min(ranks, key=lambda rank: busy[core.core_engines[rank]])
+        return free
+
+    async def each(self, call: Callable[[int], Awaitable[Any]], doing: str) -> Sequence[Any]:
+        """What `call` returns for each engine, by rank. Raises as `call` does, when all have ended.
+
+        The engines do not wait for one another.
+        """
+        if self.engines == 1:
+            return [await self.call(call(0), doing)]
+        bounded = (self.call(call(at), f"{doing}{self.on(at)}") for at in range(self.engines))
+        ends = await asyncio.gather(*bounded, return_exceptions=True)
+        failed = [end for end in ends if isinstance(end, BaseException)]
+        for error in sorted(failed, key=lambda error: isinstance(error, EngineLoadFailed)):
+            raise error
+        return ends
+
     async def workers(self, command: str, *args: Any, doing: str) -> Sequence[Any]:
-        """Run a method of `staging.Commands` in every worker; what each answered."""
-        rpc = self.client.collective_rpc("stacked_call", args=(command, *args))
-        answers: Sequence[Any] = await self.call(rpc, doing)
-        return answers
+        """Run a method of `staging.Commands` in every worker; what each answered, engine by engine.
+
+        Raises EngineLoadFailed with the engine's name where one of several refuses.
+        """
+        answers = await self.each(lambda engine: self._rpc(engine, command, *args), doing)
+        return [answer for workers in answers for answer in workers]
 
     async def part(self, command: str, *args: Any, doing: str) -> Sequence[Any]:
-        """Have every worker do a part of something, sized by how long the last step took."""
-        began = time.perf_counter()
-        answers = await self.workers(command, *args, self._part, doing=doing)
+        """Have every worker do a part of something, sized by how long its last step took."""
+        answers = await self.each(lambda engine: self._part(engine, command, *args), doing)
+        return [answer for workers in answers for answer in workers]
+
+    async def _part(self, engine: int, command: str, *args: Any) -> Sequence[Any]:
+        began, size = time.perf_counter(), self._parts[engine]
+        answers = await self._rpc(engine, command, *args, size)
         least, most = PART_SECONDS
-        step = time.perf_counter() - began - self._part
-        self._part = min(most, max(least, _PART_SHARE * step))
+        step = time.perf_counter() - began - size
+        self._parts[engine] = min(most, max(least, _PART_SHARE * step))
         return answers
+
+    async def lists(self) -> Sequence[set[int]]:
+        """The numbers of the adapters that each engine holds in host memory."""
+        answers = await self.each(self._list, "listing adapters")
+        return [{*answer} for answer in answers]
+
+    async def _list(self, engine: int) -> Any:
+        if self.engines == 1:
+            return await self.client.list_loras()
+        return await self._utility(engine, "list_loras")
+
+    async def _rpc(self, engine: int, command: str, *args: Any) -> Sequence[Any]:
+        whole = (command, *args)
+        answers: Sequence[Any]
+        if self.engines == 1:
+            answers = await self.client.collective_rpc("stacked_call", args=whole)
+        else:
+            answers = await self._utility(engine, "collective_rpc", "stacked_call", None, whole)
+        return answers
+
+    async def _utility(self, engine: int, method: str, *args: Any) -> Any:
+        core = self.client.engine_core
+        return await core._call_utility_async(method, *args, engine=core.core_engines[engine])
 
     async def read(self, number: int, name: str, path: str, *, doing: str) -> None:
         """Have every worker read an adapter; returns when all have. Raises EngineLoadFailed."""
@@ -118,10 +191,18 @@ class Calls:
                 self._report(dict.fromkeys(numbers, error))
                 return
             states = dict(zip(numbers, zip(*answers, strict=True), strict=True))
-            self._report({number: _end_of(each) for number, each in states.items()})
+            self._report({number: self._end_of(each) for number, each in states.items()})
             reading = any(state == "reading" for each in states.values() for state, _ in each)
             # Without a pause, waiters still continue before the next part.
             await asyncio.sleep(_POLL_SECONDS if reading else 0)
+
+    def _end_of(self, states: Sequence[Sequence[str]]) -> EngineError | bool:
+        """How the staging of one adapter ended, from its state and reason in each worker."""
+        for at, (state, reason) in enumerate(states):
+            if state in ("failed", "absent"):
+                engine = at * self.engines // len(states)
+                return EngineLoadFailed(f"{reason or state}{self.on(engine)}")
+        return all(state == "ready" for state, _ in states)
 
     def _report(self, ends: Mapping[int, EngineError | bool]) -> None:
         """Wake the waiters for these adapters: an error, True for read, False for not yet."""
@@ -135,6 +216,24 @@ class Calls:
                 waiting.ready.set_exception(end)
             elif end:
                 waiting.ready.set_result(None)
+
+    @contextlib.asynccontextmanager
+    async def core_for_loop(self) -> AsyncIterator[None]:
+        """Within the block a core is left to the engine's loop, if one is free."""
+        core: int | None = None
+        try:
+            with contextlib.suppress(EngineError):
+                core = (await self.workers("take_core", [*CORES], doing="taking a core"))[0]
+            if core is not None:
+                use_cores(CORES - {core})
+            yield
+        finally:  # cancelled during the call, the loop may have taken one anyway
+            if core is not None:
+                use_cores(CORES)
+            give = self.workers("give_core", [*CORES], doing="sharing a core")
+            with contextlib.suppress(TimeoutError):  # a silent engine does it once it listens
+                async with asyncio.timeout(_GIVE_SECONDS):
+                    await self.quietly(give)
 
     async def quietly(self, call: Awaitable[Any]) -> None:
         """Clean up before a failure is raised; a failure of the cleanup itself is ignored."""
@@ -157,11 +256,3 @@ class Calls:
         """Stop looking for causes in the log: what fails from now on is not the start."""
         if self._causes is not None:
             self._causes.close()
-
-
-def _end_of(states: Sequence[Sequence[str]]) -> EngineError | bool:
-    """How the staging of one adapter ended, from its state and reason in each worker."""
-    failed = [reason or state for state, reason in states if state in ("failed", "absent")]
-    if failed:
-        return EngineLoadFailed(failed[0])
-    return all(state == "ready" for state, _ in states)

@@ -27,6 +27,9 @@ _MOST_DRIFT = 0.1
 # Requests of a start's canaries that run at once, the base's included.
 _CANARIES_AT_ONCE = 32
 
+# Of a canary, on each engine by rank.
+Scores = Sequence[Sequence[float]]
+
 
 class CheckedEngine:
     """vLLM's `stacked.live.GroupEngine`."""
@@ -115,7 +118,7 @@ class CheckedEngine:
         """Cancel the checks that wait. Closing twice is allowed."""
         self._checking.shutdown(wait=False, cancel_futures=True)
 
-    async def _base_canary(self) -> tuple[Sequence[float], float]:
+    async def _base_canary(self) -> tuple[Scores, float]:
         """How the base answers, and how far two such answers differ."""
         base = await self._engine.canary(None)
         return base, _distance(base, await self._engine.canary(None))
@@ -128,21 +131,24 @@ class CheckedEngine:
         await asyncio.get_running_loop().run_in_executor(self._checking, call, given)
 
 
-def check_canary(
-    digest: Digest, answer: Sequence[float], base: Sequence[float], *, noise: float
-) -> None:
+def check_canary(digest: Digest, answer: Scores, base: Scores, *, noise: float) -> None:
     """Raises CanaryFailed when an adapter's logprobs are not finite or are the base's.
 
-    `noise` is how far the base's own logprobs differ between two runs.
+    On any engine. `noise` is how far the base's own logprobs differ between two runs.
     """
-    if not all(math.isfinite(value) for value in answer):
-        raise CanaryFailed(f"adapter {short(digest)} answers with values that are not finite")
-    if _distance(answer, base) <= max(_LEAST_CHANGE, noise):
-        raise CanaryFailed(
-            f"adapter {short(digest)} changes nothing: it answers as the base does. "
-            "Was it trained, and for this base?"
-        )
+    for engine, (own, of_base) in enumerate(zip(answer, base, strict=True)):
+        name = f"adapter {short(digest)}" + (f" on engine {engine}" if len(base) > 1 else "")
+        if not all(map(math.isfinite, own)):
+            raise CanaryFailed(f"{name} answers with values that are not finite")
+        if _distance([own], [of_base]) <= max(_LEAST_CHANGE, noise):
+            raise CanaryFailed(
+                f"{name} changes nothing: it answers as the base does. "
+                "Was it trained, and for this base?"
+            )
 
 
-def _distance(one: Sequence[float], other: Sequence[float]) -> float:
-    return max((abs(a - b) for a, b in zip(one, other, strict=True)), default=0.0)
+def _distance(one: Scores, other: Scores) -> float:
+    """The most that a logprob differs on any engine; NaN where one is."""
+    engines = zip(one, other, strict=True)
+    found = [abs(a - b) for each in engines for a, b in zip(*each, strict=True)]
+    return math.nan if any(map(math.isnan, found)) else max(found, default=0.0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +21,8 @@ from stacked.engine.calls import Calls
 from stacked.engine.canary import canary_request, canary_scores
 from stacked.engine.causes import Causes
 from stacked.engine.chat import Chats, chat_text
-from stacked.engine.cpu_affinity import use_cores
 from stacked.engine.creating import create, import_vllm, prepare
 from stacked.engine.loaded import Loaded, Resident, batches
-from stacked.engine.machine import CORES
 from stacked.engine.options import parse_options
 from stacked.engine.plan import EnginePlan
 from stacked.engine.platform import base_is_protected, enabled
@@ -39,13 +37,11 @@ if TYPE_CHECKING:
 
     from vllm.outputs import RequestOutput
 
-# How long the end of an update waits for the loop to share its core again.
-_GIVE_SECONDS = 2.0
-
 # Removals are Python in the engine's loop; this many take about a millisecond.
 _REMOVED_AT_ONCE = 16
 
 _EXTENSION = "stacked.engine.staging.StagingWorker"
+_EXECUTOR = "distributed_executor_backend"
 
 
 class Engine:
@@ -147,7 +143,7 @@ class Engine:
         try:
             await self.calls.workers("load", wanted, doing="loading adapters")
         except EngineLoadFailed as error:
-            here = await self.list()  # those before the one that failed stay
+            here = (await self.resident()).host  # those before the one that failed stay
             error.digest = next((each.digest for each in some if each.number not in here), None)
             raise
 
@@ -208,14 +204,10 @@ class Engine:
     async def resident(self) -> Resident:
         """Which adapters the engine holds, and where; with several workers, those that all hold."""
         answers = await self.calls.workers("resident", doing="asking what is resident")
-        return Resident(
-            staged=frozenset[int]().union(*(staged for staged, _, _ in answers)),
-            host=frozenset[int](answers[0][1]).intersection(*(host for _, host, _ in answers)),
-            slots=tuple(number or None for number in answers[0][2]),
-        )
+        return Resident.of(answers)
 
     async def remove(self, *loaded: Loaded) -> None:
-        """Remove adapters and check by listing that they are gone. Removing twice is allowed.
+        """Remove adapters and check that no engine lists them. Removing twice is allowed.
 
         Only when no request uses them: vLLM would load one again from disk for a late one.
         """
@@ -226,14 +218,17 @@ class Engine:
             for at in range(0, len(numbers), _REMOVED_AT_ONCE):
                 some = numbers[at : at + _REMOVED_AT_ONCE]
                 await self.calls.workers("remove", *some, doing=f"removing {there[some[0]]}")
-            kept = there.keys() & await self.list() if there else set()
-            if kept:
-                names = ", ".join(there[number] for number in sorted(kept)[:3])
-                raise EngineError(f"vLLM still lists {names} after removal ({len(kept)} adapters)")
+            for engine, held in enumerate(await self.calls.lists() if there else ()):
+                if kept := sorted(there.keys() & held):
+                    names = ", ".join(there[number] for number in kept[:3])
+                    raise EngineError(
+                        f"vLLM still lists {names} after removal ({len(kept)} adapters)"
+                        f"{self.calls.on(engine)}"
+                    )
 
     async def list(self) -> set[int]:
-        """The numbers of the adapters that the engine holds in host memory."""
-        return set(await self.calls.call(self.client.list_loras(), "listing adapters"))
+        """The numbers of the adapters in host memory, of whichever engine."""
+        return set[int]().union(*await self.calls.lists())
 
     async def generate(
         self,
@@ -242,30 +237,41 @@ class Engine:
         *,
         request_id: str,
         sampling: Mapping[str, Any],
+        cards: Sequence[int] = (),
     ) -> Sequence[RequestOutput]:
         """Complete prompts (texts or token ids) on an adapter or, with None, on the base.
 
-        `sampling` holds vLLM's SamplingParams by name. Raises ParameterInvalid, EngineDead.
+        `sampling` holds vLLM's SamplingParams by name, `cards` are GPUs one of which is to answer.
+        Raises ParameterInvalid, EngineDead.
         """
+        rank = self.calls.rank_for(cards)
         streams = [
-            self._last(prompt, loaded, f"{request_id}-{i}", sampling)
+            self._last(prompt, loaded, f"{request_id}-{i}", sampling, rank)
             for i, prompt in enumerate(prompts)
         ]
         return await asyncio.gather(*streams)
 
-    async def canary(self, loaded: Loaded | None) -> Sequence[float]:
+    async def canary(self, loaded: Loaded | None) -> Sequence[Sequence[float]]:
         """How an adapter (None: the base) continues a few tokens: the best logprobs, in order.
 
-        The same weights give the same numbers up to float noise; NaN where the weights are broken.
-        Raises EngineLoadFailed, EngineDead, EngineSilent.
+        On each engine, by rank. The same weights give the same numbers up to float noise; NaN where
+        the weights are broken. Raises EngineLoadFailed, EngineDead, EngineSilent.
         """
         prompt, sampling = canary_request(self.tokenizer(), self.client.vllm_config)
         name = f"canary-{next(self._canaries)}"
-        doing = f"scoring {loaded.name if loaded else 'the base'}"
         with urgent():
-            return canary_scores(
-                await self.calls.call(self._last(prompt, loaded, name, sampling), doing)
-            )
+            answers = await self._on_each(prompt, loaded, name, sampling)
+        return [canary_scores(answer) for answer in answers]
+
+    async def _on_each(
+        self, prompt: Sequence[int], loaded: Loaded | None, name: str, sampling: Mapping[str, Any]
+    ) -> Sequence[RequestOutput]:
+        """The same request to each engine."""
+
+        def run(rank: int) -> Awaitable[RequestOutput]:
+            return self._last(prompt, loaded, f"{name}-{rank}", sampling, rank)
+
+        return await self.calls.each(run, f"scoring {loaded.name if loaded else 'the base'}")
 
     async def stream(
         self,
@@ -274,8 +280,12 @@ class Engine:
         *,
         request_id: str,
         sampling: Mapping[str, Any],
+        rank: int | None = None,
     ) -> AsyncIterator[RequestOutput]:
-        """Like `generate` for one prompt, yielding vLLM's output as it grows."""
+        """Like `generate` for one prompt, yielding vLLM's output as it grows.
+
+        `rank`: of the engine that is to answer, if it matters.
+        """
         from vllm import SamplingParams
         from vllm.inputs import TokensPrompt
         from vllm.v1.engine.exceptions import EngineDeadError
@@ -284,7 +294,9 @@ class Engine:
         lora = loaded.request if loaded else None
         try:
             params = SamplingParams(**sampling)
-            async for output in self.client.generate(given, params, request_id, lora_request=lora):
+            async for output in self.client.generate(
+                given, params, request_id, lora_request=lora, data_parallel_rank=rank
+            ):
                 yield output
         except EngineDeadError as error:
             raise self.calls.death() from error
@@ -297,9 +309,11 @@ class Engine:
         loaded: Loaded | None,
         request_id: str,
         sampling: Mapping[str, Any],
+        rank: int | None = None,
     ) -> RequestOutput:
         last: RequestOutput | None = None
-        async for output in self.stream(prompt, loaded, request_id=request_id, sampling=sampling):
+        stream = self.stream(prompt, loaded, request_id=request_id, sampling=sampling, rank=rank)
+        async for output in stream:
             last = output
         if last is None:
             raise EngineError("vLLM ended a request without an answer")
@@ -311,25 +325,12 @@ class Engine:
 
         This process leaves that core meanwhile. Without a core to take, nothing changes.
         """
-        alone = self.plan.options.get("distributed_executor_backend") == "uni"
-        if self.plan.device != "cpu" or not alone:
+        options, alone = self.plan.options, self.calls.engines == 1
+        if self.plan.device == "cpu" and alone and options.get(_EXECUTOR) == "uni":
+            async with self.calls.core_for_loop():
+                yield
+        else:
             yield
-            return
-        core: int | None = None
-        try:
-            with contextlib.suppress(EngineError):
-                answers = await self.calls.workers("take_core", [*CORES], doing="taking a core")
-                core = answers[0]
-            if core is not None:
-                use_cores(CORES - {core})
-            yield
-        finally:  # cancelled during the call, the loop may have taken one anyway
-            if core is not None:
-                use_cores(CORES)
-            give = self.calls.workers("give_core", [*CORES], doing="sharing a core")
-            with contextlib.suppress(TimeoutError):  # a silent engine does it once it listens
-                async with asyncio.timeout(_GIVE_SECONDS):
-                    await self.calls.quietly(give)
 
     @cached_property
     def chats(self) -> Chats:
@@ -364,9 +365,9 @@ class Engine:
 
     @property
     def seats(self) -> int:
-        """How many requests vLLM runs at once."""
+        """How many requests vLLM runs at once, on all engines."""
         most: int = self.client.vllm_config.scheduler_config.max_num_seqs
-        return most
+        return most * self.calls.engines
 
     @property
     def full(self) -> bool:
@@ -442,7 +443,7 @@ class Engine:
             await self.canary(each)
         if self.scores_prompts:
             sampling = {"max_tokens": 1, "prompt_logprobs": 0}
-            await self.calls.call(self._last([1, 2, 3, 4], None, "warm", sampling), doing)
+            await self._on_each([1, 2, 3, 4], None, "warm", sampling)
         await self.remove(loaded)
         await self.calls.workers("settle", doing=doing)
         self.calls.end_of_start()

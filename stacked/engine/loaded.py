@@ -48,6 +48,17 @@ class Resident:
     sizes: Mapping[int, int] = field(default_factory=dict)
     """The bytes of those whose memory was measured."""
 
+    @classmethod
+    def of(cls, workers: Sequence[Sequence[Sequence[int]]]) -> Resident:
+        """What several workers hold together, each with its own `Commands.resident`."""
+        staged, host, slots = zip(*workers, strict=True)
+        active = {*slots[0]}.intersection(*slots) - {0}
+        return cls(
+            staged=frozenset[int]().union(*staged),
+            host=frozenset[int](host[0]).intersection(*host),
+            slots=tuple(number if number in active else None for number in slots[0]),
+        )
+
 
 def batches(adapters: Sequence[Adapter], alone: Collection[Digest]) -> Iterator[list[Adapter]]:
     """What a start loads in one call each."""

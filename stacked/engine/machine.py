@@ -9,10 +9,13 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 GIB = 1024**3
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+"""The environment variable with the GPUs that a process may use, in order."""
 
 # The cores of this process at import; some of its threads may later leave one to an engine.
 CORES: frozenset[int] = frozenset(
@@ -113,6 +116,24 @@ def nvidia_smi(query: str) -> list[str]:
     except (OSError, subprocess.SubprocessError):
         return []
     return done.stdout.splitlines()
+
+
+def _seen() -> list[str] | None:
+    """The GPUs that this process may use, as the system names them; None if that is all."""
+    text = os.environ.get(VISIBLE)
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def cards() -> int:
+    """How many GPUs this process may use. Blocks for as long as `nvidia-smi` takes."""
+    seen = _seen()
+    return len(_gpus()) if seen is None else len(seen)
+
+
+def visible(numbers: Sequence[int]) -> str:
+    """What `VISIBLE` is for a process that sees these of this process's GPUs alone."""
+    seen = _seen()
+    return ",".join(str(at) if seen is None else seen[at] for at in numbers)
 
 
 def _gpus() -> tuple[Gpu, ...]:

@@ -7,7 +7,8 @@ request, and may mean another adapter for the next one.
 Relies on the app's `user_middleware` and `middleware_stack`, on
 `OpenAIServingModels.lora_requests`, `.model_name`, `.is_base_model` and `.show_available_models`,
 and `AsyncLLM.generate(prompt, sampling_params, request_id, ...)`, `.encode(prompt, pooling_params,
-request_id, ...)` and `.renderer`, all of which are instance attributes or methods.
+request_id, ...)` and `.renderer`, all of which are instance attributes or methods; both send a
+request to the engine of `data_parallel_rank`.
 """
 
 from __future__ import annotations
@@ -61,6 +62,8 @@ class Selection:
     report: Report | None = None
     died: Callable[[], None] | None = None
     """Called when the engine dies under the request, before vLLM answers that."""
+    cards: tuple[int, ...] = ()
+    """The GPUs, one of which is to answer; () for whichever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +122,9 @@ async def build_openai_app(
         app.user_middleware, app.middleware_stack = others, None  # SageMaker's part has built it
         run_in_place(app)
         app.state.turns = turns = turns_of(engine.client, fairness)
-        client = _in_turn(engine.client, turns, lambda: engine.scores_prompts)
+        client = _in_turn(
+            engine.client, turns, lambda: engine.scores_prompts, engine.calls.rank_for
+        )
         own_templates = engine.args.trust_request_chat_template
         render_short_prompts_at_once(client.renderer, chats=not own_templates)
         chats = engine.chats
@@ -136,12 +141,16 @@ async def build_openai_app(
 
 
 def _in_turn(
-    client: Any, turns: Turns | None, scores_prompts: Callable[[], bool] = lambda: True
+    client: Any,
+    turns: Turns | None,
+    scores_prompts: Callable[[], bool] = lambda: True,
+    rank_for: Callable[[Sequence[int]], int | None] = lambda cards: None,
 ) -> Any:
     """Have each request to the engine's client wait for its turn, and reported to its selection.
 
     At the engine, not from the response: a stream has its usage only on request. Logprobs of a
     prompt are refused unless `scores_prompts`: vLLM passes a request for none but the token's own.
+    `rank_for` is the rank of the engine for the cards of a selection.
     """
     from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -166,6 +175,8 @@ def _in_turn(
                 more["priority"] = ticket.rank
                 if report is not None:
                     report.waited(time.monotonic() - began)
+            if selection is not None and selection.cards:
+                more["data_parallel_rank"] = rank_for(selection.cards)
             async for output in run(prompt, params, request_id, **more):
                 if isinstance(output.outputs, list):  # a pooling request has no answer of tokens
                     new = sum([len(each.token_ids) for each in output.outputs])

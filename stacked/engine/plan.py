@@ -7,6 +7,7 @@ changed; only the rest is chosen here.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ _STEP_TOKENS_PER_CORE = 128
 # vLLM's own for a server on a CPU (`EngineArgs.get_batch_defaults`).
 _VLLM_STEP_TOKENS = 2048
 _VLLM_SEQUENCES = 128
+_ENGINES = "data_parallel_size"
 # The share of the memory left over that adapters in host memory may take.
 _HOST_SHARE = 0.75
 
@@ -55,6 +57,11 @@ class EnginePlan:
     """Shown before the engine starts: label and value."""
     memory_bytes: int = 0
     """What the engine takes of the memory it runs in; on GPUs, of its share of each."""
+
+    @property
+    def gpus(self) -> int:
+        """How many GPUs it takes, numbered from 0; on a CPU, how many engines there are."""
+        return gpus_of(self.options)
 
     def text(self) -> str:
         """The plan as aligned lines."""
@@ -97,6 +104,7 @@ class _Planner:
 
     def __post_init__(self) -> None:
         self.on_cpu = self.build.device == "cpu"
+        self.engines = engines_of(self.given)
         self.notes: list[tuple[str, str]] = []
         self.speculation = read_speculation(self.given)
         self.shapes = self._adaptable(self.shapes)
@@ -111,7 +119,8 @@ class _Planner:
         need.append((f"{slots} slots of rank {rank}", slots * slot))
         if self.speculation and (draft := self.speculation.model):
             need.append(("draft model", self._weight_bytes(draft, _read_config(draft))))
-        free, each = self.machine.memory_bytes, self._host_bytes(slot)
+        room, place = self._room()
+        free, each = self.machine.memory_bytes // self.engines, self._host_bytes(slot)
         chosen: dict[str, Any] = {}
         if self.on_cpu:
             cache = self._cpu_cache_bytes()
@@ -121,7 +130,6 @@ class _Planner:
         host = self._host_adapters(slots, each, free)
         if self.on_cpu:
             need.append((f"{host} adapters in host memory", host * each))
-        room, place = self._room()
         chosen |= {"dtype": self.dtype, "max_lora_rank": rank, "max_loras": slots}
         chosen["scheduling_policy"] = "priority"  # requests have theirs from `turns`
         merged = chosen | {"max_cpu_loras": host} | self.given | {"enable_lora": True}
@@ -138,7 +146,7 @@ class _Planner:
             slots=slots,
             host_adapters=host,
             rows=(*self._rows(rank, slots, host), _memory_row(need, room, place), *self.notes),
-            memory_bytes=_sum(need) if self.on_cpu else room,
+            memory_bytes=self.engines * (_sum(need) if self.on_cpu else room),
         )
 
     def _adaptable(self, shapes: Shapes) -> Shapes:
@@ -154,9 +162,14 @@ class _Planner:
         return {
             "kv_cache_memory_bytes": cache,
             "enforce_eager": True,
-            "distributed_executor_backend": "uni" if one_process(self.machine.cores) else "mp",
+            "distributed_executor_backend": "uni" if one_process(self._cores) else "mp",
             **self._cpu_step(),
         }
+
+    @property
+    def _cores(self) -> int:
+        """Of each engine."""
+        return max(1, self.machine.cores // self.engines)
 
     def _cpu_step(self) -> dict[str, int]:
         """How many tokens one step may read, and so how long a prompt delays other requests.
@@ -168,7 +181,7 @@ class _Planner:
             return {}
         each = self.speculation.rows if self.speculation else 1
         least = each * (_whole(self.given, "max_num_seqs") if "max_num_seqs" in self.given else 1)
-        per_step = min(_VLLM_STEP_TOKENS, _STEP_TOKENS_PER_CORE * max(2, self.machine.cores))
+        per_step = min(_VLLM_STEP_TOKENS, _STEP_TOKENS_PER_CORE * max(2, self._cores))
         chosen = {"max_num_batched_tokens": max(least, per_step)}
         if self.speculation:
             step = _whole({**chosen, **self.given}, "max_num_batched_tokens")
@@ -195,15 +208,20 @@ class _Planner:
             )
 
     def _room(self) -> tuple[int, str]:
-        """The bytes that the engine may use, and of what. Raises GroupImpossible: too few GPUs."""
+        """The bytes that each engine may use, and of what. Raises GroupImpossible: too few GPUs."""
         if self.on_cpu:
-            return self.machine.memory_bytes, "this machine's memory"
+            part = "" if self.engines == 1 else "each engine's part of "
+            return self.machine.memory_bytes // self.engines, f"{part}this machine's memory"
         share = float(self.given.get("gpu_memory_utilization", 0.9))
-        gpus = int(self.given.get("tensor_parallel_size", 1))
-        if len(self.machine.gpus) < gpus:
-            raise GroupImpossible(f"{gpus} GPUs are asked for, {len(self.machine.gpus)} found")
-        room = sum(gpu.memory_bytes for gpu in self.machine.gpus[:gpus]) * share
-        return int(room), f"{share:.0%} of GPU memory"
+        gpus, found = gpus_of(self.given), self.machine.gpus
+        if len(found) < gpus:
+            raise GroupImpossible(f"{gpus} GPUs are asked for, {len(found)} found")
+        each = gpus // self.engines
+        least = min(
+            sum(gpu.memory_bytes for gpu in found[at : at + each]) for at in range(0, gpus, each)
+        )
+        part = "" if self.engines == 1 else "each engine's "
+        return int(least * share), f"{share:.0%} of {part}GPU memory"
 
     def _dtype(self) -> tuple[str, str]:
         """The dtype, and why this one."""
@@ -303,9 +321,17 @@ class _Planner:
         return (
             ("engine", f"{build.distribution} {build.version} on {where} ({machine.cores} cores)"),
             ("base", self.base.name),
+            *self._engines_row(),
             ("dtype", f"{self.dtype} ({self.why})"),
             ("adapters", adapters),
         )
+
+    def _engines_row(self) -> list[tuple[str, str]]:
+        if self.engines == 1:
+            return []
+        each = gpus_of(self.given) // self.engines
+        where = f"{self._cores} cores" if self.on_cpu else f"{each} GPU{'s' if each > 1 else ''}"
+        return [("engines", f"{self.engines} on {where} each, with the base and all adapters each")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,8 +348,7 @@ def headroom(held: int, coming: EnginePlan, machine: Machine) -> Room:
     if coming.device == "cpu":
         free, place = machine.available_bytes, "free memory"
     else:
-        gpus = int(coming.options.get("tensor_parallel_size", 1))
-        total = sum(gpu.memory_bytes for gpu in machine.gpus[:gpus])
+        total = sum(gpu.memory_bytes for gpu in machine.gpus[: gpus_of(coming.options)])
         free, place = total - held, "GPU memory that the old engine leaves"
     sizes = f"{need / GIB:.1f} GiB of {max(0, free) / GIB:.1f} GiB {place}"
     if need <= free:
@@ -333,6 +358,26 @@ def headroom(held: int, coming: EnginePlan, machine: Machine) -> Room:
         f"the old engine is stopped before the new one starts, which needs {sizes}; requests get "
         "503 NotReady meanwhile",
     )
+
+
+def engines_of(options: Mapping[str, Any]) -> int:
+    """How many engines there are behind one server, each with the base and all adapters.
+
+    Raises EngineOptionInvalid for what would place some of them elsewhere.
+    """
+    for name in options:
+        if name.startswith("data_parallel_") and name != _ENGINES:
+            raise EngineOptionInvalid(
+                f"engine.{name}: Stacked has vLLM start the engines of this machine alone; set "
+                f"{_ENGINES}, and for several machines see docs/fleet.md"
+            )
+    return _whole(options, _ENGINES) if _ENGINES in options else 1
+
+
+def gpus_of(options: Mapping[str, Any]) -> int:
+    """How many GPUs these options take."""
+    sizes = ("tensor_parallel_size", "pipeline_parallel_size", _ENGINES)
+    return math.prod(_whole(options, name) for name in sizes if name in options)
 
 
 def one_process(cores: int) -> bool:

@@ -4,8 +4,9 @@ Importing vLLM takes a core more than ten seconds, and vLLM does it in each of i
 after the other. Python's own fork server does it in parallel with this process instead. It is
 forked before anything runs in it: no thread, event loop or socket is copied.
 
-Relies on: ``vllm.v1.engine.utils.get_mp_context`` is what its engine processes
-are made with, and their arguments can be pickled, as for spawned processes.
+Relies on: ``get_mp_context`` of ``vllm.v1.engine.utils`` is what its engine processes are made
+with, that of ``vllm.v1.engine.coordinator`` the one that counts the requests of several engines,
+and their arguments can be pickled, as for spawned processes.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ def enabled() -> bool:
 def use() -> None:
     """Have vLLM make its engine processes by forking that one, from now on."""
     if enabled():
-        from vllm.v1.engine import utils
+        from vllm.v1.engine import coordinator, utils
 
-        utils.get_mp_context = _Context
+        utils.get_mp_context = coordinator.get_mp_context = _Context
 
 
 class _Process(context.ForkServerProcess):

@@ -25,6 +25,8 @@ class Ended:
 
     code: int | None = None
     oom: bool = False
+    who: str = "it"
+    """Which of several engines it was."""
 
     @property
     def killed(self) -> bool:
@@ -34,9 +36,9 @@ class Ended:
         if self.code is None:
             return "it is gone"
         if not self.killed:
-            return f"it ended with exit code {self.code}"
+            return f"{self.who} ended with exit code {self.code}"
         memory = ", probably out of memory" if self.oom else ""
-        return f"it was killed by signal {-self.code} ({_name(-self.code)}{memory})"
+        return f"{self.who} was killed by signal {-self.code} ({_name(-self.code)}{memory})"
 
 
 class Processes:
@@ -53,10 +55,12 @@ class Processes:
         """
         if self._started:
             wait([each.sentinel for each in self._started], _LAST_SECONDS)
-        codes = [each.exitcode for each in self._started if each.exitcode]
+        failed = [each for each in self._started if each.exitcode]
         before, now = self._oom_kills, oom_kills()
         oom = before is not None and now is not None and now > before
-        return Ended(next(iter(codes), None), oom)
+        if not failed:
+            return Ended(None, oom)
+        return Ended(failed[0].exitcode, oom, failed[0].name if len(self._started) > 1 else "it")
 
     def kill(self) -> None:
         """End them and what they have started, whatever state they are in."""

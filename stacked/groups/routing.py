@@ -47,6 +47,8 @@ class Route(NamedTuple, Generic[H]):
     """Its member in the group; None for the base."""
     exposure: Exposure | None = None
     """Set if the name is an experiment's, whose arm this is."""
+    cards: tuple[int, ...] = ()
+    """The GPUs that it is pinned to; () for all."""
 
     @property
     def labels(self) -> tuple[str, str]:
@@ -143,6 +145,7 @@ class Routing(Generic[H]):
                 handle=handles[digest],
                 generation=generation,
                 member=member,
+                cards=design.gpus.get(member.key or "", ()),
             )
             if member.key is not None:
                 names[member.key] = route
@@ -150,6 +153,7 @@ class Routing(Generic[H]):
             names.setdefault(member.model_id, route)
         if base is not None:
             to_base: Route[H] = Route(base.key, base.key, base.model_id, None, None, generation)
+            to_base = to_base._replace(cards=design.gpus.get(base.key, ()))
             names[base.key] = names[base.model_id] = to_base
         if arms is None:
             made = ((one.key, Arms.of(one, names, base)) for one in design.experiments)

@@ -46,7 +46,10 @@ async def pushed(
     `pause` is called before its end, with which the load begins.
     """
     main, files = _files(content)
-    config = json.dumps({**backend, "default_model_filename": main})
+    pinned: dict[str, Any] = {}
+    if content.cards:  # an instance on each
+        pinned = {"instance_group": [{"kind": "KIND_GPU", "gpus": content.cards}]}
+    config = json.dumps({**backend, **pinned, "default_model_filename": main})
     yield b'{"parameters":{"config":' + json.dumps(config).encode()
     for name, path in files.items():
         yield f',{json.dumps(f"file:1/{name}")}:"'.encode()

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stacked.core import ModelFiles, Runtime
-from stacked.engine.machine import CORES, memory
+from stacked.engine.machine import CORES, VISIBLE, memory, visible
 from stacked.errors import (
     EngineDead,
     EngineStartFailed,
@@ -39,7 +39,7 @@ package.__path__ = [sys.argv[1]]
 from stacked.models.worker import main
 main()
 """
-_ENVIRONMENT = ("LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "PATH")
+_ENVIRONMENT = ("LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "PATH", VISIBLE)
 # Arenas of malloc for each thread would keep memory that models have freed.
 _SET = {"MALLOC_ARENA_MAX": "2", "PYTHONDONTWRITEBYTECODE": "1"}
 # A process may map this much beyond the machine's memory: libraries, and stacks of its threads.
@@ -59,14 +59,17 @@ class Kind(NamedTuple):
     """Whom the process runs as, "" for the server's user."""
     code: str = ""
     python: str = ""
+    cards: tuple[int, ...] = ()
+    """The GPUs that the process sees, by their numbers here; () for all."""
 
     @classmethod
     def of(cls, files: ModelFiles, user: str) -> Kind:
         """A model with a score.py of its own is code of its own."""
         runtime, code = files.runtime, files.code
         if code is not None:
-            return cls(runtime, user, str(code.path), code.python)
-        return cls(runtime, user, str(files.path) if runtime is Runtime.SCORE else "")
+            return cls(runtime, user, str(code.path), code.python, files.cards)
+        path = str(files.path) if runtime is Runtime.SCORE else ""
+        return cls(runtime, user, path, cards=files.cards)
 
 
 class _Pending(NamedTuple):
@@ -223,13 +226,15 @@ async def _process(
     """Raises OSError, EngineStartFailed."""
     alone = await asyncio.to_thread(_without_network)
     given = (theirs.fileno(), os.getpid(), memory()[0] + _ADDRESSES)
+    passed = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+    pinned = {VISIBLE: visible(kind.cards)} if kind.cards else {}
     more = (kind.runtime.value, kind.code, threads)
     return await asyncio.create_subprocess_exec(
         *(*_as_user(kind.user), *alone, python, "-I", "-B", "-u", "-c", _MAIN),
         *map(str, (Path(__file__).parents[1], *given, *more)),
         stdin=subprocess.DEVNULL,
         pass_fds=[theirs.fileno()],
-        env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ} | _SET,
+        env=passed | pinned | _SET,
         cwd="/",
         start_new_session=True,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
@@ -99,6 +99,11 @@ class Model(Record):
         """Whether it is a base that was not uploaded, and is read in place."""
         return self.kind == "base" and bool(self.source)
 
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The values of its custom metadata, by name."""
+        return _values(self.extra.get("custom_metadata", ()))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelVersionSet(Record):
@@ -172,7 +177,7 @@ class GroupSummary(Record):
     @property
     def metadata(self) -> dict[str, str]:
         """The values of its custom metadata, by name."""
-        return {str(item.get("key")): str(item.get("value")) for item in self.custom_metadata}
+        return _values(self.custom_metadata)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -303,3 +308,7 @@ class Recovered:
     failed: tuple[str, ...] = ()
     succeeded: tuple[str, ...] = ()
     """Work requests that were past their commit."""
+
+
+def _values(items: Iterable[JsonObject]) -> dict[str, str]:
+    return {str(item.get("key")): str(item.get("value")) for item in items}

@@ -119,6 +119,11 @@ class Serving(Protocol):
         """The ASGI app of what runs no model: lists, metrics, pages."""
 
     @property
+    def cards(self) -> int | None:
+        """How many GPUs models may be pinned to, by their numbers from 0; None if not known."""
+        return None
+
+    @property
     def dead(self) -> bool:
         """Whether the engine is gone."""
         return False

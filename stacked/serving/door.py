@@ -166,7 +166,8 @@ class Door:
         self._check_parameters(path, call, known)
         streams = known is None or "stream" in known
         body = call.body_for(route, streams, self._defaults(call.tree, known or frozenset()))
-        selection = selected.set(Selection(route.label, route.handle, report, died))
+        chosen = Selection(route.label, route.handle, report, died, route.cards)
+        selection = selected.set(chosen)
         whose = turns.share.set(share or call.share(route))
         try:
             await self.app(call.scope_for(path, len(body)), replay(body, receive), send)

@@ -12,9 +12,10 @@ from functools import partial
 from pathlib import Path
 
 from stacked.callers import caller_of
-from stacked.config import ControlConfig
+from stacked.config import ControlConfig, Design
 from stacked.core import Digest
 from stacked.engine.loaded import Resident
+from stacked.engine.machine import cards
 from stacked.errors import (
     EncodingUnsupported,
     ExternalServerIncorrectState,
@@ -48,6 +49,8 @@ _TYPE, _BINARY = "content-type", "inference-header-content-length"
 
 class ModelsServing(Serving):
     """Models without vLLM; see `stacked.serving.Serving`. Their engine heals itself."""
+
+    cards: int | None = None  # a Triton server's are not known
 
     def __init__(self, prepared: Prepared, config: ControlConfig, directory: Path) -> None:
         self.settings, models = prepared.settings, config.models
@@ -84,7 +87,9 @@ class ModelsServing(Serving):
         Raises what that raises, GroupImpossible, EngineStartFailed, EngineLoadFailed, CanaryFailed.
         """
         serving = await asyncio.to_thread(cls, prepared, config, directory)
+        serving.cards = None if config.models.triton else await asyncio.to_thread(cards)
         try:
+            Design.of(prepared.group.metadata).check_cards(serving.cards)
             await serving.engine.start()
             handles = await serving._load(prepared, tell)
             generation = await commit()

@@ -16,7 +16,7 @@ from typing import Any
 
 from stacked import tracing
 from stacked.callers import caller_of
-from stacked.config import ServerConfig
+from stacked.config import Design, ServerConfig
 from stacked.core import Adapter, Digest, ModelGroup
 from stacked.engine.adaptable import Asking
 from stacked.engine.checked import CheckedEngine
@@ -73,7 +73,10 @@ class VllmPrepared(Prepared):
     def of(
         cls, group: ModelGroup, modules: BaseModules, settings: ServingSettings, store: Path
     ) -> VllmPrepared:
-        """Plan the engine of a group; `store` is the store's directory. Raises GroupImpossible."""
+        """Plan the engine of a group; `store` is the store's directory.
+
+        Raises GroupImpossible, and GroupInvalid for a card that the engine does not have.
+        """
         assert group.base is not None, "vLLM serves adapters of a base"
         base = Path(group.base.path)
         plan = make_plan(
@@ -85,6 +88,7 @@ class VllmPrepared(Prepared):
             machine=look(),
             build=require_build(),
         )
+        Design.of(group.metadata).check_cards(plan.gpus)
         asking = Asking(base, plan.options, store / "engine")
         facts = [group.base.digest, str(plan.options.get("dtype")), asking.name]
         scope = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:32]
@@ -200,6 +204,11 @@ class VllmServing:
         self.app = app
         most = self._server.limits.max_tokens
         self.door = Door(app, predict=predict, unknown_parameters=unknown, max_tokens=most)
+
+    @property
+    def cards(self) -> int:
+        """See `Serving.cards`."""
+        return self.plan.gpus
 
     @property
     def dead(self) -> bool:

@@ -16,7 +16,7 @@ from stacked.deployment.activation import Activation, Slot
 from stacked.deployment.deployments import Deployments
 from stacked.deployment.ledger import Ledger
 from stacked.engine.loaded import Loaded
-from stacked.engine.plan import Room
+from stacked.engine.plan import EnginePlan, Room
 from stacked.engine.processes import Ended
 from stacked.errors import StackedError
 from stacked.groups.routing import Routing
@@ -104,9 +104,10 @@ def engine_of(serving: Serving) -> YieldingEngine:
 
 
 def prepared_of(group: ModelGroup, settings: ServingSettings) -> VllmPrepared:
-    """What is prepared for a double, which needs no plan."""
+    """What is prepared for a double, of one GPU."""
     nothing = cast("Any", None)
-    return VllmPrepared(group, settings, nothing, nothing, nothing, nothing)
+    plan = EnginePlan("/base", (), "cuda", {}, max_rank=16, slots=1, host_adapters=1, rows=())
+    return VllmPrepared(group, settings, plan, nothing, nothing, nothing)
 
 
 class FakeStarts:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
 
-from stacked.config import StorageConfig
+from stacked.config import Design, StorageConfig
 from stacked.core import Base, Member, ModelFiles, ModelId
 from stacked.deployment.ledger import Ledger
 from stacked.errors import (
@@ -163,6 +164,14 @@ def test_a_ledger_gives_such_a_group_whole(plane: Plane, tmp_path: Path) -> None
         assert (wanted.name, wanted.base, wanted.kind) == ("two", None, "HETEROGENEOUS")
         assert wanted.members == members(plane, made)
         assert wanted.metadata == {"a": "b"}
+        for entry in made.members:
+            model = plane.registry.models.get(entry.model_id)
+            told = {**model.extra, "custom_metadata": [{"key": "stacked.gpus", "value": "[1]"}]}
+            plane.registry.models.put(replace(model, extra=told))
+        pinned = ledger.wanted(made.id, None)
+        assert Design.of(pinned.metadata).gpus == {"0": (1,), "1": (1,)}
+        expected = [each.content.on_cards((1,)) for each in wanted.members]
+        assert [each.content for each in pinned.members] == expected
         base = Base(ModelId("ocid1.datasciencemodel.oc1..base"), "base", "/nowhere")
         for id, served in ((made.id, base), (GROUP, None)):
             with pytest.raises(UpdateNotLive, match="another base needs a restart"):

@@ -12,6 +12,7 @@ from stacked.errors import (
     ConfigInvalid,
     EngineLoadFailed,
     EngineStartFailed,
+    GroupInvalid,
     NotReady,
     RecordConflict,
 )
@@ -37,6 +38,23 @@ async def test_live_update_keeps_the_engine(machine: Machine) -> None:
     assert len(machine.starts.started) == 1
     fared = machine.registry.deployments.list_members(id).items
     assert {one.key for one in fared} == {"base", "k2", "k3"}
+
+
+async def test_live_update_to_an_unknown_card_is_refused_before_anything_changes(
+    machine: Machine,
+) -> None:
+    id = await machine.active(1)
+
+    def pinned(card: int) -> Revision:
+        item = {"key": "stacked.gpus", "value": f'{{"k2": [{card}]}}'}
+        return Revision(machine.group(2, custom_metadata=(item,)), live=True)
+
+    with pytest.raises(GroupInvalid, match="'k2' is pinned to card 1, and this server has 1"):
+        await machine.deployments.update(id, pinned(1))
+    assert machine.serves() == ["k1"]
+    assert machine.registry.deployments.get(id).state.value == "ACTIVE"
+    assert await machine.end(await machine.deployments.update(id, pinned(0))) == "SUCCEEDED"
+    assert machine.serves() == ["k2"]
 
 
 PARAMS = {"environmentVariables": {"PARAMS": "--served-model-name base"}}

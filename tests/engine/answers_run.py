@@ -85,7 +85,7 @@ async def ask(asked: Mapping[str, Any]) -> dict[str, Any]:
             for name, some in zip(handles, outputs, strict=True)
         }
         canaries = {
-            name: [await engine.canary(handle) for _ in range(2)]
+            name: [(await engine.canary(handle))[0] for _ in range(2)]
             for name, handle in handles.items()
         }
         return {"answers": answers, "canaries": canaries, "plan": plan.text()}

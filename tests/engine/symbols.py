@@ -93,8 +93,8 @@ SYMBOLS = (
     Symbols(
         "vllm.v1.engine.async_llm",
         "AsyncLLM",
-        "collective_rpc errored from_vllm_config generate get_supported_tasks get_tokenizer "
-        "list_loras model_config output_processor renderer shutdown vllm_config",
+        "collective_rpc engine_core errored from_vllm_config generate get_supported_tasks "
+        "get_tokenizer list_loras model_config output_processor renderer shutdown vllm_config",
     ),
     Symbols(
         "vllm.v1.engine.output_processor",
@@ -103,8 +103,13 @@ SYMBOLS = (
     ),
     Symbols("vllm.v1.engine.output_processor", "RequestState", "is_prefilling"),
     Symbols("vllm.v1.engine.exceptions", "", "EngineDeadError"),
-    Symbols("vllm.v1.engine", "", "async_llm core utils"),
+    Symbols("vllm.v1.engine", "", "async_llm coordinator core utils"),
+    Symbols("vllm.v1.engine.coordinator", "", "get_mp_context"),
     Symbols("vllm.v1.engine.utils", "", "get_mp_context"),
+    # Several engines behind one client.
+    Symbols("vllm.v1.engine.core_client", "AsyncMPClient", "_call_utility_async"),
+    Symbols("vllm.v1.engine.core_client", "MPClient", "core_engines"),
+    Symbols("vllm.v1.engine.core_client", "DPLBAsyncMPClient", "reqs_in_flight"),
     Symbols("vllm.v1.executor", "", "uniproc_executor"),
     Symbols(
         "vllm.config.vllm",
@@ -118,7 +123,9 @@ SYMBOLS = (
         "dtype get_vocab_size hf_config logprobs_mode max_model_len model",
     ),
     Symbols(
-        "vllm.config.parallel", "ParallelConfig", "data_parallel_size distributed_executor_backend"
+        "vllm.config.parallel",
+        "ParallelConfig",
+        "data_parallel_size distributed_executor_backend world_size",
     ),
     Symbols(
         "vllm.config.scheduler",

@@ -38,7 +38,7 @@ def loaded(*numbers: int) -> dict[Digest, Loaded]:
 
 
 class Answers:
-    """An engine that answers canaries as it is told to, by digest; None is the base."""
+    """Engines that answer canaries as they are told to, by digest; None is the base."""
 
     adopt = activate = discard = remove = undisturbed = None
 
@@ -49,16 +49,18 @@ class Answers:
         self.base: list[Sequence[float]] = []
         """What the base answers in turn, before it answers as ever."""
         self.staged: list[Digest] = []
+        self.others: Sequence[Sequence[float]] = ()
+        """What further engines answer for an adapter."""
 
-    async def canary(self, one: Loaded | None) -> Sequence[float]:
+    async def canary(self, one: Loaded | None) -> Sequence[Sequence[float]]:
         name = one.digest if one else None
         self.asked.append(name)
         if one is None:
-            return self.base.pop(0) if self.base else BASE
+            return [self.base.pop(0) if self.base else BASE, *(BASE for _ in self.others)]
         answer = self.answers.get(name, [-3.0, -4.0])
         if isinstance(answer, StackedError):
             raise answer
-        return answer
+        return [answer, *self.others]
 
     async def stage(self, one: Adapter) -> Loaded:
         self.staged.append(one.digest)
@@ -130,6 +132,30 @@ async def test_base_that_changes_with_new_adapters_is_an_error(
     with pytest.raises(CanaryFailed, match="the base answers differently"):
         await made(engine, verified).verify(loaded(1), uncounted)
     assert digest(1) not in verified
+
+
+@pytest.mark.parametrize("broken", [BASE, [-3.0, float("nan")]])
+async def test_adapter_that_fails_on_one_of_several_engines_is_refused_with_its_name(
+    engine: Answers, verified: Verified, broken: Sequence[float]
+) -> None:
+    engine.others = [[-3.0, -4.0], broken]
+    failed = await made(engine, verified).verify(loaded(1), uncounted)
+    assert "on engine 2" in str(failed[digest(1)])
+    assert [*await made(engine, verified).verify_at_start(loaded(2).values())] == [digest(2)]
+
+
+async def test_base_that_changes_on_one_of_several_engines_is_an_error(
+    engine: Answers, verified: Verified
+) -> None:
+    class Drifting(Answers):
+        async def canary(self, one: Loaded | None) -> Sequence[Sequence[float]]:
+            rows = [*await super().canary(one)]
+            return [*rows[:1], [-1.0, float("nan")]] if self.asked.count(None) == 3 else rows
+
+    drifting = Drifting()
+    drifting.others = [[-3.0, -4.0]]
+    with pytest.raises(CanaryFailed, match="the base answers differently"):
+        await made(drifting, verified).verify(loaded(1), uncounted)
 
 
 async def test_adapter_that_moves_no_more_than_the_base_itself_changes_nothing(

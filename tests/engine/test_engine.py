@@ -67,6 +67,8 @@ class Worker:
 class Client:
     """AsyncLLM's side of adapters, by one worker or more; `fails` is raised by the next call."""
 
+    vllm_config = SimpleNamespace(parallel_config=SimpleNamespace(data_parallel_size=1))
+
     def __init__(self, workers: int = 1) -> None:
         self.workers = [Worker({}) for _ in range(workers)]
         self.held = self.workers[0].held

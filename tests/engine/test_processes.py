@@ -36,6 +36,7 @@ def test_exit_code_and_signal_are_told_apart(monkeypatch: pytest.MonkeyPatch) ->
     assert Processes(started[:1]).ended() == Ended(9)
     assert Processes(started[1:]).ended() == Ended(-9)
     assert Processes([]).ended() == Ended()
+    assert Processes(started).ended() == Ended(9, who=started[0].name)
     counts = iter([3, 4])
     monkeypatch.setattr(processes, "oom_kills", lambda: next(counts))
     assert Processes(started[1:]).ended() == Ended(-9, oom=True)
@@ -45,6 +46,7 @@ def test_what_is_said_of_an_end() -> None:
     assert str(Ended(1)) == "it ended with exit code 1"
     assert str(Ended(-9)) == "it was killed by signal 9 (SIGKILL)"
     assert str(Ended(-9, oom=True)) == "it was killed by signal 9 (SIGKILL, probably out of memory)"
+    assert str(Ended(-9, who="EngineCore_DP1")) == "EngineCore_DP1 was killed by signal 9 (SIGKILL)"
     assert str(Ended(-11, oom=False)) == "it was killed by signal 11 (SIGSEGV)"
 
 

@@ -181,12 +181,14 @@ class Client:
 
     def __init__(self) -> None:
         self.priorities: list[int] = []
+        self.ranks: list[int | None] = []
         self.fails = False
 
     async def generate(
-        self, prompt: Any, params: Any, request_id: str, *, priority: int = 0, **_: Any
+        self, prompt: Any, params: Any, request_id: str, *, priority: int = 0, **more: Any
     ) -> AsyncIterator[Any]:
         self.priorities.append(priority)
+        self.ranks.append(more.get("data_parallel_rank"))
         for reason in (None, "length"):
             await asyncio.sleep(0)
             yield SimpleNamespace(
@@ -238,6 +240,21 @@ def test_request_waits_runs_and_is_reported() -> None:
         assert len(waited) == 2
         assert min(waited) >= 0
         assert turn._queue._seated == 0
+
+    run(work())
+
+
+def test_request_of_a_pinned_key_goes_to_an_engine_with_its_cards() -> None:
+    async def work() -> None:
+        engine = Client()
+        client = _in_turn(engine, None, rank_for=lambda cards: 10 * cards[0])
+        before = selected.set(Selection("a", None, cards=(3,)))
+        try:
+            await answered(client)
+        finally:
+            selected.reset(before)
+        await answered(client)
+        assert engine.ranks == [30, None]
 
     run(work())
 

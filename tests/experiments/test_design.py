@@ -126,3 +126,45 @@ def test_a_part_is_above_nothing_and_at_most_all(percent: Any) -> None:
     shadow = [{"key": "a", "to": "b", "percent": percent}]
     with pytest.raises(GroupInvalid, match=r"stacked\.shadow\.0\.percent"):
         Design.of({"stacked.shadow": json.dumps(shadow)})
+
+
+@pytest.mark.parametrize(
+    ("gpus", "words"),
+    [
+        ("[", "metadata stacked.gpus is no JSON"),
+        ('{"sql": []}', "metadata stacked.gpus.sql: "),
+        ('{"sql": 0}', "metadata stacked.gpus.sql: "),
+        ('{"sql": [-1]}', "metadata stacked.gpus.sql.0: "),
+        ('{"sql": ["0"]}', "metadata stacked.gpus.sql.0: "),
+        ('{"sql": [true]}', "metadata stacked.gpus.sql.0: "),
+        (json.dumps({"sql": [0] * 65}), "metadata stacked.gpus.sql: "),
+    ],
+)
+def test_cards_that_are_none_are_refused_with_their_place(gpus: str, words: str) -> None:
+    with pytest.raises(GroupInvalid, match=words):
+        Design.of({"stacked.gpus": gpus})
+
+
+def test_keys_are_pinned_to_cards_that_are_there() -> None:
+    found = Design.of({"stacked.gpus": '{"sql": [1], "base": [0, 2]}'})
+    assert found.gpus == {"sql": (1,), "base": (0, 2)}
+    assert Design.of(found.as_metadata()) == found
+    assert found.check({"sql", "base", "other"}, "STACKED") is found
+    assert found.seen_by({"sql"}).gpus == found.gpus
+    found.check_cards(3)
+    found.check_cards(None)
+    with pytest.raises(GroupInvalid, match="'base' is pinned to card 2, and this server has 2,"):
+        found.check_cards(2)
+    with pytest.raises(GroupInvalid, match="'sql' is pinned to card 1, and this server has none"):
+        found.check_cards(0)
+    with pytest.raises(GroupInvalid, match=r"stacked\.gpus: no model of the group has key 'base'"):
+        found.check({"sql"}, "HETEROGENEOUS")
+
+
+def test_a_models_own_cards_count_where_its_group_says_none() -> None:
+    group = Design.of({"stacked.gpus": '{"sql": [1]}'})
+    assert group.with_cards({"sql": "[0]", "fr": "[2]"}).gpus == {"sql": (1,), "fr": (2,)}
+    with pytest.raises(GroupInvalid, match=r"stacked\.gpus of model 'fr' is no JSON"):
+        group.with_cards({"fr": "card 2"})
+    with pytest.raises(GroupInvalid, match=r"stacked\.gpus\.fr: "):
+        group.with_cards({"fr": '"2"'})

@@ -170,3 +170,18 @@ def test_within_one_phase_a_unit_has_one_arm_and_an_arm_one_content(
                 assert route.exposure is not None
                 got = (route.exposure.arm, route.digest)
                 assert seen.setdefault((route.exposure.phase, unit), got) == got
+
+
+def test_routes_have_the_cards_of_their_keys_whoever_asks() -> None:
+    pinned = design(a=1, b=1).model_copy(update={"gpus": {"a": (0,), "b": (1,), BASE.key: (2,)}})
+    whole = table(pinned)
+    for routing in (whole, whole.seen_by(frozenset({"a", "sql", BASE.key}))):
+        assert routing.resolve("a").cards == (0,)
+        assert routing.resolve(None).cards == (2,)
+        for unit in map(str, range(20)):
+            route = drawn(routing, unit)
+            assert route.exposure is not None
+            assert route.cards == ((0,) if route.exposure.arm == "a" else (1,))
+    by_id = whole.resolve("b").model_id
+    assert whole.seen_by(frozenset({by_id})).resolve(by_id).cards == (1,)
+    assert whole.resolve("other").cards == ()

@@ -177,6 +177,34 @@ async def test_all_is_there_again_after_a_process_was_killed(tmp_path: Path) -> 
         assert not given_up
 
 
+SEES = """
+import os
+
+def load_model():
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+def predict(data, model):
+    return model
+"""
+
+
+async def test_a_pinned_model_is_in_processes_that_see_its_cards_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b,GPU-c")
+    anywhere = folder(tmp_path / "m", score(tmp_path / "code", SEES))
+    pinned = {cards: anywhere.on_cards(cards) for cards in ((), (1,), (2, 0))}
+    assert pinned[()] is anywhere
+    assert len({each.digest for each in pinned.values()}) == 3
+    assert {each.stored for each in pinned.values()} == {anywhere.stored}
+    async with running() as (engine, _):
+        seen = {}
+        for cards, content in pinned.items():
+            seen[cards] = await ask_score(engine, await engine.stage(content), 1)
+        assert len(pids_of(engine)) == 3
+    assert seen == {(): "GPU-a,GPU-b,GPU-c", (1,): "GPU-b", (2, 0): "GPU-c,GPU-a"}
+
+
 async def test_load_that_is_given_up_leaves_nothing_and_others_load_meanwhile(
     tmp_path: Path,
 ) -> None:

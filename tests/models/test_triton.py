@@ -168,6 +168,14 @@ async def test_files_are_pushed_whole_and_under_another_name_each_time(
     assert not double.loaded
 
 
+async def test_a_pinned_model_has_an_instance_on_each_of_its_cards(
+    double: Double, engine: TritonEngine, tmp_path: Path
+) -> None:
+    await engine.stage(onnx(tmp_path / "m").on_cards((0, 2)))
+    config = json.loads(double.loads[0]["config"])
+    assert config["instance_group"] == [{"kind": "KIND_GPU", "gpus": [0, 2]}]
+
+
 async def test_second_backend_is_tried_and_both_refusals_are_named(
     double: Double, engine: TritonEngine, tmp_path: Path
 ) -> None:
