@@ -110,7 +110,13 @@ FALLS = {
 }
 
 
-@pytest.mark.parametrize("where", FALLS)
+SOME = ("when it is proposed", "when all are to hold", "when it is committed")
+
+
+@pytest.mark.parametrize(
+    "where",
+    [pytest.param(each, marks=() if each in SOME else pytest.mark.long) for each in FALLS],
+)
 async def test_the_replica_that_runs_the_update_falls(where: str, tmp_path: Path) -> None:
     """All others serve the same, and the records say what became of it."""
     async with Fleet(tmp_path, lease_seconds=1) as fleet:
