@@ -54,6 +54,8 @@ class Storm:
     """Of replicas that found no database as they started, and were started again."""
     clean: list[float] = field(default_factory=list)
     """Seconds of those without."""
+    failure: str = ""
+    """Why it ended early: what did not end by itself, or did not agree."""
 
     def __post_init__(self) -> None:
         self.planner = Planner(self.chance)
@@ -188,6 +190,7 @@ class Storm:
             "generations_that_answered": len({a.generation for a in self.heard.answers}),
             "refused": dict(self.heard.refused),
             "violations": found,
+            "failure": self.failure,
             "updates_without_faults": _summary(self.clean),
             "updates_with_faults": dict(self.ended),
             "ended_at_their_start": self.ends_at_start,
@@ -219,7 +222,10 @@ def run(
     settings = {"mode": mode} | more.pop("settings", {})
     with running_fleet(directory, settings=settings, **more) as fleet:
         storm = Storm(fleet, random.Random(seed), session=mode == "session")
-        storm.run(storm.least_met(count, seconds), clients)
+        try:
+            storm.run(storm.least_met(count, seconds), clients)
+        except (AssertionError, ClientError) as error:
+            storm.failure = f"{type(error).__name__}: {error}"
         return storm.figures()
 
 
@@ -231,12 +237,12 @@ def main() -> None:
     options.add_argument("--clients", type=int, default=12)
     options.add_argument("--mode", choices=("global", "session"), default="global")
     given = options.parse_args()
-    with tempfile.TemporaryDirectory(prefix="fleet-") as place:
+    with tempfile.TemporaryDirectory(prefix="storm-") as place:
         found = run(
             Path(place), given.faults, given.minutes * 60, given.seed, given.clients, given.mode
         )
     print(json.dumps(found, indent=2))
-    raise SystemExit(bool(found["violations"]))
+    raise SystemExit(bool(found["violations"] or found["failure"]))
 
 
 if __name__ == "__main__":
