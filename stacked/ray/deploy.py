@@ -48,6 +48,8 @@ def connect(*, start: bool = True) -> bool:
             raise EngineStartFailed(f"no Ray cluster is running here: {error}") from error
     # A proxy that is not up after 5 s is started again, and on a busy machine never is.
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "300")
+    # Ray runs its workers, and so engines, at 15.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     ray.init(address="local", include_dashboard=False, object_store_memory=_OBJECTS_BYTES, **quiet)
     return True
 
