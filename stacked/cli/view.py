@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from stacked.cli.shared import AsJson, Url, Watch, brief, server
+import typer
+
+from stacked.cli.shared import AsJson, Url, brief, server
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -30,7 +32,9 @@ def groups(url: Url = None) -> None:
 
 
 def status(
-    watch: Watch = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Show it again whenever it changes, until ^C.")
+    ] = False,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections.abc import Callable, Coroutine, Iterator
@@ -17,11 +18,11 @@ from stacked.engine.engine import Engine
 from stacked.errors import CanaryFailed, EngineDead, EngineLoadFailed, GroupInvalid
 from stacked.serving.vllm import VllmServing
 from stacked.stack import SyncStack
-from tests import tiny
 from tests.conftest import PROMPT, TinyModels
+from tests.live.faults import copied, no_op
 from tests.waiting import until
 
-# Two engines start one after the other on two cores, and need 3 GiB.
+# Two engines start in 31 to 54 s on two cores.
 pytestmark = [pytest.mark.engine, pytest.mark.long]
 
 SAMPLING = {"max_tokens": 12, "temperature": 0}
@@ -111,9 +112,10 @@ def test_both_engines_have_all_adapters_and_answer_alike(pair: Pair) -> None:
 def test_requests_of_a_pinned_key_go_where_it_is_pinned(pair: Pair) -> None:
     for key, wanted in (("a", {0}), ("b", {1}), ("base", {0, 1})):
         pair.chosen.clear()
-        answers = pair.stack.generate(key, [PROMPT] * 6, **SAMPLING)
+        # More than vLLM's counts, which are of a moment before, can say that an engine is ahead.
+        answers = pair.stack.generate(key, [PROMPT] * 16, **SAMPLING)
+        assert {*pair.chosen} == wanted
         assert {answer.text for answer in answers} == {pair.texts(key, 0)}
-        assert {*pair.chosen[:6]} == wanted
 
 
 def test_an_unknown_card_is_refused_before_the_engine_starts(
@@ -140,8 +142,6 @@ def test_models_come_and_go_on_both_under_requests(pair: Pair, tiny_models: Tiny
     member = Member(model_id_of(adapter.digest), adapter, "c")
 
     async def change() -> dict[str, set[str]]:
-        import asyncio
-
         stack = pair.stack._stack
         keys = ("a", "b", "base") * 8
         asking = [asyncio.create_task(stack.generate(key, PROMPT, **SAMPLING)) for key in keys]
@@ -165,8 +165,8 @@ def test_an_adapter_that_is_broken_in_one_engine_fails_its_canary(
 ) -> None:
     """Of the same number, the second engine has an adapter that changes nothing."""
     before = pair.lists()
-    path = tiny.build_adapter(tmp_path / "weak", tiny_models.base, seed=9, scale=1e-30)
     adapter = pair.adapter(tiny_models.adapters["c"])
+    path = copied(adapter.path, tmp_path / "weak", no_op)
     number = next(pair.engine._numbers) + 1
     pair.told(1, "stage", number, f"{adapter.digest}.{number}", str(path))
     member = Member(ModelId("ocid1.datasciencemodel.oc1..c"), adapter, "c")
