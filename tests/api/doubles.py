@@ -38,6 +38,8 @@ KEYS = {"a": "a", "meta-llama/L (1)": "meta-llama/L (1)", "größe": "größe", 
 class Double:
     """A service whose models are names alone; it keeps what each request was admitted by."""
 
+    fleet = None
+
     def __init__(self, app: Any, **server: Any) -> None:
         self.config = SimpleNamespace(server=ServerConfig(**server))
         self.names: dict[str, str] = {}

@@ -136,6 +136,7 @@ class Reached:
     def __post_init__(self) -> None:
         self.config = config_of(**self.server)
         self.deployments = SimpleNamespace(check_served=lambda id: None)
+        self.fleet = None
 
     async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.seen.append(f"{scope['method']} {scope['path']}")
