@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 from stacked import metrics
 from stacked.config import ExperimentsConfig
@@ -15,6 +17,7 @@ from stacked.flushing import FLUSH_SECONDS, Flushing
 from stacked.registry.outcomes import (
     Batch,
     Got,
+    May,
     OutcomeRepository,
     Recorded,
     Tally,
@@ -29,6 +32,11 @@ MOST_PENDING = 100_000
 
 # What vLLM puts before a request's id, to make that of an answer.
 _MADE = re.compile(r"^(chatcmpl|cmpl)-")
+
+# Values of one transaction, which others wait for; and at most one request's more.
+_MOST_AT_ONCE = 500
+
+Found = Recorded | FeedbackUnknown | FeedbackInvalid
 
 Arms = Callable[[str], Sequence[Arm]]
 """The arms of an experiment as they are served, by its key."""
@@ -46,6 +54,8 @@ class Outcomes(Flushing[Batch]):
         self.pending = Batch()
         self._phases: dict[tuple[str, str], tuple[Arm, ...]] = {}
         self._tidied: float | None = None
+        self._asked: deque[tuple[list[tuple[Value, May]], asyncio.Future[list[Found]]]] = deque()
+        self._recording: asyncio.Task[None] | None = None
 
     def begin(self, records: OutcomeRepository, *, shared: bool = False) -> None:
         """Write them to these records from now on; `shared`: other servers do so too."""
@@ -76,33 +86,54 @@ class Outcomes(Flushing[Batch]):
         tally = before.tally.plus(tally) if before is not None else tally
         batch.units[unit] = Got(names, exposure.arm, tally)
 
-    async def record(
-        self, values: Sequence[Value], may: Callable[[str], bool]
-    ) -> list[Recorded | FeedbackUnknown | FeedbackInvalid]:
+    async def record(self, values: Sequence[Value], may: May) -> list[Found]:
         """Store values durably. `may`: whether the caller may use an experiment's key.
 
         Returns why where one is refused. Raises RegistryUnusable.
         """
-        pending = self.pending
-        fresh = any(v.answer in pending.answers or v.unit in pending.units for v in values)
-        if fresh or self.is_writing:  # what it is for may be a second old
-            await self.flush()
-        found = await asyncio.to_thread(self._record, values, may)
+        found = await self._together(values, may)
         if self._shared and any(isinstance(each, FeedbackUnknown) for each in found):
             # Another server may have answered, and have written that by then.
             await asyncio.sleep(FLUSH_SECONDS + 1.0)
-            found = await asyncio.to_thread(self._record, values, may)
+            found = await self._together(values, may)
         for each in found:
             if isinstance(each, Recorded):
                 metrics.feedback(each.experiment)
         return found
 
-    def _record(
-        self, values: Sequence[Value], may: Callable[[str], bool]
-    ) -> list[Recorded | FeedbackUnknown | FeedbackInvalid]:
+    async def _together(self, values: Sequence[Value], may: May) -> list[Found]:
+        """Stored in one transaction with what others record meanwhile, as each takes long."""
+        done: asyncio.Future[list[Found]] = asyncio.get_running_loop().create_future()
+        self._asked.append(([(value, may) for value in values], done))
+        if self._recording is None or self._recording.done():
+            self._recording = asyncio.create_task(self._record_all())
+        return await done
+
+    async def _record_all(self) -> None:
+        while self._asked:
+            some = [self._asked.popleft()]
+            while self._asked and sum(len(values) for values, _ in some) < _MOST_AT_ONCE:
+                some.append(self._asked.popleft())
+            try:
+                found = iter(await self._stored([each for values, _ in some for each in values]))
+            except Exception as error:  # noqa: BLE001  whatever it is, each is told
+                for _, done in some:
+                    if not done.done():
+                        done.set_exception(error)
+                continue
+            for values, done in some:
+                mine = [*islice(found, len(values))]
+                if not done.done():  # its client may have left
+                    done.set_result(mine)
+
+    async def _stored(self, values: Sequence[tuple[Value, May]]) -> list[Found]:
+        pending = self.pending
+        fresh = any(v.answer in pending.answers or v.unit in pending.units for v, _ in values)
+        if fresh or self.is_writing:  # what it is for may be a second old
+            await self.flush()
         assert self._records is not None
         most = self._settings.metrics
-        return self._records.record(values, may=may, most_metrics=most, now=now())
+        return await asyncio.to_thread(self._records.record, values, most_metrics=most, now=now())
 
     def _take(self) -> Batch | None:
         taken, self.pending = self.pending, Batch()

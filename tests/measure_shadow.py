@@ -1,8 +1,10 @@
 """What shadow traffic costs a first token: `python -m tests.measure_shadow tiny --rate 6`.
 
 One engine in this process, requests at a rate or from clients that wait for their answers, with and
-without shadows in turns. A machine's own noise is often larger than what is looked for; so the
-requests with shadows are also compared among themselves, those that met a copy and all others.
+without shadows in turns. In a round both sides have the same prompts at the same times, and the
+ratio's bounds are a bootstrap of these pairs. A machine's own noise is often larger than what is
+looked for; so the requests with shadows are also compared among themselves, those that met a copy
+and all others.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+import numpy as np
+
 import stacked
 from stacked.api.gateway import Gateway
 from stacked.bases import default_data_dir
@@ -27,7 +31,9 @@ from stacked.config import Design, ShadowConfig, ShadowLimits
 from stacked.service import Service
 from stacked.serving.shadow import Shadow
 from tests.bench.fake import Untold
+from tests.experiments.cost import ratio
 
+_WARM_SECONDS = 10.0
 _SCOPE = {
     "type": "http",
     "method": "POST",
@@ -53,8 +59,13 @@ class Load:
     keys: list[str]
     prompt: int
     output: int
-    rng: random.Random = field(default_factory=lambda: random.Random(1))
+    rng: random.Random = field(default_factory=random.Random)
     number: int = 0
+
+    def begin(self, seed: int) -> None:
+        """From here on the same requests as for every other begin with this seed."""
+        self.rng.seed(seed)
+        self.number = 0
 
     async def one(self) -> Row:
         self.number += 1
@@ -99,9 +110,10 @@ class Load:
         if clients:
             answered = await asyncio.gather(*(client() for _ in range(clients)))
             return [row for rows in answered for row in rows]
-        tasks = []
-        while time.perf_counter() < end:
-            await asyncio.sleep(self.rng.expovariate(rate))
+        tasks, due = [], end - seconds
+        for _ in range(int(seconds * rate)):
+            due += self.rng.expovariate(rate)
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
             tasks.append(asyncio.create_task(self.one()))
         return await asyncio.gather(*tasks)
 
@@ -123,7 +135,9 @@ async def measure(given: argparse.Namespace, directory: Path) -> None:
             for on in (True, False) if number % 2 else (False, True):
                 service.shadow = Shadow(ShadowLimits())
                 live.begin(replace(plain, design=Design(shadow=shadows if on else ())))
-                found = await load.block(given.seconds, given.rate, given.clients)
+                load.begin(given.seed + number)
+                seconds = given.seconds if number else min(_WARM_SECONDS, given.seconds)
+                found = await load.block(seconds, given.rate, given.clients)
                 tallies = service.shadow.findings.tallies.values()
                 if number:
                     rows[on] += found
@@ -133,10 +147,10 @@ async def measure(given: argparse.Namespace, directory: Path) -> None:
                 await service.shadow.close()
             if number:
                 ratios.append(medians[True] / medians[False])
+                print(f"{given.base}: {len(rows[False])} requests without shadows", end="")
+                print(f", {len(rows[True])} with; copies: {dict(copies)}")
+                show(rows[True], rows[False], ratios)
         live.begin(plain)
-    print(f"{given.base}: {len(rows[False])} requests without shadows, {len(rows[True])} with")
-    print(f"copies: {dict(copies)}")
-    show(rows[True], rows[False], ratios)
 
 
 def show(shadowed: list[Row], plain: list[Row], ratios: list[float]) -> None:
@@ -145,11 +159,15 @@ def show(shadowed: list[Row], plain: list[Row], ratios: list[float]) -> None:
     with_, without = median(row.first for row in shadowed), median(row.first for row in plain)
     print(f"first token, median ms: {without:.1f} without, {with_:.1f} with: {with_ / without:.3f}")
     print(f"with over without, by round: {', '.join(f'{ratio:.2f}' for ratio in ratios)}")
+    if len(shadowed) == len(plain):  # at a rate, both sides have the same requests
+        pairs = [(one.first, other.first) for one, other in zip(shadowed, plain, strict=True)]
+        print(f"with over without, of pairs of requests: {ratio(pairs, np.median)}")
     print(f"with shadows, {len(met)} of {len(shadowed)} requests met a copy")
     if met and clean:
         print(
             f"median ms of those {median(met):.1f}, of the others {median(clean):.1f}: all over "
-            f"the others {with_ / median(clean):.3f}"
+            f"the others {with_ / median(clean):.3f}",
+            flush=True,
         )
 
 
@@ -159,6 +177,7 @@ if __name__ == "__main__":
     parser.add_argument("--rate", type=float, default=6.0, help="requests a second")
     parser.add_argument("--clients", type=int, default=0, help="so many, instead of a rate")
     parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=1, help="other requests")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each side in each round")
     parser.add_argument("--prompt", type=int, default=32)
     parser.add_argument("--output", type=int, default=32)

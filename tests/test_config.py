@@ -46,6 +46,7 @@ def test_the_demo_file_is_valid_and_its_paths_are_absolute() -> None:
     assert isinstance(shared.metrics, Listener)
     (experiment,) = load(root / "configs" / "experiment.yaml").group.experiments
     assert (experiment.key, str(experiment)) == ("sql", "50/50")
+    assert load_server(root / "configs" / "ray.yaml").ray.replicas == 3
     config = load(root / "configs" / "demo.yaml")
     sources = {member.key: member.source for member in config.group.members}
     assert config.base.model == "smollm2-135m-instruct"

@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -134,6 +135,42 @@ async def test_what_cannot_be_written_is_written_later_and_once(
     await outcomes.close()
     assert answers(registry) == (2, 0)
     assert registry.outcomes.phases()[0].drawn == 1
+
+
+async def test_feedback_that_comes_together_is_stored_together_and_answered_each(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcomes, sizes = begun(registry), list[int]()
+    store = registry.outcomes.record
+
+    def counted(values: Any, **more: Any) -> Any:
+        sizes.append(len(values))
+        if len(sizes) == 3:
+            raise RegistryUnusable("the disk is full")
+        return store(values, **more)
+
+    monkeypatch.setattr(registry.outcomes, "record", counted)
+    for number in range(40):
+        answered(outcomes, str(number), V1)
+
+    async def send(number: int) -> Any:
+        values = [of_answer(str(number), metric, 1) for metric in ("good", "short")]
+        return await outcomes.record(values, lambda _: number % 4 > 0)
+
+    sent = [asyncio.create_task(send(number)) for number in range(40)]
+    await until_async(lambda: bool(sizes))
+    assert sent[20].cancel()
+    found = await asyncio.gather(*sent, return_exceptions=True)
+    assert sum(sizes) == 80
+    assert len(sizes) <= 2
+    for number in {*range(40)} - {20}:
+        kinds = {type(each) for each in found[number]}
+        assert kinds == ({Recorded} if number % 4 else {FeedbackUnknown})
+    sizes += [0] * (2 - len(sizes))
+    for failed in await asyncio.gather(send(1), send(2), return_exceptions=True):
+        assert isinstance(failed, RegistryUnusable)
+    assert await send(1) == [Recorded("sql", True)] * 2
+    await outcomes.close()
 
 
 async def test_what_waits_to_be_written_is_bounded(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stacked.cli.live import promote
-from stacked.cli.shared import HELP, AsJson, Url, brief, conclusions, optional, server
+from stacked.cli.shared import HELP, AsJson, Url, Watch, brief, conclusions, optional, server
 from stacked.cli.view import show as shown
 
 if TYPE_CHECKING:
@@ -56,9 +56,7 @@ def show(
     key: Key,
     metric: Annotated[str | None, optional("--metric", "-m", help="Only this one.")] = None,
     phase: Annotated[str | None, optional(help="An earlier one. Default: the served one.")] = None,
-    watch: Annotated[
-        bool, typer.Option("--watch", "-w", help="Show it again whenever it changes, until ^C.")
-    ] = False,
+    watch: Watch = False,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stacked.cli.shared import HELP, AsJson, DataDir, Url, data_dir_of, server
+from stacked.cli.shared import HELP, AsJson, DataDir, Url, Watch, data_dir_of, server
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -23,9 +23,7 @@ File = Annotated[Path, typer.Argument(help="The file that each replica serves.")
 
 @fleet.command()
 def status(
-    watch: Annotated[
-        bool, typer.Option("--watch", "-w", help="Show it again whenever it changes, until ^C.")
-    ] = False,
+    watch: Watch = False,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:

@@ -27,6 +27,9 @@ DataDir = Annotated[
 Url = Annotated[
     str | None, optional(help="The server. Default: $STACKED_URL, else http://127.0.0.1:8080.")
 ]
+Watch = Annotated[
+    bool, typer.Option("--watch", "-w", help="Show it again whenever it changes, until ^C.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
 
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from stacked.cli.shared import AsJson, Url, brief, server
+from stacked.cli.shared import AsJson, Url, Watch, brief, server
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -32,9 +30,7 @@ def groups(url: Url = None) -> None:
 
 
 def status(
-    watch: Annotated[
-        bool, typer.Option("--watch", "-w", help="Show it again whenever it changes, until ^C.")
-    ] = False,
+    watch: Watch = False,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:

@@ -27,7 +27,7 @@ from stacked.errors import (
     RoutingError,
 )
 from stacked.experiments.evaluation import Scored, Verdict, evaluate, judge, worst
-from stacked.experiments.scores import Function, function_of, scores_of
+from stacked.experiments.scores import LOGPROB, Function, function_of, scores_of
 from stacked.fairness import Share
 from stacked.groups.routing import Route, Routing
 from stacked.phases import Journal
@@ -77,7 +77,7 @@ class Gates:
     def of(self, serving: Serving, design: Design) -> Judge | None:
         """What judges a group of this design; None if it has no gates.
 
-        Raises GroupInvalid for a metric that this server does not have.
+        Raises GroupInvalid for a metric that this server does not have, or cannot compute.
         """
         if not design.gates:
             return None
@@ -87,6 +87,11 @@ class Gates:
                 scores_of(gate, self._functions)
             except EvaluationError as error:
                 raise GroupInvalid(str(error)) from error
+            if gate.metric == LOGPROB and not serving.engine.scores_prompts:
+                raise GroupInvalid(
+                    f"gate {gate.name}: metric {LOGPROB} needs logprobs of prompts, which are "
+                    "wrong with engine.kv_sharing_fast_prefill"
+                )
         return partial(self._judge, serving, design)
 
     async def _judge(

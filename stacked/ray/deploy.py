@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import signal
 import threading
@@ -14,7 +15,7 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 
-from stacked.config import ControlConfig, Listener, RayConfig, ScaleConfig
+from stacked.config import ControlConfig, GroupConfig, Listener, RayConfig, ScaleConfig
 from stacked.errors import ConfigInvalid, EngineStartFailed
 from stacked.ray.replica import Replica
 
@@ -47,6 +48,8 @@ def connect(*, start: bool = True) -> bool:
             raise EngineStartFailed(f"no Ray cluster is running here: {error}") from error
     # A proxy that is not up after 5 s is started again, and on a busy machine never is.
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "300")
+    # Ray runs its workers, and so engines, at 15.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     ray.init(address="local", include_dashboard=False, object_store_memory=_OBJECTS_BYTES, **quiet)
     return True
 
@@ -117,7 +120,19 @@ def application(path: Path, config: ControlConfig, data_dir: Path) -> Any:
         ),
         **_count(wanted),
     )
-    return deployment.bind(str(path.absolute()), str(data_dir), place, drain + _LEAVE_SECONDS)
+    # Without one, Ray takes every deployment for another program, and starts all replicas again.
+    version = version_of(config, path, data_dir)
+    return deployment.options(version=version, _internal=True).bind(
+        str(path.absolute()), str(data_dir), place, drain + _LEAVE_SECONDS
+    )
+
+
+def version_of(config: ControlConfig, *places: Path) -> str:
+    """What replicas are started again for: other settings, not another group or number of them."""
+    group = GroupConfig(name=config.group.name)
+    lasting = config.model_copy(update={"group": group, "ray": RayConfig()}).model_dump_json()
+    text = "\n".join([lasting, *(str(place.absolute()) for place in places)])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _count(wanted: RayConfig) -> dict[str, Any]:

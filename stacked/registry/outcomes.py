@@ -124,6 +124,10 @@ class Phase:
         return sum(self.units) / seconds if seconds and any(self.units) else None
 
 
+May = Callable[[str], bool]
+"""Whether somebody may use an experiment's key."""
+
+
 class Value(NamedTuple):
     """A value of feedback for an answer, by its number.
 
@@ -175,21 +179,19 @@ class OutcomeRepository:
 
     def record(
         self,
-        values: Sequence[Value],
+        values: Sequence[tuple[Value, May]],
         *,
-        may: Callable[[str], bool],
         most_metrics: int,
         now: datetime,
     ) -> list[Recorded | FeedbackUnknown | FeedbackInvalid]:
         """Store values, each in place of an earlier one of its answer and metric.
 
-        `may`: whether feedback for an experiment is accepted. What is refused changes nothing:
-        FeedbackUnknown, also where it may not, and FeedbackInvalid for one metric more than
-        `most_metrics`.
+        What is refused changes nothing: FeedbackUnknown, also where its sender may not use the
+        experiment, and FeedbackInvalid for one metric more than `most_metrics`.
         """
         found: list[Recorded | FeedbackUnknown | FeedbackInvalid] = []
         with self._database.write() as connection:
-            for each in values:
+            for each, may in values:
                 try:
                     found.append(_record(connection, each, may, most_metrics, now))
                 except (FeedbackUnknown, FeedbackInvalid) as error:
@@ -327,7 +329,7 @@ def _add_units(
 def _record(
     connection: Connection,
     given: Value,
-    may: Callable[[str], bool],
+    may: May,
     most_metrics: int,
     now: datetime,
 ) -> Recorded:

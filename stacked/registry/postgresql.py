@@ -272,7 +272,7 @@ class Postgresql:
         holder = session.execute(_HOLDER, {"claim": _CLAIM, "number": self._number}).first()
         session.close()
         name, fleet = holder or ("unknown", False)
-        step = "join its fleet (stacked serve --join)" if fleet else "stop it"
+        step = "stop all of its fleet, join it (stacked serve --join)" if fleet else "stop it"
         raise DataDirInUse(
             f"another process ({name}) uses {self.name}; {step}, or choose another database or "
             "group name"

@@ -27,7 +27,8 @@ class Replicas:
         self.servers: dict[str, Server] = {}
         self.opened = ExitStack()
 
-    def make(self, name: str) -> Server:
+    def make(self, name: str, *, bare: bool = False) -> Server:
+        """`bare`: its file declares no models."""
         place, port = self._directory / name, free_port()
         place.mkdir()
         factor = float(1 + len(self.servers))
@@ -35,7 +36,8 @@ class Replicas:
         times(place / "own", factor)
         members = [{"key": key, "source": f"./{key}"} for key in ("a", "own")]
         tree = {"server": {"port": port}, "fleet": {"lease_seconds": 2}}
-        tree |= {"group": {"name": "g", "kind": "HETEROGENEOUS", "members": members}}
+        declared = {"kind": "HETEROGENEOUS", "members": members}
+        tree |= {"group": {"name": "g"} | ({} if bare else declared)}
         tree |= {"storage": {"contents": str(self._directory / "contents")}}
         path = place / "fleet.yaml"
         path.write_text(yaml.safe_dump(tree), encoding="utf-8")
@@ -99,6 +101,9 @@ def test_servers_with_files_that_differ_have_one_deployment_whichever_begins_fir
     answers = [answer(replicas.remote(name)) for name in names]
     assert answers[0] in ([1.0], [2.0], [3.0])
     assert answers == answers[:1] * 3
+
+    replicas.make("bare", bare=True).start()
+    assert answer(replicas.remote("bare")) == answers[0]
 
     for server in servers[1:]:  # at least one of them is not the first that came up
         server.process.kill()

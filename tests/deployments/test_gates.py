@@ -261,6 +261,15 @@ def test_gates_that_cannot_be_scored_are_refused_before_anything_is_staged(
         bench.update(gate(["("] * len(PROMPTS), **more), Gates(GatesConfig()), a="c", b="b")
 
 
+def test_logprobs_are_no_metric_where_the_engine_has_none_of_prompts(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench.serving.engine.args, "kv_sharing_fast_prefill", True)
+    design = gate(["x"] * len(PROMPTS), metric="logprob", margin=0.1)
+    with pytest.raises(GroupInvalid, match="kv_sharing_fast_prefill"):
+        bench.update(design, Gates(GatesConfig()), a="c", b="b")
+
+
 CHAT = [{"role": "user", "content": "Name a colour."}]
 
 

@@ -236,7 +236,7 @@ def main() -> None:
     options.add_argument("--replicas", type=int, default=0)
     options.add_argument("--times", type=int, default=0)
     given = options.parse_args()
-    with tempfile.TemporaryDirectory(prefix="fleet-") as name:
+    with tempfile.TemporaryDirectory(prefix="storm-") as name:
         place = Path(name)
         match given.what:
             case "hold":

@@ -107,7 +107,7 @@ class Fleet:
 @pytest.fixture(scope="module")
 def fleet(postgres: Postgres) -> Iterator[Fleet]:
     # Not below pytest's own: the paths of Ray's sockets would be too long.
-    directory = Path(tempfile.mkdtemp(prefix="fleet-", dir="/tmp"))
+    directory = Path(tempfile.mkdtemp(prefix="rayfleet-", dir="/tmp"))
     port = free_port()
     tree = {
         "group": {
@@ -248,8 +248,10 @@ def test_a_replica_that_is_killed_in_an_update_takes_only_its_own_requests(fleet
 def test_from_one_replica_to_three_and_back_nobody_notices(fleet: Fleet) -> None:
     with Traffic(fleet) as traffic:
         for count in (1, 3, 1):
+            before = fleet.servers()
             fleet.again(replicas=count)
             until(lambda count=count: len(fleet.servers()) == count, START_SECONDS)
+            assert before <= fleet.servers() or before >= fleet.servers()  # none is started again
             traffic.goes_on()
     assert set(traffic.statuses) == {200}
     assert traffic.backwards == 0

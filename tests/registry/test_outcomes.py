@@ -41,7 +41,9 @@ def add(registry: Registry, *answers: tuple[int, int, str, Tally], now: datetime
 
 def record(registry: Registry, *values: Value, may: bool = True, most: int = 20) -> list[object]:
     return [
-        *registry.outcomes.record(values, may=lambda _: may, most_metrics=most, now=NOW),
+        *registry.outcomes.record(
+            [(value, lambda _: may) for value in values], most_metrics=most, now=NOW
+        ),
     ]
 
 

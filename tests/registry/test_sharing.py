@@ -104,7 +104,7 @@ def test_claims_in_every_order_are_shared_by_all_or_one_is_alone(
         for shared in kinds:
             registry = opened.enter_context(Registry(place))
             if held and not (shared and all(held)):
-                step = "join its fleet" if held[0] else "stop it"
+                step = "join it" if held[0] else "stop it"
                 with pytest.raises(DataDirInUse, match=step):
                     registry.claim(shared=shared)
                 continue
@@ -158,7 +158,7 @@ def test_one_alone_that_lost_the_server_is_refused_after_a_fleet_had_it(
         alone.claim()
         end_sessions(postgres)
         fleet.claim(shared=True)
-        with pytest.raises(DataDirInUse, match="join its fleet"):
+        with pytest.raises(DataDirInUse, match="join it"):
             alone.work_requests.open("X")
         fleet.close()
         with pytest.raises(DataDirInUse, match="restart this one"):
