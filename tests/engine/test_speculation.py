@@ -56,7 +56,7 @@ def test_drafts_from_what_was_said_change_no_answer(
     serving: Any = stack._stack.service.active.serving
     handles = [route.handle for route in serving.live.routing]
     expect_canaries(
-        [stack._portal.call(serving.engine.canary, h) for _ in range(2)] for h in handles
+        [stack._portal.call(serving.engine.canary, h)[0] for _ in range(2)] for h in handles
     )
     assert "ngram, 3 tokens ahead" in serving.plan.text()
 
