@@ -54,6 +54,8 @@ class Card(SimpleNamespace):
 class Held:
     """A service whose group has `own` and `other`, and `gone`, which is draining."""
 
+    fleet = None
+
     def __init__(self, live: Live[Any]) -> None:
         self.config = config_of(auth=AuthConfig(bearer=True))
         self._server = self.config.server
