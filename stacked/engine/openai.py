@@ -140,6 +140,26 @@ async def build_openai_app(
     return app
 
 
+@dataclass(slots=True)
+class _Took:
+    """Tokens of one request so far: its prompt's, those that had to be computed, its answers'."""
+
+    whole: bool
+    """Whether each output has all of the answer so far, and not what is new."""
+    asked: int = 0
+    computed: int | None = None
+    given: int = 0
+    at_length: bool = False
+
+    def see(self, output: Any) -> None:
+        if isinstance(output.outputs, list):  # a pooling request has no answer of tokens
+            new = sum([len(each.token_ids) for each in output.outputs])
+            self.given = new if self.whole else self.given + new
+            self.at_length |= any(each.finish_reason == "length" for each in output.outputs)
+        self.asked = len(output.prompt_token_ids or ())
+        self.computed = self.asked - (output.num_cached_tokens or 0)
+
+
 def _in_turn(
     client: Any,
     turns: Turns | None,
@@ -164,10 +184,7 @@ def _in_turn(
         report = selection.report if selection is not None else None
         reported = report.output if report is not None else None
         ticket = ticket_of(prompt, params, more.get("lora_request"))
-        computed: int | None = None
-        asked = given = 0
-        at_length = False
-        whole = getattr(params.output_kind, "name", "") == "CUMULATIVE"
+        took = _Took(whole=getattr(params.output_kind, "name", "") == "CUMULATIVE")
         try:
             if turns is not None:
                 began = time.monotonic()
@@ -178,12 +195,7 @@ def _in_turn(
             if selection is not None and selection.cards:
                 more["data_parallel_rank"] = rank_for(selection.cards)
             async for output in run(prompt, params, request_id, **more):
-                if isinstance(output.outputs, list):  # a pooling request has no answer of tokens
-                    new = sum([len(each.token_ids) for each in output.outputs])
-                    given = new if whole else given + new
-                    at_length |= any(each.finish_reason == "length" for each in output.outputs)
-                asked = len(output.prompt_token_ids or ())
-                computed = asked - (output.num_cached_tokens or 0)
+                took.see(output)
                 if reported is not None:
                     reported(output)
                 yield output
@@ -193,9 +205,9 @@ def _in_turn(
             raise
         finally:
             if turns is not None:
-                turns.leave(ticket, computed, given)
+                turns.leave(ticket, took.computed, took.given)
             if report is not None:
-                report.count(asked, given, at_length)
+                report.count(took.asked, took.given, took.at_length)
 
     def generates(prompt: Any, sampling_params: Any, request_id: str, **more: Any) -> Any:
         if sampling_params.prompt_logprobs is not None and not scores_prompts():
