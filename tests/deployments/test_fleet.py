@@ -45,8 +45,7 @@ async def test_an_update_reaches_every_replica_under_requests(fleet: Fleet) -> N
             await until(partial(lambda seen: len(fleet.admitted) > seen + 20, seen))
             assert fleet.admitted[-1] == fleet.machine.registry.deployments.get(fleet.id).generation
             assert "3 of 3 replicas hold their requests" in fleet.machine.logs(work)
-    assert generations(fleet) == {4}
-    assert contents(fleet) == {(1, 0)}
+    await until(lambda: (generations(fleet), contents(fleet)) == ({4}, {(1, 0)}))
     assert sum(each.refused for each in fleet.replicas) == 0
     record = fleet.machine.registry.deployments.get(fleet.id)
     assert (record.state.value, record.generation) == ("ACTIVE", 4)
@@ -190,8 +189,7 @@ async def test_one_that_is_evicted_loads_what_the_others_serve_and_returns(fleet
         assert (two.generation, len(two.engine.held)) == (1, 1)
         two.engine.fails.clear()
         await fleet.ready()
-    assert generations(fleet) == {2}
-    assert contents(fleet) == {(1, 0)}
+    await until(lambda: (generations(fleet), contents(fleet)) == ({2}, {(1, 0)}))
 
 
 async def test_one_that_joins_in_the_middle_serves_when_it_has_what_is_committed(
@@ -211,7 +209,7 @@ async def test_one_that_joins_in_the_middle_serves_when_it_has_what_is_committed
     one.engine.gate.set()
     assert await one.end(work) == "SUCCEEDED"
     await fleet.ready()
-    assert generations(fleet) == {2}
+    await until(lambda: generations(fleet) == {2})
 
 
 async def test_what_a_start_has_loaded_is_not_loaded_again(fleet: Fleet) -> None:
@@ -246,7 +244,7 @@ async def test_one_whose_engine_has_died_comes_back_with_what_it_served(fleet: F
     serving = await fleet.machine.starts.again(lost.serving, {}, Silent())
     two.slot.serve(lost._replace(serving=serving))
     await fleet.ready()
-    assert generations(fleet) == {2}
+    await until(lambda: generations(fleet) == {2})
     assert len(engine_of(serving).held) == 1
 
 
@@ -276,7 +274,7 @@ async def test_requests_of_the_group_before_finish_while_the_next_update_waits(
     await until(lambda: "1 of 2 replicas have" in fleet.machine.logs(work))
     lease.release()
     assert await one.end(work) == "SUCCEEDED"
-    assert contents(fleet) == {(1, 0)}
+    await until(lambda: contents(fleet) == {(1, 0)})
 
 
 async def test_in_session_mode_a_client_waits_for_what_it_has_seen(tmp_path: Path) -> None:

@@ -38,6 +38,12 @@ IDS = ("a/1", "b/1", "c/1")
 FLEET = Fleet(Mode.GLOBAL, 1, "first", 1)
 
 
+@pytest.fixture
+def where(where: Path | Schema) -> Path | Schema:
+    """A place of a fleet: a schema of its own, which no registry takes for another one."""
+    return fleet_of(where) if isinstance(where, Schema) else where
+
+
 def some_operation(chance: Random, shared: Shared) -> Operation:
     """One that may fit what is stored, or not."""
     fence = (shared.fleet.fence if shared.fleet else 1) - chance.choice((0, 0, 0, 1))

@@ -57,7 +57,7 @@ def dump(store: Store) -> list[Any]:
     """The version, and every table with its rows."""
     with store.transaction(write=True) as connection:
         there = MetaData()
-        there.reflect(connection, schema=getattr(store, "_schema", None))
+        there.reflect(connection, schema=getattr(store, "schema", None))
         tables = sorted(there.tables.values(), key=lambda table: table.name)
         rows = [(table.name, [*table.c.keys()], rows_of(connection, table)) for table in tables]
         return [store.version(connection), *rows]

@@ -143,10 +143,13 @@ def zipped(directory: Path, prefix: str = "") -> bytes:
 
 
 def archive_of(**files: bytes) -> bytes:
+    """A zip; of the same files the same one at any time."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in files.items():
-            archive.writestr(name, data)
+            info = zipfile.ZipInfo(name)
+            info.external_attr = 0o600 << 16
+            archive.writestr(info, data, zipfile.ZIP_DEFLATED)
     return buffer.getvalue()
 
 
