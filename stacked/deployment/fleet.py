@@ -345,7 +345,7 @@ class FleetMember:
             if mine is not None:
                 await mine.begin()
             await bringing.run(self._slot, self._ledger, mine.judge if mine is not None else None)
-        except Exception as error:
+        except Exception as error:  # whatever it is, the fleet learns that it is not served here
             if bringing.switched:
                 logger.exception("the group before was not removed")
             if bringing.switched or bringing.dropped:

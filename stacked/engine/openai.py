@@ -140,24 +140,30 @@ async def build_openai_app(
     return app
 
 
+_NO_PROMPT_LOGPROBS = (
+    "prompt_logprobs: logprobs of prompts are wrong with engine.kv_sharing_fast_prefill; leave the "
+    "parameter out, or the option"
+)
+
+
 @dataclass(slots=True)
 class _Took:
     """Tokens of one request so far: its prompt's, those that had to be computed, its answers'."""
 
     whole: bool
     """Whether each output has all of the answer so far, and not what is new."""
-    asked: int = 0
+    prompt: int = 0
     computed: int | None = None
-    given: int = 0
+    answered: int = 0
     at_length: bool = False
 
     def see(self, output: Any) -> None:
         if isinstance(output.outputs, list):  # a pooling request has no answer of tokens
             new = sum([len(each.token_ids) for each in output.outputs])
-            self.given = new if self.whole else self.given + new
+            self.answered = new if self.whole else self.answered + new
             self.at_length |= any(each.finish_reason == "length" for each in output.outputs)
-        self.asked = len(output.prompt_token_ids or ())
-        self.computed = self.asked - (output.num_cached_tokens or 0)
+        self.prompt = len(output.prompt_token_ids or ())
+        self.computed = self.prompt - (output.num_cached_tokens or 0)
 
 
 def _in_turn(
@@ -205,16 +211,13 @@ def _in_turn(
             raise
         finally:
             if turns is not None:
-                turns.leave(ticket, took.computed, took.given)
+                turns.leave(ticket, took.computed, took.answered)
             if report is not None:
-                report.count(took.asked, took.given, took.at_length)
+                report.count(took.prompt, took.answered, took.at_length)
 
     def generates(prompt: Any, sampling_params: Any, request_id: str, **more: Any) -> Any:
         if sampling_params.prompt_logprobs is not None and not scores_prompts():
-            raise ValueError(
-                "prompt_logprobs: logprobs of prompts are wrong with "
-                "engine.kv_sharing_fast_prefill; leave the parameter out, or the option"
-            )
+            raise ValueError(_NO_PROMPT_LOGPROBS)
         if share.get().background:
             mark(sampling_params)
         return in_turn(generate, prompt, sampling_params, request_id, more)
