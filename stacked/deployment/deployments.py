@@ -338,7 +338,8 @@ class Deployments:
         expect: Deployment | None,
     ) -> WorkRequest:
         active = self._served(record)
-        active.serving.live.check_free()
+        if self.fleet is None:  # in one, a replica first ends what it has left of the last update
+            active.serving.live.check_free()
         group_id = revision.group_id or wanted_group(record)
         base = active.serving.live.routing.base
         wanted = await self._ledger.do(wanted_live, self._ledger, base, settings, group_id)

@@ -56,6 +56,20 @@ async def test_an_update_reaches_every_replica_under_requests(fleet: Fleet) -> N
     }
 
 
+async def test_an_update_may_begin_where_requests_of_the_group_before_are_still_answered(
+    fleet: Fleet,
+) -> None:
+    one, two = await fleet.of("one", "two")
+    _, lease = two.serving.live.admit({"the header": "k1"})
+    with lease:
+        assert await one.end(await one.update(fleet.machine.group(2))) == "SUCCEEDED"
+        await until(lambda: two.generation == 2)
+        work = await two.update(fleet.machine.group(3))
+        assert generations(fleet) == {2}
+    assert await two.end(work) == "SUCCEEDED"
+    await until(lambda: (generations(fleet), contents(fleet)) == ({3}, {(1, 0)}))
+
+
 async def test_one_that_refuses_is_named_and_all_others_drop_what_they_staged(
     fleet: Fleet,
 ) -> None:
