@@ -17,14 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 from stacked import metrics
 from stacked.catalogue import Catalogue
 from stacked.config import Config, ControlConfig
-from stacked.deployment.activation import (
-    NOTHING,
-    Activation,
-    Active,
-    EngineState,
-    Slot,
-    Starter,
-)
+from stacked.deployment.activation import NOTHING, Activation, Active, EngineState, Slot, Starter
 from stacked.deployment.changes import Change
 from stacked.deployment.deployments import Deployments
 from stacked.deployment.fleet import FleetMember
@@ -285,10 +278,16 @@ class Service:
     def _not_ready(self) -> NotReady:
         return NotReady(f"{self.state.value}: {self.reason}")
 
+    async def opened(self, after: int = 0) -> None:
+        """Return in the step in which a request may be admitted; see `FleetGate.opened`."""
+        await self._slot.arrived()
+        if self.fleet is not None:
+            await self.fleet.gate.opened(after)
+
     def admit(
         self, target: Target, scope: Scope, body: bytes, end: Callable[[], None]
     ) -> Admission:
-        """See `Serving.admit`. In a fleet its gate was `opened`. Raises NotReady and EngineDead."""
+        """See `Serving.admit`, after `opened` in the same step. Raises NotReady and EngineDead."""
         serving = self.active.serving
         admission = serving.admit(target, scope, body, end)
         if self.fleet is not None:

@@ -190,8 +190,7 @@ class Gateway:
         if access.span is not None:
             scope["headers"] = access.span.passed_on(scope["headers"])
         cut = Cut()
-        if self._service.fleet is not None:
-            await self._service.fleet.gate.opened(_seen(scope))
+        await self._service.opened(_seen(scope))
         route, lease, answer, sequences = self._service.admit(target, scope, body, cut.ask)
         caller, limits = caller_of(scope), self._limits
         with (

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -36,6 +36,8 @@ NOTHING = (
     "nothing is deployed here; create a deployment (POST /20190101/modelDeployments), activate "
     "one, or start with a configuration file"
 )
+# Between a commit and the switch that follows it are milliseconds; a database may be slow.
+_ARRIVAL_SECONDS = 5.0
 _ACTIVE, _INACTIVE, _FAILED = (
     DeploymentState.ACTIVE,
     DeploymentState.INACTIVE,
@@ -75,6 +77,7 @@ class Slot:
         """When it may answer again, on the monotonic clock."""
         self.start_at: float | None = None
         """When the next start of what is lost begins, on the monotonic clock."""
+        self._arriving: asyncio.Event | None = None
         # What is being started or ended, active or not.
         self._in_change: frozenset[str] = frozenset()
 
@@ -100,6 +103,22 @@ class Slot:
     def serve(self, active: Active) -> None:
         """Let requests go to this."""
         self.active, self.lost, self.back_at = active, None, None
+
+    @contextmanager
+    def arriving(self) -> Iterator[None]:
+        """What is active when this block ends is so in the records before, where clients see it."""
+        event = self._arriving = asyncio.Event()
+        try:
+            yield
+        finally:
+            self._arriving = None
+            event.set()
+
+    async def arrived(self) -> None:
+        """Wait for what is arriving, if nothing is active; not for long."""
+        if self._arriving is not None and self.active is None:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._arriving.wait(), _ARRIVAL_SECONDS)
 
     def rename(self, active: Active, name: str) -> None:
         """What serves has another group now; its engine may have died since."""
@@ -252,8 +271,14 @@ class Activation:
 
     async def _start(self, id: str, prepared: Prepared, commit: Commit, tell: Progress) -> str:
         group = prepared.group
-        with self._slot.needs(group.stored):
-            serving = await self._starts.start(prepared, commit, tell)
+        with ExitStack() as block:
+            block.enter_context(self._slot.needs(group.stored))
+
+            async def committed() -> int:
+                block.enter_context(self._slot.arriving())
+                return await commit()
+
+            serving = await self._starts.start(prepared, committed, tell)
             self._slot.serve(Active(id, group.name, serving))
         return f"group {group.name!r} is served, generation {serving.live.routing.generation}"
 

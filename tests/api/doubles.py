@@ -38,8 +38,6 @@ KEYS = {"a": "a", "meta-llama/L (1)": "meta-llama/L (1)", "größe": "größe", 
 class Double:
     """A service whose models are names alone; it keeps what each request was admitted by."""
 
-    fleet = None
-
     def __init__(self, app: Any, **server: Any) -> None:
         self.config = SimpleNamespace(server=ServerConfig(**server))
         self.names: dict[str, str] = {}
@@ -53,6 +51,8 @@ class Double:
             unknown_parameters=server.unknown_parameters,
             max_tokens=server.limits.max_tokens,
         )
+
+    async def opened(self, after: int) -> None: ...
 
     def admit(self, target: Target, scope: Any, body: bytes, end: Callable[[], None]) -> Any:
         call = Call.read(target, scope, body)

@@ -54,8 +54,6 @@ class Card(SimpleNamespace):
 class Held:
     """A service whose group has `own` and `other`, and `gone`, which is draining."""
 
-    fleet = None
-
     def __init__(self, live: Live[Any]) -> None:
         self.config = config_of(auth=AuthConfig(bearer=True))
         self._server = self.config.server
@@ -63,6 +61,8 @@ class Held:
         self.app.state.openai_serving_models = self
         self.live, self.door = live, Door(self.app)
         self.admit = partial(VllmServing.admit, cast(VllmServing, self))
+
+    async def opened(self, after: int) -> None: ...
 
     def died(self, end: Callable[..., object]) -> None:
         raise AssertionError("the engine of a double does not die")

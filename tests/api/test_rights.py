@@ -136,7 +136,6 @@ class Reached:
     def __post_init__(self) -> None:
         self.config = config_of(**self.server)
         self.deployments = SimpleNamespace(check_served=lambda id: None)
-        self.fleet = None
 
     async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.seen.append(f"{scope['method']} {scope['path']}")
@@ -145,6 +144,8 @@ class Reached:
         await send({"type": "http.response.body", "body": b"{}"})
 
     async def look(self) -> None: ...
+
+    async def opened(self, after: int) -> None: ...
 
     def admit(self, target: Target, scope: Scope, body: bytes, end: Any) -> Any:
         self.seen.append(f"POST {target.path or '/predict'}")

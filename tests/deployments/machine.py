@@ -111,11 +111,15 @@ def prepared_of(group: ModelGroup, settings: ServingSettings) -> VllmPrepared:
 
 
 class FakeStarts:
-    """Starts at `gate`; `fails` has what the next starts raise, None for those that come up."""
+    """Starts at `gate`, ends at `last`, after its commit.
+
+    `fails` has what the next starts raise, None for those that come up.
+    """
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self.gate: asyncio.Event | None = None
+        self.last: asyncio.Event | None = None
         self.fails: list[StackedError | None] = []
         self.enough = True
         self.started: list[VllmServing] = []
@@ -136,6 +140,8 @@ class FakeStarts:
         if self.fails and (error := self.fails.pop(0)) is not None:
             raise error
         serving = await served(prepared, commit, 0.5)
+        if self.last is not None:
+            await self.last.wait()
         self.started.append(serving)
         return serving
 

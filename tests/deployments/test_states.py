@@ -41,6 +41,19 @@ async def test_created_deployment_serves_when_its_engine_is_there(machine: Machi
     assert {one.state.value for one in fared} == {"SUCCESS"}
 
 
+async def test_requests_wait_from_the_commit_to_the_moment_it_is_served(machine: Machine) -> None:
+    machine.starts.last = asyncio.Event()
+    record, work = await machine.create(machine.group(1))
+    await until(lambda: machine.state(record.id) == "ACTIVE")
+    asking = asyncio.create_task(machine.slot.arrived())
+    await asyncio.sleep(0)
+    assert (machine.slot.active, asking.done()) == (None, False)
+    machine.starts.last.set()
+    await asking
+    assert machine.slot.active is not None
+    assert await machine.end(work) == "SUCCEEDED"
+
+
 async def test_engine_options_are_the_environments_over_the_servers(machine: Machine) -> None:
     variables = {"PARAMS": "--max-model-len 99", "PORT": "8080"}
     environment = {**ENVIRONMENT, "environmentVariables": variables}
