@@ -175,6 +175,7 @@ def test_what_a_request_to_a_model_holds_is_not_logged(
         request_ids.hold_content()
         log_all("vllm.test")
 
+    caplog.set_level(logging.WARNING, "vllm.test")  # whatever imported vLLM before
     copy_context().run(run)
     said = written(caplog, form)
     assert PROMPT not in said
@@ -186,5 +187,6 @@ def test_what_a_request_to_a_model_holds_is_not_logged(
 def test_other_requests_and_what_no_request_began_are_logged_whole(
     lines: None, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.WARNING, "vllm.test")
     copy_context().run(log_all, "vllm.test")
     assert written(caplog, TextLines()).count(PROMPT) == 5
