@@ -101,6 +101,11 @@ class Live(Generic[H]):
         return {m: withheld[m.label] for m in self.removed if m.label in withheld}
 
     @property
+    def lacking(self) -> Mapping[str, str]:
+        """Model id -> why it is quarantined."""
+        return {member.model_id: why for member, why in self.quarantined.items()}
+
+    @property
     def removed(self) -> frozenset[Member]:
         """Members of the group that were removed one by one, or are quarantined."""
         return self._group.difference(self.routing.members)

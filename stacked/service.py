@@ -24,7 +24,7 @@ from stacked.deployment.fleet import FleetMember
 from stacked.deployment.from_file import DeclaredBase, FileDeployment, read_base, serve_alone
 from stacked.deployment.gates import Judged
 from stacked.deployment.ledger import Ledger
-from stacked.deployment.members import states_now
+from stacked.deployment.members import states_now, states_of_all
 from stacked.deployment.runtime import RuntimeUpdates
 from stacked.engine.loaded import Resident
 from stacked.engine.options import check_names
@@ -408,10 +408,9 @@ class Service:
 
     def _lifted(self) -> None:
         """A quarantined model was loaded again, as a person asked."""
-        active = self.active
+        id, _, serving = self.active
         if self._ledger is not None:
-            whys = {m.model_id: why for m, why in active.serving.live.quarantined.items()}
-            self._ledger.note(self._ledger.served, active.deployment_id, whys)
+            self._ledger.note(self._ledger.served, id, serving.live.lacking)
 
     # -- records ----------------------------------------------------------------------------
 
@@ -441,9 +440,10 @@ class Service:
         return self._rounds
 
     def member_states(self, id: str, query: Query, **filters: Any) -> Page[DeployedMember]:
-        """The members of a deployment's committed group: as recorded, unless removed."""
+        """Members of a deployment's committed group: as recorded, but for what is not served."""
         page = self.registry.deployments.list_members(id, query, **filters)
+        if self.fleet is not None:
+            return states_of_all(page, self.fleet.differing())
         active = self._slot.active
-        if active is None or active.deployment_id != id:
-            return page
-        return states_now(page, active.serving.live)
+        here = active is not None and active.deployment_id == id
+        return states_now(page, active.serving.live) if active and here else page

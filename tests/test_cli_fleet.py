@@ -21,6 +21,7 @@ MEMBER = {
     "gate": "refused",
     "reason": "[no] room",
     "silentSeconds": 0.4,
+    "lacking": {"ocid1.m": "it [died]"},
 }
 REPORT = {
     "replica": "two",
@@ -35,7 +36,7 @@ REPORT = {
         "coordinator": "two",
         "reason": "replica one: [no] room",
     },
-    "members": [MEMBER, {**MEMBER, "name": "two", "gate": "open", "reason": ""}],
+    "members": [MEMBER, {**MEMBER, "name": "two", "gate": "open", "reason": "", "lacking": {}}],
 }
 URL = "postgresql://me:secret@db/x"
 
@@ -51,6 +52,7 @@ def test_status_is_the_fleet_and_a_line_for_each_replica_or_json() -> None:
     assert "update ABORTED: replica one: [no] room" in lines
     assert "one 3 refused 0.4 s ago [no] room" in lines
     assert "two 3 open 0.4 s ago" in lines
+    assert [line for line in lines if "ocid1.m" in line] == ["one ocid1.m it [died]"]
     assert json.loads(printed.output) == REPORT
 
 

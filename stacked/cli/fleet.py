@@ -58,7 +58,18 @@ def _picture(report: dict[str, Any]) -> Group:
         [each["name"], each["generation"], each["gate"], _ago(each), each["reason"]]
         for each in report["members"]
     ]
-    return Group(table(None, [[k, v] for k, v in facts.items() if v]), "", table(header, rows))
+    parts: list[Any] = [
+        table(None, [[k, v] for k, v in facts.items() if v]),
+        "",
+        table(header, rows),
+    ]
+    if lacking := [
+        [each["name"], model_id, why]
+        for each in report["members"]
+        for model_id, why in (each.get("lacking") or {}).items()
+    ]:
+        parts += ["", table(["replica", "model that it does not serve", "reason"], lacking)]
+    return Group(*parts)
 
 
 def _ago(member: dict[str, Any]) -> str:

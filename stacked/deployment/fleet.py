@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,10 +22,12 @@ from stacked.deployment.fleet_gate import FleetGate, clock, within
 from stacked.deployment.joining import end_what_others_left
 from stacked.deployment.journal import UpdateJournal
 from stacked.deployment.ledger import Ledger
+from stacked.deployment.members import Differing, differing
 from stacked.deployment.settling import settle
 from stacked.errors import RecordConflict, StackedError, UpdateFailed, UpdateInProgress
 from stacked.fleet.replica import Call, Drop, Gate, Load, Outcome, Prepare, Replica, Switch, Work
 from stacked.fleet.shared import Advance, Fleet, Operation, Stage, View
+from stacked.registry.fleets import Seen
 from stacked.serving import Serving
 
 logger = logging.getLogger("stacked.deployment.fleet")
@@ -42,6 +44,10 @@ class Store(Protocol):
     """What the replicas share; see `stacked.registry.fleets`."""
 
     def carry_out(self, id: str, operation: Operation) -> View: ...
+
+    def put_lacking(self, id: str, generation: int, models: Mapping[str, str]) -> None: ...
+
+    def seen(self) -> Seen: ...
 
 
 @dataclass(eq=False)
@@ -86,6 +92,7 @@ class FleetMember:
 
     def begin(self) -> None:
         self._task(self._run())
+        self._task(self._tell_lacking())
         self._task(end_what_others_left(self._ledger))
 
     async def close(self) -> None:
@@ -357,6 +364,35 @@ class FleetMember:
             self._complain(self.gate.trouble)
             replica.failed(work, why, clock())
             self._wake()
+
+    # -- models that are not served here -----------------------------------------------------
+
+    def differing(self) -> Differing:
+        """The models of the committed group that not every replica serves. Blocks."""
+        return differing(self._store.seen(), self._config.lease_seconds)
+
+    async def _tell_lacking(self) -> None:
+        """Have all know which models of its group this replica does not serve."""
+        member, shown, any_shown = "", None, False
+        while True:
+            await asyncio.sleep(self._config.timings.beat)
+            replica, active = self.gate.replica, self._slot.active
+            if replica is None or active is None or not replica.member:
+                continue
+            id, live = replica.id, active.serving.live
+            routing = live.routing
+            if member == id and shown is routing:
+                continue
+            any_shown = any_shown and member == id
+            models = live.lacking
+            if models or any_shown:
+                put = partial(self._store.put_lacking, id, routing.generation, models)
+                try:
+                    await asyncio.get_running_loop().run_in_executor(self._threads, put)
+                except StackedError as error:
+                    self._complain(f"the fleet's database does not answer: {error}")
+                    continue
+            member, shown, any_shown = id, routing, bool(models)
 
     # -- the records ------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ Each operation is one transaction of `stacked.fleet.shared.apply`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -73,6 +74,9 @@ _MEMBERS = Table(
     ),
     # By the database's clock, for people: the protocol compares no two clocks.
     Column("reported", DateTime(timezone=True), nullable=False),
+    # Not part of a report, which is written every second: a generation, and its models that the
+    # member does not serve, with the reasons.
+    Column("lacking", Text, nullable=False, default="[0, {}]"),
 )
 
 
@@ -87,10 +91,13 @@ def last_fleet(connection: Connection, schema: str | None) -> Fleet | None:
 
 
 class Seen(NamedTuple):
-    """A fleet as it is stored, and how many seconds ago each member has reported, by its id."""
+    """A fleet as it is stored, for people who look at it."""
 
     shared: Shared
     ago: Mapping[str, float]
+    """How many seconds ago each member has reported, by its id."""
+    lacking: Mapping[str, Mapping[str, str]]
+    """The models of the committed group that a member does not serve, and why, by its id."""
 
 
 def fleet_of(registry: Schema) -> Schema:
@@ -123,13 +130,24 @@ class FleetStore:
         return View.of(after, id)
 
     def seen(self) -> Seen:
-        """Everything, for people who look at the fleet."""
+        """Everything."""
         with self._database.read() as connection:
             shared = self._read(connection, "", None)
-            columns = (_MEMBERS.c.id, _MEMBERS.c.reported, func.now())
-            rows = connection.execute(select(*columns)).all()
-        ago = {id: (now - then).total_seconds() for id, then, now in rows}
-        return Seen(shared, {id: ago[id] for id in shared.members})
+            columns = (_MEMBERS.c.id, _MEMBERS.c.reported, _MEMBERS.c.lacking, func.now())
+            rows = connection.execute(select(*columns).where(_MEMBERS.c.id.in_([*shared.members])))
+        committed = shared.fleet.generation if shared.fleet else 0
+        ago, lacking = {}, {}
+        for id, then, text, now in rows:
+            ago[id] = (now - then).total_seconds()
+            generation, models = json.loads(text)
+            lacking[id] = models if generation == committed else {}
+        return Seen(shared, ago, lacking)
+
+    def put_lacking(self, id: str, generation: int, models: Mapping[str, str]) -> None:
+        """What a member does not serve of a generation: model id -> why."""
+        text = json.dumps([generation, dict(models)])
+        with self._database.write() as connection:
+            connection.execute(change(_MEMBERS).where(_MEMBERS.c.id == id).values(lacking=text))
 
     def set_mode(self, mode: Mode) -> None:
         """For the first server of a fleet that begins again, unless an update is under way."""

@@ -184,8 +184,8 @@ class Supervisor:
         return None
 
     def _note_served(self, active: Active) -> None:
-        whys = {member.model_id: why for member, why in active.serving.live.quarantined.items()}
-        self._ledger.note(self._ledger.came_back, active.deployment_id, whys)
+        lacking = active.serving.live.lacking
+        self._ledger.note(self._ledger.came_back, active.deployment_id, lacking)
 
     def _quarantine(self, adapter: Digest, what: str) -> str:
         """Why an adapter is not served; what is known of deaths begins anew."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,12 +15,13 @@ from stacked.config import FleetConfig
 from stacked.deployment.activation import Activation, Active, Slot
 from stacked.deployment.deployments import Deployments, Revision
 from stacked.deployment.fleet import FleetMember
+from stacked.deployment.members import states_of_all
 from stacked.errors import NotReady, RegistryUnusable
 from stacked.fleet.replica import Gate
 from stacked.fleet.shared import Mode, Operation, View
 from stacked.registry import Shared as Schema
 from stacked.registry import WorkRequest
-from stacked.registry.fleets import FleetStore
+from stacked.registry.fleets import FleetStore, Seen
 from stacked.serving.vllm import VllmServing
 from stacked.steps import Silent
 from tests.deployments.machine import Machine, YieldingEngine, engine_of
@@ -44,8 +45,18 @@ class Door:
         self._pass("after", operation)
         return view
 
+    def put_lacking(self, id: str, generation: int, models: Mapping[str, str]) -> None:
+        self._check()
+        self._store.put_lacking(id, generation, models)
+
+    def seen(self) -> Seen:
+        return self._store.seen()
+
     def _pass(self, when: str, operation: Operation) -> None:
         self.cut = self.cut or self.falls(when, operation)
+        self._check()
+
+    def _check(self) -> None:
         if self.cut:
             raise RegistryUnusable("the store is away")
 
@@ -101,6 +112,17 @@ class Replica:
             self._fleet.admits(route.generation)
             await asyncio.sleep(0)
         return route.generation
+
+    def withhold(self, key: str, why: str) -> None:
+        """Quarantine what this key names, as deaths of its engine do."""
+        live = self.serving.live
+        live.withhold(live.routing.resolve(key).handle, why)
+
+    def states(self) -> dict[str | None, tuple[str, str]]:
+        """What it says of each key of the committed group: its state over all replicas, and why."""
+        page = self._fleet.machine.registry.deployments.list_members(self._fleet.id)
+        rows = states_of_all(page, self.member.differing()).items
+        return {row.key: (row.state.value, row.reason) for row in rows}
 
     async def demand(self) -> None:
         while True:

@@ -305,6 +305,48 @@ async def test_in_session_mode_a_client_waits_for_what_it_has_seen(tmp_path: Pat
         assert "hold" not in fleet.machine.logs(work)
 
 
+async def test_every_replica_says_which_of_them_does_not_serve_a_model(fleet: Fleet) -> None:
+    one, two, three = await fleet.of("one", "two", "three")
+    good, hung = ("SUCCESS", ""), ("INCONSISTENT", "replica three: [it] hung")
+    assert await one.end(await one.update(fleet.machine.group(1, 2))) == "SUCCEEDED"
+    await until(lambda: generations(fleet) == {2})
+
+    async def say(*expected: tuple[str, str]) -> None:
+        states = dict(zip(("base", "k1", "k2"), (good, *expected), strict=True))
+        await until(lambda: all(each.states() == states for each in fleet.replicas))
+
+    await say(good, good)
+    two.withhold("k1", "it died")
+    await say(("INCONSISTENT", "replica two: it died"), good)
+    three.withhold("k1", "it died")
+    three.withhold("k2", "[it] hung")
+    await say(("INCONSISTENT", "replica three, two: it died"), hung)
+    one.withhold("k1", "it hung")
+    await say(("FAILED", "replica one: it hung; replica three, two: it died"), hung)
+    of_two = ("FAILED", "replica one: it hung; replica two: it died")
+    three.door.cut = True  # it serves nothing then, and is no part of the list
+    await say(of_two, good)
+    three.door.cut = False
+    await say(("FAILED", "replica one: it hung; replica three, two: it died"), hung)
+    await three.member.leave()
+    await say(of_two, good)
+    assert await two.end(await two.update(fleet.machine.group(1, 2))) == "SUCCEEDED"
+    await say(good, good)
+
+
+async def test_a_replica_that_returns_with_a_model_quarantined_says_so_again(
+    fleet: Fleet,
+) -> None:
+    one, two = await fleet.of("one", "two")
+    lost = two.slot.lose("its engine has died")
+    await until(lambda: not two.member.gate.replica.member)  # type: ignore[union-attr]
+    quarantined = {member.content.digest: "it died" for member in lost.serving.live.routing.members}
+    serving = await fleet.machine.starts.again(lost.serving, quarantined, Silent())
+    assert one.states()["k1"] == ("SUCCESS", "")
+    two.slot.serve(lost._replace(serving=serving))
+    await until(lambda: one.states()["k1"] == ("INCONSISTENT", "replica two: it died"))
+
+
 async def test_what_others_could_not_follow_is_refused(fleet: Fleet) -> None:
     one: Replica
     (one,) = await fleet.of("one")

@@ -89,7 +89,7 @@ def test_every_operation_does_what_the_pure_one_does(where: Path | Schema) -> No
 
 def test_everything_is_seen_with_the_seconds_since_each_report(where: Path | Schema) -> None:
     store = FleetStore(where, 5.0)
-    assert store.seen() == (Shared(), {})
+    assert store.seen() == (Shared(), {}, {})
     store.carry_out("", Found(FLEET))
     reports = [Report(id, id[0], 1, 1) for id in IDS]
     for report in reports:
@@ -101,6 +101,25 @@ def test_everything_is_seen_with_the_seconds_since_each_report(where: Path | Sch
     assert set(seen.shared.members.values()) == {replace(reports[0], beat=2), *reports[1:]}
     assert set(seen.ago) == set(IDS)
     assert all(0 <= seconds < 600 for seconds in seen.ago.values())
+    store.close()
+
+
+def test_what_a_member_lacks_is_of_one_generation_and_one_stay(where: Path | Schema) -> None:
+    store = FleetStore(where, 5.0)
+    store.carry_out("", Found(FLEET))
+    for id in IDS:
+        store.carry_out(id, Join(Report(id, id[0], 1, 1)))
+    many = {f"ocid1.model.{number}": f"it {{died}} at {number}\0" for number in range(10_000)}
+    store.put_lacking(IDS[0], 1, many)
+    store.put_lacking(IDS[1], 2, many)
+    store.put_lacking("nobody", 1, many)
+    store.carry_out(IDS[0], Beat(Report(IDS[0], "a", 2, 1)))
+    assert store.seen().lacking == {IDS[0]: many, IDS[1]: {}, IDS[2]: {}}
+    store.put_lacking(IDS[0], 1, {"m": "why"})
+    assert store.seen().lacking[IDS[0]] == {"m": "why"}
+    store.carry_out(IDS[0], Leave(IDS[0]))
+    store.carry_out(IDS[0], Join(Report(IDS[0], "a", 3, 1)))
+    assert store.seen().lacking[IDS[0]] == {}
     store.close()
 
 

@@ -12,6 +12,7 @@ from stacked.api.control.base import ResponseModel
 from stacked.api.control.calls import Served
 from stacked.errors import NotAuthorizedOrNotFound, NotReady
 from stacked.fleet.shared import Fleet, Mode, Report, Stage
+from stacked.registry.fleets import Seen
 
 router = APIRouter(
     prefix="/stacked",
@@ -38,6 +39,7 @@ class FleetUpdate(ResponseModel):
 class FleetMember(ResponseModel):
     """What a replica has reported last, `silent_seconds` ago. `gate`: `open`; while an update is
     under way `loading`, `ready`, or `held`, which its requests are; `refused`, for this reason.
+    `lacking`: the models of the committed group that it does not serve, and why.
     """
 
     name: str
@@ -46,6 +48,7 @@ class FleetMember(ResponseModel):
     gate: Gate
     reason: str
     silent_seconds: float
+    lacking: Mapping[str, str]
 
 
 class FleetStatus(ResponseModel):
@@ -69,7 +72,7 @@ async def fleet(service: Served) -> FleetStatus:
     found = seen.shared.fleet
     if found is None:
         raise NotReady("no replica of this fleet has come up yet")
-    members = [_member(each, found, seen.ago[each.id]) for each in seen.shared.members.values()]
+    members = [_member(each, found, seen) for each in seen.shared.members.values()]
     return FleetStatus(
         replica=config.replica_name,
         mode=found.mode,
@@ -93,7 +96,7 @@ def _update(fleet: Fleet, names: Mapping[str, str]) -> FleetUpdate | None:
     )
 
 
-def _member(report: Report, fleet: Fleet, ago: float) -> FleetMember:
+def _member(report: Report, fleet: Fleet, seen: Seen) -> FleetMember:
     refused = report.refused == fleet.fence
     return FleetMember(
         name=report.name,
@@ -101,7 +104,8 @@ def _member(report: Report, fleet: Fleet, ago: float) -> FleetMember:
         generation=report.generation,
         gate=_gate(report, fleet),
         reason=report.reason if refused else "",
-        silent_seconds=round(ago, 1),
+        silent_seconds=round(seen.ago[report.id], 1),
+        lacking=seen.lacking[report.id],
     )
 
 

@@ -16,6 +16,7 @@ from stacked.config import Duration, UnitKind
 from stacked.core import Adapter, Member
 from stacked.deployment.activation import EngineState
 from stacked.deployment.gates import Judged
+from stacked.deployment.members import Differing
 from stacked.engine.loaded import Resident
 from stacked.errors import UpdateNotLive
 from stacked.groups.routing import Routing
@@ -202,6 +203,8 @@ async def status(service: Served) -> Status:
     group = await asyncio.to_thread(service.registry.groups.get, group_id) if group_id else None
     resident = await service.resident()
     live = service.occupant.serving.live if service.occupant else None
+    fleet = service.fleet
+    differing = await asyncio.to_thread(fleet.differing) if fleet is not None else {}
     return Status(
         engine=_engine(service.engine),
         deployment_id=deployment.id if deployment else None,
@@ -217,7 +220,7 @@ async def status(service: Served) -> Status:
         if service.state is State.SERVING
         else None,
         logs=_log_paths(service.log_files),
-        models=_models(live, resident) if live else [],
+        models=_models(live, resident, differing) if live else [],
         experiments=_experiments(live.routing) if live else [],
         gates=[_gate(each) for each in service.gates],
     )
@@ -274,11 +277,14 @@ def _experiments(routing: Routing[Any]) -> list[ExperimentStatus]:
     return found
 
 
-def _models(live: Live[Any], resident: Resident | None) -> list[MemberStatus]:
-    return [
+def _models(live: Live[Any], resident: Resident | None, differing: Differing) -> list[MemberStatus]:
+    """In a fleet with the states of all replicas, where they differ."""
+    shown = [
         *(_member(member, live, resident) for member in live.routing.members),
         *(_quarantined(member, why) for member, why in live.quarantined.items()),
     ]
+    states = {id: {"state": state, "reason": why} for id, (state, why) in differing.items()}
+    return [each.model_copy(update=states.get(each.model_id)) for each in shown]
 
 
 def _member(member: Member, live: Live[Any], resident: Resident | None) -> MemberStatus:
