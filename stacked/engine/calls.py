@@ -17,11 +17,12 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from stacked.engine.causes import Causes, first_line
 from stacked.engine.cpu_affinity import use_cores
+from stacked.engine.loaded import Loaded
 from stacked.engine.machine import CORES
 from stacked.errors import EngineDead, EngineError, EngineLoadFailed, EngineSilent, StackedError
 
@@ -53,10 +54,16 @@ class _Waiting(NamedTuple):
 class Calls:
     """Calls to one vLLM client."""
 
-    def __init__(self, client: Any, causes: Causes | None = None) -> None:
-        """`causes` says why an engine died."""
+    def __init__(
+        self,
+        client: Any,
+        causes: Causes | None = None,
+        ending: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`causes` says why an engine died, `ending` whether one has, so that all are ended."""
         self.client = client
         self._causes = causes
+        self._ending = ending
         self.engines: int = client.vllm_config.parallel_config.data_parallel_size
         """How many engines the client has."""
         self._parts = [PART_SECONDS[0]] * self.engines
@@ -64,6 +71,8 @@ class Calls:
         self._advancing: asyncio.Task[None] | None = None
         self._limits: set[asyncio.Timeout] = set()
         self._over = False
+        self.silent: set[int] = set()
+        """The ranks of the engines that have not come to the last `step` yet."""
 
     async def call(self, call: Awaitable[Any], doing: str) -> Any:
         """Await one engine call. `doing` begins the sentence of its failure.
@@ -93,6 +102,8 @@ class Calls:
         except EngineDeadError as error:
             raise self.death() from error
         except Exception as error:  # as which the engine sends every failure of a worker
+            if self._ending():  # or that it does nothing more, as another one has died
+                raise self.death() from error
             raise EngineLoadFailed(f"{doing}: {first_line(error)}") from error
 
     def on(self, engine: int) -> str:
@@ -108,6 +119,32 @@ class Calls:
         ranks = sorted({card // size for card in cards})
         free: int = min(ranks, key=lambda rank: busy[core.core_engines[rank]])
         return free
+
+    def with_requests(
+        self, rank: int, held: Collection[Loaded | None]
+    ) -> Collection[Loaded | None]:
+        """Those of `held` (None: the base) with requests on one of several engines."""
+        core, states = self.client.engine_core, self.client.output_processor.request_states
+        own = core.core_engines[rank]
+        ids = [id for id, engine in core.reqs_in_flight.items() if engine == own]
+        names = {states[id].lora_name for id in ids if id in states}
+        return [each for each in held if (each.name if each else None) in names]
+
+    async def step(self) -> None:
+        """Return when each engine's loop has come round once more. Raises EngineDead."""
+        self.silent = {*range(self.engines)}
+        await asyncio.gather(*map(self._step, range(self.engines)))
+
+    async def _step(self, engine: int) -> None:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            await self._list(engine)
+        except EngineDeadError as error:
+            raise self.death() from error
+        except Exception:  # noqa: BLE001  a worker that refuses has answered too
+            pass
+        self.silent.discard(engine)
 
     async def each(self, call: Callable[[int], Awaitable[Any]], doing: str) -> Sequence[Any]:
         """What `call` returns for each engine, by rank. Raises as `call` does, when all have ended.

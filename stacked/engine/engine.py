@@ -60,8 +60,8 @@ class Engine:
         self._numbers = itertools.count(1)
         self._canaries = itertools.count(1)
         self._changing = asyncio.Lock()
-        self.calls = Calls(client, causes)
-        self._processes = processes or Processes([])
+        self._processes = ended = processes or Processes([])
+        self.calls = Calls(client, causes, lambda: ended.first is not None)
         self._closed = False
         self.suspects: frozenset[Digest] = frozenset()
         """The adapters that a start is loading or scoring: why it dies, if it does."""
@@ -383,20 +383,18 @@ class Engine:
     async def step(self) -> None:
         """Return when the engine's loop has come round once more: between two of its steps.
 
-        Raises EngineDead.
+        With several engines, when each has. Raises EngineDead.
         """
-        from vllm.v1.engine.exceptions import EngineDeadError
-
-        try:
-            await self.client.list_loras()
-        except EngineDeadError as error:
-            raise self.calls.death() from error
-        except Exception:  # noqa: BLE001  a worker that refuses has answered too
-            return
+        await self.calls.step()
 
     def kill(self) -> None:
-        """End an engine that answers no more."""
-        self._processes.kill()
+        """End an engine that answers no more, and those with it."""
+        self._processes.kill(self.calls.silent)
+
+    def under_dead(self, held: Collection[Loaded | None]) -> Collection[Loaded | None]:
+        """Those of `held` with requests on the engine that died; all of them if it is not known."""
+        rank = self._processes.rank
+        return held if rank is None else self.calls.with_requests(rank, held)
 
     async def ended(self) -> Ended:
         """How a dead engine ended. Whoever still waits for a call gets EngineDead."""

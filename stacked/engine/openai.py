@@ -156,12 +156,16 @@ class _Took:
     computed: int | None = None
     answered: int = 0
     at_length: bool = False
+    aborted: bool = False
+    """Whether the engine gave it up, which one does that is being ended."""
 
     def see(self, output: Any) -> None:
         if isinstance(output.outputs, list):  # a pooling request has no answer of tokens
             new = sum([len(each.token_ids) for each in output.outputs])
             self.answered = new if self.whole else self.answered + new
-            self.at_length |= any(each.finish_reason == "length" for each in output.outputs)
+            for each in output.outputs:
+                self.at_length |= each.finish_reason == "length"
+                self.aborted |= each.finish_reason == "abort"
         self.prompt = len(output.prompt_token_ids or ())
         self.computed = self.prompt - (output.num_cached_tokens or 0)
 
@@ -202,6 +206,8 @@ def _in_turn(
                 more["data_parallel_rank"] = rank_for(selection.cards)
             async for output in run(prompt, params, request_id, **more):
                 took.see(output)
+                if took.aborted:  # as vLLM does with those of an engine when another one has died
+                    raise EngineDeadError
                 if reported is not None:
                     reported(output)
                 yield output

@@ -16,6 +16,8 @@ import os
 from multiprocessing import context, forkserver
 from typing import Any, ClassVar
 
+from stacked.engine.orphans import end_with_parent
+
 SWITCH = "STACKED_PRELOAD"
 _MODULES = [
     "stacked.engine.quick_exit",
@@ -61,6 +63,7 @@ class _Process(context.ForkServerProcess):
         if self._environment is not None:
             os.environ.clear()
             os.environ.update(self._environment)
+        end_with_parent()  # the process that counts requests calls no plugin of vLLM's
         super().run()
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -14,6 +15,10 @@ import psutil
 
 # From the report of a death to the end of the process that reported its own.
 _LAST_SECONDS = 5.0
+
+# vLLM's names of the processes of several engines, by rank, and of the one that counts their
+# requests, without which they serve on.
+_ENGINE, _COUNTING = "EngineCore_DP", "VLLM_DP_Coordinator"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,23 +52,46 @@ class Processes:
     def __init__(self, started: Sequence[BaseProcess]) -> None:
         self._started = started
         self._oom_kills = oom_kills()
+        self.first: str | None = None
+        """The name of the engine that ended first, or had to be: the others are ended then."""
+        self._engines = [each for each in started if each.name != _COUNTING]
+        if self._engines:
+            threading.Thread(target=self._watch, name="stacked-first-end", daemon=True).start()
+
+    def _watch(self) -> None:
+        # Exit codes are left to the others: of two that read one at once, one gets a wrong one.
+        ended = wait([each.sentinel for each in self._engines])
+        first = next(each.name for each in self._engines if each.sentinel in ended)
+        self.first = self.first or first
+
+    @property
+    def rank(self) -> int | None:
+        """That of the engine which ended first; None if none has, or if there is but one."""
+        _, several, rank = (self.first or "").rpartition(_ENGINE)
+        return int(rank) if several else None
 
     def ended(self) -> Ended:
         """Wait a moment for the end of those that are dying; blocks. The first one's end is told.
 
         Those that live on are not waited for any longer.
         """
-        if self._started:
-            wait([each.sentinel for each in self._started], _LAST_SECONDS)
-        failed = [each for each in self._started if each.exitcode]
+        if self._engines:
+            wait([each.sentinel for each in self._engines], _LAST_SECONDS)
+        failed = [each for each in self._engines if each.exitcode]
+        failed.sort(key=lambda each: each.name != self.first)
         before, now = self._oom_kills, oom_kills()
         oom = before is not None and now is not None and now > before
         if not failed:
             return Ended(None, oom)
-        return Ended(failed[0].exitcode, oom, failed[0].name if len(self._started) > 1 else "it")
+        return Ended(failed[0].exitcode, oom, failed[0].name if len(self._engines) > 1 else "it")
 
-    def kill(self) -> None:
-        """End them and what they have started, whatever state they are in."""
+    def kill(self, silent: Collection[int] = ()) -> None:
+        """End them and what they have started, whatever state they are in.
+
+        `silent` are the ranks of those that answer no more.
+        """
+        if len(self._engines) > 1 and len(silent) == 1:
+            self.first = f"{_ENGINE}{next(iter(silent))}"
         for each in self._started:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process = psutil.Process(each.pid)

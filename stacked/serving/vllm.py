@@ -254,9 +254,12 @@ class VllmServing:
         return Admission(route, lease, answer, sequences)
 
     def died(self, end: Callable[..., object]) -> None:
-        """A request meets the death of its engine; at the first one, all others hold leases."""
+        """A request meets the death of its engine; at the first one, all others hold leases.
+
+        Of several engines only what had requests on the one that died can be why.
+        """
         if self.in_flight is None:
-            held = self.live.leases.things()
+            held = self.engine.under_dead(self.live.leases.things())
             self.in_flight = frozenset(each.digest if each else None for each in held)
         end(_DIED)
 

@@ -120,7 +120,8 @@ class Supervisor:
             return
         cause = _cause(ended, hangs)
         metrics.engine_died(cause.value)
-        what = f"it made no step for {self._rules.hang} and was ended" if hangs else str(ended)
+        silence = f"{ended.who} made no step for {self._rules.hang} and was ended"
+        what = silence if hangs else str(ended)
         death = Death(served, cause, lost.serving.in_flight or frozenset())
         await self._bring_back(lost, death, what)
 

@@ -6,7 +6,7 @@ It must not know how the deployment under test does what it does.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -67,6 +67,9 @@ class YieldingEngine(FakeEngine):
 
     async def ended(self) -> Ended:
         return Ended(-9)
+
+    def under_dead(self, held: Collection[Loaded | None]) -> Collection[Loaded | None]:
+        return held
 
     async def stage(self, one: Content) -> Loaded:
         await _turns()

@@ -101,7 +101,7 @@ SYMBOLS = (
         "OutputProcessor",
         "external_req_ids process_outputs request_states",
     ),
-    Symbols("vllm.v1.engine.output_processor", "RequestState", "is_prefilling"),
+    Symbols("vllm.v1.engine.output_processor", "RequestState", "is_prefilling lora_name"),
     Symbols("vllm.v1.engine.exceptions", "", "EngineDeadError"),
     Symbols("vllm.v1.engine", "", "async_llm coordinator core utils"),
     Symbols("vllm.v1.engine.coordinator", "", "get_mp_context"),

@@ -11,12 +11,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from stacked.engine import calls
 from stacked.engine.calls import PART_SECONDS, Calls
 from stacked.engine.engine import Engine
 from stacked.errors import EngineDead, EngineError, EngineLoadFailed, EngineSilent
 from tests.engine.test_engine import ADAPTER, Worker
+from tests.waiting import until_async
 
 
 class Cores:
@@ -45,6 +47,7 @@ class Cores:
 
 class Client:
     errored = False
+    output_processor: Any
 
     def __init__(self, engines: int = 3, world_size: int = 1) -> None:
         parallel = SimpleNamespace(data_parallel_size=engines, world_size=world_size)
@@ -186,6 +189,17 @@ async def test_the_worst_failure_is_raised_when_all_have_ended(
     assert cores.workers[1][0].settled == 0  # it was asked too
 
 
+async def test_what_an_engine_refuses_as_another_has_died_is_the_death(
+    client: Client, cores: Cores
+) -> None:
+    cores.fails = {0: RuntimeError("Server shutting down")}
+    calls = Calls(client, ending=lambda: True)
+    with pytest.raises(EngineDead):
+        await calls.lists()
+    with pytest.raises(EngineLoadFailed, match=r"on engine 0: .*shutting down"):
+        await Calls(client).lists()
+
+
 async def test_an_engine_that_is_silent_is_named(
     engine: Engine, cores: Cores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,3 +219,33 @@ def test_a_pinned_request_goes_to_an_engine_with_the_cards() -> None:
     assert ours.rank_for([0, 2]) == 1
     assert ours.rank_for([0, 1, 5]) == 2
     assert Calls(Client(engines=1)).rank_for([0]) is None
+
+
+async def test_an_engine_that_comes_to_no_step_is_known(client: Client, cores: Cores) -> None:
+    calls = Calls(client)
+    await calls.step()
+    assert calls.silent == set()
+    cores.fails = {0: RuntimeError("refused")}  # which is an answer
+    cores.seconds = [0.0, 3600.0, 0.0]
+    step = asyncio.create_task(calls.step())
+    await until_async(lambda: calls.silent == {1})
+    assert not step.done()
+    step.cancel()
+    cores.fails = {0: EngineDeadError()}
+    with pytest.raises(EngineDead):
+        await calls.step()
+
+
+def test_requests_on_one_engine_are_of_its_adapters_alone(client: Client, cores: Cores) -> None:
+    a, b, c = (SimpleNamespace(name=f"{each}.1") for each in "abc")
+    on = {"1": (0, a), "2": (1, b), "3": (1, None), "4": (0, b), "read": (1, c)}
+    cores.reqs_in_flight = {id: cores.core_engines[rank] for id, (rank, _) in on.items()}
+    states = {
+        id: SimpleNamespace(lora_name=each.name if each else None)
+        for id, (_, each) in on.items()
+        if id != "read"  # whose last output is on its way
+    }
+    client.output_processor = SimpleNamespace(request_states=states)
+    calls, held = Calls(client), [a, b, c, None]
+    found = [calls.with_requests(rank, held) for rank in range(3)]  # type: ignore[arg-type]
+    assert found == [[a, b], [b, None], []]

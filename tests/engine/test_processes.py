@@ -13,6 +13,7 @@ import pytest
 from stacked.engine import processes
 from stacked.engine.processes import Ended, Processes, oom_kills
 from tests.processes import descendants, wait_until_gone
+from tests.waiting import until
 
 CONTEXT = multiprocessing.get_context("spawn")
 
@@ -40,6 +41,41 @@ def test_exit_code_and_signal_are_told_apart(monkeypatch: pytest.MonkeyPatch) ->
     counts = iter([3, 4])
     monkeypatch.setattr(processes, "oom_kills", lambda: next(counts))
     assert Processes(started[1:]).ended() == Ended(-9, oom=True)
+
+
+def test_of_several_engines_the_first_that_ended_is_told() -> None:
+    """The others are ended for it, and the process that counts requests is none of them."""
+    started = [CONTEXT.Process(target=_sleep, args=(600,)) for _ in range(3)]
+    names = ["VLLM_DP_Coordinator", "EngineCore_DP0", "EngineCore_DP10"]
+    for each, name in zip(started, names, strict=True):
+        each.name = name
+    for each in started:
+        each.start()
+    ours = Processes(started)
+    try:
+        started[0].kill()
+        started[0].join()
+        assert (ours.first, ours.rank) == (None, None)
+        started[2].kill()
+        until(lambda: ours.rank == 10)
+    finally:
+        ours.kill()
+    for each in started:
+        each.join()
+    assert ours.ended() == Ended(-9, who=names[2])
+
+
+def test_of_several_engines_the_silent_one_is_told() -> None:
+    started = [CONTEXT.Process(target=_sleep, args=(600,)) for _ in range(2)]
+    for rank, each in enumerate(started):
+        each.name = f"EngineCore_DP{rank}"
+        each.start()
+    ours = Processes(started)
+    ours.kill({1})
+    for each in started:
+        each.join()
+    assert ours.rank == 1
+    assert ours.ended() == Ended(-9, who="EngineCore_DP1")
 
 
 def test_what_is_said_of_an_end() -> None:

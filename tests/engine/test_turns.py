@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from stacked.config import FairnessConfig
 from stacked.engine.openai import Report, Selection, _in_turn, selected
@@ -183,13 +184,15 @@ class Client:
         self.priorities: list[int] = []
         self.ranks: list[int | None] = []
         self.fails = False
+        self.ends = "length"
+        """Why an answer ends."""
 
     async def generate(
         self, prompt: Any, params: Any, request_id: str, *, priority: int = 0, **more: Any
     ) -> AsyncIterator[Any]:
         self.priorities.append(priority)
         self.ranks.append(more.get("data_parallel_rank"))
-        for reason in (None, "length"):
+        for reason in (None, self.ends):
             await asyncio.sleep(0)
             yield SimpleNamespace(
                 outputs=[SimpleNamespace(token_ids=[1], finish_reason=reason)],
@@ -304,6 +307,24 @@ def test_place_of_a_request_that_fails_or_is_left_is_free_again() -> None:
         assert len(await answered(client)) == 2
         assert turn._queue._seated == 0
         assert not turn._reading
+
+    run(work())
+
+
+def test_what_an_engine_gives_up_as_it_is_ended_is_no_answer() -> None:
+    async def work() -> None:
+        turn, _ = turns(seats=1)
+        engine = Client()
+        engine.ends = "abort"
+        died: list[str] = []
+        before = selected.set(Selection("a", None, died=lambda: died.append("a")))
+        try:
+            with pytest.raises(EngineDeadError):
+                await answered(_in_turn(engine, turn))
+        finally:
+            selected.reset(before)
+        assert died == ["a"]
+        assert turn._queue._seated == 0
 
     run(work())
 
