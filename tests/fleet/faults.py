@@ -1,7 +1,7 @@
 """Where in the protocol a fault strikes a replica, and what it is.
 
-A step is one that the rows in the database show, or a statement of the coordinator's, which the
-way to the database sees.
+A step is one that the rows in the database show, a statement of the coordinator's, which the way to
+the database sees, or what a replica that was started again prints before it is a member.
 """
 
 from __future__ import annotations
@@ -19,18 +19,22 @@ FAULTS = ("kill", "stop", "cut", "silence")
 # Shorter than a hold and a poll, between a hold and a lease, and longer than both.
 SECONDS = (0.3, 2.5, 5.0)
 SHOWN = (
-    *("absent", "at rest", "preparing", "prepared", "before its hold", "held"),
+    *("at rest", "preparing", "prepared", "before its hold", "held"),
     *("before its switch", "switched", "before its drop"),
 )
-"""Steps in the rows. "absent": it has started and is no member yet."""
+"""Steps in the rows."""
 STATEMENTS = {
     "propose": b"PREPARING",
     "hold": b"PREPARED",
     "commit": b"COMMITTED",
     "abort": b"ABORTED",
 }
-# Other than at these steps no update has a coordinator, or there it is not the one.
-_OF_NOBODY = ("absent", "at rest")
+STARTING = {"starting": "Checking the members", "joining": "Serving group"}
+"""Steps of a replica that was killed and started again, and what it prints there: it has looked at
+what is committed; it has loaded that, and is no member yet."""
+# No update has a coordinator there, or it is not this one.
+_OF_NOBODY = (*STARTING, "at rest")
+_ABSENT = "absent"
 
 
 @dataclass(frozen=True, order=True)
@@ -38,7 +42,7 @@ class Case:
     """A step, and what happens to a replica in it."""
 
     step: str
-    """Of the rows; or "before …" and "after …" a statement."""
+    """Of the rows, or of a start; or "before …" and "after …" a statement."""
     fault: str
     coordinator: bool = False
 
@@ -56,7 +60,7 @@ class Case:
 def cases() -> list[Case]:
     shown = [
         Case(step, fault, leads)
-        for step in SHOWN
+        for step in (*STARTING, *SHOWN)
         for fault in FAULTS
         for leads in ((False,) if step in _OF_NOBODY else (False, True))
     ]
@@ -85,11 +89,11 @@ class Planner:
         return case
 
 
-def step_of(rows: Rows, name: str) -> str:
-    """Where a replica is."""
+def step_of(rows: Rows, name: str, former: str = "") -> str:
+    """Where a replica is; `former`: the member that it was before it was killed."""
     fleet, one = rows.fleet, rows.members.get(name)
-    if one is None:
-        return "absent"
+    if one is None or one["id"] == former:
+        return _ABSENT
     fence = fleet["fence"]
     if fleet["stage"] == "PREPARING":
         return "prepared" if one["ready"] == fence else "preparing"
@@ -148,14 +152,19 @@ def strike_when_shown(case: Case, fleet: Fleet, seconds: float) -> Struck | None
         for each in fleet.replicas:
             fits = case.step in _OF_NOBODY or leads(rows, each.name) == case.coordinator
             if fits and step_of(rows, each.name) == case.step:
-                return _strike(case, fleet, each)
+                return strike(case, fleet, each)
     return None
 
 
-def _strike(case: Case, fleet: Fleet, replica: Replica) -> Struck:
+def strike(case: Case, fleet: Fleet, replica: Replica, former: str = "") -> Struck:
+    """Strike this one now; `former`: the member that it was, if it has been started again."""
     replica.signal(signal.SIGSTOP)
     at, rows = time.monotonic(), fleet.rows()
-    found = Case(step_of(rows, replica.name), case.fault, leads(rows, replica.name))
+    step = step_of(rows, replica.name, former)
+    if former and step == _ABSENT:
+        step = case.step
+    leading = step not in _OF_NOBODY and leads(rows, replica.name)
+    found = Case(step, case.fault, leading)
     match case.fault:
         case "kill":
             replica.kill()

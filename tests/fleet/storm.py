@@ -79,7 +79,7 @@ class Storm:
         took = self.fleet.until_serving(RECOVERY_SECONDS)
         # One that starts without a database may end, and say so; no other.
         ends, self.fleet.ends = self.fleet.ends, []
-        assert not ends or case.step == "absent", ends
+        assert not ends or case.step in faults.STARTING, ends
         self.ends_at_start += len(ends)
         if struck is not None:
             self.recovered.setdefault(struck.case.fault, []).append(took)
@@ -96,8 +96,8 @@ class Storm:
         """Have the fault happen in an update to this group."""
         if case.step == "at rest":
             return faults.strike_when_shown(case, self.fleet, _MEETING_SECONDS), None
-        if case.step == "absent":
-            return self._meet_starting(case), None
+        if case.step in faults.STARTING:
+            return self._meet_starting(case, target)
         if case.step in faults.SHOWN:
             asked = self._pool.submit(self.fleet.ask, self.fleet.url, target)
             return faults.strike_when_shown(case, self.fleet, _MEETING_SECONDS), asked
@@ -108,15 +108,18 @@ class Storm:
         replica.way.forget()
         return met, asked
 
-    def _meet_starting(self, case: Case) -> Struck | None:
-        """In a replica that was just started again."""
+    def _meet_starting(self, case: Case, target: str) -> tuple[Struck, Future[str]]:
+        """In a replica that was killed and is started again, in an update of the others."""
         replica = self.chance.choice(self.fleet.replicas)
+        former = self.fleet.rows().members[replica.name]["id"]
         replica.kill()
         assert replica.process is not None
         replica.process.wait(60)
+        asked = self._pool.submit(self.fleet.ask, self.fleet.url, target)
+        before, sign = len(replica.printed()), faults.STARTING[case.step]
         replica.start()
-        _soon(lambda: replica.status("/health/live") or not replica.alive, RECOVERY_SECONDS)
-        return faults.strike_when_shown(case, self.fleet, _MEETING_SECONDS)
+        _soon(lambda: sign in replica.printed()[before:] or not replica.alive, RECOVERY_SECONDS)
+        return faults.strike(case, self.fleet, replica, former), asked
 
     def _outcome(self, asked: Future[str] | None, target: str) -> str:
         """How the update ended in which the fault struck; its record and the rows must agree."""
