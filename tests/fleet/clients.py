@@ -6,25 +6,20 @@ Every one of them is in one thread, so that it is known which answer came before
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import itertools
 import random
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import aiohttp
 
-PROMPTS = [f"Once upon a time there were {number}" for number in range(50)]
+from tests.fleet.kinds import PROMPTS, Doubles, Kind, fingerprint
+
 # What a fault may cost a request: no answer, or one that says to try again.
 _LOST = "no answer"
 _REFUSED = 503
-
-
-def fingerprint(secret: str, prompt: str) -> str:
-    """What a model with this secret answers."""
-    return hashlib.sha256(f"{secret}:{prompt}".encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +49,16 @@ class Heard:
     newest: int = 0
 
     def judge(
-        self, groups: Mapping[int, Mapping[str, str]], digests: Mapping[str, str]
+        self,
+        groups: Mapping[int, Mapping[str, str]],
+        digests: Mapping[str, str],
+        expected: Callable[[str, str], str] = fingerprint,
     ) -> list[str]:
         """Every broken promise. `groups`: what was committed, as generation -> key -> secret;
-        `digests`: of the content that has a secret.
+        `digests`: of the content that has a secret; `expected`: what it answers to a prompt.
         """
         return [f"strange: {each}" for each in self.strange] + [
-            said for answer in self.answers if (said := _wrong(answer, groups, digests))
+            said for answer in self.answers if (said := _wrong(answer, groups, digests, expected))
         ]
 
     def longest_gap(self, since: float, until: float) -> float:
@@ -70,7 +68,10 @@ class Heard:
 
 
 def _wrong(
-    answer: Answer, groups: Mapping[int, Mapping[str, str]], digests: Mapping[str, str]
+    answer: Answer,
+    groups: Mapping[int, Mapping[str, str]],
+    digests: Mapping[str, str],
+    expected: Callable[[str, str], str],
 ) -> str:
     name = f"{answer.key} of generation {answer.generation}"
     if answer.generation < answer.newest:
@@ -80,7 +81,7 @@ def _wrong(
     secret = groups[answer.generation][answer.key]
     if answer.digest != digests[secret]:
         return f"wrong: {name} is said to be {answer.digest}, not {digests[secret]}"
-    if answer.said != fingerprint(secret, answer.prompt):
+    if answer.said != expected(secret, answer.prompt):
         return f"wrong: {name} is not what its content answers"
     return ""
 
@@ -88,9 +89,17 @@ def _wrong(
 class Clients:
     """They run as a task, from `run` until it is cancelled."""
 
-    def __init__(self, heard: Heard, keys: Sequence[str], *, alone: bool = False) -> None:
+    def __init__(
+        self,
+        heard: Heard,
+        keys: Sequence[str],
+        kind: Kind | None = None,
+        *,
+        alone: bool = False,
+    ) -> None:
         """`alone`: each holds only against a fleet what it has got itself, and sends that back."""
         self._heard, self._keys, self._alone = heard, keys, alone
+        self._kind: Kind = kind or Doubles()
 
     async def run(self, url: str, clients: int, pause: float = 0.0) -> None:
         """So many clients, each with one request after the other, each over a new connection."""
@@ -135,7 +144,7 @@ class Clients:
             headers["model-generation"] = str(own)
         try:
             async with session.post(
-                f"{url}/predict", json={"prompt": prompt}, headers=headers
+                f"{url}/predict", json=self._kind.body(prompt), headers=headers
             ) as response:
                 body = await response.json(content_type=None)
         except (aiohttp.ClientError, TimeoutError, ValueError):
@@ -153,6 +162,6 @@ class Clients:
         self._heard.newest = max(self._heard.newest, generation)
         digest, arrived = response.headers["model-digest"], time.monotonic()
         self._heard.answers.append(
-            Answer(key, prompt, body["said"], digest, generation, newest, sent, arrived)
+            Answer(key, prompt, self._kind.said(body), digest, generation, newest, sent, arrived)
         )
         return generation

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import itertools
 import json
-import random
 import re
 import statistics
 import tempfile
@@ -23,17 +22,21 @@ from typing import Any
 import httpx
 from prometheus_client import generate_latest
 
+from stacked.client import ClientError
 from stacked.fleet.shared import Beat, Found, Join, Look, Mode, Report
 from stacked.fleet.shared import Fleet as FleetRow
 from stacked.metrics import REGISTRY
 from stacked.registry.fleets import FleetStore
 from tests.deployments import fleets
+from tests.fleet import faults
 from tests.fleet.clients import Clients, Heard
-from tests.fleet.processes import KEYS, Fleet, How, Replica, running_fleet
+from tests.fleet.faults import Case
+from tests.fleet.kinds import Doubles
+from tests.fleet.processes import KEYS, Fleet, Replica, running_fleet
 from tests.postgres import running_postgres
 
 # Answers that take no time, so that what is measured is the switch.
-AT_ONCE = How(load_seconds=(0.0, 0.0), seconds=(0.0, 0.0))
+AT_ONCE = Doubles(load_seconds=(0.0, 0.0), seconds=(0.0, 0.0))
 _HELD = re.compile(r"^stacked_fleet_held_seconds_(sum|count) (\S+)$", re.MULTILINE)
 
 
@@ -76,7 +79,7 @@ def update(fleet: Fleet, group: str) -> float:
 
 def hold(directory: Path, updates: int, replicas: int) -> dict[str, Any]:
     """Real processes under eight clients: each replica's own holds, and what requests take."""
-    with running_fleet(directory, replicas, how=AT_ONCE) as fleet:
+    with running_fleet(directory, replicas, kind=AT_ONCE) as fleet:
         groups = itertools.cycle([fleet.group("one"), fleet.group("two")])
         holds, took = [], []
         before = {each.name: metrics_of(each) for each in fleet.replicas}
@@ -137,34 +140,55 @@ def _held_here() -> tuple[float, float]:
     return held(generate_latest(REGISTRY).decode())
 
 
+# When one of three dies: `kill -9`.
+DEATHS = (
+    Case("at rest", "kill"),
+    Case("preparing", "kill"),
+    Case("held", "kill"),
+    Case("held", "kill", coordinator=True),
+)
+
+
 def death(directory: Path, times: int) -> dict[str, Any]:
-    """`kill -9` of one of three at rest, and an update at once."""
-    chance = random.Random(16)
-    with running_fleet(directory, 3) as fleet:
+    """`kill -9` of one of three, and updates until one goes through."""
+    found: dict[str, Any] = {}
+    with running_fleet(directory, 3) as fleet, ThreadPoolExecutor(1) as pool:
         groups = itertools.cycle([fleet.group("one"), fleet.group("two")])
-        gaps, updates, whole, lost = [], [], [], []
         with asking(fleet, 8, 0.01) as heard:
-            for _ in range(times):
-                victim = chance.choice(fleet.replicas)
-                refused, struck = heard.refused.total(), time.monotonic()
-                victim.kill()
-                other = next(each for each in fleet.replicas if each is not victim)
-                work = fleet.ask(other.url, next(groups))
-                assert fleet.end_of(work) == "SUCCEEDED"
-                updates.append(time.monotonic() - struck)
-                gaps.append(heard.longest_gap(struck, time.monotonic()))
-                lost.append(heard.refused.total() - refused)
-                assert victim.process is not None
-                victim.process.wait(60)
-                victim.start()
-                whole.append(fleet.until_serving())
-        return {
-            "deaths": times,
-            "no_answer_of_anybody": spread(gaps),
-            "until_an_update_was_done": spread(updates),
-            "from_the_new_start_to_whole": spread(whole),
-            "requests_lost_or_refused_each": statistics.mean(lost),
-        }
+            for case in DEATHS:
+                deaths = [_die(case, fleet, heard, groups, pool) for _ in range(times)]
+                found[str(case)] = {what: spread([e[what] for e in deaths]) for what in deaths[0]}
+        found["requests_lost_or_refused"] = dict(heard.refused)
+        found["answers"] = len(heard.answers)
+    return found
+
+
+def _die(
+    case: Case, fleet: Fleet, heard: Heard, groups: Iterator[str], pool: ThreadPoolExecutor
+) -> dict[str, float]:
+    """One death, and what it took."""
+    before = {each.name: metrics_of(each)[0] for each in fleet.replicas}
+    struck = asked = None
+    while struck is None:
+        fleet.until_serving()
+        if case.step != "at rest":
+            asked = pool.submit(fleet.ask, fleet.url, next(groups))
+        struck = faults.strike_when_shown(case, fleet, 10)
+    left = [each for each in fleet.replicas if each is not struck.replica]
+    done = False
+    while not done:
+        with contextlib.suppress(ClientError):  # one that was begun may have no coordinator
+            work = asked.result() if asked else fleet.ask(left[0].url, next(groups))
+            done = fleet.end_of(work) == "SUCCEEDED"
+        asked = None
+    took = time.monotonic() - struck.at
+    figures = {
+        "without_any_answer": heard.longest_gap(struck.at, struck.at + took),
+        "until_an_update_was_done": took,
+        "held_by_one_that_is_left": max(metrics_of(e)[0] - before[e.name] for e in left),
+    }
+    faults.end(struck, 0)
+    return figures | {"from_its_new_start_to_whole": fleet.until_serving()}
 
 
 def store(seconds: float, members: int = 100) -> dict[str, Any]:
@@ -211,11 +235,11 @@ def _rate(act: Callable[[], object], seconds: float, threads: int = 4) -> float:
 def throughput(directory: Path, counts: Sequence[int], seconds: float) -> dict[str, Any]:
     """Fleets one after the other, through the same balancer; an answer waits for 20 ms."""
     found: dict[str, Any] = {}
-    how = How(load_seconds=(0.0, 0.0), seconds=(0.02, 0.02))
+    kind = Doubles(load_seconds=(0.0, 0.0), seconds=(0.02, 0.02))
     for count in counts:
         place = directory / str(count)
         place.mkdir()
-        with running_fleet(place, count, how=how) as fleet, asking(fleet, 8 * count) as heard:
+        with running_fleet(place, count, kind=kind) as fleet, asking(fleet, 8 * count) as heard:
             time.sleep(3.0)
             before, began = len(heard.answers), time.monotonic()
             time.sleep(seconds)
@@ -244,7 +268,7 @@ def main() -> None:
             case "many":
                 found = asyncio.run(many(place, given.times or 50, given.replicas or 16))
             case "death":
-                found = death(place, given.times or 10)
+                found = death(place, given.times or 5)
             case "store":
                 found = store(given.times or 10)
             case _:

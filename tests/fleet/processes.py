@@ -1,12 +1,8 @@
-"""A real fleet: `stacked serve --join` processes, PostgreSQL behind a way of each, a balancer.
-
-Its "engine" are models that answer a hash of their own secret and the prompt.
-"""
+"""A real fleet: `stacked serve --join` processes, PostgreSQL behind a way of each, a balancer."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -24,41 +20,19 @@ import psycopg
 import yaml
 
 from stacked.client import Client, ClientError, Entry
+from tests.fleet.kinds import Doubles, Kind
 from tests.fleet.network import Balancer, Loop, Way
 from tests.postgres import Postgres, running_postgres
-from tests.serving import free_port, stop
+from tests.serving import START_SECONDS, free_port, stop
 from tests.waiting import until
 
 NAME = "storm"
 RECORDS = f"stacked_{NAME}"
 SCHEMA = f"fleet_{RECORDS}"
 KEYS = ("a", "b")
+FIRST = {key: f"first-{key}" for key in KEYS}
+"""key -> secret, of the group in the replicas' file."""
 ENDED = ("SUCCEEDED", "FAILED", "CANCELED")
-SCORE = """
-import hashlib, json, random, time
-def load_model(folder):
-    with open(folder + "/how.json") as file:
-        how = json.load(file)
-    least, most = how["load_seconds"]
-    seconds = random.uniform(least, most)
-    time.sleep(seconds)
-    if how["fails"] and seconds > (least + most) / 2:
-        raise RuntimeError("this model does not load, as it should")
-    return how
-def predict(data, model):
-    time.sleep(random.uniform(*model["seconds"]))
-    text = model["secret"] + ":" + data["prompt"]
-    return {"said": hashlib.sha256(text.encode()).hexdigest()}
-"""
-
-
-@dataclass(frozen=True)
-class How:
-    """What the models do."""
-
-    load_seconds: tuple[float, float] = (0.1, 0.6)
-    seconds: tuple[float, float] = (0.0, 0.02)
-    """Of an answer: it waits, and computes nothing. A replica gives one after the other."""
 
 
 class Rows(NamedTuple):
@@ -142,10 +116,10 @@ class Fleet:
     directory: Path
     postgres: Postgres
     loop: Loop
-    how: How
+    kind: Kind
     settings: Mapping[str, Any]
     replicas: list[Replica] = field(default_factory=list)
-    secrets: dict[str, dict[str, str]] = field(default_factory=dict)
+    secrets: dict[str, Mapping[str, str]] = field(default_factory=dict)
     """Of each group: key -> secret."""
     digests: dict[str, str] = field(default_factory=dict)
     """secret -> digest of the content that has it."""
@@ -161,6 +135,8 @@ class Fleet:
     # -- processes --------------------------------------------------------------------------
 
     def begin(self, count: int) -> None:
+        for secret in FIRST.values():
+            self.kind.make(self.directory / secret, secret, False)
         for number in range(count):
             self.replicas.append(self._replica(f"r{number + 1}"))
             self.replicas[-1].start()
@@ -177,12 +153,11 @@ class Fleet:
         directory.mkdir()
         way, port = Way(self.loop, self.postgres.port), free_port()
         members = [
-            {"key": key, "source": str(self.content(self.directory, f"first-{key}"))}
-            for key in KEYS
+            {"key": key, "source": str(self.directory / secret)} for key, secret in FIRST.items()
         ]
         tree = {
-            "group": {"name": NAME, "kind": "HETEROGENEOUS", "members": members},
-            "models": {"code": True},
+            "group": {"name": NAME, "kind": self.kind.group, "members": members},
+            **self.kind.settings,
             "storage": {"contents": str(self.directory / "contents")},
             "server": {"port": port, "adapter_roots": [str(self.directory)], "drain_seconds": 5},
             "fleet": dict(self.settings),
@@ -191,16 +166,6 @@ class Fleet:
         config.write_text(yaml.safe_dump(tree), encoding="utf-8")
         database = self.postgres.url(port=way.port)
         return Replica(name, port, directory, config, way, database)
-
-    def content(self, directory: Path, secret: str, fails: bool = False) -> Path:
-        """A folder with a model that has this secret; it `fails` where it loads slowly."""
-        place = directory / secret
-        place.mkdir(exist_ok=True)
-        how = {"secret": secret, "fails": fails, "seconds": self.how.seconds}
-        how["load_seconds"] = self.how.load_seconds
-        (place / "score.py").write_text(SCORE, encoding="utf-8")
-        (place / "how.json").write_text(json.dumps(how), encoding="utf-8")
-        return place
 
     def close(self) -> None:
         for each in self.replicas:
@@ -237,7 +202,7 @@ class Fleet:
             return False
         return all(each.status("/health/ready") == 200 for each in self.replicas)
 
-    def until_serving(self, seconds: float = 60.0) -> float:
+    def until_serving(self, seconds: float = START_SECONDS) -> float:
         """How long it took. A replica that ends meanwhile is started again, as a supervisor does,
         and noted in `ends`.
         """
@@ -270,7 +235,7 @@ class Fleet:
         self.deployment, first = status["deploymentId"], status["groupId"]
         for each in status["models"]:
             self.digests[f"first-{each['inferenceKey']}"] = each["digest"]
-        self.secrets[first] = {key: f"first-{key}" for key in KEYS}
+        self.secrets[first] = FIRST
 
     def group(self, name: str, fails: bool = False) -> str:
         """A group whose every key has another content than in any other group; its id.
@@ -278,15 +243,21 @@ class Fleet:
         One that `fails` does so in some replicas, after others have it ready.
         """
         secrets = {key: f"{name}-{key}" for key in KEYS}
-        entries, client = [], self.client()
+        entries, client = self._base(), self.client()
         for key, secret in secrets.items():
-            place = self.content(self.directory, secret, fails and key == KEYS[0])
+            place = self.directory / secret
+            self.kind.make(place, secret, fails and key == KEYS[0])
             entry = client.register(str(place))
             self.digests[secret] = entry.content
             entries.append(Entry(entry.model_id, key, entry.content))
-        made = client.create_group(name, entries, kind="HETEROGENEOUS")
+        made = client.create_group(name, entries, kind=self.kind.group)
         self.secrets[str(made["id"])] = secrets
         return str(made["id"])
+
+    def _base(self) -> list[Entry]:
+        """What comes before the members of a group."""
+        rows = [row for row in self.client().models() if row.key == "base"]
+        return [Entry(row.model_id, row.key, row.digest) for row in rows]
 
     def ask(self, url: str, group: str) -> str:
         """Begin an update to a group; the id of its work request. Raises ClientError."""
@@ -319,7 +290,7 @@ def running_fleet(
     directory: Path,
     count: int = 3,
     *,
-    how: How | None = None,
+    kind: Kind | None = None,
     settings: Mapping[str, Any] | None = None,
     postgres: Postgres | None = None,
 ) -> Iterator[Fleet]:
@@ -327,12 +298,12 @@ def running_fleet(
     if postgres is None:
         with (
             running_postgres() as server,
-            running_fleet(directory, count, how=how, settings=settings, postgres=server) as fleet,
+            running_fleet(directory, count, kind=kind, settings=settings, postgres=server) as fleet,
         ):
             yield fleet
         return
     loop = Loop()
-    fleet = Fleet(directory, postgres, loop, how or How(), settings or {})
+    fleet = Fleet(directory, postgres, loop, kind or Doubles(), settings or {})
     try:
         fleet.begin(count)
         yield fleet

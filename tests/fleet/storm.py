@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import itertools
 import json
 import random
@@ -29,11 +30,9 @@ from tests.fleet import faults
 from tests.fleet.clients import Clients, Heard
 from tests.fleet.faults import Case, Planner, Struck
 from tests.fleet.processes import KEYS, Fleet, running_fleet
+from tests.serving import START_SECONDS
 from tests.waiting import until
 
-# How long a fleet may take to serve whole again after a fault has ended: the start of a process on
-# a busy machine, and a lease.
-RECOVERY_SECONDS = 90.0
 _MEETING_SECONDS = 10.0
 
 
@@ -63,7 +62,6 @@ class Storm:
         self._pool = ThreadPoolExecutor(1)
         good = [self.fleet.group(name) for name in ("one", "two", "three")]
         self._good = itertools.cycle(good)
-        self._refused = self.fleet.group("refused", fails=True)
         self.rest()
 
     # -- one fault --------------------------------------------------------------------------
@@ -76,7 +74,7 @@ class Storm:
             faults.end(struck, self.chance.choice(faults.SECONDS))
             self.planner.met[struck.case] += 1
         over = time.monotonic()
-        took = self.fleet.until_serving(RECOVERY_SECONDS)
+        took = self.fleet.until_serving()
         # One that starts without a database may end, and say so; no other.
         ends, self.fleet.ends = self.fleet.ends, []
         assert not ends or case.step in faults.STARTING, ends
@@ -118,7 +116,7 @@ class Storm:
         asked = self._pool.submit(self.fleet.ask, self.fleet.url, target)
         before, sign = len(replica.printed()), faults.STARTING[case.step]
         replica.start()
-        _soon(lambda: sign in replica.printed()[before:] or not replica.alive, RECOVERY_SECONDS)
+        _soon(lambda: sign in replica.printed()[before:] or not replica.alive, START_SECONDS)
         return faults.strike(case, self.fleet, replica, former), asked
 
     def _outcome(self, asked: Future[str] | None, target: str) -> str:
@@ -134,6 +132,11 @@ class Storm:
         assert (state == "SUCCEEDED") == happened, f"{state}, and the rows say {rows.fleet}"
         return state
 
+    @functools.cached_property
+    def _refused(self) -> str:
+        """A group that not all replicas can serve."""
+        return self.fleet.group("refused", fails=True)
+
     # -- without faults ---------------------------------------------------------------------
 
     def update(self) -> None:
@@ -145,7 +148,7 @@ class Storm:
             said = self.fleet.client().work_errors(work)
             raise AssertionError(f"an update without faults: {said}")
         self.clean.append(time.monotonic() - began)
-        self.fleet.until_serving(RECOVERY_SECONDS)
+        self.fleet.until_serving()
         self.rest()
 
     def _ask(self, target: str) -> str:
@@ -153,7 +156,7 @@ class Storm:
         for _ in range(3):
             with contextlib.suppress(ClientError):
                 return self.fleet.ask(self.fleet.url, target)
-            self.fleet.until_serving(RECOVERY_SECONDS)
+            self.fleet.until_serving()
             self.rest()
         return self.fleet.ask(self.fleet.url, target)
 
@@ -173,7 +176,7 @@ class Storm:
     def run(self, cases: Iterable[Case], clients: int) -> None:
         """One after the other, under requests."""
         loop, fleet = self.fleet.loop, self.fleet
-        asking = Clients(self.heard, KEYS, alone=self.session)
+        asking = Clients(self.heard, KEYS, fleet.kind, alone=self.session)
         tasks = [loop.begin(asking.run(fleet.url, clients, 0.1))]
         # In the mode `session` what others got counts for nobody.
         if not self.session:
@@ -196,7 +199,7 @@ class Storm:
         return sum(self.planner.met.values())
 
     def figures(self) -> dict[str, Any]:
-        found = self.heard.judge(self.groups, self.fleet.digests)
+        found = self.heard.judge(self.groups, self.fleet.digests, self.fleet.kind.expected)
         return {
             "faults": self.met,
             "answers": len(self.heard.answers),

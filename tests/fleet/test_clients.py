@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 from aiohttp import web
 
-from tests.fleet.clients import Answer, Clients, Heard, fingerprint
+from tests.fleet.clients import Answer, Clients, Heard
+from tests.fleet.kinds import fingerprint
 from tests.waiting import until_async
 
 GROUPS = {1: {"a": "first"}, 4: {"a": "second"}}

@@ -9,7 +9,8 @@ import random
 from pathlib import Path
 
 from tests.fleet.faults import Case
-from tests.fleet.processes import How, running_fleet
+from tests.fleet.kinds import Doubles
+from tests.fleet.processes import running_fleet
 from tests.fleet.storm import Storm
 from tests.postgres import Postgres
 
@@ -24,8 +25,8 @@ CASES = (
 def test_every_fault_ends_by_itself_and_no_answer_is_wrong_or_of_an_older_group(
     tmp_path: Path, postgres: Postgres
 ) -> None:
-    settings, how = {"lease_seconds": 1.5, "hold_seconds": 1}, How(load_seconds=(0.05, 0.2))
-    with running_fleet(tmp_path, how=how, settings=settings, postgres=postgres) as fleet:
+    settings, kind = {"lease_seconds": 1.5, "hold_seconds": 1}, Doubles(load_seconds=(0.05, 0.2))
+    with running_fleet(tmp_path, kind=kind, settings=settings, postgres=postgres) as fleet:
         storm = Storm(fleet, random.Random(16))
         storm.run(CASES, clients=6)
         assert set(storm.planner.met) == set(CASES)
