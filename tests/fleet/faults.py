@@ -35,6 +35,8 @@ what is committed; it has loaded that, and is no member yet."""
 # No update has a coordinator there, or it is not this one.
 _OF_NOBODY = (*STARTING, "at rest")
 _ABSENT = "absent"
+# Only in the mode `global`.
+_OF_HOLDS = ("before its hold", "held", "before hold", "after hold")
 
 
 @dataclass(frozen=True, order=True)
@@ -57,7 +59,7 @@ class Case:
         )
 
 
-def cases() -> list[Case]:
+def cases(*, session: bool = False) -> list[Case]:
     shown = [
         Case(step, fault, leads)
         for step in (*STARTING, *SHOWN)
@@ -70,7 +72,7 @@ def cases() -> list[Case]:
         for statement in STATEMENTS
         for fault in FAULTS
     ]
-    return shown + said
+    return [case for case in shown + said if not (session and case.step in _OF_HOLDS)]
 
 
 @dataclass
@@ -78,15 +80,20 @@ class Planner:
     """Chooses what was met least."""
 
     chance: random.Random
+    session: bool = False
     met: Counter[Case] = field(default_factory=Counter)
     tried: Counter[Case] = field(default_factory=Counter)
 
     def next(self) -> Case:
-        every = cases()
+        every = cases(session=self.session)
         self.chance.shuffle(every)
         case = min(every, key=lambda each: (self.met[each], self.tried[each]))
         self.tried[case] += 1
         return case
+
+    def missing(self) -> list[str]:
+        """What was not met."""
+        return [str(case) for case in cases(session=self.session) if not self.met[case]]
 
 
 def step_of(rows: Rows, name: str, former: str = "") -> str:
@@ -201,7 +208,3 @@ def table(met: Counter[Case]) -> dict[str, dict[str, int]]:
         who = f"{case.step}{', coordinator' if case.coordinator else ''}"
         rows.setdefault(who, Counter())[case.fault] += count
     return {who: dict(counts) for who, counts in rows.items()}
-
-
-def missing(met: Counter[Case]) -> list[str]:
-    return [str(case) for case in cases() if not met[case]]

@@ -58,7 +58,7 @@ class Storm:
     """Why it ended early: what did not end by itself, or did not agree."""
 
     def __post_init__(self) -> None:
-        self.planner = Planner(self.chance)
+        self.planner = Planner(self.chance, self.session)
         self._pool = ThreadPoolExecutor(1)
         good = [self.fleet.group(name) for name in ("one", "two", "three")]
         self._good = itertools.cycle(good)
@@ -213,7 +213,7 @@ class Storm:
             "seconds_to_whole_again": {k: _summary(v) for k, v in self.recovered.items()},
             "seconds_without_any_answer": {k: _summary(v) for k, v in self.gaps.items()},
             "steps": faults.table(self.planner.met),
-            "never_met": faults.missing(self.planner.met),
+            "never_met": self.planner.missing(),
         }
 
 
