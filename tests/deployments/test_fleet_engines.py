@@ -43,7 +43,7 @@ def test_every_fault_of_two_engines_ends_by_itself_and_no_answer_is_wrong_or_of_
 ) -> None:
     kind = TinyEngines(tiny_models.base)
     with running_fleet(tmp_path, 2, kind=kind, settings=SETTINGS, postgres=postgres) as fleet:
-        storm = Storm(fleet, random.Random(16))
+        storm = Storm(fleet, random.Random(16), meeting_seconds=60)
         storm.run(CASES, clients=3)
         found = storm.figures()
         print(json.dumps(found, indent=2))

@@ -9,11 +9,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import httpx
 import psycopg
@@ -25,6 +26,8 @@ from tests.fleet.network import Balancer, Loop, Way
 from tests.postgres import Postgres, running_postgres
 from tests.serving import START_SECONDS, free_port, stop
 from tests.waiting import until
+
+T = TypeVar("T")
 
 NAME = "storm"
 RECORDS = f"stacked_{NAME}"
@@ -231,7 +234,7 @@ class Fleet:
 
     def _learn(self) -> None:
         """What is served first; everything is there, and no client."""
-        status = self.client().status()
+        status = self.again(self.client().status)
         self.deployment, first = status["deploymentId"], status["groupId"]
         for each in status["models"]:
             self.digests[f"first-{each['inferenceKey']}"] = each["digest"]
@@ -247,17 +250,25 @@ class Fleet:
         for key, secret in secrets.items():
             place = self.directory / secret
             self.kind.make(place, secret, fails and key == KEYS[0])
-            entry = client.register(str(place))
+            entry = self.again(partial(client.register, str(place)))
             self.digests[secret] = entry.content
             entries.append(Entry(entry.model_id, key, entry.content))
-        made = client.create_group(name, entries, kind=self.kind.group)
+        made = self.again(partial(client.create_group, name, entries, kind=self.kind.group))
         self.secrets[str(made["id"])] = secrets
         return str(made["id"])
 
     def _base(self) -> list[Entry]:
         """What comes before the members of a group."""
-        rows = [row for row in self.client().models() if row.key == "base"]
+        rows = [row for row in self.again(self.client().models) if row.key == "base"]
         return [Entry(row.model_id, row.key, row.digest) for row in rows]
+
+    def again(self, call: Callable[[], T]) -> T:
+        """What it returns. On a busy machine leases end, and nobody is ready for a moment."""
+        for _ in range(5):
+            with contextlib.suppress(ClientError):
+                return call()
+            self.until_serving()
+        return call()
 
     def ask(self, url: str, group: str) -> str:
         """Begin an update to a group; the id of its work request. Raises ClientError."""
@@ -266,8 +277,14 @@ class Fleet:
     def recorded(self) -> tuple[str, list[str]]:
         """The deployment's group by its record, and the work requests that have not ended."""
         http = self.replicas[0].http
-        one = http.get(f"{self.url}/20190101/modelDeployments/{self.deployment}").json()
-        rows = http.get(f"{self.url}/20190101/workRequests", params={"limit": 1000}).json()
+        try:
+            found = http.get(f"{self.url}/20190101/modelDeployments/{self.deployment}")
+            work = http.get(f"{self.url}/20190101/workRequests", params={"limit": 1000})
+        except httpx.TransportError:
+            return "", []
+        if not (found.is_success and work.is_success):  # nobody is ready at this moment
+            return "", []
+        one, rows = found.json(), work.json()
         details = one["modelDeploymentConfigurationDetails"]["modelGroupConfigurationDetails"]
         open_ = [row["id"] for row in rows if row["status"] in ("ACCEPTED", "IN_PROGRESS")]
         return str(details["modelGroupId"]), open_

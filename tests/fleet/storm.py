@@ -33,14 +33,14 @@ from tests.fleet.processes import KEYS, Fleet, running_fleet
 from tests.serving import START_SECONDS
 from tests.waiting import until
 
-_MEETING_SECONDS = 10.0
-
 
 @dataclass
 class Storm:
     fleet: Fleet
     chance: random.Random
     session: bool = False
+    meeting_seconds: float = 10.0
+    """How long a step is waited for; in some updates it is not met."""
     heard: Heard = field(default_factory=Heard)
     groups: dict[int, Mapping[str, str]] = field(default_factory=dict)
     """What was committed: generation -> key -> secret."""
@@ -93,16 +93,16 @@ class Storm:
     def _meet(self, case: Case, target: str) -> tuple[Struck | None, Future[str] | None]:
         """Have the fault happen in an update to this group."""
         if case.step == "at rest":
-            return faults.strike_when_shown(case, self.fleet, _MEETING_SECONDS), None
+            return faults.strike_when_shown(case, self.fleet, self.meeting_seconds), None
         if case.step in faults.STARTING:
             return self._meet_starting(case, target)
         if case.step in faults.SHOWN:
             asked = self._pool.submit(self.fleet.ask, self.fleet.url, target)
-            return faults.strike_when_shown(case, self.fleet, _MEETING_SECONDS), asked
+            return faults.strike_when_shown(case, self.fleet, self.meeting_seconds), asked
         replica = self.chance.choice(self.fleet.replicas)
         struck = faults.strike_at_statement(case, replica)
         asked = self._pool.submit(self.fleet.ask, replica.url, target)
-        met = _soon(struck, _MEETING_SECONDS)
+        met = _soon(struck, self.meeting_seconds)
         replica.way.forget()
         return met, asked
 

@@ -25,9 +25,9 @@ CASES = (
 def test_every_fault_ends_by_itself_and_no_answer_is_wrong_or_of_an_older_group(
     tmp_path: Path, postgres: Postgres
 ) -> None:
-    settings, kind = {"lease_seconds": 1.5, "hold_seconds": 1}, Doubles(load_seconds=(0.05, 0.2))
-    with running_fleet(tmp_path, kind=kind, settings=settings, postgres=postgres) as fleet:
-        storm = Storm(fleet, random.Random(16))
+    kind = Doubles(load_seconds=(0.05, 0.2))
+    with running_fleet(tmp_path, kind=kind, postgres=postgres) as fleet:
+        storm = Storm(fleet, random.Random(16), meeting_seconds=60)
         storm.run(CASES, clients=6)
         assert set(storm.planner.met) == set(CASES)
         assert storm.heard.judge(storm.groups, fleet.digests) == []
