@@ -49,6 +49,8 @@ class Store(Protocol):
 
     def seen(self) -> Seen: ...
 
+    def happened(self, proposal: str) -> bool: ...
+
 
 @dataclass(eq=False)
 class Proposal:
@@ -162,7 +164,10 @@ class FleetMember:
             self._proposal = None
         if not outcome.fence:
             raise UpdateInProgress(outcome.reason)
-        if outcome.reason:
+        failed = bool(outcome.reason)
+        if failed:  # or others followed it before this replica heard of its end
+            failed = not await self._ledger.with_retry(self._store.happened, proposal.work_id)
+        if failed:
             kind = UpdateFailed if proposal.error is None else type(proposal.error)
             raise kind(outcome.reason) from proposal.error
         await self._follow()

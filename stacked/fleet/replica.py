@@ -27,8 +27,9 @@ from stacked.fleet.shared import (
     View,
 )
 
-# The reason of an update that was followed by others before this replica heard of its end.
-UNKNOWN = "it may have happened: later updates have, while nothing was heard of it"
+# The reason of an update that was followed by others before this replica heard of its end: it may
+# have happened.
+UNKNOWN = "this replica heard nothing of it until later updates had been made"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,10 @@ Each operation is one transaction of `stacked.fleet.shared.apply`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     BigInteger,
@@ -19,6 +19,7 @@ from sqlalchemy import (
     Integer,
     MetaData,
     RowMapping,
+    Select,
     Table,
     Text,
     delete,
@@ -47,6 +48,8 @@ from stacked.registry.postgresql import Shared as Schema
 
 # Of an operation, which takes milliseconds: a replica without a database has a lease to lose.
 _SECONDS = 1.0
+# Of committed updates: so many may follow one before the process that ran it hears of that.
+_COMMITS = 1000
 
 _TABLES = MetaData()
 _FLEET = Table(
@@ -79,15 +82,32 @@ _MEMBERS = Table(
     Column("lacking", Text, nullable=False, default="[0, {}]"),
 )
 
+_COMMITTED = Table(
+    "committed",
+    _TABLES,
+    Column("generation", Integer, primary_key=True, autoincrement=False),
+    Column("proposal", Text, nullable=False),
+)
+
 
 def last_fleet(connection: Connection, schema: str | None) -> Fleet | None:
     """The row of the fleet that had the records in this schema last, if any did."""
+    rows = _rows(connection, schema, select(_FLEET))
+    return _fleet(rows[0]) if rows else None
+
+
+def last_committed(connection: Connection, schema: str | None) -> frozenset[str]:
+    """The newest updates that were committed by the fleets that have had the records."""
+    rows = _rows(connection, schema, select(_COMMITTED))
+    return frozenset(row["proposal"] for row in rows)
+
+
+def _rows(connection: Connection, schema: str | None, query: Select[Any]) -> Sequence[RowMapping]:
     place = f"fleet_{schema}"
     if schema is None or not inspect(connection).has_table(_FLEET.name, place):
-        return None
+        return ()
     there = {"schema_translate_map": {None: place}}
-    row = connection.execute(select(_FLEET), execution_options=there).mappings().one_or_none()
-    return None if row is None else _fleet(row)
+    return connection.execute(query, execution_options=there).mappings().all()
 
 
 class Seen(NamedTuple):
@@ -149,6 +169,12 @@ class FleetStore:
         with self._database.write() as connection:
             connection.execute(change(_MEMBERS).where(_MEMBERS.c.id == id).values(lacking=text))
 
+    def happened(self, proposal: str) -> bool:
+        """Whether an update of the newest thousand was committed."""
+        query = select(_COMMITTED).where(_COMMITTED.c.proposal == proposal)
+        with self._database.read() as connection:
+            return connection.execute(query).first() is not None
+
     def set_mode(self, mode: Mode) -> None:
         """For the first server of a fleet that begins again, unless an update is under way."""
         with self._database.write() as connection:
@@ -183,11 +209,16 @@ class FleetStore:
         if fleet is not None and fleet != before.fleet:
             values = {**asdict(fleet), "mode": fleet.mode.value, "stage": fleet.stage.value}
             if before.fleet is None:
-                for table in (_FLEET, _MEMBERS):
+                for table in _TABLES.tables.values():
                     connection.execute(delete(table))
                 connection.execute(insert(_FLEET).values(owner=self._owner, **values))
             else:
                 connection.execute(change(_FLEET).values(values))
+            if before.fleet is not None and fleet.generation > before.fleet.generation:
+                made = {"generation": fleet.generation, "proposal": fleet.proposal}
+                connection.execute(insert(_COMMITTED).values(made))
+                old = _COMMITTED.c.generation <= fleet.generation - _COMMITS
+                connection.execute(delete(_COMMITTED).where(old))
         for id in _differing(before, after):
             if id not in after.members:
                 connection.execute(delete(_MEMBERS).where(_MEMBERS.c.id == id))

@@ -40,13 +40,18 @@ _NOT_DONE = "MODEL_DEPLOYMENT_ACTIVATE"
 
 
 def recover(
-    connection: Connection, running: Collection[int], spared: Collection[str], *, alone: bool
+    connection: Connection,
+    running: Collection[int],
+    spared: Collection[str],
+    committed: Collection[str],
+    *,
+    alone: bool,
 ) -> Recovered:
     """Fail what was in progress, with a reason. The committed group of a deployment stays.
 
     A work request whose group was committed had passed the point of no return: the next start
-    serves that group and nothing drains any more, so it has succeeded. So has one that was to stop
-    a deployment: nothing of it runs.
+    serves that group, or a later one, and nothing drains any more, so it has succeeded. So has one
+    that was to stop a deployment: nothing of it runs. `committed`: those that a fleet has.
 
     The work of processes that are `running` stays, as does what is `spared`, and what either acts
     on. While this process is not `alone`, so does all but work requests and what those act on.
@@ -69,7 +74,8 @@ def recover(
     done = _settle(
         connection, requests, {row["id"]: row["state"] for row in stopped}, succeeded, failed
     )
-    _end(connection, requests, done, succeeded, failed)
+    past = {*committed, *connection.execute(select(deployments.c.work_request_id)).scalars()}
+    _end(connection, requests, done, past, succeeded, failed)
     kinds: tuple[tuple[Rows[Any], Any], ...] = (
         (DEPLOYMENTS, DeploymentState),
         (GROUPS, GroupState),
@@ -125,11 +131,11 @@ def _end(
     connection: Connection,
     requests: Sequence[RowMapping],
     done: set[str],
+    committed: set[str],
     succeeded: list[str],
     failed: list[str],
 ) -> None:
     """End work requests: those that are done, those that are past their commit, and the rest."""
-    committed = set(connection.execute(select(deployments.c.work_request_id)).scalars())
     texts = dict.fromkeys(done, "the server ended, and what it served with it")
     past = "the server ended after the commit; its next start serves the committed group"
     texts |= dict.fromkeys(committed, past)

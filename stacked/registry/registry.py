@@ -10,7 +10,7 @@ from stacked.fleet.shared import Fleet
 from stacked.registry.artifacts import ArtifactRepository
 from stacked.registry.database import Database
 from stacked.registry.deployments import DeploymentRepository
-from stacked.registry.fleets import last_fleet
+from stacked.registry.fleets import last_committed, last_fleet
 from stacked.registry.groups import GroupRepository
 from stacked.registry.models import ModelRepository
 from stacked.registry.outcomes import OutcomeRepository
@@ -82,7 +82,8 @@ class Registry:
         with self._database.write() as connection:
             running = self._database.running(connection)
             alone = running <= {self._database.process}
-            return recover(connection, running, spared, alone=alone)
+            committed = last_committed(connection, self._database.schema)
+            return recover(connection, running, spared, committed, alone=alone)
 
     def turn(self) -> AbstractContextManager[None]:
         """Within it, one at a time of the processes that share the records. For a few seconds."""
@@ -97,9 +98,11 @@ class Registry:
         with self._database.write() as connection:
             running = self._database.running(connection) | {self._database.process}
             gone = at_work(connection) - running
-            fleet = last_fleet(connection, self._database.schema)
+            schema = self._database.schema
+            fleet, committed = last_fleet(connection, schema), last_committed(connection, schema)
             spared = {fleet.proposal} if fleet is not None else ()
-            recover(connection, running | (gone - frozenset(before)), spared, alone=False)
+            stays = running | (gone - frozenset(before))
+            recover(connection, stays, spared, committed, alone=False)
             return gone
 
     def close(self) -> None:

@@ -52,6 +52,10 @@ class Door:
     def seen(self) -> Seen:
         return self._store.seen()
 
+    def happened(self, proposal: str) -> bool:
+        self._check()
+        return self._store.happened(proposal)
+
     def _pass(self, when: str, operation: Operation) -> None:
         self.cut = self.cut or self.falls(when, operation)
         self._check()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
@@ -158,6 +159,34 @@ async def falls(where: str, fleet: Fleet) -> None:
     await fleet.ready()
     assert await two.end(await two.update(fleet.machine.group(3))) == "SUCCEEDED"
     await until(lambda: len(generations(fleet)) == 1)
+
+
+@pytest.mark.parametrize(
+    "where",
+    [pytest.param(each, marks=() if each in SOME else pytest.mark.long) for each in FALLS],
+)
+async def test_an_update_that_others_have_followed_is_ended_as_it_went(
+    where: str, fleet: Fleet
+) -> None:
+    """Its replica hears nothing of it before a later one is committed."""
+    one, two = await fleet.of("one", "two")
+    one.door.falls = FALLS[where]  # type: ignore[assignment]
+    first, second = fleet.machine.group(2), fleet.machine.group(3)
+    work = await one.update(first)
+    await until(lambda: one.door.cut)
+    later = None
+    while later is None:
+        await asyncio.sleep(0.01)
+        with contextlib.suppress(UpdateInProgress, RecordConflict):  # until the records follow
+            later = await two.update(second)
+    assert await two.end(later) == "SUCCEEDED"
+    one.door.cut, one.door.falls = False, lambda when, operation: False
+    happened = where == "when it is committed"
+    assert await one.end(work) == ("SUCCEEDED" if happened else "FAILED")
+    await fleet.ready()
+    record = fleet.machine.registry.deployments.get(fleet.id)
+    assert (record.group_id, fleet.status) == (second, "ACTIVE")
+    assert generations(fleet) == {record.generation} == {3}
 
 
 def ended(fleet: Fleet, work: str) -> bool:

@@ -175,6 +175,14 @@ def test_later_start_settles_what_a_fleet_that_was_killed_had_committed(servers:
     assert later.registry.deployments.get(deployment.id).generation == 2
 
 
+def commits(store: FleetStore, fence: int) -> None:
+    """All that there are, the one, are ready, and then hold."""
+    for ready, held in ((fence, 0), (fence, fence)):
+        report = Report("a/1", "a", 2 * fence + bool(held), fence - 1, ready, held)
+        store.carry_out("a/1", Beat(report))
+        store.carry_out("a/1", Advance(fence))
+
+
 @pytest.mark.parametrize("shared", [True, False])
 def test_next_start_serves_what_was_committed_when_all_were_killed(
     servers: Servers, shared: bool
@@ -183,10 +191,7 @@ def test_next_start_serves_what_was_committed_when_all_were_killed(
     deployment = founded(first)
     fleet = proposed(first, deployment)
     assert first.fleet is not None
-    for ready, held in ((2, 0), (2, 2)):
-        report = Report("a/1", "a", 2 + held, 1, ready, held)
-        first.fleet.carry_out("a/1", Beat(report))
-        first.fleet.carry_out("a/1", Advance(2))
+    commits(first.fleet, 2)
     first.close()
     later = servers.one(shared=shared)
     held = later.last_active()
@@ -225,6 +230,26 @@ def test_an_update_that_was_given_up_is_not_spared_for_ever(servers: Servers) ->
     first.registry.close()
     later = servers.one()
     assert later.registry.work_requests.get(old.proposal).status is WorkStatus.FAILED
+
+
+@pytest.mark.parametrize("happened", [True, False])
+def test_work_of_one_that_was_killed_is_ended_as_it_went_though_others_followed(
+    servers: Servers, happened: bool
+) -> None:
+    first, other = servers.one(), servers.one()
+    fleet = proposed(first, founded(first))
+    assert first.fleet is not None
+    if happened:
+        commits(first.fleet, 2)
+    else:
+        first.fleet.carry_out("a/1", Abort(2, "no"))
+    first.fleet.carry_out("a/1", Propose("a/1", "another", fleet.target, 2))
+    first.registry.close()
+    gone: frozenset[int] = frozenset()
+    while other.registry.work_requests.get(fleet.proposal).time_finished is None:
+        gone = other.registry.recover_others(gone)
+    status = other.registry.work_requests.get(fleet.proposal).status
+    assert status is (WorkStatus.SUCCEEDED if happened else WorkStatus.FAILED)
 
 
 def test_one_of_many_that_begin_at_once_founds_the_fleet(servers: Servers) -> None:

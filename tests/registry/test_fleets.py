@@ -73,7 +73,7 @@ def some_operation(chance: Random, shared: Shared) -> Operation:
 def test_every_operation_does_what_the_pure_one_does(where: Path | Schema) -> None:
     chance, others, shared = Random(1), Random(2), Shared()
     store = FleetStore(where, 5.0)
-    committed = 0
+    proposed, committed = set[str](), {""}
     for _ in range(600):
         operation = some_operation(chance, shared)
         id = operation.report.id if isinstance(operation, Beat) else others.choice(IDS)
@@ -82,8 +82,12 @@ def test_every_operation_does_what_the_pure_one_does(where: Path | Schema) -> No
         wanted = View.of(shared, id)
         assert seen._replace(members=()) == wanted._replace(members=())
         assert set(seen.members) == set(wanted.members)
-        committed = max(committed, shared.fleet.generation if shared.fleet else 0)
-    assert committed > 1, "no update was committed, which is to be compared too"
+        if (fleet := shared.fleet) is not None:
+            proposed.add(fleet.proposal)
+            committed |= {fleet.proposal} if fleet.generation == fleet.fence else set()
+    committed.remove("")
+    assert committed, "no update was committed, which is to be compared too"
+    assert {each for each in proposed if store.happened(each)} == committed
     store.close()
 
 
