@@ -182,7 +182,7 @@ class Service:
         config = self.config
         stores = (self._store, self._models)
         ledger = await asyncio.to_thread(
-            partial(Ledger, shared=config.fleet is not None),
+            partial(Ledger, lease=config.fleet.lease_seconds if config.fleet else None),
             self.data_dir,
             config.group.name,
             *stores,

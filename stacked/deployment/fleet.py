@@ -355,6 +355,9 @@ class FleetMember:
             if before is not None:
                 await before.over()  # requests of the group before the served one
             if mine is not None:
+                # Unless others have ended this work, for which it had seemed to be gone.
+                requests = self._ledger.registry.work_requests
+                await self._ledger.do(requests.advance, mine.work_id, 0.0)
                 await mine.begin()
             await bringing.run(self._slot, self._ledger, mine.judge if mine is not None else None)
         except Exception as error:  # whatever it is, the fleet learns that it is not served here

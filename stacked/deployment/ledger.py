@@ -67,7 +67,7 @@ T = TypeVar("T")
 
 class Ledger:
     """The registry of one group name, locked for the life of this process: a file in the data
-    directory, or a schema of a database. `shared`: with the other servers of a fleet.
+    directory, or a schema of a database. `lease`: of a fleet's servers, which share it.
 
     Raises DataDirInUse if another process serves the same name from the same place.
     """
@@ -80,7 +80,7 @@ class Ledger:
         models: ModelStore,
         storage: StorageConfig,
         *,
-        shared: bool = False,
+        lease: float | None = None,
     ) -> None:
         self.directory = data_dir / "deployments" / _slug(name)
         """The directory of the records and what belongs to them, used only by this process."""
@@ -90,7 +90,7 @@ class Ledger:
         self.fleet: FleetStore | None = None
         """What this server shares with the others of its fleet."""
         try:
-            self._open(storage, shared)
+            self._open(storage, lease)
         except BaseException:
             self._lock.close()
             raise
@@ -99,8 +99,9 @@ class Ledger:
         # One thread, so that writes stay in order and no disk blocks the loop.
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="ledger")
 
-    def _open(self, storage: StorageConfig, shared: bool) -> None:
+    def _open(self, storage: StorageConfig, lease: float | None) -> None:
         """Raises RegistryUnusable, also for a file that has lost what was in it; ConfigInvalid."""
+        shared = lease is not None
         place = place_of(self.directory, storage.database_url, storage.connections)
         if shared and isinstance(place, Path):
             raise ConfigInvalid(
@@ -114,10 +115,11 @@ class Ledger:
             )
         registry = Registry(place)
         try:
-            registry.claim(shared=shared)
+            registry.claim(shared=shared, lease=lease or 0.0)
             note_database(self.directory, place)
             if shared and isinstance(place, Shared):
-                self.fleet = FleetStore(fleet_of(place), owner=registry.owner)
+                numbers = {"owner": registry.owner, "process": registry.process}
+                self.fleet = FleetStore(fleet_of(place), **numbers)
             self.registry = registry
             self._recover(registry.last_fleet(), shared)
         except BaseException:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,7 +76,9 @@ _MEMBERS = Table(
         )
         for name in Report.__dataclass_fields__
     ),
-    # By the database's clock, for people: the protocol compares no two clocks.
+    # Its number among those that have claimed the records.
+    Column("process", BigInteger, nullable=False),
+    # By the database's clock: the protocol compares no two clocks.
     Column("reported", DateTime(timezone=True), nullable=False),
     # Not part of a report, which is written every second: a generation, and its models that the
     # member does not serve, with the reasons.
@@ -100,6 +103,14 @@ def last_committed(connection: Connection, schema: str | None) -> frozenset[str]
     """The newest updates that were committed by the fleets that have had the records."""
     rows = _rows(connection, schema, select(_COMMITTED))
     return frozenset(row["proposal"] for row in rows)
+
+
+def reporting(connection: Connection, schema: str | None, seconds: float) -> frozenset[int]:
+    """The numbers of the processes of members that have reported within so many seconds."""
+    columns = (_MEMBERS.c.process, _MEMBERS.c.reported, func.now().label("now"))
+    rows = _rows(connection, schema, select(*columns))
+    recent = timedelta(seconds=seconds)
+    return frozenset(row["process"] for row in rows if row["now"] - row["reported"] <= recent)
 
 
 def _rows(connection: Connection, schema: str | None, query: Select[Any]) -> Sequence[RowMapping]:
@@ -134,11 +145,15 @@ class FleetStore:
     """
 
     def __init__(
-        self, where: Path | Schema, busy_seconds: float = _SECONDS, owner: int = 0
+        self,
+        where: Path | Schema,
+        busy_seconds: float = _SECONDS,
+        owner: int = 0,
+        process: int = 0,
     ) -> None:
-        """`owner`: the number of the claim of the fleet's records."""
+        """The numbers of the claim of the fleet's records, and of this process in it."""
         self._database = Database(where, busy_seconds, (), _TABLES)
-        self._owner = owner
+        self._owner, self._process = owner, process
 
     def carry_out(self, id: str, operation: Operation) -> View:
         """Do it for the replica with this id, whose every Beat is; what that sees then."""
@@ -225,7 +240,7 @@ class FleetStore:
                 continue
             values = {**asdict(after.members[id]), "reported": func.now()}
             if id not in before.members:
-                connection.execute(insert(_MEMBERS).values(values))
+                connection.execute(insert(_MEMBERS).values(process=self._process, **values))
             else:
                 connection.execute(change(_MEMBERS).where(_MEMBERS.c.id == id).values(values))
 

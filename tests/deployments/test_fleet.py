@@ -189,6 +189,22 @@ async def test_an_update_that_others_have_followed_is_ended_as_it_went(
     assert generations(fleet) == {record.generation} == {3}
 
 
+async def test_work_that_others_have_ended_before_it_was_proposed_is_not_done(
+    fleet: Fleet,
+) -> None:
+    one, two = await fleet.of("one", "two")
+    one.door.falls = at(Propose, "before")  # type: ignore[assignment]
+    work = await one.update(fleet.machine.group(2))
+    await until(lambda: one.door.cut)
+    fleet.machine.registry.deployments.end_update(fleet.id, work.id, "it seemed to be gone")
+    one.door.cut, one.door.falls = False, lambda when, operation: False
+    assert await one.end(work) == "FAILED"
+    assert generations(fleet) == {1}
+    await until(lambda: contents(fleet) == {(1, 0)})
+    assert fleet.status == "ACTIVE"
+    assert await two.end(await two.update(fleet.machine.group(2))) == "SUCCEEDED"
+
+
 def ended(fleet: Fleet, work: str) -> bool:
     return fleet.machine.registry.work_requests.get(work).time_finished is not None
 

@@ -41,6 +41,7 @@ from stacked.registry import (
 from stacked.registry.fleets import FleetStore, fleet_of
 from tests.postgres import Postgres
 from tests.registry.samples import deployed, group, stocked, updated
+from tests.registry.test_sharing import end_sessions
 from tests.waiting import until
 
 ACTIVE, UPDATING = DeploymentState.ACTIVE, DeploymentState.UPDATING
@@ -58,11 +59,11 @@ class Servers:
     def fleet(self) -> Shared:
         return fleet_of(Shared(str(self._storage.database_url), "stacked_g"))
 
-    def one(self, *, shared: bool = True) -> Ledger:
+    def one(self, lease: float | None = 1.0) -> Ledger:
         self._count += 1
         place = self._directory / str(self._count)
         nothing = cast(Any, None)
-        ledger = Ledger(place, "g", nothing, nothing, self._storage, shared=shared)
+        ledger = Ledger(place, "g", nothing, nothing, self._storage, lease=lease)
         self.opened.callback(ledger.close)
         return ledger
 
@@ -193,7 +194,7 @@ def test_next_start_serves_what_was_committed_when_all_were_killed(
     assert first.fleet is not None
     commits(first.fleet, 2)
     first.close()
-    later = servers.one(shared=shared)
+    later = servers.one(1.0 if shared else None)
     held = later.last_active()
     assert held is not None
     assert (held.id, held.group_id, held.generation) == (deployment.id, fleet.target, 2)
@@ -252,6 +253,51 @@ def test_work_of_one_that_was_killed_is_ended_as_it_went_though_others_followed(
     assert status is (WorkStatus.SUCCEEDED if happened else WorkStatus.FAILED)
 
 
+def working(ledger: Ledger) -> str:
+    """Work of a server that is a member."""
+    assert ledger.fleet is not None
+    work = ledger.registry.work_requests.open("U")
+    ledger.registry.work_requests.advance(work.id, 20)
+    ledger.fleet.carry_out("a/1", Join(Report("a/1", "a", 1, 1)))
+    return work.id
+
+
+def test_work_of_one_that_lost_its_session_is_not_ended_while_it_reports(
+    servers: Servers, postgres: Postgres
+) -> None:
+    first, other = servers.one(60.0), servers.one(60.0)
+    founded(first)
+    work = working(first)
+    end_sessions(postgres)
+    with ThreadPoolExecutor(1) as pool:
+        assert first.fleet is not None
+        gone = other.registry.recover_others(())
+        first.fleet.carry_out("a/1", Beat(Report("a/1", "a", 2, 1)))
+        assert not other.registry.recover_others(gone)
+        assert not other.registry.alone
+        starting = pool.submit(servers.one, 60.0)
+        with pytest.raises(TimeoutError):
+            starting.result(1.0)
+        # As it looks for what others have left, it claims the records again.
+        assert not first.registry.recover_others(())
+        assert starting.result().registry.work_requests.get(work).time_finished is None
+    assert first.registry.work_requests.succeed(work).status is WorkStatus.SUCCEEDED
+
+
+def test_work_of_one_that_was_killed_is_ended_when_its_lease_is_over(servers: Servers) -> None:
+    first, other = servers.one(), servers.one()
+    founded(first)
+    works = [working(first), working(other)]
+    first.registry.close()
+    gone: frozenset[int] = frozenset()
+    while other.registry.work_requests.get(works[0]).time_finished is None:
+        gone = other.registry.recover_others(gone)
+    other.registry.close()
+    later = servers.one()  # which waits for a lease
+    status = [later.registry.work_requests.get(id).status for id in works]
+    assert status == [WorkStatus.FAILED] * 2
+
+
 def test_one_of_many_that_begin_at_once_founds_the_fleet(servers: Servers) -> None:
     ledgers = [servers.one() for _ in range(3)]
     stocked(ledgers[0].registry)
@@ -285,7 +331,7 @@ def test_fleet_begins_anew_after_a_server_alone_has_had_its_records(servers: Ser
     first = servers.one()
     deployment = founded(first)
     first.close()
-    alone = servers.one(shared=False)
+    alone = servers.one(None)
     target = alone.registry.groups.create(group(3))
     updated(alone.registry, deployment.id, target, 2)
     with pytest.raises(DataDirInUse):
@@ -309,7 +355,7 @@ def test_fleet_begins_anew_after_a_server_alone_has_had_its_records(servers: Ser
 def test_fleet_without_a_database_is_refused(tmp_path: Path) -> None:
     nothing = cast(Any, None)
     with pytest.raises(ConfigInvalid, match="--join"):
-        Ledger(tmp_path, "g", nothing, nothing, StorageConfig(), shared=True)
+        Ledger(tmp_path, "g", nothing, nothing, StorageConfig(), lease=1.0)
 
 
 def test_death_of_an_engine_is_no_state_of_what_others_serve(servers: Servers) -> None:
