@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import re
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -31,6 +32,9 @@ HEADER = "opc-retry-token"
 _TOKEN = re.compile(r"[!-~]{1,64}")
 # Stored for a payload until its upload has passed; no digest is empty.
 _NOT_READ = ""
+# For a call at another server of a fleet, which may also have been killed: clients wait a minute.
+PATIENCE = 20.0
+_LOOK_SECONDS = 0.25
 # Made anew for each response, and so not stored.
 _OF_THE_ANSWER = frozenset({"content-length", "opc-request-id", "date"})
 
@@ -49,9 +53,13 @@ class RetryTokens:
     Of two concurrent calls with one token, the second waits for the first and gets its response.
     """
 
-    def __init__(self, registry: Callable[[], Registry], max_body_bytes: int) -> None:
+    def __init__(
+        self, registry: Callable[[], Registry], max_body_bytes: int, patience: float = 0.0
+    ) -> None:
+        """`patience`: for how many seconds a call may run at another server."""
         self._registry = registry
         self._limit = max_body_bytes
+        self._patience = patience
         self._under_way: dict[RetryToken, _Turns] = {}
 
     async def once(self, request: Request, handle: Handle) -> Response:
@@ -95,14 +103,21 @@ class RetryTokens:
             seen.update(body)
             request = Request(request.scope, replay(body, request.receive))
             payload = seen.hexdigest()
-        now = datetime.now(UTC)
-        begin = self._registry().retry_tokens.begin
-        call = await asyncio.to_thread(begin, token, payload or _NOT_READ, now)
+        call = await self._begun(token, payload or _NOT_READ)
         if call is not None:
             if payload is None:
                 await _drain(request.receive)
             return _answered(call, seen.hexdigest())
         return await self._first(token, request, handle, seen.hexdigest)
+
+    async def _begun(self, token: RetryToken, payload: str) -> FirstCall | None:
+        """The first call with a token, when it has ended; None: it is this one."""
+        begin, until = self._registry().retry_tokens.begin, time.monotonic() + self._patience
+        while True:
+            call = await asyncio.to_thread(begin, token, payload, datetime.now(UTC))
+            if call is None or call.answer is not None or time.monotonic() >= until:
+                return call
+            await asyncio.sleep(_LOOK_SECONDS)
 
     async def _first(
         self, token: RetryToken, request: Request, handle: Handle, payload: Callable[[], str]
@@ -123,7 +138,8 @@ def _answered(call: FirstCall, payload: str) -> Response:
     if call.answer is None:
         raise InvalidatedRetryToken(
             "the first call with this retry token was cut off, such as by a stop of the server, or "
-            "another server of the fleet is at it; look whether it was done, and use a new token"
+            "another server of the fleet is still at it; look whether it was done, and use a new "
+            "token"
         )
     if call.payload != payload:
         raise InvalidatedRetryToken(

@@ -32,6 +32,7 @@ class Double:
     done: list[bytes] = field(default_factory=list)
     fail: bool = False
     status: int = 200
+    patience: float = 0.0
     may_go: asyncio.Event = field(default_factory=asyncio.Event)
     begun: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -68,7 +69,7 @@ class Double:
 
         app = FastAPI()
         handle_errors(app)
-        app.state.retry_tokens = RetryTokens(lambda: self.registry, 100_000)
+        app.state.retry_tokens = RetryTokens(lambda: self.registry, 100_000, self.patience)
         app.include_router(router)
         return app
 
@@ -166,6 +167,28 @@ async def test_when_the_first_of_two_fails_the_second_does_the_work(double: Doub
         assert (await create(http)).json() == {"id": "m1"}
 
 
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_call_at_another_server_of_a_fleet_is_waited_for(
+    double: Double, fails: bool
+) -> None:
+    double.may_go.clear()
+    double.fail = fails
+    other = Double(double.registry, patience=60.0)
+    async with double.client() as http, other.client() as there:
+        first = asyncio.create_task(create(http))
+        await double.begun.wait()
+        calls = [asyncio.create_task(create(there)) for _ in range(2)]
+        done, _ = await asyncio.wait(calls, timeout=0.5)
+        assert not done
+        double.may_go.set()
+        answers = [await first, *await asyncio.gather(*calls)]
+        assert [answer.status_code for answer in answers] == [409 if fails else 200, 200, 200]
+        assert {answer.content for answer in answers[1:]} == {b'{"id":"m1"}'}
+        assert len(double.done) + len(other.done) == 1
+        refused = await create(there, {"a": 2})
+        assert "other content" in refused.json()["message"]
+
+
 async def test_a_client_that_gave_up_leaves_its_token_free(double: Double) -> None:
     double.may_go.clear()
     async with double.client() as http:
@@ -190,9 +213,11 @@ async def test_it_is_replayed_after_a_restart(double: Double) -> None:
     assert later.done == []
 
 
+@pytest.mark.parametrize("patience", [0.0, 0.5])
 async def test_a_call_that_a_stop_cut_off_is_not_done_twice(
-    double: Double, monkeypatch: pytest.MonkeyPatch
+    double: Double, monkeypatch: pytest.MonkeyPatch, patience: float
 ) -> None:
+    double.patience = patience
     async with double.client() as http:
         double.fail = True
         with monkeypatch.context() as patched:

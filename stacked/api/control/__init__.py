@@ -21,7 +21,7 @@ from stacked.api.control import (
     version_sets,
     work_requests,
 )
-from stacked.api.retry_tokens import RetryTokens
+from stacked.api.retry_tokens import PATIENCE, RetryTokens
 from stacked.service import Service
 
 _RESOURCES = (
@@ -42,8 +42,9 @@ _RESOURCES = (
 
 def control_routes(app: FastAPI, service: Service) -> None:
     """Add the control plane to the app."""
+    patience = PATIENCE if service.config.fleet is not None else 0.0
     app.state.retry_tokens = RetryTokens(
-        lambda: service.registry, service.config.server.max_body_bytes
+        lambda: service.registry, service.config.server.max_body_bytes, patience
     )
     for resource in _RESOURCES:
         # Not `include_router`, which analyses every signature anew: most of the time of a start.
