@@ -39,6 +39,7 @@ _PIECES = {
         "tests/test_entry_point.py",
     ),
     "engines": (
+        "tests/api/test_data_parallel.py",
         "tests/clients/test_clients.py",
         "tests/demo/",
         "tests/deployments/test_gates.py",

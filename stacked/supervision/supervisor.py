@@ -181,7 +181,8 @@ class Supervisor:
         metrics.engine_restarted("succeeded")
         active = self._slot.active
         self._note_served(active)
-        self._tell.note(f"group {active.name!r} is served again, after {self._start_seconds:.0f} s")
+        took = f"after {self._start_seconds:.0f} s"
+        self._tell.finish(f"Group {active.name!r} is served again, {took}")
         return None
 
     def _note_served(self, active: Active) -> None:

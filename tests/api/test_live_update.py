@@ -299,6 +299,7 @@ def test_no_response_is_lost_or_mixed_under_a_storm_of_updates(
     assert not problems, problems[:5]
     assert counts["whole"] > 100, counts
     assert counts["aborted"] > 0
+    print(f"12 updates, {counts}")
 
 
 def test_fifty_bad_updates_in_a_row_disturb_no_answer(
@@ -327,6 +328,7 @@ def test_fifty_bad_updates_in_a_row_disturb_no_answer(
             while asked.right <= 100 and not asked.wrong:
                 time.sleep(0.01)
         assert not asked.wrong, asked.wrong[:5]
+        print(f"50 bad updates, {asked.right} right answers")
         after = status(client)
         assert after["groupId"] == before["groupId"]
         assert after["generation"] == before["generation"]
