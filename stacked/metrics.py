@@ -21,7 +21,9 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _LABELS = ("key", "digest")
 
 _requests = Counter(
-    "stacked_requests", "Requests that ended, by status class", (*_LABELS, "status")
+    "stacked_requests",
+    "Requests to models that ended, by status class; without a key, they ended before they had one",
+    (*_LABELS, "status"),
 )
 _first_byte = Histogram(
     "stacked_first_byte_seconds",
@@ -75,6 +77,8 @@ ENGINE_STATES = ("none", "starting", "serving", "restarting", "failed")
 GATES = ("open", "held", "closed")
 _engine = Gauge("stacked_engine_state", "1 for what the engine does now", ("state",))
 _deaths = Counter("stacked_engine_deaths", "Engines that died while they served", ("cause",))
+for _cause in ("exit", "signal", "oom", "hang"):
+    _deaths.labels(_cause)
 _restarts = Counter("stacked_engine_restarts", "Starts after a death, by outcome", ("outcome",))
 _model_restarts = Counter(
     "stacked_model_process_restarts", "Processes of models that ended by themselves", ("runtime",)
@@ -181,10 +185,18 @@ def tokens(key: str, digest: str, prompt: int, generated: int) -> None:
 
 def request_ended(key: str, digest: str, status: int | None) -> None:
     """`status` is None if the client left before the response began."""
-    kind = "gone" if status is None else f"{status // 100}xx"
-    _requests.labels(key, digest, kind).inc()
+    _requests.labels(key, digest, _class_of(status)).inc()
     _in_flight.labels(key, digest).dec()
     _used[key, digest] -= 1
+
+
+def request_refused(status: int | None) -> None:
+    """A request to a model ended before it had one."""
+    _requests.labels("", "", _class_of(status)).inc()
+
+
+def _class_of(status: int | None) -> str:
+    return "gone" if status is None else f"{status // 100}xx"
 
 
 def refused(limit: str) -> None:

@@ -328,6 +328,7 @@ def test_a_token_is_printed_alone_and_never_listed(tmp_path: Path) -> None:
         ("--admin", "--oci"),
         ("--inference-only",),
         ("--expires", "soon"),
+        ("--expires", "0d"),  # it would never end
         ("--requests-per-minute", "0"),
         ("--weight", "nan"),
     ],

@@ -9,6 +9,7 @@ import pytest
 from prometheus_client import REGISTRY, Gauge, generate_latest
 
 from stacked import metrics
+from stacked.supervision.policy import Cause
 
 
 def value(name: str, **labels: str) -> float | None:
@@ -26,6 +27,18 @@ def test_request_is_counted_from_admission_to_end() -> None:
     assert value("stacked_requests_total", key="k", digest="d", status="2xx") == 1
     assert value("stacked_requests_total", key="k", digest="d", status="gone") == 1
     assert value("stacked_first_byte_seconds_sum", key="k", digest="d") == 0.3
+
+
+def test_request_that_had_no_model_is_counted_without_one() -> None:
+    before = value("stacked_requests_total", key="", digest="", status="5xx") or 0
+    metrics.request_refused(503)
+    assert value("stacked_requests_total", key="", digest="", status="5xx") == before + 1
+
+
+def test_a_first_death_is_an_increase() -> None:
+    for cause in Cause:
+        shown = value("stacked_engine_deaths_total", cause=cause.value)
+        assert (shown is None) == (cause is Cause.START), "what comes to be with 1 never rose to it"
 
 
 def test_tokens_are_counted_by_kind() -> None:

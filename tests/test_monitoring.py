@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -96,6 +98,17 @@ def test_an_alert_is_whole_and_explained(rule: dict[str, Any]) -> None:
     assert re.fullmatch(r"[0-9]+[smh]", rule.get("for", "0s"))
     manual = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
     assert f"| `{rule['alert']}` |" in manual
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs Prometheus' promtool")
+def test_alerts_fire_when_they_should_and_not_otherwise() -> None:
+    done = subprocess.run(
+        ["promtool", "test", "rules", str(ROOT / "tests" / "alerts.yaml")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_panels_do_not_overlap() -> None:

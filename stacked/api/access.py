@@ -119,6 +119,8 @@ class Access:
             metrics.request_ended(*self._labels, reply.status)
             if self.route.exposure is not None and self._outcomes is not None:
                 self._outcomes.add(self.id, self.route.exposure, self._tally(reply))
+        elif self._usage is not None:
+            metrics.request_refused(reply.status)
         if self._usage is not None and self.caller:
             failed = reply.status is None or reply.status >= 400
             self._usage.add(self.caller, self._labels[0], Counts(1, int(failed)))

@@ -93,8 +93,8 @@ class Gate:
             raise NotAuthenticated(
                 "the request has no token; send `authorization: Bearer stk_…` (docs/security.md)"
             )
-        self._check_may(caller, method, path)
         scope.update(called_by(caller))
+        self._check_may(caller, method, path)
         if seen is None or seen.digest is None:
             return receive
         if is_upload(method, path):

@@ -29,7 +29,7 @@ from stacked.api.errors import (
 from stacked.api.gate import METRICS, Gate, is_upload
 from stacked.api.limits import Intake, Limits
 from stacked.api.replies import Reshaped, Tagged, respond_error
-from stacked.callers import ANYONE, Caller, called_by, caller_of
+from stacked.callers import ANYONE, NOBODY, Caller, called_by, caller_of
 from stacked.core import header_form
 from stacked.errors import DrainExpired, EngineDead, NotAuthenticated, StackedError
 from stacked.groups.routing import Route
@@ -122,6 +122,8 @@ class Gateway:
             return
         except StackedError as error:
             access.error = error.code
+            if (known := caller_of(scope)) is not NOBODY:  # also one who may not do this
+                access.caller = known.name
             if tagged.started:
                 raise
             await self._refuse(error, scope, tagged, plain, PREFIX if deployment else path)

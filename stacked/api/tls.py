@@ -41,6 +41,9 @@ class Certificate:
             ) from error
         if self._tls.ca is not None:
             context.verify_mode = ssl.CERT_REQUIRED
+            # Who resumes a session is not verified again, and with TLS 1.2 needs no ticket for it.
+            context.minimum_version = ssl.TLSVersion.TLSv1_3
+            context.num_tickets = 0
             try:
                 context.load_verify_locations(self._tls.ca)
             except (OSError, ssl.SSLError) as error:

@@ -38,6 +38,8 @@ def _span(text: str) -> timedelta:
         span: timedelta = TypeAdapter(Duration).validate_python(text)
     except ValidationError as error:
         raise typer.BadParameter("expected a number and a unit: 90s, 15m, 12h or 30d") from error
+    if not span:  # "at once" and "never" are both likely to be meant
+        raise typer.BadParameter("0 is no time; leave the option out if there is to be none")
     return span
 
 

@@ -202,6 +202,8 @@ def _in_turn(
                 more["priority"] = ticket.rank
                 if report is not None:
                     report.waited(time.monotonic() - began)
+            else:  # it may go after others, and not before them
+                more["priority"] = max(int(ticket.share.batch), more.get("priority", 0))
             if selection is not None and selection.cards:
                 more["data_parallel_rank"] = rank_for(selection.cards)
             async for output in run(prompt, params, request_id, **more):

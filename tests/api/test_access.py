@@ -11,14 +11,19 @@ from typing import Any, cast
 import httpx
 import pytest
 from fastapi import FastAPI
+from prometheus_client import REGISTRY
 from starlette.types import Message
 
 from stacked.api.access import Access
+from stacked.api.gate import open_gate
 from stacked.api.gateway import Gateway
 from stacked.api.replies import Tagged
+from stacked.config import AuthConfig
 from stacked.core import Digest, ModelId
+from stacked.errors import KeyUnknown, NotReady
 from stacked.experiments.assignment import Exposure
 from stacked.groups.routing import Route
+from stacked.keys import Rights, create
 from stacked.outcomes import Outcomes
 from stacked.registry import Registry
 from stacked.registry.outcomes import Tally
@@ -117,6 +122,49 @@ async def test_usage_is_by_credential_and_key_and_only_of_models(tmp_path: Path)
         Used("anyone", "a", Counts(requests=2)),
         Used("anyone", "", Counts(requests=1, errors=1)),
     ]
+
+
+async def test_who_may_not_do_it_is_named_and_who_is_not_known_is_not(
+    lines: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    rights = Rights(keys=frozenset({"a"}), requests_per_minute=9)
+    token = create(tmp_path, "held", rights)
+    usage = Usage()
+    service = Double(vllm(), auth=AuthConfig(bearer=True))
+    gate = open_gate(cast(Any, service).config, tmp_path)
+    gateway = Gateway(cast(Service, service), ours(), gate, usage)
+    transport = httpx.ASGITransport(app=gateway)
+    async with httpx.AsyncClient(transport=transport, base_url="http://here") as http:
+        for headers in ({"api-key": token}, {"api-key": token[:-1] + "x"}):
+            for method, path in (("GET", "/stacked/status"), ("POST", "/v1/responses/x/cancel")):
+                answer = await http.request(method, path, headers=headers)
+                limit = answer.headers.get("x-ratelimit-limit-requests")
+                assert (answer.status_code, limit) in ((403, "9"), (401, None))
+    assert [(line["status"], line.get("credential")) for line in lines] == [
+        *[(403, "held")] * 2,
+        *[(401, None)] * 2,
+    ]
+    assert usage.pending == {("held", ""): Counts(requests=1, errors=1)}
+
+
+async def test_a_request_to_a_model_that_gets_none_is_in_the_metrics() -> None:
+    def counted(status: str) -> float:
+        labels = {"key": "", "digest": "", "status": status}
+        return REGISTRY.get_sample_value("stacked_requests_total", labels) or 0
+
+    before = counted("4xx"), counted("5xx")
+    for error in (KeyUnknown("marked"), NotReady("marked")):
+        service = Double(vllm())
+
+        def refuse(*_: Any, why: Exception = error) -> Any:
+            raise why
+
+        service.admit = refuse  # type: ignore[method-assign]
+        transport = httpx.ASGITransport(app=Gateway(cast(Service, service), ours(), None, Usage()))
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as http:
+            await http.post("/predict", json={"prompt": "x"})
+            await http.get("/v1/models")
+    assert (counted("4xx"), counted("5xx")) == (before[0] + 1, before[1] + 1)
 
 
 async def nowhere(message: Message) -> None: ...

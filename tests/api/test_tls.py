@@ -153,6 +153,43 @@ def test_clients_need_a_certificate_where_their_authority_is_named(
                 client.get(url)
 
 
+def test_a_client_that_is_trusted_no_more_does_not_come_back_by_its_session(
+    authority: Authority, files: TlsConfig, tmp_path: Path
+) -> None:
+    trusted = tmp_path / "trusted.pem"
+    trusted.write_bytes(authority.path.read_bytes())
+    client = trusting(authority)
+    client.load_cert_chain(*authority.issue(tmp_path, "client"))
+
+    def ask(port: int, session: ssl.SSLSession | None = None) -> tuple[bytes, ssl.SSLSession]:
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=10) as plain,
+            client.wrap_socket(plain, server_hostname="localhost", session=session) as connection,
+        ):
+            connection.sendall(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            answer = connection.recv(100)
+            assert connection.session is not None
+            return answer, connection.session
+
+    tls = files.model_copy(update={"ca": str(trusted)})
+    with served(APP, Certificate(tls).context) as url:
+        port = int(url.rpartition(":")[2])
+        answer, session = ask(port)
+        assert answer.startswith(b"HTTP/1.1 200")
+        new = tmp_path / "new.pem"
+        new.write_bytes(Authority.of(tmp_path).path.read_bytes())
+        os.replace(new, trusted)
+        for had in (session, None):
+            try:
+                answer, _ = ask(port, had)
+            except OSError:
+                continue
+            assert answer == b""  # of TLS 1.3, the client is done before it is refused
+        client.maximum_version = ssl.TLSVersion.TLSv1_2  # which resumes without tickets
+        with pytest.raises(OSError, match=r"(?i)version|EOF|reset"):
+            ask(port)
+
+
 def test_our_client_trusts_the_authorities_it_is_given(
     url: str, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:

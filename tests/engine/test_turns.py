@@ -329,13 +329,23 @@ def test_what_an_engine_gives_up_as_it_is_ended_is_no_answer() -> None:
     run(work())
 
 
-def test_without_turns_a_request_keeps_its_own_priority() -> None:
+def test_without_turns_a_request_may_go_after_others_and_not_before_them() -> None:
     async def work() -> None:
         engine = Client()
         client = _in_turn(engine, None)
-        stream = client.generate({"prompt_token_ids": [1]}, params(), "x", priority=7)
-        assert len([each async for each in stream]) == 2
-        assert engine.priorities == [7]
+
+        async def ask(priority: int) -> None:
+            stream = client.generate({"prompt_token_ids": [1]}, params(), "x", priority=priority)
+            assert len([each async for each in stream]) == 2
+
+        for priority in (7, 0, -7):
+            await ask(priority)
+        before = share.set(Share("c", "a", batch=True))
+        try:
+            await ask(-7)
+        finally:
+            share.reset(before)
+        assert engine.priorities == [7, 0, 0, 1]
 
     run(work())
 
