@@ -1,9 +1,10 @@
 """A process that starts a child from a thread that ends, as a server starts its engine.
 
-Run as ``python -m tests.engine.parents MODE METHOD``, a start method of multiprocessing; both write
-a line when they are ready. The child watches its parent at once (`watched`), not before it has died
-(`late`), or never (`alone`). Except for `late`, it writes another line once the thread that started
-it is gone: what the kernel sends at a thread's end has come before.
+Run as ``python -m tests.engine.parents MODE METHOD``, a start method of multiprocessing or
+`preload`, with which vLLM's processes are started; both write a line when they are ready. The child
+watches its parent at once (`watched`), not before it has died (`late`), or never (`alone`). Except
+for `late`, it writes another line once the thread that started it is gone: what the kernel sends at
+a thread's end has come before.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from stacked.engine.orphans import end_with_parent
+from stacked.engine.preload import _Context
 
 
 def child(mode: str, starter_is_gone: Any) -> None:
@@ -40,7 +42,7 @@ def say(line: str) -> None:
 
 
 def main(mode: str, method: str) -> None:
-    start: Any = multiprocessing.get_context(method)
+    start: Any = _Context() if method == "preload" else multiprocessing.get_context(method)
     receiver, sender = start.Pipe(duplex=False)
     process = start.Process(target=child, args=(mode, receiver))
     starter = threading.Thread(target=process.start)

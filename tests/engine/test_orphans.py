@@ -63,6 +63,14 @@ def test_child_that_looks_only_after_its_parent_has_died_ends_too(method: str) -
         wait_until_gone(started)
 
 
+def test_child_of_the_process_that_imports_vllm_need_not_watch_by_itself() -> None:
+    """As the one that counts the requests of several engines, which calls no plugin."""
+    with family("alone", "preload", lines=3) as (parent, started):
+        assert len(alive(started)) == len(started) > 0
+        parent.kill()
+        wait_until_gone(started)
+
+
 def test_child_that_does_not_watch_stays_so_that_these_tests_show_something() -> None:
     with (
         family("alone", "spawn", lines=3) as (parent, started),
