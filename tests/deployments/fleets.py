@@ -18,7 +18,7 @@ from stacked.deployment.fleet import FleetMember
 from stacked.deployment.members import states_of_all
 from stacked.errors import NotReady, RegistryUnusable
 from stacked.fleet.replica import Gate
-from stacked.fleet.shared import Mode, Operation, View
+from stacked.fleet.shared import Advance, Mode, Operation, Stage, View
 from stacked.registry import Shared as Schema
 from stacked.registry import WorkRequest
 from stacked.registry.fleets import FleetStore, Seen
@@ -37,12 +37,15 @@ class Door:
     def __init__(self, store: FleetStore) -> None:
         self._store = store
         self.cut = False
+        self._stage: Stage | None = None
         self.falls: Callable[[str, Operation], bool] = lambda when, operation: False
 
     def carry_out(self, id: str, operation: Operation) -> View:
         self._pass("before", operation)
         view = self._store.carry_out(id, operation)
-        self._pass("after", operation)
+        before, self._stage = self._stage, view.fleet and view.fleet.stage
+        if not isinstance(operation, Advance) or self._stage is not before:  # no repetition
+            self._pass("after", operation)
         return view
 
     def put_lacking(self, id: str, generation: int, models: Mapping[str, str]) -> None:

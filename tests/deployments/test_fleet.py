@@ -114,13 +114,13 @@ def at(kind: type[Operation], when: str, nth: int = 1, **facts: bool) -> object:
 
 
 FALLS = {
-    "when it is proposed": at(Propose, "after"),
-    "before it says that it is ready": at(Beat, "before", ready=True),
-    "before all hold": at(Advance, "before"),
-    "when all are to hold": at(Advance, "after"),
-    "before it says that it holds": at(Beat, "before", held=True),
-    "before the commit": at(Advance, "before", 2),
-    "when it is committed": at(Advance, "after", 2),
+    "when it is proposed": partial(at, Propose, "after"),
+    "before it says that it is ready": partial(at, Beat, "before", ready=True),
+    "before all hold": partial(at, Advance, "before"),
+    "when all are to hold": partial(at, Advance, "after"),
+    "before it says that it holds": partial(at, Beat, "before", held=True),
+    "before the commit": partial(at, Advance, "before", 2),
+    "when it is committed": partial(at, Advance, "after", 2),
 }
 
 
@@ -140,7 +140,7 @@ async def test_the_replica_that_runs_the_update_falls(where: str, tmp_path: Path
 async def falls(where: str, fleet: Fleet) -> None:
     one, two, three = await fleet.of("one", "two", "three")
     others = (two, three)
-    one.door.falls = FALLS[where]  # type: ignore[assignment]
+    one.door.falls = FALLS[where]()  # type: ignore[assignment]
     group, before = fleet.machine.group(2), fleet.machine.registry.deployments.get(fleet.id)
     async with fleet.under_requests():
         work = await one.update(group)
@@ -170,7 +170,7 @@ async def test_an_update_that_others_have_followed_is_ended_as_it_went(
 ) -> None:
     """Its replica hears nothing of it before a later one is committed."""
     one, two = await fleet.of("one", "two")
-    one.door.falls = FALLS[where]  # type: ignore[assignment]
+    one.door.falls = FALLS[where]()  # type: ignore[assignment]
     first, second = fleet.machine.group(2), fleet.machine.group(3)
     work = await one.update(first)
     await until(lambda: one.door.cut)
