@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from stacked import log_files
 from stacked.errors import RegistryUnusable
 from stacked.log_files import LineFile, LogFiles, RequestLines, log_of, older
 from stacked.logs import JsonLines
+from tests.contract.rig import rig
 from tests.waiting import until
 
 
@@ -43,7 +44,9 @@ class Ids(dict[str, str]):
 
 
 @contextmanager
-def tended(files: LogFiles, ids: Ids | None = None) -> Iterator[LogFiles]:
+def tended(
+    files: LogFiles, ids: Callable[[], Mapping[str, str]] | None = None
+) -> Iterator[LogFiles]:
     files.begin(Ids() if ids is None else ids)
     try:
         yield files
@@ -132,6 +135,28 @@ def test_lines_go_to_the_files_of_the_ids(tmp_path: Path, engine: Path) -> None:
     assert predict.read_text() == "half and half\nstill\n"
     assert access.read_text() == "during\n"
     assert (tmp_path / "logs" / "access.log").read_text() == "before\nafter\n"
+
+
+def test_a_deployment_names_the_files_and_may_name_others_while_it_serves(
+    tmp_path: Path, engine: Path
+) -> None:
+    with rig(tmp_path) as server:
+        server.stock()
+        (id,) = server.ids["modelDeployments"]
+        with tended(LogFiles(tmp_path, engine), server.service.log_ids) as files:
+            for name in ("one", "two"):
+                logs = {kind: {"logId": name, "logGroupId": "g"} for kind in ("access", "predict")}
+                server.ask("PUT", f"/modelDeployments/{id}", {"categoryLogDetails": logs})
+                chosen = {kind: log_of(tmp_path, kind, name) for kind in logs}
+                until(lambda chosen=chosen: files.paths == {"engine": engine, **chosen})
+                say(files, f"asked {name}")
+                print_line(engine, f"printed {name}\n")
+                until(lambda path=chosen["predict"]: path.exists())
+            server.retire()
+            until(lambda: "predict" not in files.paths)
+    for name in ("one", "two"):
+        assert log_of(tmp_path, "access", name).read_text() == f"asked {name}\n"
+        assert log_of(tmp_path, "predict", name).read_text() == f"printed {name}\n"
 
 
 # -- the engine's log ---------------------------------------------------------------------------

@@ -115,9 +115,15 @@ class Environment(Block):
         return self
 
 
+class Log(Block):
+    """`log_id` is the name of a file here."""
+
+    log_id: str | None = _optional()
+
+
 class Logs(Block):
-    access: Json | None = _optional()
-    predict: Json | None = _optional()
+    access: Log | None = _optional()
+    predict: Log | None = _optional()
 
 
 def blocks_of(record: Deployment) -> dict[str, Block]:

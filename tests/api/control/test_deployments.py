@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -244,6 +245,19 @@ async def test_wrong_deployment_is_refused_by_place(
     assert said in error["message"]
     assert await plane.get("/modelDeployments") == []
     assert await plane.get("/workRequests") == []
+
+
+@pytest.mark.parametrize("id", [5, True, ["l"], {}])
+async def test_a_log_id_that_names_no_file_is_refused(plane: Plane, id: Any) -> None:
+    body = new_body(plane.machine.group(1)) | {"categoryLogDetails": {"access": {"logId": id}}}
+    answer = await plane.http.post(
+        "/20190101/modelDeployments",
+        content=json.dumps(body),
+        headers={"content-type": "application/json"},
+    )
+    assert (answer.status_code, answer.json()["code"]) == (400, "InvalidParameter")
+    assert "categoryLogDetails.access.logId" in answer.json()["message"]
+    assert await plane.get("/modelDeployments") == []
 
 
 async def test_groups_that_are_not_there_are_refused(plane: Plane) -> None:
