@@ -126,7 +126,9 @@ def test_probes_requests_and_metrics_reach_what_listens(tmp_path: Path) -> None:
     named = {each["name"] for each in manifests["Pods"]["spec"]["ports"]}
     assert {each["port"] for each in monitor["endpoints"]} <= named
     assert manifests["StatefulSet"]["spec"]["serviceName"] == manifests["Pods"]["metadata"]["name"]
-    assert pod["terminationGracePeriodSeconds"] > config.server.drain_seconds
+    (command, seconds) = container["lifecycle"]["preStop"]["exec"]["command"]
+    assert command == "sleep"
+    assert pod["terminationGracePeriodSeconds"] > config.server.drain_seconds + float(seconds)
 
 
 def test_what_stands_in_the_values_wins(tmp_path: Path) -> None:
