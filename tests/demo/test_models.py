@@ -30,7 +30,10 @@ def rows(*data: list[float]) -> dict[str, Any]:
     return {"inputs": [{"name": "input", "shape": shape, "datatype": "FP32", "data": [*data]}]}
 
 
-def test_demo_serves_each_framework_and_comes_back_as_the_file_says(tmp_path: Path) -> None:
+def test_demo_serves_each_framework_and_comes_back_as_the_file_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LD_PRELOAD", raising=False)  # left by an engine in this process
     port = free_port()
     data = ("--data-dir", str(tmp_path / "data"), "--port", str(port))
     with serving(str(DEMO), *data, directory=tmp_path, port=port) as server:

@@ -37,8 +37,10 @@ def test_vllm_finds_its_defaults_with_one_stage(
 ) -> None:
     pytest.importorskip("vllm")
     import torch
+    from vllm import envs
     from vllm.lora.ops.triton_ops import utils
 
+    envs.disable_envs_cache()  # of an engine that this process had before
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
     monkeypatch.delenv(FOLDER, raising=False)
     for slices, batch, rank, width in [(1, 1, 8, 4096), (2, 4096, 256, 151936), (3, 77, 16, 128)]:

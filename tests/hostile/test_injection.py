@@ -51,7 +51,9 @@ QUERIES = ("displayName", "page", "limit", "sortBy", "compartmentId", "lifecycle
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    with rig(tmp_path_factory.mktemp("injection")) as running:
+    directory = tmp_path_factory.mktemp("injection") / "deeper" / "than" / "texts"
+    directory.mkdir(parents=True)
+    with rig(directory) as running:
         running.stock()
         yield running
 
@@ -78,7 +80,7 @@ class Asked:
 def ask(server: Rig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asked]:
     yield Asked(server)
     assert server.http.get("/health").status_code == 200
-    assert not list(Path(server.roots).parent.parent.rglob("outside"))
+    assert not list(Path(server.roots).parents[3].rglob("outside"))
 
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
