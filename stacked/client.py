@@ -261,8 +261,19 @@ class Client:
             "updateType": "LIVE",
             "modelGroupConfigurationDetails": {"modelGroupId": group_id},
         }
-        body = {"modelDeploymentConfigurationDetails": change}
+        return self._change(deployment_id, change)
+
+    def scale(self, deployment_id: str, policy: Mapping[str, Any]) -> str:
+        """Have another scaling policy followed, and return the id of the work request."""
         path = f"{_CONTROL}/modelDeployments/{quote(deployment_id, safe='')}"
+        shown = self._one("GET", path)["modelDeploymentConfigurationDetails"]
+        block = "infrastructureConfigurationDetails"
+        change = {"deploymentType": "MODEL_GROUP", block: {**shown[block], "scalingPolicy": policy}}
+        return self._change(deployment_id, change)
+
+    def _change(self, deployment_id: str, change: Mapping[str, Any]) -> str:
+        path = f"{_CONTROL}/modelDeployments/{quote(deployment_id, safe='')}"
+        body = {"modelDeploymentConfigurationDetails": change}
         with self._asked("PUT", path, json=body) as response:
             work = response.headers.get("opc-work-request-id")
         if not work:

@@ -125,6 +125,14 @@ _fleet_held = Histogram(
     "How long requests waited for the other replicas at a switch",
     buckets=_SECONDS,
 )
+_fleet_wanted = Gauge(
+    "stacked_fleet_wanted_instances",
+    "How many replicas the deployment's scaling policy wants; 0: its record has none",
+    ("bound",),
+)
+_fleet_said = Gauge(
+    "stacked_fleet_wanted_since_seconds", "When that record was changed last; 0: it was not read"
+)
 _fleet_failures = Counter(
     "stacked_fleet_store_failures", "Operations of the fleet that its database did not answer"
 )
@@ -264,6 +272,13 @@ def fleet(gate: str, generation: int, lease: float) -> None:
         _fleet_gate.labels(each).set(each == gate)
     _fleet_generation.set(generation)
     _fleet_lease.set(lease)
+
+
+def fleet_wanted(least: int, most: int, since: float) -> None:
+    """What a record says that was changed at `since`."""
+    for bound, count in (("least", least), ("most", most)):
+        _fleet_wanted.labels(bound).set(count)
+    _fleet_said.set(since)
 
 
 def fleet_held(seconds: float) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from stacked import metrics
 from stacked.catalogue import Catalogue
-from stacked.config import Config, ControlConfig
+from stacked.config import Config, ControlConfig, RayConfig
 from stacked.deployment.activation import NOTHING, Activation, Active, EngineState, Slot, Starter
 from stacked.deployment.changes import Change
 from stacked.deployment.deployments import Deployments
@@ -92,6 +92,8 @@ class Service:
         self._supervisor: Supervisor | None = None
         self.fleet: FleetMember | None = None
         """Where this server is one of several that serve the same."""
+        self.ray: Callable[[], RayConfig] | None = None
+        """What Ray Serve has started and stops them by, if it does."""
         self.given_up = asyncio.Event()
         """Set when an engine that died is not started again: the state is FAILED."""
         self._needed = contextlib.ExitStack()
@@ -180,14 +182,9 @@ class Service:
     async def _open(self, tell: Progress) -> Deployments:
         """Open the records, and what works on them."""
         config = self.config
-        stores = (self._store, self._models)
-        ledger = await asyncio.to_thread(
-            partial(Ledger, lease=config.fleet.lease_seconds if config.fleet else None),
-            self.data_dir,
-            config.group.name,
-            *stores,
-            config.storage,
-        )
+        lease = config.fleet.lease_seconds if config.fleet else None
+        place = (self.data_dir, config.group.name, self._store, self._models, config.storage)
+        ledger = await asyncio.to_thread(Ledger, *place, lease=lease)
         self._ledger = ledger
         self.usage.begin(ledger.registry.usage, config.retention.usage)
         self.outcomes.begin(ledger.registry.outcomes, shared=ledger.fleet is not None)
@@ -351,7 +348,7 @@ class Service:
         """Have the metrics show what the engine does now, and where each content is."""
         metrics.engine_state(self.engine.state)
         if self.fleet is not None:
-            self.fleet.gate.look()
+            self.fleet.look()
         active, there = self._slot.active, await self.resident()
         if active is not None and there is not None:
             show_residency(active.serving.live.routing, there)

@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import ceil
 from pathlib import Path
 from types import FrameType
@@ -30,7 +30,7 @@ from stacked.api.protocol import bounded
 from stacked.api.request_ids import in_log_lines
 from stacked.api.routes import create_routes
 from stacked.api.tls import Certificate
-from stacked.config import ControlConfig, is_loopback
+from stacked.config import ControlConfig, RayConfig, is_loopback
 from stacked.engine.cpu_affinity import hand_over_soon
 from stacked.engine.creating import LogSteps
 from stacked.errors import EngineDead, EngineError, NotReady
@@ -55,10 +55,12 @@ def run(
     data_dir: Path,
     progress: Progress,
     sockets: list[socket.socket] | None = None,
+    ray: Callable[[], RayConfig] | None = None,
 ) -> int:
     """Serve until told to stop; the process's exit code. Raises StackedError when it cannot start.
 
-    `sockets`: bound already, in `bind`'s order; None: those of `server`'s addresses.
+    `sockets`: bound already, in `bind`'s order; None: those of `server`'s addresses. `ray`: see
+    `Service.ray`.
 
     SIGINT and SIGTERM let requests in flight finish within `server.drain_seconds`; a second one
     ends the process at once. What this process and the engine print goes to the engine's log from
@@ -78,7 +80,9 @@ def run(
     files = request_log(data_dir, log, form, on=config.server.access_log)
     progress.note(f"engine log  {log.path}\n{_who_may_call(config, gate)}")
     try:
-        return uvloop.run(_serve(config, data_dir, progress, sockets, files, gate, certificate))
+        service = Service(config, data_dir, durable=True)
+        service.ray = ray
+        return uvloop.run(_serve(service, progress, sockets, files, gate, certificate))
     except EngineError as error:
         raise type(error)(f"{error}\nThe engine's log: {log.path}") from error
     finally:
@@ -88,15 +92,13 @@ def run(
 
 
 async def _serve(
-    config: ControlConfig,
-    data_dir: Path,
+    service: Service,
     progress: Progress,
     sockets: list[socket.socket],
     files: LogFiles,
     gate: Gate | LocalGate | None,
     certificate: Certificate | None,
 ) -> int:
-    service = Service(config, data_dir, durable=True)
     service.log_files = files
     files.begin(service.log_ids)
     settings = _uvicorn_config(service, gate)

@@ -77,6 +77,25 @@ def _ago(member: dict[str, Any]) -> str:
 
 
 @fleet.command()
+def scale(
+    least: Annotated[int, typer.Argument(help="How many replicas.")],
+    most: Annotated[int | None, typer.Argument(help="Or from LEAST to MOST.")] = None,
+    url: Url = None,
+) -> None:
+    """Have a fleet on Ray Serve run another number of replicas.
+
+    Examples:  stacked fleet scale 3  |  stacked fleet scale 1 8
+    """
+    from stacked.deployment.instances import Bounds
+    from stacked.terminal import out
+
+    bounds = Bounds(least, least if most is None else most)
+    with server(url) as client:
+        client.scale(client.status()["deploymentId"], bounds.policy)
+    out.print("Ray Serve will start or stop replicas; see: stacked fleet status --watch")
+
+
+@fleet.command()
 def deploy(config: File, data_dir: DataDir = None) -> None:
     """Have Ray Serve run a file's replicas, on a cluster that runs or on one of its own.
 

@@ -35,7 +35,10 @@ class RayConfig(Frozen):
     """Read by `stacked fleet deploy` alone; `server.host` and `port` are the fleet's address."""
 
     replicas: int | ScaleConfig = Field(default=1)
-    """A number, or bounds."""
+    """A number, or bounds, for as long as the deployment's scaling policy says nothing else."""
+    # Nobody has tried more in one fleet.
+    most: int = Field(default=16, ge=1)
+    """How many a scaling policy may ask for over the control plane."""
     gpus: float = Field(default=0, ge=0)
     """Of one replica; Ray shows it no others."""
     cpus: float = Field(default=0, ge=0)
@@ -51,4 +54,12 @@ class RayConfig(Frozen):
             raise ValueError(
                 f"replicas: {self.replicas}; one or more (stacked fleet stop ends all)"
             )
+        if self.bounds[1] > self.most:
+            raise ValueError(f"replicas: {self.bounds[1]} is above most, {self.most}; raise that")
         return self
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """How many replicas at least and at most."""
+        scale = self.replicas
+        return (scale, scale) if isinstance(scale, int) else (scale.min, scale.max)

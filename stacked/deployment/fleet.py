@@ -19,6 +19,7 @@ from stacked.config import FleetConfig
 from stacked.deployment.activation import Slot
 from stacked.deployment.bringing import Bringing, Judge
 from stacked.deployment.fleet_gate import FleetGate, clock, within
+from stacked.deployment.instances import Wanted
 from stacked.deployment.joining import end_what_others_left
 from stacked.deployment.journal import UpdateJournal
 from stacked.deployment.ledger import Ledger
@@ -82,6 +83,7 @@ class FleetMember:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="fleet")
         self._tasks: set[asyncio.Task[None]] = set()
         self._woken, self._heard = asyncio.Event(), asyncio.Event()
+        self._wanted = Wanted(ledger, slot)
         self._serving: Serving | None = None
         """Where the generation of this replica is loaded."""
         self._bringing: Bringing | None = None
@@ -114,6 +116,12 @@ class FleetMember:
         if self.gate.replica is not None:
             self.gate.replica.leave()
             self._wake()
+
+    def look(self) -> None:
+        """Have the metrics show what it does, and how many replicas there are to be."""
+        self.gate.look()
+        if not self._resigned and self._wanted.is_old():
+            self._task(self._wanted.read())
 
     async def leave(self) -> None:
         """Resign, and return when no replica waits for this one."""

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from stacked.api.process import Logged
 from stacked.api.server import run
-from stacked.config import ControlConfig, Listener, load_server
+from stacked.config import ControlConfig, Listener, RayConfig, load_server
 from stacked.errors import StackedError
 from stacked.keys import keys_dir
 
@@ -33,16 +33,38 @@ class Given(NamedTuple):
     lock: int
 
 
+class Told:
+    """What its actor says as long as it lives, in lines: the file's `ray`, as it is deployed."""
+
+    def __init__(self) -> None:
+        self.ray: RayConfig | None = None
+
+    def follow(self) -> None:
+        """End this process when the other end of the pipe is closed."""
+        # Not `sys.stdin`, whose lock a thread would hold while the interpreter ends.
+        with open(0, "rb", buffering=0) as lines:
+            for line in lines:
+                self.ray = RayConfig.model_validate_json(line)
+        os._exit(1)
+
+
 def main() -> int:
     """The process's exit code; an error is printed in two lines, its code and its sentence."""
-    threading.Thread(target=_end_with_actor, daemon=True).start()
+    told = Told()
+    threading.Thread(target=told.follow, daemon=True).start()
     given = Given(**json.loads(sys.argv[1]))
     sockets = [socket.socket(fileno=fd) for fd in given.sockets]
     for fd in (*given.sockets, given.lock):
         os.set_inheritable(fd, False)  # what a model's process had would stay open with it
     try:
         config = configured(load_server(Path(given.config)), given, sockets[1].getsockname())
-        return run(config, data_dir=Path(given.directory), progress=Logged(), sockets=sockets)
+        return run(
+            config,
+            data_dir=Path(given.directory),
+            progress=Logged(),
+            sockets=sockets,
+            ray=lambda: told.ray or config.ray,
+        )
     except StackedError as error:
         print(f"{error.code}\n{error}", file=sys.stderr)
         return 1
@@ -64,13 +86,6 @@ def configured(config: ControlConfig, given: Given, metrics: tuple[str, int]) ->
     }
     fleet = config.fleet and config.fleet.model_copy(update={"replica": given.name})
     return config.model_copy(update={"server": server.model_copy(update=changed), "fleet": fleet})
-
-
-def _end_with_actor() -> None:
-    # Not through `sys.stdin`, whose lock a thread would hold while the interpreter ends.
-    while os.read(0, 1):  # until the other end of the pipe is closed
-        pass
-    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -75,7 +75,9 @@ def deploy(path: Path, config: ControlConfig, data_dir: Path) -> Deployed:
     with contextlib.suppress(RayError, TimeoutError):
         serve.start(proxy_location="EveryNode", http_options=http)
     try:
-        serve.run(application(path, config, data_dir), name=config.group.name, route_prefix="/")
+        begin = config.group.name not in serve.status().applications
+        app = application(path, config, data_dir, begin=begin)
+        serve.run(app, name=config.group.name, route_prefix="/")
     except (RuntimeError, RayError) as error:
         raise EngineStartFailed(f"{error}; see: serve status") from error
     scheme = "https" if server.tls else "http"
@@ -98,8 +100,11 @@ def stop(config: ControlConfig) -> None:
     serve.delete(config.group.name)
 
 
-def application(path: Path, config: ControlConfig, data_dir: Path) -> Any:
-    """The one deployment of an application of Ray Serve."""
+def application(path: Path, config: ControlConfig, data_dir: Path, *, begin: bool) -> Any:
+    """The one deployment of an application of Ray Serve.
+
+    `begin`: there is none yet, so that the file says how many replicas are started.
+    """
     wanted, drain = config.ray, config.server.drain_seconds
     metrics = config.server.metrics
     place = (metrics.host, metrics.port) if isinstance(metrics, Listener) else ("127.0.0.1", 0)
@@ -118,7 +123,8 @@ def application(path: Path, config: ControlConfig, data_dir: Path) -> Any:
             request_router_kwargs={"copies": wanted.copies},
             request_routing_stats_period_s=_ROUTING_SECONDS,
         ),
-        **_count(wanted),
+        autoscaling_config=_autoscaling(wanted, begin=begin),
+        user_config=wanted.model_dump(mode="json"),
     )
     # Without one, Ray takes every deployment for another program, and starts all replicas again.
     version = version_of(config, path, data_dir)
@@ -135,20 +141,28 @@ def version_of(config: ControlConfig, *places: Path) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _count(wanted: RayConfig) -> dict[str, Any]:
-    scale = wanted.replicas
-    if not isinstance(scale, ScaleConfig):
-        return {"num_replicas": scale}
+def _autoscaling(wanted: RayConfig, *, begin: bool) -> AutoscalingConfig:
+    """Of a fixed number too, as the deployment's scaling policy may say another one."""
+    scale = wanted.replicas if isinstance(wanted.replicas, ScaleConfig) else ScaleConfig(max=1)
+    least, most = wanted.bounds
     policy = AutoscalingPolicy(
         policy_function="stacked.ray.scaling:Policy",
-        policy_kwargs={"each": scale.requests, "most_seconds": scale.first_token_seconds},
+        policy_kwargs={
+            "least": least,
+            "most": most,
+            "each": scale.requests,
+            "most_seconds": scale.first_token_seconds,
+            "up_after": scale.up_after.total_seconds(),
+            "down_after": scale.down_after.total_seconds(),
+        },
     )
-    config = AutoscalingConfig(
-        min_replicas=scale.min,
-        max_replicas=scale.max,
+    return AutoscalingConfig(
+        min_replicas=1,
+        max_replicas=wanted.most,
+        initial_replicas=least if begin else None,
         target_ongoing_requests=scale.requests,
-        upscale_delay_s=scale.up_after.total_seconds(),
-        downscale_delay_s=scale.down_after.total_seconds(),
+        # The policy has delays of its own: a number that somebody says is followed at once.
+        upscale_delay_s=0,
+        downscale_delay_s=0,
         policy=policy,
     )
-    return {"autoscaling_config": config}

@@ -83,6 +83,12 @@ class Server:
         )
         self._following.start()
 
+    def tell(self, settings: str) -> None:
+        """Give it a line; see `child.Told`."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{settings}\n".encode())
+        self._process.stdin.flush()
+
     def begin(self) -> None:
         """From now on, end this process if the server ends: what refuses at once is free, and would
         get every request until Ray's next look."""

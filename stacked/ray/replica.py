@@ -7,6 +7,7 @@ libraries, and vLLM in one of them would look for Ray's placement groups.
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,15 @@ from ray import serve
 from stacked.errors import EngineDead
 from stacked.ray.door import Door
 from stacked.ray.process import Server
-from stacked.ray.scaling import FIRST_TOKEN, WAITING
+from stacked.ray.scaling import FIRST_TOKEN, LEAST, MOST, SINCE, WAITING
 
 _LOOK_SECONDS = 0.25
 # Ray asks for two kinds of figures, and one look is enough for both.
 _FRESH_SECONDS = 0.5
 _WAITING, _ADAPTERS = "stacked_requests_waiting", "stacked_adapters"
 _RESIDENT, _LORA = "stacked_adapter_resident", "vllm:lora_requests_info"
+_WANTED, _SINCE = "stacked_fleet_wanted_instances", "stacked_fleet_wanted_since_seconds"
+_READ = (_WAITING, _ADAPTERS, _RESIDENT, _LORA, _WANTED, _SINCE)
 
 
 class Replica:
@@ -44,6 +47,10 @@ class Replica:
             self._server.check()
             await asyncio.sleep(_LOOK_SECONDS)
         self._server.begin()
+
+    def reconfigure(self, settings: dict[str, Any]) -> None:
+        """What is deployed now of the file's `ray`, which a server is not started again for."""
+        self._server.tell(json.dumps(settings))
 
     def __serve_build_asgi_app__(self) -> Door:
         return self._door
@@ -76,10 +83,15 @@ class Replica:
         return {"ready": True, "crowded": crowded, "lacks": sorted(lacks)}
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """What `scaling` asks of it."""
+        """What `scaling` asks of it. Nothing of the records where the server has read none."""
         said = await self._look() or {}
         waiting = sum(value for _, value in said.get(_WAITING, ()))
-        return {WAITING: waiting, FIRST_TOKEN: self._door.first_seconds()}
+        found = {WAITING: waiting, FIRST_TOKEN: self._door.first_seconds()}
+        bounds = {labels["bound"]: count for labels, count in said.get(_WANTED, ())}
+        since = sum(value for _, value in said.get(_SINCE, ()))
+        if since:
+            found |= {LEAST: bounds["least"], MOST: bounds["most"], SINCE: since}
+        return found
 
     async def _answers(self, probe: str) -> bool:
         try:
@@ -93,7 +105,7 @@ class Replica:
         at, said = self._looked
         if time.monotonic() - at < _FRESH_SECONDS:
             return said
-        wanted = [("name[]", name) for name in (_WAITING, _ADAPTERS, _RESIDENT, _LORA)]
+        wanted = [("name[]", name) for name in _READ]
         try:
             async with self._door.session.get(self._metrics, params=wanted) as answer:
                 text = await answer.text()

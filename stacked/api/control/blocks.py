@@ -5,12 +5,13 @@ environment, where its logs go. Requests and responses have the same models of t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_validator
 
 from stacked.api.control.base import Json, RequestModel
 from stacked.api.errors import fault_of
+from stacked.deployment.instances import AUTOSCALING, Bounds, Instances
 from stacked.errors import ParameterInvalid
 from stacked.registry.records import Deployment
 from stacked.serving.settings import MOST_BYTES
@@ -65,27 +66,64 @@ class Instance(Block):
     instance_shape_name: str = Field(min_length=1)
 
 
-class Scaling(Block):
-    policy_type: str
-    instance_count: int | None = _optional()
+class Thresholds(Block):
+    """The bounds take effect; when there are more or fewer is up to the fleet, not to `rules`."""
+
+    auto_scaling_policy_type: Literal["THRESHOLD"]
+    minimum_instance_count: int = Field(ge=1)
+    maximum_instance_count: int = Field(ge=1)
 
     @model_validator(mode="after")
-    def _one_machine(self) -> Self:
-        if self.policy_type != "FIXED_SIZE":
-            raise ValueError(f"policyType {self.policy_type[:40]!r} is not served; FIXED_SIZE is")
-        if self.instance_count not in (None, 1):
-            raise ValueError(
-                f"instanceCount is {self.instance_count}; this server is one machine, so it is 1"
-            )
+    def _in_order(self) -> Self:
+        if self.minimum_instance_count > self.maximum_instance_count:
+            raise ValueError("minimumInstanceCount is above maximumInstanceCount")
+        return self
+
+
+class Scaling(Block):
+    policy_type: Literal["FIXED_SIZE", "AUTOSCALING"]
+    instance_count: int | None = Field(None, ge=1, exclude_if=lambda value: value is None)
+    is_enabled: bool | None = _optional()
+    auto_scaling_policies: list[Thresholds] | None = _optional()
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> Self:
+        if self.policy_type == AUTOSCALING and len(self.auto_scaling_policies or ()) != 1:
+            raise ValueError("AUTOSCALING has one of autoScalingPolicies")
+        if self.is_enabled is False:
+            raise ValueError("isEnabled is false; FIXED_SIZE with an instanceCount is the same")
         return self
 
 
 class InstancePool(Block):
-    """The infrastructure of a deployment: one machine."""
+    """The infrastructure of a deployment: its machines."""
 
     infrastructure_type: Literal["INSTANCE_POOL"]
     instance_configuration: Instance
     scaling_policy: Scaling | None = _optional()
+
+    def shown(self, instances: Instances) -> Self:
+        """With the policy that counts."""
+        stored = None if self.scaling_policy is None else self.scaling_policy.stored()
+        policy = instances.shown(stored)
+        changed = {} if policy is None else {"scalingPolicy": policy}
+        return self.model_validate({**self.stored(), **changed})
+
+    def wanted(self, shown: InstancePool, instances: Instances) -> Self:
+        """What of this block is to be stored where `shown` is there.
+
+        A client sends back the policy that it was shown, and asks for nothing with it. Raises
+        ParameterInvalid or NotAllowed for one that is not followed here.
+        """
+        policy, there = self.scaling_policy, shown.scaling_policy
+        if policy is None:
+            return self
+        if there is not None and not there.differing(policy, ""):
+            stored = self.stored()
+            del stored["scalingPolicy"]
+            return self.model_validate(stored) if instances.fleet else self
+        instances.check(policy.stored())
+        return self
 
 
 def _free_port(port: int) -> int:
@@ -126,17 +164,26 @@ class Logs(Block):
     predict: Log | None = _optional()
 
 
-def blocks_of(record: Deployment) -> dict[str, Block]:
-    """The blocks of a deployment, by the name they are stored under."""
-    stored = record.configuration
-    pool = {
-        "infrastructureType": "INSTANCE_POOL",
-        "instanceConfiguration": {"instanceShapeName": "LOCAL"},
-        "scalingPolicy": {"policyType": "FIXED_SIZE", "instanceCount": 1},
-    }
-    default = {"environmentConfigurationType": "DEFAULT"}
-    return {
-        "infrastructure": InstancePool.model_validate(stored.get("infrastructure") or pool),
-        "environment": Environment.model_validate(default | (stored.get("environment") or {})),
-        "logs": Logs.model_validate(stored.get("logs") or {}),
-    }
+class Blocks(NamedTuple):
+    """Of a deployment, under the names that they are stored under."""
+
+    infrastructure: InstancePool
+    environment: Environment
+    logs: Logs
+
+    @classmethod
+    def of(cls, record: Deployment, instances: Instances) -> Blocks:
+        """As they are stored, or else as they are by default."""
+        stored = record.configuration
+        pool: Json = {
+            "infrastructureType": "INSTANCE_POOL",
+            "instanceConfiguration": {"instanceShapeName": "LOCAL"},
+        }
+        if not instances.fleet:
+            pool["scalingPolicy"] = Bounds(1, 1).policy
+        default = {"environmentConfigurationType": "DEFAULT"}
+        return cls(
+            InstancePool.model_validate(stored.get("infrastructure") or pool),
+            Environment.model_validate(default | (stored.get("environment") or {})),
+            Logs.model_validate(stored.get("logs") or {}),
+        )

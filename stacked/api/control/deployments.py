@@ -22,15 +22,10 @@ from stacked.api.control.base import (
     ResponseModel,
     Updated,
 )
-from stacked.api.control.blocks import (
-    Block,
-    Environment,
-    InstancePool,
-    Logs,
-    blocks_of,
-)
+from stacked.api.control.blocks import Block, Blocks, Environment, InstancePool, Logs
 from stacked.api.control.calls import (
     Action,
+    Call,
     Change,
     Create,
     Read,
@@ -42,6 +37,7 @@ from stacked.api.control.calls import (
 )
 from stacked.deployment.activation import wanted_group
 from stacked.deployment.deployments import Revision
+from stacked.deployment.instances import ALONE, Instances
 from stacked.errors import ParameterInvalid
 from stacked.registry import DEPLOYMENT, new_id
 from stacked.registry.deployments import DeploymentChanges
@@ -115,9 +111,12 @@ class CreateDeployment(Created):
     model_deployment_configuration_details: Configuration
     category_log_details: Logs | None = None
 
-    def record(self, created_by: str) -> Deployment:
-        """Raises ParameterInvalid."""
+    def record(self, created_by: str, instances: Instances) -> Deployment:
+        """Raises ParameterInvalid or NotAllowed."""
         details = self.model_deployment_configuration_details
+        pool = details.infrastructure_configuration_details
+        if pool is not None and pool.scaling_policy is not None:
+            instances.check(pool.scaling_policy.stored())
         given = _given(details, self.category_log_details)
         blocks = {name: block.stored() for name, block in given.items()}
         return Deployment(
@@ -132,24 +131,28 @@ class UpdateDeployment(Updated):
     model_deployment_configuration_details: ConfigurationChange | None = None
     category_log_details: Logs | None = None
 
-    def revision(self, record: Deployment) -> Revision:
-        """The changes to a deployment. Raises ParameterInvalid."""
+    def revision(self, record: Deployment, instances: Instances) -> Revision:
+        """The changes to a deployment. Raises ParameterInvalid or NotAllowed."""
         details = self.model_deployment_configuration_details
-        there, given = blocks_of(record), _given(details, self.category_log_details)
+        blocks = Blocks.of(record, instances)
+        there, given = blocks._asdict(), _given(details, self.category_log_details)
+        pool = blocks.infrastructure.shown(instances)
         idle = record.state is DeploymentState.INACTIVE
         live = details is not None and details.update_type == "LIVE" and not idle
         group_id = None
         if details is not None and live:
             group_id = details.group_id()
-            _check_live(given, there)
+            _check_live(given, there | {"infrastructure": pool})
             given = {name: block for name, block in given.items() if name == "logs"}
         elif details is not None and details.model_group_configuration_details is not None:
             chosen = details.group_id()
             group_id = None if chosen == wanted_group(record) else chosen
+        if isinstance(asked := given.get("infrastructure"), InstancePool):
+            given["infrastructure"] = asked.wanted(pool, instances)
         merged = {name: there[name].updated(block) for name, block in given.items()}
-        blocks = {name: block.stored() for name, block in merged.items() if block != there[name]}
-        environment = blocks.pop("environment", None)
-        described = self.changes(record) | ({"configuration": blocks} if blocks else {})
+        changed = {name: block.stored() for name, block in merged.items() if block != there[name]}
+        environment = changed.pop("environment", None)
+        described = self.changes(record) | ({"configuration": changed} if changed else {})
         return Revision(group_id, environment, live, cast(DeploymentChanges, described))
 
 
@@ -200,21 +203,22 @@ class ModelDeploymentSummary(Resource):
     model_deployment_system_data: SystemData
 
     @classmethod
-    def of(cls, record: Any, *, url: str = "", **more: Any) -> Self:
+    def of(cls, record: Any, *, url: str = "", instances: Instances = ALONE, **more: Any) -> Self:
         """`url` is this server's; clients append `/predict` to the deployment's."""
-        blocks, stored = blocks_of(record), record.configuration
+        blocks, stored = Blocks.of(record, instances), record.configuration
         group_id = record.group_id or stored.get("group")
+        count = instances.running if record.state in _RUNS else 0
         details = {
             "model_group_configuration_details": {"model_group_id": group_id},
-            "infrastructure_configuration_details": blocks["infrastructure"],
-            "environment_configuration_details": blocks["environment"],
+            "infrastructure_configuration_details": blocks.infrastructure.shown(instances),
+            "environment_configuration_details": blocks.environment,
         }
         return super().of(
             record,
             model_deployment_configuration_details=details,
-            category_log_details=blocks["logs"] if stored.get("logs") else None,
+            category_log_details=blocks.logs if stored.get("logs") else None,
             model_deployment_url=f"{url}/{record.id}",
-            model_deployment_system_data={"current_instance_count": int(record.state in _RUNS)},
+            model_deployment_system_data={"current_instance_count": count},
             **more,
         )
 
@@ -252,13 +256,27 @@ async def _url(request: Request) -> str:
 Url = Annotated[str, Depends(_url)]
 
 
+def _instances(call: Call) -> Instances:
+    """Of the deployment that is served. Blocks in a fleet."""
+    service = call.service
+    store, config = service.ledger.fleet, service.config.fleet
+    if store is None or config is None:
+        return ALONE
+    ago = store.seen().ago.values()
+    running = sum(seconds <= config.lease_seconds for seconds in ago)
+    return Instances(max(1, running), fleet=True, ray=service.ray and service.ray())
+
+
 @router.post("", responses=success("etag", _WORK))
 async def create_model_deployment(
     body: CreateDeployment, url: Url, call: Create
 ) -> ModelDeployment:
     """It is starting; follow the work request."""
-    record, work = await call.service.deployments.create(body.record(call.caller))
-    return call.shown(record, ModelDeployment.of(record, url=url), {_WORK: work.id})
+    instances = await asyncio.to_thread(_instances, call)
+    new = body.record(call.caller, instances)
+    record, work = await call.service.deployments.create(new)
+    shown = ModelDeployment.of(record, url=url, instances=instances)
+    return call.shown(record, shown, {_WORK: work.id})
 
 
 @router.get("", responses=success("opc-next-page"))
@@ -266,20 +284,23 @@ def list_model_deployments(
     query: Annotated[DeploymentQuery, Query()], url: Url, call: Read
 ) -> list[ModelDeploymentSummary]:
     page = call.registry.deployments.list(query.reading(), **query.filters())
-    return call.paged(page, partial(ModelDeploymentSummary.of, url=url))
+    shown = partial(ModelDeploymentSummary.of, url=url, instances=_instances(call))
+    return call.paged(page, shown)
 
 
 @router.get("/{id}", responses=success("etag"))
 def get_model_deployment(id: str, url: Url, call: Read) -> ModelDeployment:
     record = call.registry.deployments.get(id)
-    return call.shown(record, ModelDeployment.of(record, url=url))
+    shown = ModelDeployment.of(record, url=url, instances=_instances(call))
+    return call.shown(record, shown)
 
 
 @router.put("/{id}", **_ACCEPTED)
 async def update_model_deployment(id: str, body: UpdateDeployment, call: Update) -> Response:
     record = await asyncio.to_thread(call.registry.deployments.get, id)
     expect = call.expected(record)
-    return _accepted(await call.service.deployments.update(id, body.revision(record), expect))
+    revision = body.revision(record, await asyncio.to_thread(_instances, call))
+    return _accepted(await call.service.deployments.update(id, revision, expect))
 
 
 @router.delete("/{id}", **_ACCEPTED)

@@ -82,6 +82,7 @@ class Plane:
 def plane_of(machine: Machine, **server: Any) -> Plane:
     service = SimpleNamespace(
         registry=machine.registry,
+        ledger=machine.ledger,
         deployments=machine.deployments,
         member_states=machine.registry.deployments.list_members,
         config=ControlConfig(server=ServerConfig(**server)),
