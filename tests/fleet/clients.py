@@ -47,6 +47,9 @@ class Heard:
     strange: list[str] = field(default_factory=list)
     """What no fault explains."""
     newest: int = 0
+    behind: int = 0
+    """Answers of an older generation than any client had got when the request was sent: in the mode
+    `session` they are allowed."""
 
     def judge(
         self,
@@ -138,7 +141,7 @@ class Clients:
     ) -> int:
         """Its generation; 0 without an answer."""
         key, prompt = chance.choice(self._keys), chance.choice(PROMPTS)
-        newest, sent = own if self._alone else self._heard.newest, time.monotonic()
+        newest, sent = self._heard.newest, time.monotonic()
         headers = {"model-key": key}
         if self._alone and own:
             headers["model-generation"] = str(own)
@@ -159,9 +162,19 @@ class Clients:
             await asyncio.sleep(0.05)
             return 0
         generation = int(response.headers["model-generation"])
+        self._heard.behind += generation < newest
         self._heard.newest = max(self._heard.newest, generation)
         digest, arrived = response.headers["model-digest"], time.monotonic()
         self._heard.answers.append(
-            Answer(key, prompt, self._kind.said(body), digest, generation, newest, sent, arrived)
+            Answer(
+                key,
+                prompt,
+                self._kind.said(body),
+                digest,
+                generation,
+                own if self._alone else newest,
+                sent,
+                arrived,
+            )
         )
         return generation

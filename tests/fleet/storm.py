@@ -205,6 +205,7 @@ class Storm:
             "answers": len(self.heard.answers),
             "generations_that_answered": len({a.generation for a in self.heard.answers}),
             "refused": dict(self.heard.refused),
+            "older_than_another_client_had": self.heard.behind,
             "violations": found,
             "failure": self.failure,
             "updates_without_faults": _summary(self.clean),

@@ -90,6 +90,7 @@ async def asked(replica: Replica, *, alone: bool) -> Heard:
 async def test_a_client_finds_an_answer_of_an_older_generation() -> None:
     heard = await asked(Replica(1, 4, 1), alone=False)
     assert heard.judge(GROUPS, DIGESTS) == ["backwards: a of generation 1 after 4"]
+    assert heard.behind == 1
     assert set(heard.refused) == {"503 NotReady"}
 
 
