@@ -46,6 +46,7 @@ def test_every_fault_of_two_engines_ends_by_itself_and_no_answer_is_wrong_or_of_
         storm = Storm(fleet, random.Random(16), meeting_seconds=60)
         storm.run(CASES, clients=3)
         found = storm.figures()
+        del found["never_met"]  # all that is not in CASES
         print(json.dumps(found, indent=2))
         assert found["violations"] == []
         assert found["faults"] >= len(CASES) - 2, "a step of some milliseconds may not be met"
