@@ -14,7 +14,7 @@ import httpx
 import pytest
 import yaml
 
-from stacked.config import Listener, load_server
+from stacked.config import Listener, RayConfig, load_server
 from stacked.errors import EngineStartFailed
 from stacked.ray.child import Given, configured
 from stacked.ray.process import Place, Server
@@ -128,3 +128,27 @@ def test_a_server_ends_with_its_actor_and_its_place_is_free(tmp_path: Path) -> N
     wait_until_gone(below)
     # The last of its threads may still hold files when the first has ended.
     until(lambda: Place.take(tmp_path / "data").number == 0)
+
+
+TOLD = """
+import threading, time
+from stacked.ray.child import Told
+told = Told()
+threading.Thread(target=told.follow, daemon=True).start()
+while told.ray is None:
+    time.sleep(0.01)
+print(told.ray.replicas, told.ray.most, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_server_learns_what_is_deployed_as_long_as_its_actor_lives() -> None:
+    command = [sys.executable, "-c", TOLD]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdin.write(f"{RayConfig(replicas=3, most=5).model_dump_json()}\n".encode())
+        child.stdin.flush()
+        assert child.stdout.readline() == b"3 5\n"
+        child.stdin.close()
+        assert child.wait(60) == 1
