@@ -157,7 +157,7 @@ class _Took:
     answered: int = 0
     at_length: bool = False
     aborted: bool = False
-    """Whether the engine gave it up, which one does that is being ended."""
+    """Whether the engine gave it up, as one that is being ended does."""
 
     def see(self, output: Any) -> None:
         if isinstance(output.outputs, list):  # a pooling request has no answer of tokens

@@ -33,7 +33,7 @@ class Given(NamedTuple):
     lock: int
 
 
-class Told:
+class FromActor:
     """What its actor says as long as it lives, in lines: the file's `ray`, as it is deployed."""
 
     def __init__(self) -> None:
@@ -50,8 +50,8 @@ class Told:
 
 def main() -> int:
     """The process's exit code; an error is printed in two lines, its code and its sentence."""
-    told = Told()
-    threading.Thread(target=told.follow, daemon=True).start()
+    actor = FromActor()
+    threading.Thread(target=actor.follow, daemon=True).start()
     given = Given(**json.loads(sys.argv[1]))
     sockets = [socket.socket(fileno=fd) for fd in given.sockets]
     for fd in (*given.sockets, given.lock):
@@ -63,7 +63,7 @@ def main() -> int:
             data_dir=Path(given.directory),
             progress=Logged(),
             sockets=sockets,
-            ray=lambda: told.ray or config.ray,
+            ray=lambda: actor.ray or config.ray,
         )
     except StackedError as error:
         print(f"{error.code}\n{error}", file=sys.stderr)

@@ -84,7 +84,7 @@ class Server:
         self._following.start()
 
     def tell(self, settings: str) -> None:
-        """Give it a line; see `child.Told`."""
+        """Give it a line; see `child.FromActor`."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{settings}\n".encode())
         self._process.stdin.flush()

@@ -132,8 +132,8 @@ def test_a_server_ends_with_its_actor_and_its_place_is_free(tmp_path: Path) -> N
 
 TOLD = """
 import threading, time
-from stacked.ray.child import Told
-told = Told()
+from stacked.ray.child import FromActor
+told = FromActor()
 threading.Thread(target=told.follow, daemon=True).start()
 while told.ray is None:
     time.sleep(0.01)

@@ -147,8 +147,8 @@ class UpdateDeployment(Updated):
         elif details is not None and details.model_group_configuration_details is not None:
             chosen = details.group_id()
             group_id = None if chosen == wanted_group(record) else chosen
-        if isinstance(asked := given.get("infrastructure"), InstancePool):
-            given["infrastructure"] = asked.wanted(pool, instances)
+        if isinstance(block := given.get("infrastructure"), InstancePool):
+            given["infrastructure"] = block.wanted(pool, instances)
         merged = {name: there[name].updated(block) for name, block in given.items()}
         changed = {name: block.stored() for name, block in merged.items() if block != there[name]}
         environment = changed.pop("environment", None)
