@@ -207,6 +207,7 @@ def _convert(gguf: Path, made: Path, fraction: Fraction) -> None:
     # Its progress bars would overwrite ours; tqdm reads this when it is imported.
     os.environ.setdefault("TQDM_DISABLE", "1")
     try:  # seconds of imports, which only this step needs
+        import accelerate  # noqa: F401  transformers wants it for this, and says so late
         import torch
         from transformers import (
             AutoModelForCausalLM,
@@ -217,7 +218,7 @@ def _convert(gguf: Path, made: Path, fraction: Fraction) -> None:
         )
     except ImportError as error:
         raise PrepareFailed(
-            f"converting needs transformers, torch and gguf ({error}); "
+            f"converting needs transformers, accelerate, torch and gguf ({error}); "
             "run `make setup`, or install the extra: pip install 'stacked[prepare]'"
         ) from error
     fraction(0.1)

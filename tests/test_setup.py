@@ -192,6 +192,12 @@ def test_what_moved_since_the_constraints_is_told(clone: Clone, tmp_path: Path) 
     assert clone.bash("moved cpu", PATH=path).stdout == "  moved: numpy 2.3.5 -> 2.4.0\n"
 
 
+def test_every_set_up_has_what_converts_the_base() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extra = {re.split(r"\W", each)[0] for each in project["optional-dependencies"]["prepare"]}
+    assert extra >= {"accelerate", "gguf", "torch", "transformers"}, "as `bases.py` imports them"
+
+
 def test_every_package_that_pyproject_names_is_pinned() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
